@@ -1,0 +1,238 @@
+"""GenEval on folders of images and on batches in memory.
+
+The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt and
+``{index:05d}/samples/{k:05d}.png`` its images. Folders whose names are not all digits, and files that are not called
+like ``0000.png``, are not looked at.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from rich.progress import track
+
+from evaluators.geneval.detector import Detector
+from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
+from evaluators.geneval.rules import Verdict, filter_detections, judge
+from star.errors import UserError
+
+# Raise the version when a change alters what a folder of images scores.
+PROTOCOL = "geneval-v1"
+COLUMNS = {"official": "correct", "strict": "strict", "continuous": "score"}
+
+
+def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> list[Verdict]:
+    """The verdict on every image.
+
+    Args:
+        records: what image ``i`` should show.
+        images: uint8 (H, W, 3) in RGB, as many.
+        detector: finds the objects; it is asked for colours only where a record names one.
+
+    Raises:
+        UserError: a record names a class or colour that the detector does not know, so that nothing could be right.
+    """
+    for record in records:
+        _check_vocabulary(record, detector)
+    found = detector(images)
+    return [
+        judge(record, _with_colors(record, image, filter_detections(raw, record["tag"]), detector))
+        for record, image, raw in zip(records, images, found, strict=True)
+    ]
+
+
+def reward(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> dict[str, np.ndarray]:
+    """Rewards of a batch, float32 (n,) each: "score" (continuous, for training), "correct" and "strict" (0 or 1).
+
+    Arguments and errors are those of :func:`verdicts`.
+    """
+    results = verdicts(records, images, detector)
+    keys = ("score", "correct", "strict")
+    return {key: np.array([getattr(verdict, key) for verdict in results], dtype=np.float32) for key in keys}
+
+
+def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
+    """Judge every image of a folder in GenEval's layout.
+
+    Args:
+        folder: holds one folder per prompt.
+        detector: finds the objects.
+        progress: show a progress bar.
+
+    Returns:
+        One row per image, in the order of the names: filename (relative to the folder), tag, prompt, index (the number
+        that is the prompt folder's name), correct, strict, score, reason (see
+        :class:`~evaluators.geneval.rules.Verdict`) and protocol.
+
+    Raises:
+        UserError: the folder is missing or holds no prompts, a prompt has no images, or a file cannot be read.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"no such folder: {root}")
+    prompts = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+    if not prompts:
+        raise UserError(f"{root} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/00000.png")
+    rows = []
+    for path in track(prompts, description="GenEval", disable=not progress):
+        record = _read_record(path / "metadata.jsonl")
+        files = _image_files(path / "samples")
+        results = verdicts([record] * len(files), [_read_image(file) for file in files], detector)
+        rows += [
+            {
+                "filename": file.relative_to(root).as_posix(),
+                "tag": record["tag"],
+                "prompt": record["prompt"],
+                "index": int(path.name),
+                **vars(verdict),
+            }
+            for file, verdict in zip(files, results, strict=True)
+        ]
+    return pd.DataFrame(rows).assign(protocol=f"{PROTOCOL}/{detector.name}")
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores with standard errors from the rows of :func:`evaluate_folder`.
+
+    Returns:
+        One row per metric with the columns metric, protocol, value, stderr, images, prompts. Metrics are
+        ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images), ``..._macro`` (unweighted mean over
+        the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
+        (share of prompts with at least one correct image). Standard errors allow for the images of one prompt being
+        alike; they are NaN where there is only one prompt.
+
+    Raises:
+        ValueError: the rows do not come from exactly one protocol.
+    """
+    if rows["protocol"].nunique() != 1:
+        raise ValueError(f"cannot summarise rows of {rows['protocol'].nunique()} protocols in one table, expected one")
+    tags = sorted(set(rows["tag"]), key=[*TAGS, *rows["tag"]].index)
+    by_tag = {tag: rows[rows["tag"] == tag] for tag in tags}
+    entries: list[tuple[str, float, float, pd.DataFrame]] = []
+    for verdict, column in COLUMNS.items():
+        means = {tag: _clustered_mean(part, column) for tag, part in by_tag.items()}
+        values, errors = np.array(list(means.values())).T
+        entries.append((f"{verdict}_macro", float(values.mean()), float(np.linalg.norm(errors)) / len(tags), rows))
+        entries.append((f"{verdict}_micro", *_clustered_mean(rows, column), rows))
+        entries += [(f"{verdict}_{tag}", *means[tag], by_tag[tag]) for tag in tags]
+    solved = rows[["tag", "prompt"]].assign(correct=rows.groupby(["tag", "prompt"])["correct"].transform("max"))
+    entries.append(("official_prompts", *_clustered_mean(solved.drop_duplicates(), "correct"), rows))
+    return pd.DataFrame(
+        {
+            "metric": f"geneval_{metric}",
+            "protocol": rows["protocol"].iloc[0],
+            "value": value,
+            "stderr": stderr,
+            "images": len(part),
+            "prompts": len(part.drop_duplicates(["tag", "prompt"])),
+        }
+        for metric, value, stderr, part in entries
+    )
+
+
+def save_folder(folder: str | Path, records: Sequence[Record], images: Iterable[Sequence[np.ndarray]]) -> None:
+    """Write images in GenEval's layout. The folder appears under its name when it is complete, and not before.
+
+    Args:
+        folder: must not exist yet.
+        records: one per prompt; their order gives the indices.
+        images: per record its samples, uint8 (H, W, 3) in RGB; may be a generator.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    final = Path(folder)
+    if final.exists():
+        raise UserError(f"{final} exists; name another folder or remove it")
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for index, (record, samples) in enumerate(zip(records, images, strict=True)):
+        path = partial / f"{index:05d}"
+        (path / "samples").mkdir(parents=True)
+        for k, image in enumerate(samples):
+            Image.fromarray(image).save(path / "samples" / f"{k:05d}.png")
+        (path / "metadata.jsonl").write_text(serialise([record]))
+    os.replace(partial, final)
+
+
+def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: Detector) -> dict:
+    """Detections with colours where the record asks for one, for the objects that its rules look at."""
+    for clause in record["include"]:
+        name, count = clause["class"], clause["count"]
+        if "color" in clause and name in detections:
+            best, rest = detections[name][:count], detections[name][count:]
+            detections = detections | {name: [*detector.with_colors(image, name, best), *rest]}
+    return detections
+
+
+def _check_vocabulary(record: Record, detector: Detector) -> None:
+    clauses = [*record["include"], *record.get("exclude", ())]
+    unknown = [clause["class"] for clause in clauses if clause["class"] not in detector.classes]
+    unknown += [clause["color"] for clause in clauses if "color" in clause and clause["color"] not in detector.colors]
+    if unknown:
+        raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of the prompt {record['prompt']!r}")
+
+
+def _clustered_mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
+    """Mean over rows and its standard error, robust to any correlation among the rows of a prompt."""
+    values = rows[column].astype(float)
+    sums = (values - values.mean()).groupby([rows["tag"], rows["prompt"]]).sum()
+    if len(sums) < 2:
+        return float(values.mean()), float("nan")
+    variance = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(rows) ** 2
+    return float(values.mean()), float(np.sqrt(variance))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.glob("*.png") if re.fullmatch(r"\d+\.png", path.name))
+    if not files:
+        raise UserError(f"no images like 00000.png in {folder}")
+    return files
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG with any of the three
+        raise UserError(f"cannot read the image {path}: {error}") from error
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: the folder is incomplete or not in GenEval's layout") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not one JSON object: {error}") from error
+    if fault := _record_fault(record):
+        raise UserError(f"{path} is no GenEval record: {fault}")
+    return record
+
+
+def _record_fault(record: object) -> str | None:
+    """What keeps a parsed JSON value from being a record, None if it is one."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    for key, kind in (("tag", str), ("include", list), ("prompt", str)):
+        if not isinstance(record.get(key), kind) or not record[key]:
+            return f'"{key}" is missing or empty'
+    if not isinstance(record.get("exclude", []), list):
+        return '"exclude" is not a list'
+    for i, clause in enumerate([*record["include"], *record.get("exclude", ())]):
+        if not isinstance(clause, dict) or not isinstance(clause.get("class"), str):
+            return f'"class" is missing in the clause {clause}'
+        if not isinstance(clause.get("count"), int) or clause["count"] < 1:
+            return f'"count" is missing or below 1 in the clause {clause}'
+        if "position" in clause:
+            match clause["position"]:
+                case [str(relation), int(target)] if relation in RELATIONS and 0 <= target < i:
+                    continue
+            return f'"position" is not [relation, index of an earlier clause] in the clause {clause}'
+    return None

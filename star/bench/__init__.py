@@ -1,0 +1,1 @@
+"""Results: their files, their statistics, the tables and the comparison with published numbers."""

@@ -1,0 +1,119 @@
+"""Markdown tables of results, each row of this project above the published row that it answers to."""
+
+from collections.abc import Iterable, Sequence
+
+from evaluators.geneval.prompts import TAGS
+from star.bench.results import PaperRow, Row
+from star.bench.summary import Summary, is_mini, summarise
+
+# The arms of the paper, in reading order; whatever else a file holds (the controls) follows in alphabetical order.
+ARMS = {
+    "base": "base",
+    "flow_grpo": "Flow-GRPO",
+    "spatial": "spatial only",
+    "temporal": "temporal only",
+    "star": "STAR",
+}
+METRICS = {
+    "geneval": {
+        "geneval_official_macro": "official macro",
+        "geneval_official_micro": "official micro",
+        "geneval_strict_macro": "strict macro",
+        "geneval_continuous_macro": "continuous macro",
+        **{f"geneval_official_{tag}": tag for tag in TAGS},
+    },
+    "ocr": {"ocr_accuracy": "accuracy"},
+    "pickscore": {"pickscore": "PickScore"},
+    "drawbench": {
+        "aesthetic": "aesthetic",
+        "deqa": "DeQA",
+        "image_reward": "ImageReward",
+        "pickscore": "PickScore",
+        "unified_reward": "UnifiedReward",
+    },
+}
+MINI_WARNING = (
+    "Rows marked **mini** come from the embedded small model, its own prompts and its own detector. They are not "
+    "comparable with the published numbers beneath them, which are SD3.5 Medium's."
+)
+LEGEND = (
+    "One seed: value ± standard error over prompts. Several seeds: mean over seeds [95 % t-interval over seeds]. "
+    "A rate of exactly 0 or 1: [Wilson's 95 % interval over prompts]. –: no such number."
+)
+
+
+def markdown(rows: Iterable[Row], paper: Iterable[PaperRow]) -> str:
+    """One table per task in ``rows``: for every method a row of this project and, beneath it, the published one.
+
+    An arm that the paper has and that was not run is shown as "not run".
+    """
+    summaries = summarise(rows)
+    published = {row.key: row for row in paper}
+    tasks = sorted({summary.task for summary in summaries})
+    return "\n".join(_section(task, [s for s in summaries if s.task == task], published) for task in tasks)
+
+
+def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
+    """The columns of a task's table, metric -> heading; a task unknown here shows every metric it has."""
+    return METRICS.get(task) or {metric: metric for metric in sorted(set(found))}
+
+
+def method_label(method: str) -> str:
+    """The name a reader knows: ``flow_grpo:ocr`` is "Flow-GRPO (trained for ocr)"."""
+    arm, _, trained = method.partition(":")
+    return ARMS.get(arm, arm) + (f" (trained for {trained})" if trained else "")
+
+
+def _section(task: str, summaries: Sequence[Summary], published: dict[tuple[str, str, str], PaperRow]) -> str:
+    metrics = metric_labels(task, (summary.metric for summary in summaries))
+    methods = {summary.method for summary in summaries}
+    arms_published = [arm for arm in ARMS if any((task, metric, arm) in published for metric in metrics)]
+    ordered = [arm for arm in ARMS if arm in methods or arm in arms_published] + sorted(methods - set(ARMS))
+    lines = [f"### {task}", "", _line(["method", "numbers", "seeds", *metrics.values()])]
+    lines.append("|---|---|--:|" + "--:|" * len(metrics))
+    for method in ordered:
+        lines += _own_lines(method, metrics, [s for s in summaries if s.method == method])
+        answers = [published.get((task, metric, method)) for metric in metrics]
+        if any(answers):
+            lines.append(_line([method_label(method), "published", "", *map(_published_cell, answers)]))
+    notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
+    return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
+
+
+def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary]) -> list[str]:
+    """One line per protocol that the method was measured with, or one that says "not run"."""
+    if not summaries:
+        return [_line([method_label(method), "this project", "0", "not run", *["–"] * (len(metrics) - 1)])]
+    lines = []
+    for protocol in sorted({summary.protocol for summary in summaries}):
+        cells = {summary.metric: summary for summary in summaries if summary.protocol == protocol}
+        origin = "this project, **mini**" if is_mini(protocol) else "this project"
+        seeds = str(max(summary.seeds for summary in cells.values()))
+        values = [_own_cell(cells.get(metric)) for metric in metrics]
+        lines.append(_line([method_label(method), origin, seeds, *values]))
+    return lines
+
+
+def _own_cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "–"
+    estimate = summary.estimate
+    if estimate.interval and (summary.seeds > 1 or estimate.stderr == 0):
+        return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
+    return f"{estimate.value:.3f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.3f}")
+
+
+def _published_cell(row: PaperRow | None) -> str:
+    if row is None:
+        return "–"
+    return "not known" if row.value is None else str(row.value)
+
+
+def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
+    """What each protocol measured on, so that no number stands without it."""
+    widest = {s.protocol: s for s in sorted(summaries, key=lambda summary: summary.images)}
+    return [f"- `{name}`: {s.images:,} images of {s.prompts:,} prompts" for name, s in sorted(widest.items())]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,312 @@
+"""The settings of a run: what the YAML files in ``star/conf`` and ``baselines`` must satisfy, and how they are composed.
+
+A run is ``task=... method=... scale=...`` (one small file each) plus overrides such as ``train.epochs=5``. Files and
+overrides are checked against the dataclasses here, so a wrong key or value is one clear line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from star.errors import UserError
+
+
+@dataclass
+class TaskConfig:
+    """What is rewarded. ``beta`` is the KL coefficient that Flow-GRPO published for the task."""
+
+    name: str
+    beta: float
+
+
+@dataclass
+class MethodConfig:
+    """How a rollout's advantage is allocated.
+
+    Attributes:
+        arm: one of ``star.allocation.ARMS``.
+        reduction: one ratio per ``image`` or per latent ``position``.
+        clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
+        cap: largest weight; null for none.
+        mix: share of the map, the rest is uniform.
+        exponent: power of the relevance before anything else.
+        weighted_kl: whether the KL penalty is weighted like the advantage.
+    """
+
+    name: str
+    arm: str
+    reduction: str = "position"
+    clip_range: float | None = None
+    cap: float | None = None
+    mix: float = 1.0
+    exponent: float = 1.0
+    weighted_kl: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """The base model.
+
+    Attributes:
+        path: a diffusers folder or hub name; null for the mini base that ships with the package.
+        resolution: side of the square images in pixels.
+        text_length: T5 columns (``max_sequence_length`` of the pipeline).
+        dtype: of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
+        parameters: ``lora`` or ``full``.
+        lora_rank, lora_alpha: of the adapters.
+        lora_targets: module names within a joint block.
+        gradient_checkpointing: trade a second forward for memory.
+    """
+
+    path: str | None
+    resolution: int
+    text_length: int
+    dtype: str
+    parameters: str
+    lora_rank: int
+    lora_alpha: int
+    lora_targets: list[str]
+    gradient_checkpointing: bool
+
+
+@dataclass
+class SamplingConfig:
+    """How rollouts are drawn.
+
+    Attributes:
+        steps: denoising steps.
+        kind: ``sde`` or ``cps`` for the stochastic steps.
+        noise_level: of the stochastic steps.
+        guidance: classifier-free guidance scale; 1 for none.
+        window: number of consecutive stochastic steps, which are the trained ones; 0 makes all steps stochastic and
+            trains all but the last (Flow-GRPO). With a window the other steps are deterministic (Flow-GRPO-Fast).
+        window_range: the window lies within steps [first, last).
+        same_latent: whether the rollouts of a prompt start from the same noise.
+    """
+
+    steps: int
+    kind: str
+    noise_level: float
+    guidance: float
+    window: int
+    window_range: list[int]
+    same_latent: bool
+
+
+@dataclass
+class RelevanceConfig:
+    """What the maps are made of.
+
+    Attributes:
+        blocks: transformer blocks, averaged.
+        columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
+        softmax_over: ``joint`` or ``text``.
+    """
+
+    blocks: list[int]
+    columns: str
+    softmax_over: str
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation.
+
+    Attributes:
+        epochs: rounds of sampling and updating.
+        groups: prompts per epoch.
+        group_size: rollouts per prompt.
+        micro_batch: rollouts that go through the model at once, in sampling and updating alike.
+        updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
+        lr, betas, weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        clip_range: of one ratio per image.
+        adv_clip: largest absolute advantage.
+        std: advantages are divided by the deviation of the whole ``batch`` or of the ``group``.
+        beta: coefficient of the KL penalty; 0 switches it off.
+        kl: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
+        ema_decay, ema_every: average of the trained weights, updated every so many optimizer steps.
+        ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1.
+        collapse_epochs: the run stops when for so many epochs the reward is under half its first epoch's, or the
+            diversity within groups under a twentieth of it.
+        checkpoint_every: epochs between checkpoints.
+        keep: checkpoints that are kept.
+    """
+
+    epochs: int
+    groups: int
+    group_size: int
+    micro_batch: int
+    updates_per_epoch: int
+    lr: float
+    betas: list[float]
+    weight_decay: float
+    max_grad_norm: float
+    clip_range: float
+    adv_clip: float
+    std: str
+    beta: float
+    kl: str
+    ema_decay: float
+    ema_every: int
+    ratio_tolerance: float
+    collapse_epochs: int
+    checkpoint_every: int
+    keep: int
+
+
+@dataclass
+class EvaluationConfig:
+    """How a model is scored on the held-out prompts: deterministic sampling, noise keyed by prompt and image.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: classifier-free guidance scale.
+        images: images per prompt.
+        seed: of the noise, the same for every method.
+        every: epochs between evaluations while training; 0 for none.
+        every_images: images per prompt in those.
+    """
+
+    steps: int
+    guidance: float
+    images: int
+    seed: int
+    every: int
+    every_images: int
+
+
+@dataclass
+class Config:
+    """All settings of a run. ``seed`` is that of adapters, prompts and noise; ``tracker`` a name that accelerate knows."""
+
+    task: TaskConfig
+    method: MethodConfig
+    scale: str
+    model: ModelConfig
+    sampling: SamplingConfig
+    relevance: RelevanceConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    seed: int = 0
+    run: str = "???"
+    tracker: str | None = None
+    evaluators: dict[str, str] = field(default_factory=dict)
+
+
+CHOICES = {
+    "method.arm": ("uniform", "spatial", "temporal", "star", "star_shuffled", "star_random"),
+    "method.reduction": ("image", "position"),
+    "model.dtype": ("float32", "float16", "bfloat16"),
+    "model.parameters": ("lora", "full"),
+    "sampling.kind": ("sde", "cps"),
+    "relevance.columns": ("clip", "t5", "both"),
+    "relevance.softmax_over": ("joint", "text"),
+    "train.std": ("batch", "group"),
+    "train.kl": ("flow_grpo", "paper"),
+}
+_POSITIVE = """model.resolution model.text_length model.lora_rank sampling.steps train.epochs train.groups train.group_size
+    train.micro_batch train.updates_per_epoch train.lr train.clip_range train.adv_clip train.max_grad_norm train.ema_every
+    train.checkpoint_every train.keep evaluation.steps evaluation.images evaluation.every_images"""
+POSITIVE = _POSITIVE.split()
+GROUPS = ("task", "method", "scale")
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Compose the settings of a run.
+
+    Args:
+        overrides: ``key=value`` words in Hydra's grammar.
+
+    Raises:
+        UserError: an unknown file or key, a value of the wrong type or out of range; the line names it and what is allowed.
+    """
+    for word in overrides:
+        if "=" not in word:
+            raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
+        group, _, value = word.partition("=")
+        if group in GROUPS and value not in options(group):
+            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
+    try:
+        with initialize_config_module("star.conf", version_base=None):
+            composed = compose("config", overrides=list(overrides))
+        checked = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        assert isinstance(checked, DictConfig)
+        config: Any = OmegaConf.to_object(checked)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"settings: {_one_line(error)}") from None
+    check(config)
+    return config
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's files, e.g. of all methods."""
+    folders = [resources.files("star.conf") / group]
+    if group == "method":
+        folders.append(resources.files("baselines") / group)
+    return sorted(Path(file.name).stem for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def check(config: Config) -> None:
+    """Ranges and combinations that types cannot say.
+
+    Raises:
+        UserError: names the setting, its value and what is allowed.
+    """
+    for name, allowed in CHOICES.items():
+        if get(config, name) not in allowed:
+            raise UserError(f"{name}={get(config, name)} is not known; it is one of {', '.join(allowed)}")
+    for name in POSITIVE:
+        if not get(config, name) > 0:
+            raise UserError(f"{name}={get(config, name)} must be greater than 0")
+    sampling, train = config.sampling, config.train
+    if train.group_size < 2:
+        raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
+    rollouts = train.groups * train.group_size
+    if rollouts % train.micro_batch:
+        raise UserError(f"train.micro_batch={train.micro_batch} must divide the {rollouts} rollouts of an epoch")
+    if rollouts // train.micro_batch < train.updates_per_epoch:
+        raise UserError(
+            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only "
+            f"{rollouts // train.micro_batch} micro-batches; lower train.micro_batch"
+        )
+    if sampling.window:
+        first, last = sampling.window_range
+        if not 0 <= first <= last - sampling.window or last > sampling.steps - 1:
+            raise UserError(
+                f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
+                f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
+            )
+
+
+def get(config: Config, name: str) -> Any:
+    """A setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested dict of all settings."""
+    result = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(result, dict)
+    return result
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]
+    key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), None)
+    return (f"{key}: " if key else "") + " ".join(kept)

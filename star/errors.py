@@ -1,0 +1,9 @@
+"""The errors that end a command with one line instead of a traceback."""
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: what is wrong, where, and what to do; the command line exits with code 2."""
+
+
+class RunStopped(Exception):
+    """A run that must not go on, e.g. because it collapsed. The message gives the reason; the exit code is 1."""

@@ -1,0 +1,134 @@
+"""The mini base as an untrained but ordinary ``StableDiffusion3Pipeline``: the classes of SD3.5 Medium at a small size.
+
+64 x 64 pixels -> 16 x 16 latents of 4 channels -> 64 image tokens; 16 CLIP and 16 T5 columns of text.
+"""
+
+from string import ascii_lowercase, punctuation
+
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from evaluators.geneval.prompts import COUNT_WORDS, MINI, plural
+from star.mini.signs import LETTERS
+
+TEXT_LENGTH = 16
+"""Columns per tokenizer. T5's is a call argument of the pipeline: pass ``max_sequence_length=16``."""
+
+TEXT_WIDTH = 128
+KNOWN_WORDS = tuple(
+    dict.fromkeys(
+        [*["a", "an", "photo", "of", "and", "left", "right", "above", "below", "sign", "that", "says"]]
+        + [*MINI.names, *map(plural, MINI.names), *MINI.colors, *COUNT_WORDS.values()]
+    )
+)
+
+
+def untrained_pipeline(width: int = 160, blocks: int = 6) -> StableDiffusion3Pipeline:
+    """The mini pipeline with random weights (from torch's global generator).
+
+    Args:
+        width: of the transformer; heads are 32 wide.
+        blocks: number of joint blocks; the first third has the dual attention of SD3.5.
+    """
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=blocks,
+        num_attention_heads=width // 32,
+        attention_head_dim=32,
+        joint_attention_dim=TEXT_WIDTH,
+        caption_projection_dim=width,
+        pooled_projection_dim=TEXT_WIDTH,
+        pos_embed_max_size=16,
+        dual_attention_layers=tuple(range(blocks // 3)),
+        qk_norm="rms_norm",
+    )
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder,
+        text_encoder=_clip_encoder(clip),
+        tokenizer=clip,
+        text_encoder_2=_clip_encoder(clip),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=T5EncoderModel(
+            T5Config(
+                vocab_size=len(t5),
+                d_model=TEXT_WIDTH,
+                d_kv=32,
+                d_ff=2 * TEXT_WIDTH,
+                num_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+            )
+        ),
+        tokenizer_3=t5,
+    )
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with merges for the world's words; any other word falls into letters or endings."""
+    pairs = [pair for word in KNOWN_WORDS for pair in _merges(word)]
+    characters = ascii_lowercase + "0123456789" + punctuation
+    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(c + "</w>" for c in characters)]
+    tokens += [left + right for left, right in pairs]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(pairs)), model_max_length=TEXT_LENGTH)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """T5's unigram tokenizer: the world's words are whole pieces, capitals (signs) are single letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [("▁" + word, -1.0) for word in KNOWN_WORDS]
+    pieces += [('▁"', -3.0)] + [(c, -6.0) for c in LETTERS + ascii_lowercase + "0123456789" + punctuation]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _merges(word: str) -> list[tuple[str, str]]:
+    """Merges that build a word from its end, so that they touch few other words: "ri" + "ng" would touch many."""
+    pairs, tail = [], word[-1] + "</w>"
+    for letter in reversed(word[:-1]):
+        pairs.append((letter, tail))
+        tail = letter + tail
+    return pairs
+
+
+def _clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

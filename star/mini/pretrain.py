@@ -1,0 +1,234 @@
+"""Pretraining of the mini base: the autoencoder, then text encoders and transformer together by flow matching.
+
+Everything lives in one work folder. Each stage saves itself as it goes and continues where it was cut off; a stage that is
+done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from star.mini.build import TEXT_LENGTH, untrained_pipeline
+from star.mini.world import example
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the shipped base was made. Batch sizes are in images, learning rates are AdamW's peak."""
+
+    seed: int = 0
+    autoencoder_steps: int = 1600
+    autoencoder_batch: int = 32
+    autoencoder_lr: float = 2e-3
+    kl_weight: float = 3e-4
+    bank: int = 60_000
+    flow_steps: int = 7_000
+    flow_batch: int = 64
+    flow_lr: float = 1.5e-3
+    warmup: int = 200
+    caption_dropout: float = 0.1
+    ema: float = 0.999
+    compile: bool = False
+
+
+def pretrain(folder: Path, recipe: Recipe) -> Path:
+    """Train the base and save it as a diffusers folder, in half precision.
+
+    Args:
+        folder: work folder; created, or continued if it holds a run that was cut off.
+        recipe: sizes, lengths and rates.
+
+    Returns:
+        the folder of the finished pipeline, ``folder / "pipeline"``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    pipeline = untrained_pipeline()
+    train_autoencoder(pipeline.vae, folder, recipe)
+    latents, captions = encode_world(pipeline.vae, folder, recipe)
+    ema = train_flow(pipeline, latents, captions, folder, recipe)
+    ema.copy_to(flow_modules(pipeline))
+    pipeline.to(torch.float16).save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def train_autoencoder(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> None:
+    """Absolute error plus a small KL term; then latents are shifted and scaled to zero mean and unit deviation."""
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_lr, weight_decay=1e-4)
+    state = Checkpoint(folder / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer})
+    total, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
+    for step in steps("autoencoder", state, total, folder):
+        set_lr(optimizer, recipe.autoencoder_lr, step, total, recipe.warmup)
+        images = pixels([example(recipe.seed, step * batch + i)[0] for i in range(batch)])
+        posterior = autoencoder.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=keyed(recipe.seed, 1, step))
+        decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+        loss = F.l1_loss(decoded, images) + recipe.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+        loss.backward()
+        nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.log(step, loss=loss)
+    autoencoder.eval().requires_grad_(False)
+    images = pixels([example(recipe.seed + 1, i)[0] for i in range(512)])
+    with torch.no_grad():
+        latents = torch.cat([autoencoder.encode(part).latent_dist.mean for part in images.split(64)])
+    autoencoder.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+def encode_world(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
+    """The first ``recipe.bank`` pictures of the world as scaled latents (N, 4, 16, 16) in half precision, and captions."""
+    file = folder / "bank.pt"
+    if not file.exists():
+        latents, captions, config = [], [], autoencoder.config
+        started = time.monotonic()
+        for start in range(0, recipe.bank, 128):
+            pairs = [example(recipe.seed, index) for index in range(start, min(start + 128, recipe.bank))]
+            with torch.no_grad():
+                mean = autoencoder.encode(pixels([image for image, _ in pairs])).latent_dist.mean
+            latents.append(((mean - config.shift_factor) * config.scaling_factor).half())
+            captions += [caption for _, caption in pairs]
+            if start % 12800 == 0:
+                print(f"bank {start}/{recipe.bank} {time.monotonic() - started:.0f} s", flush=True)
+        save({"latents": torch.cat(latents), "captions": captions}, file)
+    bank = torch.load(file)
+    return bank["latents"], bank["captions"]
+
+
+def train_flow(
+    pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: list[str], folder: Path, recipe: Recipe
+) -> "EMA":
+    """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; 10 % empty captions."""
+    modules = flow_modules(pipeline)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=recipe.flow_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    ema = EMA(modules, recipe.ema)
+    state = Checkpoint(folder / "flow.pt", {"model": modules, "optimizer": optimizer, "ema": ema})
+    transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
+    for step in steps("flow", state, recipe.flow_steps, folder, save_every=500):
+        set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
+        generator = keyed(recipe.seed, 2, step)
+        rows = torch.randint(len(latents), (recipe.flow_batch,), generator=generator)
+        dropped = torch.rand(recipe.flow_batch, generator=generator) < recipe.caption_dropout
+        texts = ["" if drop else captions[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
+        clean = latents[rows].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = torch.randn(recipe.flow_batch, generator=generator).sigmoid()
+        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+        )
+        velocity = transformer(noisy, embeds, pooled, 1000 * sigma, return_dict=False)[0]
+        loss = F.mse_loss(velocity, noise - clean)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(modules)
+        state.log(step, loss=loss, grad_norm=norm)
+    return ema
+
+
+def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
+    """All that flow matching trains: the transformer and the three text encoders."""
+    return nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3])
+
+
+class EMA:
+    """Exponential moving average of a module's parameters, with a faster start."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay, self.updates = decay, 0
+        self.shadow = [parameter.detach().clone() for parameter in module.parameters()]
+
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in module.parameters()], 1 - decay)
+
+    def copy_to(self, module: nn.Module) -> None:
+        for parameter, value in zip(module.parameters(), self.shadow, strict=True):
+            parameter.data.copy_(value)
+
+    def state_dict(self) -> dict:
+        return {"shadow": self.shadow, "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.shadow, self.updates = state["shadow"], state["updates"]
+
+
+class Checkpoint:
+    """Parts with ``state_dict`` in one file, the step reached, and the log beside it."""
+
+    def __init__(self, file: Path, parts: dict):
+        self.file, self.parts = file, parts
+        self.step = 0
+        self.pending: list[dict] = []
+        if file.exists():
+            saved = torch.load(file)
+            self.step = saved["step"]
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+
+    def save(self, step: int) -> None:
+        save({"step": step} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
+
+    def log(self, step: int, **values: Tensor) -> None:
+        self.pending.append({"step": step} | {name: value.item() for name, value in values.items()})
+
+    def take_means(self) -> dict:
+        """The means of what was logged since the last call."""
+        rows, self.pending = self.pending, []
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int = 250) -> Iterator[int]:
+    """The steps that are left; every 50th is printed with an ETA and logged, every ``save_every``-th is saved."""
+    started, first = time.monotonic(), state.step
+    for step in range(first, total):
+        yield step
+        done = step + 1
+        if done % 50 == 0 or done == total:
+            seconds = (time.monotonic() - started) / (done - first)
+            means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
+            with open(folder / "metrics.jsonl", "a") as log:
+                log.write(json.dumps(means) + "\n")
+            print(
+                f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
+                f"ETA {seconds * (total - done) / 60:.0f} min",
+                flush=True,
+            )
+        if done % save_every == 0 or done == total:
+            state.save(done)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, total: int, warmup: int) -> None:
+    """Linear warm-up, a plateau, and over the last third a linear decay to a fiftieth."""
+    decay = min(1.0, max(0.02, 3 * (1 - step / total)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * min((step + 1) / warmup, decay)
+
+
+def pixels(images: list[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) images -> float (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def keyed(*key: int) -> torch.Generator:
+    """A generator that depends on the key alone, so that a resumed run draws what an uninterrupted one would."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def save(state: dict, file: Path) -> None:
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, file)

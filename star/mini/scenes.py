@@ -1,0 +1,154 @@
+"""The mini world's scenes: coloured shapes on busy backgrounds that no reward looks at, 64 x 64 pixels.
+
+A scene is drawn from a GenEval record (``evaluators.geneval.prompts``) and a generator, so that what a prompt asks for and
+what is on the picture are known exactly. The same generator state always draws the same picture.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from evaluators.geneval.prompts import Record
+
+SIZE = 64
+RGB = {
+    "red": (215, 35, 35),
+    "orange": (245, 135, 15),
+    "yellow": (240, 222, 40),
+    "green": (35, 155, 60),
+    "blue": (45, 80, 215),
+    "purple": (140, 45, 175),
+    "black": (18, 18, 18),
+    "white": (246, 246, 246),
+}
+# Longest side of an object in pixels, by the number of objects in the scene.
+SIDES = {1: (26, 38), 2: (19, 27), 3: (17, 23), 4: (16, 21)}
+GAP = 3
+SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Object:
+    """One drawn object: its class, colour word, coverage mask (SIZE, SIZE) in [0, 1] and box (x0, y0, x1, y1)."""
+
+    name: str
+    color: str
+    mask: np.ndarray
+    box: tuple[int, int, int, int]
+
+
+def draw_scene(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
+    """A picture that fulfils a record, as uint8 (SIZE, SIZE, 3), and the objects on it."""
+    wanted = [clause for clause in record["include"] for _ in range(clause["count"])]
+    boxes = _place(wanted, rng)
+    canvas = background(rng)
+    objects = []
+    for clause, (left, top, side) in zip(wanted, boxes, strict=True):
+        color = clause.get("color") or list(RGB)[rng.integers(len(RGB))]
+        mask = shape_mask(clause["class"], left, top, side)
+        rows, columns = np.nonzero(mask > 0.5)
+        box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+        objects.append(Object(clause["class"], color, mask, box))
+        canvas += mask[..., None] * (_paint(color, rng) - canvas)
+    return to_uint8(canvas), objects
+
+
+def background(rng: np.random.Generator) -> np.ndarray:
+    """A busy mid-tone ground of low saturation, float (SIZE, SIZE, 3) in [0, 255]: gradient, stripes, noise or checks."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    angle, period, phase = rng.uniform(0, np.pi), rng.uniform(0.12, 0.4), rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    match rng.integers(4):
+        case 0:
+            pattern = 2 * (along - along.min()) / np.ptp(along) - 1
+        case 1:
+            pattern = np.sin(2 * np.pi * along / period + phase)
+        case 2:
+            grid = Image.fromarray(rng.uniform(-1, 1, (9, 9)).astype(np.float32))
+            pattern = np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        case _:
+            pattern = np.sign(np.sin(2 * np.pi * x / period + phase) * np.sin(2 * np.pi * y / period + phase))
+    tone = rng.uniform(105, 160) + rng.uniform(-14, 14, 3)
+    return tone + rng.uniform(6, 18) * pattern[..., None] + rng.normal(0, 2, (SIZE, SIZE, 1))
+
+
+def shape_mask(name: str, left: float, top: float, side: float) -> np.ndarray:
+    """Coverage in [0, 1] of one shape whose bounding square starts at (left, top), float32 (SIZE, SIZE)."""
+    scale = SUPERSAMPLING
+    image = Image.new("L", (SIZE * scale, SIZE * scale))
+    pen = ImageDraw.Draw(image)
+
+    def at(points):
+        return [((left + px * side) * scale, (top + py * side) * scale) for px, py in points]
+
+    match name:
+        case "circle":
+            pen.ellipse(at([(0, 0)])[0] + at([(1, 1)])[0], fill=255)
+        case "ring":
+            pen.ellipse(at([(0, 0)])[0] + at([(1, 1)])[0], fill=255)
+            pen.ellipse(at([(0.27, 0.27)])[0] + at([(0.73, 0.73)])[0], fill=0)
+        case _:
+            pen.polygon(at(POLYGONS[name]), fill=255)
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def _star() -> list[tuple[float, float]]:
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2
+    radii = np.where(np.arange(10) % 2, 0.22, 0.52)
+    return [(0.5 + r * np.cos(a), 0.54 + r * np.sin(a)) for a, r in zip(angles, radii, strict=True)]
+
+
+def _heart() -> list[tuple[float, float]]:
+    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return [(0.5 + px / 33, 0.45 - py / 33) for px, py in zip(x, y, strict=True)]
+
+
+POLYGONS = {
+    "square": [(0.06, 0.06), (0.94, 0.06), (0.94, 0.94), (0.06, 0.94)],
+    "triangle": [(0.5, 0.04), (1, 0.96), (0, 0.96)],
+    "diamond": [(0.5, 0), (0.9, 0.5), (0.5, 1), (0.1, 0.5)],
+    "cross": [(a, b) for a, b in (
+        (0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67),
+        (0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33))],
+    "star": _star(),
+    "heart": _heart(),
+}  # fmt: skip
+
+
+def _place(wanted: list[dict], rng: np.random.Generator) -> list[tuple[float, float, float]]:
+    """(left, top, side) per object: inside the picture, apart from each other, relations clearly fulfilled."""
+    low, high = SIDES[len(wanted)]
+    for attempt in range(2000):
+        sides = rng.uniform(low, high if attempt < 200 else low + 1, len(wanted))
+        corners = rng.uniform(1, SIZE - 1 - sides[:, None], (len(wanted), 2))
+        centres = corners + sides[:, None] / 2
+        apart = all(
+            np.abs(centres[i] - centres[j]).max() >= (sides[i] + sides[j]) / 2 + GAP
+            for i in range(len(wanted))
+            for j in range(i)
+        )
+        if apart and all(_related(clause, centres, k) for k, clause in enumerate(wanted)):
+            return [(x, y, side) for (x, y), side in zip(corners.tolist(), sides.tolist(), strict=True)]
+    raise ValueError(f"no room for {len(wanted)} objects of {low} pixels on a picture of {SIZE}")
+
+
+def _related(clause: dict, centres: np.ndarray, index: int) -> bool:
+    if "position" not in clause:
+        return True
+    relation, target = clause["position"]
+    dx, dy = centres[index] - centres[target]
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    return (along < 0) == (relation in ("left of", "above")) and abs(across) < 0.45 * abs(along)
+
+
+def _paint(color: str, rng: np.random.Generator) -> np.ndarray:
+    """The colour of one object with a little jitter and vertical shading, float (SIZE, 1, 3)."""
+    shade = np.linspace(-1, 1, SIZE)[:, None, None] * rng.uniform(-8, 8)
+    return np.clip(np.array(RGB[color]) + rng.uniform(-9, 9, 3) + shade, 0, 255)
+
+
+def to_uint8(canvas: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

@@ -1,0 +1,198 @@
+"""The base model: loading an SD3 pipeline, what is trained in it, text embeddings and decoding."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from star.config import ModelConfig
+from star.core_words import Span, token_columns
+from star.errors import UserError
+
+MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
+EMPTY = ""
+"""The negative prompt of classifier-free guidance, as in Flow-GRPO: an encoded empty text."""
+
+KEPT_TEXTS = 2048
+"""Embeddings that are kept; one of SD3.5 takes 1.7 MB in half precision."""
+
+
+class Base:
+    """A frozen SD3 pipeline with trainable parameters in its transformer.
+
+    Attributes:
+        pipeline: the ``StableDiffusion3Pipeline``.
+        transformer: its transformer, with adapters if ``parameters`` is ``lora``.
+        trained: name -> trained parameter, float32.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device, seed: int) -> None:
+        """
+        Args:
+            config: which model and what to train in it.
+            device: where everything computes.
+            seed: of the adapters' initial values.
+
+        Raises:
+            UserError: the model folder is missing, is no SD3 pipeline, or a LoRA target fits no module.
+        """
+        self.config, self.device = config, device
+        self.pipeline = _load(config)
+        for module in self._modules():
+            module.requires_grad_(False).to(device).eval()
+        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
+        self.pipeline.vae.float()
+        self.transformer = self.pipeline.transformer
+        torch.manual_seed(seed)
+        if config.parameters == "lora":
+            _add_lora(self.transformer, config)
+        else:
+            self.transformer.float().requires_grad_(True)
+        self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            parameter.data = parameter.data.float()
+        # Full fine-tuning needs a copy of where it started; adapters are simply left out.
+        self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image's latents."""
+        side = self.config.resolution // self.pipeline.vae_scale_factor
+        return self.transformer.config.in_channels, side, side
+
+    @property
+    def patch(self) -> int:
+        """Latent positions per image token and axis."""
+        return self.transformer.config.patch_size
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text embeddings (B, columns, width) and pooled embeddings (B, width); each text is encoded once and kept."""
+        for text in dict.fromkeys(prompts):
+            if text not in self._embeddings:
+                # One at a time: the result must not depend on which texts happen to be encoded together.
+                with torch.no_grad():
+                    embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                        text,
+                        None,
+                        None,
+                        do_classifier_free_guidance=False,
+                        max_sequence_length=self.config.text_length,
+                        device=self.device,
+                    )
+                self._embeddings[text] = embeds[0], pooled[0]
+        pairs = [self._embeddings[text] for text in prompts]
+        while len(self._embeddings) > KEPT_TEXTS:
+            del self._embeddings[next(iter(self._embeddings))]
+        return torch.stack([embeds for embeds, _ in pairs]), torch.stack([pooled for _, pooled in pairs])
+
+    def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
+        """Which text columns hold core words, bool (B, columns); see :func:`star.core_words.token_columns`."""
+        return token_columns(
+            (self.pipeline.tokenizer, self.pipeline.tokenizer_2, self.pipeline.tokenizer_3),
+            prompts,
+            spans,
+            clip_length=self.pipeline.tokenizer_max_length,
+            t5_length=self.config.text_length,
+            columns=columns,
+        )
+
+    def velocity(self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], guidance: float) -> Tensor:
+        """The model's velocity, float32 like ``latents``; with guidance g != 1 it is v_0 + g (v - v_0).
+
+        Args:
+            latents: (B, C, H, W).
+            sigma: noise level of all samples, a scalar.
+            prompts: B texts.
+            guidance: classifier-free guidance scale.
+        """
+        texts = list(prompts) if guidance == 1 else [EMPTY] * len(prompts) + list(prompts)
+        embeds, pooled = self.encode(texts)
+        inputs = latents if guidance == 1 else torch.cat([latents, latents])
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            velocity = self.transformer(
+                inputs.to(self.dtype),
+                encoder_hidden_states=embeds.to(self.dtype),
+                pooled_projections=pooled.to(self.dtype),
+                timestep=(1000 * sigma).to(self.device).expand(len(inputs)),
+                return_dict=False,
+            )[0].float()
+        if guidance == 1:
+            return velocity
+        unconditional, conditional = velocity.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
+        autoencoder = self.pipeline.vae
+        scaled = latents / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
+        images = autoencoder.decode(scaled.float()).sample / 2 + 0.5
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return getattr(torch, self.config.dtype)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the transformer is the untrained base: adapters are off, or its initial weights are back."""
+        if not self._initial:
+            self.transformer.disable_adapters()
+            try:
+                yield
+            finally:
+                self.transformer.enable_adapters()
+            return
+        with self.weights(self._initial):
+            yield
+
+    @contextmanager
+    def weights(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, the trained parameters have other values, e.g. an average's."""
+        current = {name: parameter.data for name, parameter in self.trained.items()}
+        try:
+            for name, parameter in self.trained.items():
+                parameter.data = values[name]
+            yield
+        finally:
+            for name, parameter in self.trained.items():
+                parameter.data = current[name]
+
+    def _modules(self) -> Iterator[nn.Module]:
+        return (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
+
+
+def _load(config: ModelConfig) -> StableDiffusion3Pipeline:
+    path = config.path or str(MINI_BASE)
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path={path}: no SD3 pipeline could be loaded ({reason}); download it with "
+            f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
+        ) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _add_lora(transformer: nn.Module, config: ModelConfig) -> None:
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        init_lora_weights="gaussian",
+        target_modules=config.lora_targets,
+    )
+    try:
+        transformer.add_adapter(lora)
+    except ValueError as error:
+        raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,72 @@
+"""``star reproduce``: base, Flow-GRPO and STAR on one task, the result file, the table and the diff against the paper."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from star import config as settings
+from star import runs
+from star.bench import diff, results, tables
+from star.bench.statistics import Estimate, paired_difference
+from star.checkpoint import write_text
+from star.config import Config
+
+METHODS = ("flow_grpo", "star")
+
+
+def reproduce(task: str, overrides: Sequence[str]) -> int:
+    """Run the task's main comparison; what is already done is not done again.
+
+    Args:
+        task: ``geneval``, ...
+        overrides: settings for all runs, e.g. ``scale=paper`` or ``seed=1``.
+
+    Returns:
+        the exit code of the diff.
+
+    Raises:
+        UserError: a setting, the model or an evaluator is not usable; nothing was written then.
+    """
+    configs = {method: settings.load([*overrides, f"task={task}", f"method={method}"]) for method in METHODS}
+    first = configs[METHODS[0]]
+    folder = Path("results") / first.scale
+    file = folder / f"{task}.csv"
+    results.upsert(file, runs.base(first))
+    for config in configs.values():
+        results.upsert(file, runs.trained(config))
+    rows = results.read(file)
+    table = tables.markdown(rows, results.read_paper(diff.find_paper()))
+    difference = _difference(configs)
+    write_text(folder / f"{task}.md", f"{table}\n{difference}\n")
+    console = Console()
+    console.print(table, markup=False, soft_wrap=True)
+    console.print(difference, markup=False, soft_wrap=True)
+    code = diff.run(file, None, as_json=False)
+    console.print(f"\nresults: {file} and {file.with_suffix('.md')}", markup=False, soft_wrap=True)
+    return code
+
+
+def _difference(configs: dict[str, Config]) -> str:
+    """One sentence on STAR against Flow-GRPO, from the same prompts and noise."""
+    frames = [runs.images(Path(configs[method].run)) for method in ("star", "flow_grpo")]
+    star, flow_grpo = (frame.sort_values(["prompt", "image"]) for frame in frames)
+    lines = []
+    for column, label in (("correct", "official"), ("score", "continuous")):
+        delta = paired_difference(
+            star[column].to_numpy(float),
+            flow_grpo[column].to_numpy(float),
+            star["prompt"].to_numpy(),
+            strata=star["tag"].to_numpy(),
+        )
+        lines.append(f"{label} macro {_signed(delta)}")
+    return (
+        f"STAR minus Flow-GRPO, seed {configs['star'].seed}, same prompts and noise, paired bootstrap by prompt "
+        f"(95 % interval; the variance between training seeds is not in it): {'; '.join(lines)}."
+    )
+
+
+def _signed(delta: Estimate) -> str:
+    assert delta.interval is not None
+    low, high = delta.interval
+    return f"{delta.value:+.4f} [{low:+.4f}, {high:+.4f}]"

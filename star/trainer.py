@@ -1,0 +1,368 @@
+"""The training loop: sample groups of rollouts, score them, allocate their advantages, update, and again.
+
+One loop for every method: Flow-GRPO is the uniform allocation with one ratio per image. Each epoch draws its groups and
+its noise from keys, micro-batches are the same on any number of processes, and checkpoints hold all that is not keyed, so
+a run that was killed and resumed ends with the same weights as one that was not.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from star import config as settings
+from star import tasks
+from star.allocation import UNIFORM, allocate, effective_sample_share, upsample
+from star.bench.results import commit, config_hash
+from star.checkpoint import RunFolder
+from star.config import Config
+from star.ema import EMA
+from star.errors import RunStopped
+from star.evaluation import evaluate
+from star.noise import generator
+from star.objective import advantages, clip_range_for, kl, log_prob_map, policy_loss, zero_std_share
+from star.pipeline import Base
+from star.progress import bar
+from star.rollout import Trajectory, diversity, plan, sample, trained_steps
+from star.sampling import sigmas, transition
+from star.tasks import Score, Task
+
+COLLAPSED_REWARD = 0.5
+COLLAPSED_DIVERSITY = 0.05
+
+
+@dataclass
+class Part:
+    """One micro-batch ready for the update: its trajectory, advantages (B,) and weights (steps, B, H, W) or None."""
+
+    trajectory: Trajectory
+    advantages: Tensor
+    weights: Tensor | None
+
+
+class Trainer:
+    """A training run of one configuration, in one run folder."""
+
+    def __init__(self, config: Config, task: Task | None = None) -> None:
+        """
+        Args:
+            config: a checked configuration.
+            task: what is rewarded; by default the configured one.
+
+        Raises:
+            UserError: the model, the evaluator or the run folder is not usable.
+        """
+        self.config = config
+        self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
+        self.task = task or load_task(config)
+        self.base = Base(config.model, self.accelerator.device, config.seed)
+        self.schedule = sigmas(config.sampling.steps).to(self.base.device)
+        _, height, width = self.base.latent_shape
+        self.clip_range = config.method.clip_range or clip_range_for(
+            config.method.reduction, config.train.clip_range, height * width
+        )
+        train = config.train
+        self.optimizer = torch.optim.AdamW(
+            self.base.trained.values(), train.lr, betas=tuple(train.betas), weight_decay=train.weight_decay
+        )
+        self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
+        self.folder = RunFolder(Path(config.run))
+        # Where a run lies and who watches it do not make it another run.
+        identity = {name: value for name, value in settings.to_dict(config).items() if name not in ("run", "tracker")}
+        self.config_hash = config_hash(identity)
+
+    @property
+    def parts(self) -> dict:
+        return {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
+
+    def run(self) -> dict:
+        """Train to the last epoch, from the newest checkpoint if there is one.
+
+        Returns:
+            the summary of the finished run: epochs, updates, images_seen, seconds, commit, config_hash.
+
+        Raises:
+            UserError: the folder belongs to a run with other settings.
+            RunStopped: the run is not on-policy where it must be, diverged or collapsed.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            self.folder.open(settings.to_yaml(self.config))
+        self.accelerator.wait_for_everyone()
+        if done := self.folder.summary():
+            return done
+        progress = self._restore()
+        if self.config.tracker:
+            self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
+        train = self.config.train
+        batches = train.groups * train.group_size // train.micro_batch
+        label = f"{self.config.task.name} {self.config.method.name} seed {self.config.seed}"
+        left = (train.epochs - progress["epoch"]) * 2 * math.ceil(batches / self.accelerator.num_processes)
+        with bar(label, left) if main else nullcontext() as display:
+            tick = display.advance if display else lambda: None
+            for epoch in range(progress["epoch"], train.epochs):
+                metrics = self.epoch(epoch, tick)
+                progress = self._advance(progress, metrics)
+                self._report(epoch, metrics | progress)
+                if display:
+                    display.update(f"{label}  reward {metrics['reward']:.3f}")
+                if (epoch + 1) % train.checkpoint_every == 0 and epoch + 1 < train.epochs:
+                    self._save(progress)
+        summary = progress | {"commit": commit(), "config_hash": self.config_hash}
+        if main:
+            self.folder.finish(self.ema.values, summary)
+        self.accelerator.end_training()
+        return summary
+
+    def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """Sample, score and update once; gives the epoch's figures."""
+        started = time.monotonic()
+        train = self.config.train
+        samples = plan(len(self.task.train), train.groups, train.group_size, self.config.seed, epoch)
+        steps = trained_steps(self.config.sampling, self.config.seed, epoch)
+        mine, trajectories = self._sample(samples, steps, epoch, tick)
+        rewards, spread = self._score(mine, trajectories)
+        sampled = time.monotonic()
+        # Draws of one text in an epoch are one group, as in Flow-GRPO.
+        ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
+        groups = [ids[self._text(s)] for s in samples]
+        gains = advantages(rewards, groups, train.std)
+        weights = self._allocate(mine, trajectories, groups, epoch)
+        size = train.micro_batch
+        parts = {
+            index: Part(trajectory, gains[index * size : (index + 1) * size], weights and weights[index])
+            for index, trajectory in zip(mine, trajectories, strict=True)
+        }
+        figures = self._updates(parts, len(samples) // size, epoch, tick)
+        return {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std(correction=0).item(),
+            "zero_std_share": zero_std_share(rewards, groups),
+            "diversity": spread,
+            "images": len(samples),
+            "sampling_seconds": sampled - started,
+            "update_seconds": time.monotonic() - sampled,
+            "first_step": steps[0],
+            **figures,
+        }
+
+    def _sample(
+        self, samples: Sequence, steps: Sequence[int], epoch: int, tick: Callable[[], None]
+    ) -> tuple[list[int], list[Trajectory]]:
+        """This process's micro-batches: their numbers and trajectories."""
+        size, config = self.config.train.micro_batch, self.config
+        count = len(samples) // size
+        mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
+        capture = None if config.method.arm in UNIFORM else config.relevance
+        trajectories = []
+        for index in mine:
+            batch = samples[index * size : (index + 1) * size]
+            trajectories.append(
+                sample(
+                    self.base,
+                    batch,
+                    self.task.train,
+                    config.sampling,
+                    steps,
+                    capture,
+                    config.method.reduction,
+                    config.seed,
+                    epoch,
+                )
+            )
+            tick()
+        return mine, trajectories
+
+    def _score(self, mine: Sequence[int], trajectories: Sequence[Trajectory]) -> tuple[Tensor, float]:
+        """All rewards of the epoch, in the order of its samples, and the diversity within micro-batch groups."""
+        scored = []
+        for index, trajectory in zip(mine, trajectories, strict=True):
+            prompts = [self.task.train[s.prompt] for s in trajectory.samples]
+            verdicts = self.task.judge(prompts, list(trajectory.images.numpy()))
+            spread = diversity(trajectory.images, [s.prompt for s in trajectory.samples])
+            scored.append((index, [verdict["reward"] for verdict in verdicts], spread))
+        scored = sorted(self._gather(scored))
+        rewards = torch.tensor([reward for _, batch, _ in scored for reward in batch])
+        return rewards, sum(spread for *_, spread in scored) / len(scored)
+
+    def _allocate(
+        self, mine: Sequence[int], trajectories: Sequence[Trajectory], groups: Sequence[int], epoch: int
+    ) -> dict[int, Tensor] | None:
+        """Weights of this process's micro-batches, or None where they are 1 everywhere.
+
+        The whole epoch is allocated at once, because a shuffled map comes from any of its rollouts.
+        """
+        method, size = self.config.method, self.config.train.micro_batch
+        if method.arm in UNIFORM:
+            return None
+        own = [(index, t.relevance.cpu()) for index, t in zip(mine, trajectories, strict=True) if t.relevance is not None]
+        maps = [relevance for _, relevance in sorted(self._gather(own), key=lambda pair: pair[0])]
+        weights = allocate(
+            torch.cat(maps, dim=1),
+            method.arm,
+            cap=method.cap,
+            mix=method.mix,
+            exponent=method.exponent,
+            prompts=groups,
+            keys=[epoch * len(groups) + place for place in range(len(groups))],
+            seed=self.config.seed,
+        )
+        return {index: weights[:, index * size : (index + 1) * size].to(self.base.device) for index in mine}
+
+    def _updates(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None]) -> dict:
+        """The optimizer steps of an epoch, each on its share of the micro-batches."""
+        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
+        figures: dict[str, list[float]] = defaultdict(list)
+        for update, share in enumerate(order.tensor_split(self.config.train.updates_per_epoch)):
+            samples = len(share) * self.config.train.micro_batch
+            for index in share.tolist():
+                if index in parts:
+                    self._backward(parts[index], samples, figures, on_policy=update == 0)
+                    tick()
+            figures["grad_norm"].append(self._step(epoch))
+        for part in parts.values():
+            if part.weights is not None:
+                figures["effective_share"].append(effective_sample_share(part.weights).mean().item())
+                figures["weight_max"].append(part.weights.max().item())
+        pooled = {name: [v for own in self._gather([values]) for v in own] for name, values in figures.items()}
+        return {name: (max if name in ("ratio_error", "weight_max") else _mean)(pooled[name]) for name in pooled}
+
+    def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
+        """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
+        config, trajectory = self.config, part.trajectory
+        train, method = config.train, config.method
+        if train.beta == 0 and not part.advantages.any():
+            return
+        texts = [self._text(s) for s in trajectory.samples]
+        gains = part.advantages.to(self.base.device)
+        for row, step in enumerate(trajectory.steps):
+            x, following = trajectory.latents[row], trajectory.latents[row + 1]
+            v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
+            moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
+            new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
+            weights = None if part.weights is None else upsample(part.weights[row], self.base.patch)
+            per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
+            policy = policy_loss(new, trajectory.log_probs[row], gains, per_ratio, self.clip_range, train.adv_clip)
+            loss = policy.loss
+            if train.beta:
+                penalty = self._kl(x, v, step, moved, texts)
+                if method.weighted_kl and weights is not None:
+                    penalty = penalty * weights
+                figures["kl"].append(penalty.mean().item())
+                loss = loss + train.beta * penalty.mean((1, 2))
+            if not loss.isfinite().all():
+                raise RunStopped(f"the loss is not finite at step {step}: lower train.lr or check the rewards")
+            self.scaler.scale(loss.sum() / (samples * len(trajectory.steps))).backward()
+            error = policy.ratio_error.item()
+            if on_policy:
+                self._check_on_policy(error, step)
+                figures["ratio_error"].append(error)
+            figures["clip_fraction"].append(policy.clip_fraction.item())
+            figures["approx_kl"].append(policy.approx_kl.item())
+            figures["loss"].append(loss.mean().item())
+
+    def _kl(self, x: Tensor, v: Tensor, step: int, moved, texts: Sequence[str]) -> Tensor:
+        with torch.no_grad(), self.base.reference():
+            reference = self.base.velocity(x, self.schedule[step], texts, self.config.sampling.guidance)
+        sampling = self.config.sampling
+        mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
+        return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
+
+    def _check_on_policy(self, error: float, step: int) -> None:
+        if not error <= self.config.train.ratio_tolerance:
+            raise RunStopped(
+                f"a ratio of the first update is {error:.2g} off 1 at step {step} (train.ratio_tolerance="
+                f"{self.config.train.ratio_tolerance:g}): sampling and update do not compute the same; use model.dtype="
+                "float32 or the same kernels in both"
+            )
+
+    def _step(self, epoch: int) -> float:
+        """One optimizer step on the gradients summed over processes."""
+        trained = list(self.base.trained.values())
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
+        flat = self.accelerator.reduce(flat, "sum")
+        for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.ema.update(self.base.trained)
+        return norm
+
+    def evaluate(self, images: int) -> list[Score]:
+        """Score the average of the weights on the test prompts; see :func:`star.evaluation.evaluate`."""
+        with self.base.weights(self.ema.values):
+            size = self.config.train.micro_batch
+            return evaluate(self.base, self.task, self.config.evaluation, images, size, self.accelerator).scores
+
+    def _advance(self, progress: dict, metrics: dict) -> dict:
+        """Progress after one more epoch; stops a run that has collapsed."""
+        first = progress.get("first") or {"reward": metrics["reward"], "diversity": metrics["diversity"]}
+        reasons = []
+        if first["reward"] > 0 and metrics["reward"] < COLLAPSED_REWARD * first["reward"]:
+            reasons.append(f"the reward is {metrics['reward']:.3g}, at the start {first['reward']:.3g}")
+        if metrics["diversity"] < COLLAPSED_DIVERSITY * first["diversity"]:
+            reasons.append(f"the diversity within groups is {metrics['diversity']:.3g}, at the start {first['diversity']:.3g}")
+        bad = progress.get("bad_epochs", 0) + 1 if reasons else 0
+        if bad >= self.config.train.collapse_epochs:
+            raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta")
+        return {
+            "epoch": progress["epoch"] + 1,
+            "updates": progress.get("updates", 0) + self.config.train.updates_per_epoch,
+            "images_seen": progress.get("images_seen", 0) + metrics["images"],
+            "seconds": progress.get("seconds", 0.0) + metrics["sampling_seconds"] + metrics["update_seconds"],
+            "first": first,
+            "bad_epochs": bad,
+        }
+
+    def _report(self, epoch: int, line: dict) -> None:
+        every = self.config.evaluation.every
+        if every and (epoch + 1) % every == 0:
+            line |= {f"eval/{s.metric}": s.value for s in self.evaluate(self.config.evaluation.every_images)}
+        if self.accelerator.is_main_process:
+            self.folder.log(line)
+        if self.config.tracker:
+            self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=epoch + 1)
+
+    def _save(self, progress: dict) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.save(progress["epoch"], self.base.trained, self.parts, progress)
+            self.folder.prune(self.config.train.keep)
+
+    def _restore(self) -> dict:
+        """Load the newest checkpoint, one process after the other because the first also tidies the log."""
+        if self.accelerator.is_main_process:
+            progress = self.folder.restore(self.base.trained, self.parts)
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            progress = self.folder.restore(self.base.trained, self.parts)
+        return progress
+
+    def _gather(self, items: list) -> list:
+        """The items of all processes."""
+        return gather_object(items) if self.accelerator.num_processes > 1 else items
+
+    def _text(self, s) -> str:
+        return self.task.train[s.prompt].text
+
+
+def load_task(config: Config) -> Task:
+    """The configured task with the configured evaluator."""
+    return tasks.load(config.task.name, config.evaluators[config.task.name], config.scale)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
