@@ -183,7 +183,7 @@ def _capped(weights: Tensor, cap: float) -> Tensor:
     # With the k largest at the cap, the others must sum to count - k cap; the smallest k whose next value then stays
     # below the cap is right. The tolerance lets a map through that has to be at the cap wherever it is not 0.
     rest = highest.flip(1).cumsum(1).flip(1)
-    scales = (count - cap * torch.arange(count, device=values.device)) / rest
+    scales = (count - cap * torch.arange(count).to(values)) / rest
     fits = (rest > 0) & (scales >= 0) & (scales * highest <= cap * (1 + 1e-9))
     if not fits.any(1).all():
         rollout = int((~fits.any(1)).nonzero()[0])

@@ -37,7 +37,8 @@ class Relevance:
                 maps.append(relevance.take())
 
     Under classifier-free guidance the batch is [unconditional; conditional]: of a batch larger than the mask the last
-    rows, as many as the mask has, are used. Nothing captured carries a gradient.
+    rows, as many as the mask has, are used. Nothing captured carries a gradient. It may be entered again, and maps may
+    be taken after it is left.
     """
 
     def __init__(

@@ -106,11 +106,13 @@ class RelevanceConfig:
 
     Attributes:
         blocks: transformer blocks, averaged.
+        heads: attention heads, averaged; an empty list is all of them.
         columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
         softmax_over: ``joint`` or ``text``.
     """
 
     blocks: list[int]
+    heads: list[int]
     columns: str
     softmax_over: str
 
@@ -267,6 +269,8 @@ def check(config: Config) -> None:
         if not get(config, name) > 0:
             raise UserError(f"{name}={get(config, name)} must be greater than 0")
     sampling, train = config.sampling, config.train
+    if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
+        raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
     if train.group_size < 2:
         raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
     rollouts = train.groups * train.group_size

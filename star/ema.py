@@ -1,5 +1,8 @@
 """Exponential moving average of trained weights."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -8,10 +11,10 @@ class EMA:
     """Average of named tensors, with the published ramp: decay min((1 + n) / (10 + n), decay) at update n.
 
     Attributes:
-        values: name -> average, float32.
+        values: name -> average.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], decay: float, every: int = 1) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float, every: int = 1) -> None:
         """
         Args:
             tensors: what is averaged; their present values are where the average starts.
@@ -21,15 +24,14 @@ class EMA:
         self.decay, self.every, self.updates = decay, every, 0
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    @torch.no_grad()
-    def update(self, tensors: dict[str, Tensor]) -> None:
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
         """Take in the values after an optimizer step."""
         self.updates += 1
         if self.updates % self.every:
             return
         decay = min((1 + self.updates) / (10 + self.updates), self.decay)
-        for name, value in self.values.items():
-            value.lerp_(tensors[name].detach(), 1 - decay)
+        current = [tensors[name].detach() for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "values": self.values}
@@ -38,3 +40,16 @@ class EMA:
         self.updates = state["updates"]
         for name, value in self.values.items():
             value.copy_(state["values"][name])
+
+
+@contextmanager
+def swapped(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, named tensors hold other values, e.g. their average's."""
+    current = {name: tensor.data for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            tensor.data = values[name]
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.data = current[name]

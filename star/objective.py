@@ -42,7 +42,8 @@ def advantages(
     """``(reward - mean of its group) / (std + eps)``, float32 (n,).
 
     When no prompt has a second sample (every group has one member), the group mean says nothing; then, as in
-    Flow-GRPO, mean and std are those of all rewards. A lone sample among larger groups has advantage 0.
+    Flow-GRPO, mean and std are those of all rewards. A lone sample among larger groups has advantage 0, and so, to
+    the last bit, has every sample of a group with equal rewards.
 
     Args:
         rewards: (n,), finite.
@@ -60,7 +61,8 @@ def advantages(
     if member.shape[1] == len(values):
         member = torch.ones_like(member[:, :1])
     size = member.sum(0)
-    centred = values - member @ ((values @ member) / size)
+    mean = torch.where(_constant(values, member), values[member.argmax(0)], (values @ member) / size)
+    centred = values - member @ mean
     variance = member @ ((centred.square() @ member) / size)
     if std == "batch":
         variance = (values - values.mean()).square().mean()
@@ -69,11 +71,13 @@ def advantages(
 
 def zero_std_share(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> float:
     """Share of groups whose rewards are all equal, in [0, 1]; they teach nothing."""
-    values, member = _grouped(rewards, groups)
+    return _constant(*_grouped(rewards, groups)).double().mean().item()
+
+
+def _constant(values: Tensor, member: Tensor) -> Tensor:
+    """Which groups have equal rewards only, bool (number of groups,)."""
     inside = member.T.bool()
-    lowest = torch.where(inside, values, math.inf).amin(1)
-    highest = torch.where(inside, values, -math.inf).amax(1)
-    return (lowest == highest).double().mean().item()
+    return torch.where(inside, values, math.inf).amin(1) == torch.where(inside, values, -math.inf).amax(1)
 
 
 def _grouped(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,20 @@
 """The base model: loading an SD3 pipeline, what is trained in it, text embeddings and decoding."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from star.config import ModelConfig
 from star.core_words import Span, token_columns
+from star.ema import swapped
 from star.errors import UserError
 
 MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
@@ -155,17 +158,9 @@ class Base:
         with self.weights(self._initial):
             yield
 
-    @contextmanager
-    def weights(self, values: dict[str, Tensor]) -> Iterator[None]:
+    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Inside, the trained parameters have other values, e.g. an average's."""
-        current = {name: parameter.data for name, parameter in self.trained.items()}
-        try:
-            for name, parameter in self.trained.items():
-                parameter.data = values[name]
-            yield
-        finally:
-            for name, parameter in self.trained.items():
-                parameter.data = current[name]
+        return swapped(self.trained, values)
 
     def _modules(self) -> Iterator[nn.Module]:
         return (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
@@ -173,15 +168,16 @@ class Base:
 
 def _load(config: ModelConfig) -> StableDiffusion3Pipeline:
     path = config.path or str(MINI_BASE)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=getattr(torch, config.dtype))
+        pipeline = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.path={path}: no SD3 pipeline could be loaded ({reason}); download it with "
             f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
         ) from None
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 

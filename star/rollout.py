@@ -103,7 +103,13 @@ def sample(
     capture = None
     if relevance is not None:
         mask = base.core_columns(texts, spans, relevance.columns)
-        capture = Relevance(base.transformer, relevance.blocks, mask, softmax_over=relevance.softmax_over)
+        capture = Relevance(
+            base.transformer,
+            relevance.blocks,
+            mask,
+            heads=relevance.heads or "mean",
+            softmax_over=relevance.softmax_over,
+        )
 
     latents, log_probs, maps = [x], [], []
     for step in range(sampling.steps):

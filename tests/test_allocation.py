@@ -120,6 +120,14 @@ def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
     expected = torch.zeros(1, 1, 2, 3)
     expected[..., 0] = 3
     torch.testing.assert_close(allocate(maps, "star", cap=3.0), expected)
+    for count in range(3, 20):  # whatever rounding does to the largest feasible scale
+        for some in range(1, count):
+            maps = torch.zeros(1, 1, 1, count)
+            maps[..., :some] = relevance(count, (1, 1, 1, some))
+            weights = allocate(maps, "star", cap=count / some)
+            torch.testing.assert_close(weights, (maps > 0) * (count / some))
+    maps = torch.zeros(1, 1, 2, 3)
+    maps[..., 0] = 0.7
     with pytest.raises(UserError, match=r"rollout 0 .* 33.3% .* cap of 2.9; raise the cap to more than 3"):
         allocate(maps, "star", cap=2.9)
 
@@ -185,6 +193,8 @@ def test_random_fields_are_smooth_keyed_and_favour_no_place():
     for axis in (0, 2, 3):
         assert neighbour_correlation(allocate(maps, "star"), axis) < 0.05
         assert neighbour_correlation(fields, axis) > 0.6
+        ends = torch.stack([fields.select(axis, end).flatten() for end in (0, -1)])
+        assert torch.corrcoef(ends)[0, 1] > 0.6, "the field is periodic"
     assert torch.equal(fields, allocate(maps, "star_random", seed=3))
     assert not torch.equal(fields, allocate(maps, "star_random", seed=4))
     assert not torch.equal(fields[:, 0].argsort(), fields[:, 1].argsort())

@@ -226,6 +226,16 @@ def test_every_forward_pass_gives_one_map():
     assert torch.equal(latest, captured(model, inputs(seed=2), mask, [0]))
 
 
+def test_a_capture_may_be_entered_again_and_read_outside():
+    model, mask = tiny_transformer(peaked=1.5), core_mask()
+    relevance = Relevance(model, [1], mask)
+    for seed in (1, 2):
+        with relevance, torch.no_grad():
+            model(**inputs(seed=seed))
+        model(**inputs(seed=9))  # not captured
+        assert torch.equal(relevance.take(), captured(model, inputs(seed=seed), mask, [1], per_block=False))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_lora_is_seen_injected_and_wrapped(kind):
     batch, mask = inputs(), core_mask()

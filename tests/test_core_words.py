@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny import clip_tokenizer, t5_tokenizer
+from tokenizers import pre_tokenizers
 
 from evaluators.geneval.prompts import MINI, color_attr, colors, counting, generate, official, position, two_object
 from star.core_words import core_spans, token_columns
@@ -117,6 +118,15 @@ def test_quotes_do_not_count():
 def test_a_token_that_reaches_beyond_its_span_counts_but_its_space_does_not():
     assert columns("blue cats", [(5, 8)]) == [["cats</w>"], ["▁cat"]]
     assert columns("blue cat", [(0, 5)]) == [["blue</w>"], ["▁blue"]]
+
+
+def test_tokens_that_begin_with_their_space_do_not_count_for_it():
+    """Some T5 tokenizer files split at the word mark only, so that a piece's offsets include the space before it."""
+    clip, t5 = clip_tokenizer(CLIP_WORDS), t5_tokenizer(T5_PIECES)
+    t5.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    assert t5("blue cat", return_offsets_mapping=True).offset_mapping[:2] == [(0, 4), (4, 8)]
+    mask = token_columns((clip, clip, t5), ["blue cat"], [[(0, 5)]], clip_length=4, t5_length=4, columns="t5")
+    assert mask[0, 4:].tolist() == [True, False, False, False]
 
 
 def test_added_and_truncated_tokens_never_count():

@@ -25,10 +25,8 @@ INKS = np.array(list(RGB.values()), dtype=np.float32)
 # Ground is what is neither saturated nor dark nor bright. Where there is hardly any, the world's mean is assumed.
 PLAIN_SPREAD, PLAIN_TONES, MEAN_TONE = 60, (60, 210), 132.0
 MIN_GROUND = 0.05
-# Smallest and largest region that can be an object, in pixels (a picture full of black is no black square), and the
-# smallest core (what an erosion leaves) of a region of its own. Pixels within RIM of a region that belong to no other,
-# such as the off-colour outline that blur gives, are added to it.
-MIN_AREA, MAX_AREA, MIN_CORE, RIM = 40, SIZE * SIZE // 2, 6, 2
+# Smallest and largest region that can be an object, in pixels: no speck, and a picture full of black is no black square.
+MIN_AREA, MAX_AREA = 40, SIZE * SIZE // 2
 # Coverage is stretched before the comparison, so that noise in the ground and the width of a blurred edge do not count.
 LOW, HIGH = 0.3, 0.7
 # The comparison samples GRID x GRID points of a window that is WINDOW times the side of the template.
@@ -68,8 +66,8 @@ def _detect(image: np.ndarray) -> dict[str, list[Detection]]:
     found = defaultdict(list)
     pixels = image.astype(np.float32)
     color, coverage = _unmix(pixels)
-    for region, alone in _regions(color, coverage):
-        errors = _mismatch(np.where(alone, coverage, 0))
+    for region in _regions(color, coverage):
+        errors = _mismatch(np.where(ndimage.binary_dilation(region), coverage, 0))  # with its soft outline
         odds = np.exp((errors.min() - np.append(errors, NOTHING)) / TEMPERATURE)
         rows, columns = np.nonzero(region)
         box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
@@ -94,22 +92,16 @@ def _unmix(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return color, np.take_along_axis(shares, color[..., None], axis=-1)[..., 0]
 
 
-def _regions(color: np.ndarray, coverage: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Per object its mask, and the mask with one pixel around it but without its neighbours, bool (SIZE, SIZE)."""
-    covered = coverage > 0.5
-    planes = covered & (color == np.arange(len(COLORS))[:, None, None])
+def _regions(color: np.ndarray, coverage: np.ndarray) -> Iterator[np.ndarray]:
+    """The masks, bool (SIZE, SIZE), of connected pixels of one colour that cover their ground by more than half."""
+    planes = (coverage > 0.5) & (color == np.arange(len(COLORS))[:, None, None])
     within_plane = np.zeros((3, 3, 3), dtype=bool)
     within_plane[1] = True
-    parts, count = ndimage.label(planes, within_plane)
-    cores = np.bincount(parts[ndimage.binary_erosion(planes, within_plane)], minlength=count + 1)
-    cores[0] = 0
-    seeds = np.where(cores[parts] >= MIN_CORE, parts, 0).max(axis=0)
-    distance, nearest = ndimage.distance_transform_edt(seeds == 0, return_indices=True)
-    labels = np.where(covered & (distance <= RIM), seeds[tuple(nearest)], 0)
+    labels, _ = ndimage.label(planes, within_plane)
     areas = np.bincount(labels.ravel())
-    for label in np.flatnonzero((areas[1:] >= MIN_AREA) & (areas[1:] <= MAX_AREA)) + 1:
-        region = labels == label
-        yield region, region | (ndimage.binary_dilation(region) & (labels == 0))
+    areas[0] = 0
+    for label in np.flatnonzero((areas >= MIN_AREA) & (areas <= MAX_AREA)):
+        yield (labels == label).any(axis=0)
 
 
 def _name_color(pixels: np.ndarray, coverage: np.ndarray) -> str:
@@ -129,9 +121,7 @@ def _mismatch(coverage: np.ndarray) -> np.ndarray:
     templates, areas, perimeters = _templates()
     coverage = _stretch(coverage)
     windows = _sample(coverage, np.sqrt(coverage.sum() / areas))
-    cell = (WINDOW / GRID) ** 2
-    outside = np.maximum(areas - cell * windows.sum(axis=(1, 2)), 0)
-    differing = cell * np.abs(windows - templates).sum(axis=(1, 2)) + outside
+    differing = np.abs(windows - templates).sum(axis=(1, 2)) * (WINDOW / GRID) ** 2
     return differing / np.sqrt(areas * perimeters)
 
 

@@ -6,6 +6,7 @@ done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ import torch.nn.functional as F
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from star.ema import EMA, swapped
 from star.mini.build import TEXT_LENGTH, untrained_pipeline
+from star.mini.score import score
 from star.mini.world import example
+from star.pipeline import MINI_BASE
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Recipe:
     warmup: int = 200
     caption_dropout: float = 0.1
     ema: float = 0.999
+    score_every: int = 1000
     compile: bool = False
 
 
@@ -56,7 +61,7 @@ def pretrain(folder: Path, recipe: Recipe) -> Path:
     train_autoencoder(pipeline.vae, folder, recipe)
     latents, captions = encode_world(pipeline.vae, folder, recipe)
     ema = train_flow(pipeline, latents, captions, folder, recipe)
-    ema.copy_to(flow_modules(pipeline))
+    flow_modules(pipeline).load_state_dict(ema.values, strict=False)
     pipeline.to(torch.float16).save_pretrained(folder / "pipeline")
     return folder / "pipeline"
 
@@ -104,13 +109,12 @@ def encode_world(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> tuple[
     return bank["latents"], bank["captions"]
 
 
-def train_flow(
-    pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: list[str], folder: Path, recipe: Recipe
-) -> "EMA":
+def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: list[str], folder: Path, recipe: Recipe) -> EMA:
     """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; 10 % empty captions."""
     modules = flow_modules(pipeline)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=recipe.flow_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    ema = EMA(modules, recipe.ema)
+    parameters = dict(modules.named_parameters())
+    ema = EMA(parameters, recipe.ema)
     state = Checkpoint(folder / "flow.pt", {"model": modules, "optimizer": optimizer, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
     for step in steps("flow", state, recipe.flow_steps, folder, save_every=500):
@@ -132,37 +136,29 @@ def train_flow(
         norm = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        ema.update(modules)
+        ema.update(parameters)
         state.log(step, loss=loss, grad_norm=norm)
+        if (step + 1) % recipe.score_every == 0:
+            with swapped(parameters, ema.values):
+                line = {"stage": "score", "step": step + 1, **score(pipeline)}
+            append(folder, line)
+            print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     return ema
+
+
+def install_base(pipeline: Path) -> None:
+    """Put a finished pipeline in place of the one that ships with the package; the model card stays."""
+    for part in pipeline.iterdir():
+        if part.is_dir():
+            shutil.rmtree(MINI_BASE / part.name, ignore_errors=True)
+            shutil.copytree(part, MINI_BASE / part.name)
+        else:
+            shutil.copy(part, MINI_BASE / part.name)
 
 
 def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
     """All that flow matching trains: the transformer and the three text encoders."""
     return nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3])
-
-
-class EMA:
-    """Exponential moving average of a module's parameters, with a faster start."""
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
-        self.shadow = [parameter.detach().clone() for parameter in module.parameters()]
-
-    def update(self, module: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in module.parameters()], 1 - decay)
-
-    def copy_to(self, module: nn.Module) -> None:
-        for parameter, value in zip(module.parameters(), self.shadow, strict=True):
-            parameter.data.copy_(value)
-
-    def state_dict(self) -> dict:
-        return {"shadow": self.shadow, "updates": self.updates}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.shadow, self.updates = state["shadow"], state["updates"]
 
 
 class Checkpoint:
@@ -199,8 +195,7 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: i
         if done % 50 == 0 or done == total:
             seconds = (time.monotonic() - started) / (done - first)
             means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
-            with open(folder / "metrics.jsonl", "a") as log:
-                log.write(json.dumps(means) + "\n")
+            append(folder, means)
             print(
                 f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
                 f"ETA {seconds * (total - done) / 60:.0f} min",
@@ -208,6 +203,11 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: i
             )
         if done % save_every == 0 or done == total:
             state.save(done)
+
+
+def append(folder: Path, line: dict) -> None:
+    with open(folder / "metrics.jsonl", "a") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, total: int, warmup: int) -> None:

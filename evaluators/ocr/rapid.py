@@ -1,0 +1,36 @@
+"""RapidOCR: PP-OCR models that ship in a wheel, run by onnxruntime."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import numpy as np
+from rapidocr import RapidOCR
+
+# For small pictures: the defaults scale them up to 736 pixels, which takes 15 times longer and reads no better.
+SMALL = {
+    "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+    "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+    "Global.log_level": "error",
+    "Global.text_score": 0.0,
+    "Det.limit_side_len": 256,
+    "Det.limit_type": "max",
+    "Rec.rec_img_shape": [3, 48, 144],
+}
+
+
+class Rapid:
+    """Recognises the lines of small pictures.
+
+    Attributes:
+        name: engine and version, part of the protocol.
+    """
+
+    def __init__(self) -> None:
+        self.name = f"rapidocr-{version('rapidocr')}"
+        self._engine = RapidOCR(params=SMALL)
+
+    def lines(self, image: np.ndarray) -> Sequence[str]:
+        """Recognised lines, top to bottom; empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        # The engine takes arrays as BGR, and remembers the switches of the last call unless they are given.
+        result = self._engine(image[..., ::-1], use_det=True, use_cls=False, use_rec=True)
+        return result.txts or ()

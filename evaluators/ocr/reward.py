@@ -1,0 +1,49 @@
+"""Flow-GRPO's text-rendering reward: how close are the recognised lines to the text that the prompt quotes?"""
+
+from collections.abc import Sequence
+
+from star.errors import UserError
+
+
+def target_text(prompt: str) -> str:
+    """The text between a prompt's first two ASCII double quotes.
+
+    Raises:
+        UserError: the prompt quotes nothing.
+    """
+    parts = prompt.split('"')
+    if len(parts) < 3 or not parts[1].replace(" ", ""):
+        raise UserError(f'prompt {prompt!r} has no text in double quotes ("); the ocr task needs it')
+    return parts[1]
+
+
+def text_reward(target: str, lines: Sequence[str]) -> float:
+    """``1 - d / len(target)`` in [0, 1], with both sides in lower case and without spaces (Flow-GRPO, ``ocr.py``).
+
+    All lines are joined. d is 0 if the target is a substring of them, else the Levenshtein distance of the two whole
+    strings, at most the target's length.
+
+    Args:
+        target: the text that should be there.
+        lines: recognised lines, in reading order; none if nothing was recognised.
+
+    Raises:
+        ValueError: the target has no characters but spaces.
+    """
+    wanted, found = (text.replace(" ", "").lower() for text in (target, "".join(lines)))
+    if not wanted:
+        raise ValueError("the target text is empty")
+    if wanted in found:
+        return 1.0
+    return 1 - min(levenshtein(found, wanted), len(wanted)) / len(wanted)
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Fewest insertions, deletions and substitutions that turn one string into the other."""
+    previous = list(range(len(b) + 1))
+    for row, left in enumerate(a, 1):
+        current = [row]
+        for column, right in enumerate(b, 1):
+            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (left != right)))
+        previous = current
+    return previous[-1]

@@ -1,0 +1,136 @@
+"""Do the maps lie on the objects that they name? Measured on pictures of held-out prompts, per block and step.
+
+The figure is a concentration: the share of relevance inside the masks of the detected objects, over the masks' share of
+the area. 1 means that the map knows nothing of the objects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import adaptive_avg_pool2d
+
+from evaluators.geneval.rules import filter_detections
+from star.attention import Relevance
+from star.config import Config, load
+from star.errors import UserError
+from star.noise import generator, normal
+from star.pipeline import Base
+from star.progress import track
+from star.sampling import sigmas, transition
+from star.tasks import Prompt
+from star.tasks.geneval import Task
+from star.trainer import load_task
+
+SHOWN = 8
+
+
+@dataclass
+class Localisation:
+    """Concentrations of the correct pictures.
+
+    Attributes:
+        concentration: (pictures, blocks, steps).
+        images: uint8 (pictures, H, W, 3).
+        maps: (pictures, blocks, steps, h, w), mean 1 over (h, w).
+        prompts: of the pictures.
+    """
+
+    concentration: np.ndarray
+    images: np.ndarray
+    maps: np.ndarray
+    prompts: list[str]
+
+    def mean(self) -> np.ndarray:
+        """(blocks, steps)."""
+        return self.concentration.mean(0)
+
+    def stderr(self) -> np.ndarray:
+        """(blocks, steps), over pictures."""
+        return self.concentration.std(0, ddof=1) / len(self.concentration) ** 0.5
+
+
+def measure(overrides: Sequence[str]) -> Localisation:
+    """One rollout of the base for every GenEval test prompt, with the relevance of all blocks at all steps.
+
+    Only pictures with all objects found count; the others have no masks to compare with. Sampling is that of the
+    rollouts, with every step stochastic.
+
+    Raises:
+        UserError: the task has no object masks, or no picture was right.
+    """
+    config = load(overrides)
+    task = load_task(config)
+    if not isinstance(task, Task):
+        raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
+    base = Base(config.model, Accelerator().device, config.seed)
+    size = config.train.micro_batch
+    prompts = list(task.test)
+    parts = [
+        _measured(base, task, config, prompts[start : start + size])
+        for start in track(range(0, len(prompts), size), "maps of all blocks")
+    ]
+    concentration, images, maps = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    if not len(images):
+        raise UserError("no picture shows the objects of its prompt, so there is nothing to compare the maps with")
+    return Localisation(concentration, images, maps, [text for part in parts for text in part[3]])
+
+
+@torch.no_grad()
+def _measured(base: Base, task: Task, config: Config, prompts: Sequence[Prompt]) -> tuple:
+    texts = [prompt.text for prompt in prompts]
+    mask = base.core_columns(texts, [prompt.spans for prompt in prompts], config.relevance.columns)
+    blocks = range(len(base.transformer.transformer_blocks))
+    schedule = sigmas(config.sampling.steps).to(base.device)
+    x = torch.stack([normal(base.latent_shape, config.seed, "maps", text) for text in texts]).to(base.device)
+    noise = [generator(config.seed, "maps steps", text) for text in texts]
+    steps = []
+    for step in range(config.sampling.steps):
+        with Relevance(base.transformer, blocks, mask, softmax_over=config.relevance.softmax_over) as relevance:
+            v = base.velocity(x, schedule[step], texts, config.sampling.guidance)
+        steps.append(relevance.take(per_block=True))
+        mean, std, _ = transition(x, v, schedule, step, config.sampling.kind, config.sampling.noise_level)
+        z = torch.stack([torch.randn(base.latent_shape, generator=source) for source in noise]).to(base.device)
+        # The last step is taken without noise, as the pictures are judged.
+        x = mean + std * z if step < config.sampling.steps - 1 else transition(x, v, schedule, step, "ode").mean
+    images = base.decode(x).cpu().numpy()
+    maps = torch.stack(steps, dim=2).transpose(0, 1).cpu()
+    maps = maps / maps.mean((-2, -1), keepdim=True)
+
+    kept, areas = [], []
+    for row, (prompt, found) in enumerate(zip(prompts, task.detector(list(images)), strict=True)):
+        objects = filter_detections(found, prompt.target["tag"])
+        masks = [d.mask for c in prompt.target["include"] for d in objects.get(c["class"], [])[: c["count"]]]
+        if len(masks) == sum(c["count"] for c in prompt.target["include"]) and all(m is not None for m in masks):
+            kept.append(row)
+            areas.append(np.any(masks, axis=0))
+    if not kept:
+        return np.empty((0, *maps.shape[1:3])), images[:0], maps[:0].numpy(), []
+    chosen = maps[kept]
+    inside = torch.from_numpy(np.stack(areas)).float()
+    inside = adaptive_avg_pool2d(inside, chosen.shape[-2:])[:, None, None]
+    concentration = (chosen * inside).mean((-2, -1)) / inside.mean((-2, -1))
+    return concentration.numpy(), images[kept], chosen.numpy(), [texts[row] for row in kept]
+
+
+def picture(result: Localisation, blocks: Sequence[int], file: Path) -> None:
+    """The first pictures with the mean map of the chosen blocks at every step, as a PNG."""
+    steps = result.maps.shape[2]
+    shown = min(SHOWN, len(result.images))
+    figure, axes = plt.subplots(shown, steps + 1, figsize=(1.1 * (steps + 1), 1.25 * shown), squeeze=False)
+    for row in range(shown):
+        axes[row, 0].imshow(result.images[row])
+        axes[row, 0].set_title(result.prompts[row].removeprefix("a photo of "), fontsize=6, loc="left")
+        for step in range(steps):
+            axes[row, step + 1].imshow(result.maps[row, list(blocks), step].mean(0), cmap="magma", vmin=0)
+            if row == 0:
+                axes[0, step + 1].set_title(f"step {step}", fontsize=6)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,44 @@
+"""What STAR's maps cost: epochs of two methods in turn in one process, and the ratio of their times."""
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from star.config import load
+from star.progress import bar
+from star.trainer import Trainer
+
+METHODS = ("dense_uniform", "star")
+ROUNDS = 5
+
+
+def measure(overrides: Sequence[str]) -> list[tuple[str, float, float | None]]:
+    """Time STAR's epochs against those of the same trainer with weights of 1.
+
+    The first epoch of each is not counted. Methods alternate, so that a change of the machine's speed meets both; both
+    draw the same noise.
+
+    Returns:
+        (what, value, standard error): seconds of an epoch per method, and the ratio of each pair of epochs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {
+            method: Trainer(load([*overrides, f"method={method}", f"run={Path(folder) / method}"])) for method in METHODS
+        }
+        seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+        with bar("epochs in turn", (ROUNDS + 1) * len(METHODS)) as display:
+            for epoch in range(ROUNDS + 1):
+                order = METHODS if epoch % 2 else METHODS[::-1]
+                for method in order:
+                    figures = trainers[method].epoch(epoch)
+                    if epoch:
+                        seconds[method].append(figures["sampling_seconds"] + figures["update_seconds"])
+                    display.advance()
+    ratios = [star / uniform for uniform, star in zip(*seconds.values(), strict=True)]
+    results = [(f"{method}, seconds", *_mean(values)) for method, values in seconds.items()]
+    return [*results, ("ratio star / dense_uniform", *_mean(ratios))]
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
