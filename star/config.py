@@ -5,14 +5,15 @@ overrides are checked against the dataclasses here, so a wrong key or value is o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from star.errors import UserError
@@ -203,6 +204,8 @@ class Config:
     evaluators: dict[str, str] = field(default_factory=dict)
 
 
+ConfigStore.instance().store("schema", Config)
+
 CHOICES = {
     "method.arm": ("uniform", "spatial", "temporal", "star", "star_shuffled", "star_random"),
     "method.reduction": ("image", "position"),
@@ -234,16 +237,16 @@ def load(overrides: Sequence[str]) -> Config:
         if "=" not in word:
             raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
         group, _, value = word.partition("=")
-        if group in GROUPS and value not in options(group):
+        if group not in GROUPS:
+            _check_key(group)
+        elif value not in options(group):
             raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
     try:
         with initialize_config_module("star.conf", version_base=None):
             composed = compose("config", overrides=list(overrides))
-        checked = OmegaConf.merge(OmegaConf.structured(Config), composed)
-        assert isinstance(checked, DictConfig)
-        config: Any = OmegaConf.to_object(checked)
+        config: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"settings: {_one_line(error)}") from None
+        raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
     check(config)
     return config
 
@@ -254,6 +257,18 @@ def options(group: str) -> list[str]:
     if group == "method":
         folders.append(resources.files("baselines") / group)
     return sorted(Path(file.name).stem for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def _check_key(key: str) -> None:
+    """Refuse a dotted name that no dataclass here has, naming those that it could be."""
+    kind: Any = Config
+    path = key.lstrip("+~").split(".")
+    for depth, part in enumerate(path):
+        known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
+        if is_dataclass(kind) and part not in known:
+            owner = f"{'.'.join(path[:depth])} has" if depth else "there are"
+            raise UserError(f"{key} is no setting; {owner}: {', '.join(known)}")
+        kind = known.get(part)
 
 
 def check(config: Config) -> None:
@@ -268,7 +283,12 @@ def check(config: Config) -> None:
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise UserError(f"{name}={get(config, name)} must be greater than 0")
-    sampling, train = config.sampling, config.train
+    sampling, train, method = config.sampling, config.train, config.method
+    if not (0 <= method.mix <= 1 and method.exponent > 0 and (method.cap is None or method.cap > 1)):
+        raise UserError(
+            f"method.mix={method.mix} must be in [0, 1], method.exponent={method.exponent} above 0 and "
+            f"method.cap={method.cap} above 1 or null"
+        )
     if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
     if train.group_size < 2:
@@ -309,7 +329,7 @@ def to_dict(config: Config) -> dict:
     return result
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]
     key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), None)

@@ -42,6 +42,7 @@ class Recipe:
     caption_dropout: float = 0.1
     ema: float = 0.999
     score_every: int = 1000
+    save_every: int = 500
     compile: bool = False
 
 
@@ -62,8 +63,15 @@ def pretrain(folder: Path, recipe: Recipe) -> Path:
     latents, captions = encode_world(pipeline.vae, folder, recipe)
     ema = train_flow(pipeline, latents, captions, folder, recipe)
     flow_modules(pipeline).load_state_dict(ema.values, strict=False)
-    pipeline.to(torch.float16).save_pretrained(folder / "pipeline")
-    return folder / "pipeline"
+    return export(pipeline, folder / "pipeline")
+
+
+def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
+    """Save in half precision, to be loaded in single: transformers would take the files' precision otherwise."""
+    pipeline.to(torch.float16).save_pretrained(folder)
+    for file in folder.glob("text_encoder*/config.json"):
+        file.write_text(file.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    return folder
 
 
 def train_autoencoder(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> None:
@@ -71,7 +79,7 @@ def train_autoencoder(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> N
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_lr, weight_decay=1e-4)
     state = Checkpoint(folder / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer})
     total, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
-    for step in steps("autoencoder", state, total, folder):
+    for step in steps("autoencoder", state, total, folder, recipe):
         set_lr(optimizer, recipe.autoencoder_lr, step, total, recipe.warmup)
         images = pixels([example(recipe.seed, step * batch + i)[0] for i in range(batch)])
         posterior = autoencoder.encode(images).latent_dist
@@ -117,7 +125,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
     ema = EMA(parameters, recipe.ema)
     state = Checkpoint(folder / "flow.pt", {"model": modules, "optimizer": optimizer, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
-    for step in steps("flow", state, recipe.flow_steps, folder, save_every=500):
+    for step in steps("flow", state, recipe.flow_steps, folder, recipe):
         set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
         generator = keyed(recipe.seed, 2, step)
         rows = torch.randint(len(latents), (recipe.flow_batch,), generator=generator)
@@ -186,8 +194,8 @@ class Checkpoint:
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int = 250) -> Iterator[int]:
-    """The steps that are left; every 50th is printed with an ETA and logged, every ``save_every``-th is saved."""
+def steps(stage: str, state: Checkpoint, total: int, folder: Path, recipe: Recipe) -> Iterator[int]:
+    """The steps that are left; every 50th is printed with an ETA and logged, every ``recipe.save_every``-th is saved."""
     started, first = time.monotonic(), state.step
     for step in range(first, total):
         yield step
@@ -201,7 +209,7 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: i
                 f"ETA {seconds * (total - done) / 60:.0f} min",
                 flush=True,
             )
-        if done % save_every == 0 or done == total:
+        if done % recipe.save_every == 0 or done == total:
             state.save(done)
 
 

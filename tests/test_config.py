@@ -1,0 +1,88 @@
+import pytest
+
+from star.allocation import ARMS
+from star.config import CHOICES, get, load, options, to_yaml
+from star.errors import UserError
+
+
+@pytest.mark.parametrize("task", options("task"))
+@pytest.mark.parametrize("method", options("method"))
+@pytest.mark.parametrize("scale", options("scale"))
+def test_every_shipped_combination_is_valid(task, method, scale):
+    config = load([f"task={task}", f"method={method}", f"scale={scale}"])
+    assert (config.task.name, config.method.name, config.scale) == (task, method, scale)
+    assert config.method.arm in ARMS
+    assert config.run == f"runs/{scale}/{task}/{method}/seed0"
+
+
+def test_paper_scale_holds_flow_grpos_published_settings():
+    config = load(["scale=paper", "method=flow_grpo"])
+    expected = {
+        "model.resolution": 512,
+        "model.text_length": 128,
+        "model.lora_rank": 32,
+        "model.lora_alpha": 64,
+        "model.dtype": "float16",
+        "sampling.steps": 10,
+        "sampling.kind": "sde",
+        "sampling.noise_level": 0.7,
+        "sampling.guidance": 4.5,
+        "sampling.window": 0,
+        "sampling.same_latent": False,
+        "train.groups": 48,
+        "train.group_size": 24,
+        "train.updates_per_epoch": 2,
+        "train.lr": 3e-4,
+        "train.clip_range": 1e-4,
+        "train.adv_clip": 5.0,
+        "train.std": "batch",
+        "train.beta": 0.04,
+        "train.kl": "flow_grpo",
+        "train.ema_decay": 0.9,
+        "train.ema_every": 8,
+        "train.max_grad_norm": 1.0,
+        "train.weight_decay": 1e-4,
+        "evaluation.steps": 40,
+        "evaluation.guidance": 4.5,
+        "method.reduction": "image",
+        "method.arm": "uniform",
+    }
+    assert {name: get(config, name) for name in expected} == expected
+    assert len(config.model.lora_targets) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=foo"], "no method 'foo'; there are: dense_uniform, flow_grpo"),
+        (["scale=huge"], "no scale 'huge'; there are: mini, paper"),
+        (["train.lrr=3"], "train.lrr is no setting; train has: .*lr"),
+        (["nothing=3"], "nothing is no setting; there are: .*train"),
+        (["train.lr=abc"], "train.lr: Value 'abc'"),
+        (["train"], "'train' is no setting; write key=value"),
+        (["sampling.kind=ddim"], "sampling.kind=ddim is not known; it is one of sde, cps"),
+        (["train.groups=7", "train.micro_batch=48"], "train.micro_batch=48 must divide"),
+        (["train.group_size=1"], "at least 2"),
+        (["train.lr=0"], "train.lr=0.0 must be greater than 0"),
+        (["sampling.window=9"], "must fit into sampling.window_range"),
+        (["train.updates_per_epoch=100"], "only .* micro-batches"),
+        (["sampling.kind=cps", "train.beta=0.1"], "use train.kl=paper"),
+        (["method.mix=2"], "method.mix=2.0"),
+        (["method.cap=0.5"], "method.cap=0.5"),
+        (["method.exponent=0"], "method.exponent=0.0"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_are_those_of_the_code():
+    assert set(CHOICES["method.arm"]) == set(ARMS) - {"flow_grpo", "dense_uniform"}
+
+
+def test_settings_survive_yaml():
+    config = load(["method=star", "method.cap=4", "seed=3"])
+    text = to_yaml(config)
+    assert "cap: 4.0" in text and "seed: 3" in text and "runs/mini/geneval/star/seed3" in text

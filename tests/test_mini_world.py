@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+
+from evaluators.geneval.prompts import MINI, TAGS, draw
+from evaluators.geneval.rules import relations
+from star.core_words import core_spans, token_columns
+from star.ema import EMA
+from star.mini import signs
+from star.mini.build import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
+from star.mini.pretrain import Recipe, pretrain
+from star.mini.scenes import RGB, SIZE, draw_scene
+from star.mini.world import example
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_scenes_show_what_the_record_asks_for(tag):
+    for seed in range(20):
+        rng = np.random.default_rng((7, seed))
+        record = draw(tag, MINI, rng)
+        image, objects = draw_scene(record, rng)
+        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+        wanted = sorted(name for c in record["include"] for name in [c["class"]] * c["count"])
+        assert sorted(o.name for o in objects) == wanted
+        by_name = {o.name: o for o in objects}
+        for clause in record["include"]:
+            found = by_name[clause["class"]]
+            assert clause.get("color") in (None, found.color)
+            if "position" in clause:
+                relation, target = clause["position"]
+                assert relation in relations(found.box, by_name[record["include"][target]["class"]].box)
+        for item in objects:
+            middle = image[item.mask > 0.99].astype(float).mean(0)
+            assert np.abs(middle - RGB[item.color]).max() < 25
+        overlap = sum(o.mask > 0 for o in objects) if objects else np.zeros(1)
+        assert overlap.max() == 1
+
+
+def test_world_is_keyed_by_seed_and_index():
+    image, caption = example(3, 11)
+    again, same = example(3, 11)
+    other, _ = example(3, 12)
+    assert np.array_equal(image, again) and caption == same
+    assert not np.array_equal(image, other)
+
+
+def test_test_words_are_never_drawn_for_training():
+    assert len(signs.TEST_WORDS) == 128 and not signs.TEST_WORDS & set(signs.TRAIN_WORDS)
+    assert all(len(word) in signs.LENGTHS and set(word) <= set(signs.LETTERS) for word in signs.WORDS)
+    rng = np.random.default_rng(0)
+    assert not {signs.draw_word(rng) for _ in range(3000)} & signs.TEST_WORDS
+    captions = {example(0, index)[1] for index in range(300)}
+    assert not captions & {signs.prompt(word) for word in signs.TEST_WORDS}
+
+
+def test_every_caption_fits_and_its_words_have_columns():
+    tokenizers = (clip_tokenizer(), clip_tokenizer(), t5_tokenizer())
+    rng = np.random.default_rng(0)
+    records = [draw(tag, MINI, rng) for tag in TAGS for _ in range(20)]
+    texts = [record["prompt"] for record in records] + [signs.prompt("QUEEN"), signs.prompt("ZIP")]
+    for tokenizer in tokenizers:
+        ids = tokenizer(texts).input_ids
+        assert max(map(len, ids)) <= TEXT_LENGTH
+        assert tokenizer.unk_token_id not in ids[0][:-1]
+    spans = [core_spans("geneval", r["prompt"], r) for r in records] + [core_spans("ocr", t) for t in texts[-2:]]
+    mask = token_columns(tokenizers, texts, spans, clip_length=TEXT_LENGTH, t5_length=TEXT_LENGTH)
+    assert mask[-2].sum() >= 7  # five T5 letters, and CLIP's letters or endings
+    assert mask.any(1).all()
+
+
+def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monkeypatch):
+    recipe = Recipe(
+        autoencoder_steps=2,
+        autoencoder_batch=2,
+        bank=6,
+        flow_steps=4,
+        flow_batch=2,
+        warmup=1,
+        score_every=100,
+        save_every=2,
+    )
+    whole = pretrain(tmp_path / "whole", recipe)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        updates = iter([None, None, KeyboardInterrupt()])  # the third step is lost, the second is in the checkpoint
+        patch.setattr(EMA, "update", _failing(EMA.update, updates))
+        pretrain(tmp_path / "cut", recipe)
+    cut = pretrain(tmp_path / "cut", recipe)
+    for part in ("transformer", "vae", "text_encoder_3"):
+        files = [next((folder / part).glob("*.safetensors")) for folder in (whole, cut)]
+        one, other = map(load_file, files)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(cut)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a photo of a ring", num_inference_steps=2, max_sequence_length=TEXT_LENGTH).images[0]
+    assert image.size == (SIZE, SIZE)
+
+
+def _failing(update, outcomes):
+    def wrapped(self, tensors) -> None:
+        if outcome := next(outcomes):
+            raise outcome
+        update(self, tensors)
+
+    return wrapped
