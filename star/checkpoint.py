@@ -31,22 +31,26 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def open(self, config: str) -> None:
-        """Make the folder, or check that the run in it has the same settings.
+    def open(self, config: str, identity: str) -> None:
+        """Make the folder, or check that the run in it, if it got anywhere, is the same.
+
+        Args:
+            config: the settings, as YAML.
+            identity: a hash of those that training depends on; it becomes the first line of ``config.yaml``.
 
         Raises:
-            UserError: the folder holds a run with other settings.
+            UserError: the folder holds another run.
         """
         file = self.path / "config.yaml"
-        if file.exists():
-            if file.read_text() != config:
-                raise UserError(
-                    f"{self.path} holds a run with other settings (see its config.yaml); delete it or name another "
-                    "folder with run=..."
-                )
-            return
+        text = f"# training settings {identity}\n{config}"
+        started = self.checkpoints() or self.summary()
+        if started and file.read_text().splitlines()[0] != text.splitlines()[0]:
+            raise UserError(
+                f"{self.path} holds a run with other settings (see its config.yaml); delete it or name another "
+                "folder with run=..."
+            )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(file, config)
+        write_text(file, text)
 
     def save(self, epoch: int, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], progress: dict) -> None:
         """Write a checkpoint after so many epochs; it appears under its name when it is complete."""

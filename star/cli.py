@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from star.allocator import keep_freed_memory
 from star.errors import RunStopped, UserError
 
 SETTINGS_HELP = """Settings are words key=value: task=geneval, method=star (flow_grpo, spatial, temporal, dense_uniform,
@@ -142,6 +143,7 @@ def main() -> None:
     # Before the libraries are imported: they would warn of optional packages that nothing here uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

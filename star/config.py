@@ -329,6 +329,13 @@ def to_dict(config: Config) -> dict:
     return result
 
 
+def identity(config: Config, evaluation: bool = True) -> dict:
+    """What makes a run the run that it is: all settings but its place and its tracker, and, for training alone, but the
+    evaluation."""
+    outside = {"run", "tracker"} if evaluation else {"run", "tracker", "evaluation"}
+    return {name: value for name, value in to_dict(config).items() if name not in outside}
+
+
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]

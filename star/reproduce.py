@@ -11,6 +11,7 @@ from star.bench import diff, results, tables
 from star.bench.statistics import Estimate, paired_difference
 from star.checkpoint import write_text
 from star.config import Config
+from star.trainer import load_task
 
 METHODS = ("flow_grpo", "star")
 
@@ -51,18 +52,14 @@ def _difference(configs: dict[str, Config]) -> str:
     """One sentence on STAR against Flow-GRPO, from the same prompts and noise."""
     frames = [runs.images(Path(configs[method].run)) for method in ("star", "flow_grpo")]
     star, flow_grpo = (frame.sort_values(["prompt", "image"]) for frame in frames)
-    lines = []
-    for column, label in (("correct", "official"), ("score", "continuous")):
-        delta = paired_difference(
-            star[column].to_numpy(float),
-            flow_grpo[column].to_numpy(float),
-            star["prompt"].to_numpy(),
-            strata=star["tag"].to_numpy(),
-        )
-        lines.append(f"{label} macro {_signed(delta)}")
+    gains = []
+    for column, label in load_task(configs["star"]).paired.items():
+        values = (frame[column].to_numpy(float) for frame in (star, flow_grpo))
+        gain = paired_difference(*values, star["prompt"].to_numpy(), strata=star["stratum"].to_numpy())
+        gains.append(f"{label} {_signed(gain)}")
     return (
         f"STAR minus Flow-GRPO, seed {configs['star'].seed}, same prompts and noise, paired bootstrap by prompt "
-        f"(95 % interval; the variance between training seeds is not in it): {'; '.join(lines)}."
+        f"(95 % interval; the variance between training seeds is not in it): {'; '.join(gains)}."
     )
 
 

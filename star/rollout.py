@@ -68,6 +68,15 @@ def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:
     return list(range(start, start + sampling.window))
 
 
+def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor) -> Relevance:
+    """The configured capture for the core words' columns, bool (B, columns).
+
+    Raises:
+        UserError: blocks or heads that the transformer does not have.
+    """
+    return Relevance(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
+
+
 @torch.no_grad()
 def sample(
     base: Base,
@@ -102,14 +111,7 @@ def sample(
     noise = [generator(seed, epoch, "steps", s.prompt, s.index) for s in samples]
     capture = None
     if relevance is not None:
-        mask = base.core_columns(texts, spans, relevance.columns)
-        capture = Relevance(
-            base.transformer,
-            relevance.blocks,
-            mask,
-            heads=relevance.heads or "mean",
-            softmax_over=relevance.softmax_over,
-        )
+        capture = relevance_of(base, relevance, base.core_columns(texts, spans, relevance.columns))
 
     latents, log_probs, maps = [x], [], []
     for step in range(sampling.steps):

@@ -7,6 +7,7 @@ import pandas as pd
 from accelerate import Accelerator
 from PIL import Image
 
+from star import config as settings
 from star.bench.results import Row, commit, config_hash
 from star.checkpoint import RunFolder, load_trained, write_text
 from star.config import Config
@@ -15,75 +16,68 @@ from star.pipeline import Base
 from star.tasks import Task
 from star.trainer import Trainer, load_task
 
-UNTRAINED = {"epoch": 0, "updates": 0, "images_seen": 0, "seconds": 0.0}
+UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
 
 
 def trained(config: Config) -> list[Row]:
     """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too."""
-    folder = RunFolder(Path(config.run))
     trainer = Trainer(config)
     summary = trainer.run()
-    if (rows := _kept(folder, summary)) is None:
+    hashed = config_hash(settings.identity(config))
+    folder = trainer.folder
+    if (rows := _kept(folder, hashed)) is None:
         weights = {name: value.clone() for name, value in trainer.ema.values.items()}
         load_trained(folder.path / "final" / "trained.safetensors", weights)
-        with trainer.base.weights({name: value.to(trainer.base.device) for name, value in weights.items()}):
-            rows = _evaluated(config, trainer.base, trainer.task, trainer.accelerator, config.method.name, summary)
+        with trainer.base.weights(weights):
+            result = _evaluate(config, trainer.base, trainer.task, trainer.accelerator)
+        rows = _rows(config, trainer.task, result, config.method.name, summary, hashed)
+        if trainer.accelerator.is_main_process:
+            _keep(folder, result, rows)
     return rows
 
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
-    identity = {"model": config.model.path, "resolution": config.model.resolution, "dtype": config.model.dtype}
-    hashed = config_hash(identity | {"evaluation": vars(config.evaluation), "task": config.task.name})
-    summary = UNTRAINED | {"commit": commit(), "config_hash": hashed}
+    known = settings.to_dict(config)
+    hashed = config_hash({name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")})
     folder = RunFolder(Path("runs", config.scale, config.task.name, "base"))
-    (folder.path / "final").mkdir(parents=True, exist_ok=True)
-    if (rows := _kept(folder, summary)) is None:
-        accelerator = Accelerator()
+    if (rows := _kept(folder, hashed)) is None:
+        task, accelerator = load_task(config), Accelerator()
         model = Base(config.model, accelerator.device, config.seed)
         with model.reference():
-            rows = _evaluated(config, model, load_task(config), accelerator, "base", summary, folder)
+            result = _evaluate(config, model, task, accelerator)
+        rows = _rows(config, task, result, "base", UNTRAINED | {"commit": commit()}, hashed)
+        if accelerator.is_main_process:
+            _keep(folder, result, rows)
     return rows
 
 
-def _evaluated(
-    config: Config,
-    model: Base,
-    task: Task,
-    accelerator: Accelerator,
-    method: str,
-    summary: dict,
-    folder: RunFolder | None = None,
-) -> list[Row]:
-    folder = folder or RunFolder(Path(config.run))
-    result = evaluate(model, task, config.evaluation, config.evaluation.images, config.train.micro_batch, accelerator)
-    rows = [
+def _evaluate(config: Config, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
+    return evaluate(model, task, config.evaluation, config.evaluation.images, config.train.micro_batch, accelerator)
+
+
+def _rows(config: Config, task: Task, result: Evaluation, method: str, summary: dict, hashed: str) -> list[Row]:
+    return [
         Row(
             task=config.task.name,
-            metric=score.metric,
             protocol=f"{task.protocol}/{config.scale}",
             method=method,
             seed=config.evaluation.seed if method == "base" else config.seed,
-            value=score.value,
-            stderr=score.stderr,
-            images=score.images,
-            prompts=score.prompts,
             updates=summary["updates"],
             images_seen=summary["images_seen"],
             seconds=summary["seconds"],
             commit=summary["commit"],
-            config_hash=summary["config_hash"],
+            config_hash=hashed,
+            **score._asdict(),
         )
         for score in result.scores
     ]
-    if accelerator.is_main_process:
-        _keep(folder, result, rows)
-    return rows
 
 
 def _keep(folder: RunFolder, result: Evaluation, rows: list[Row]) -> None:
     """Per-image verdicts, sample images and the rows; the rows last, because their presence says that all is there."""
     final = folder.path / "final"
+    final.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(result.rows).to_csv(final / "images.csv", index=False)
     (final / "samples").mkdir(exist_ok=True)
     for number, (_, image) in enumerate(sorted(result.samples.items())):
@@ -91,13 +85,13 @@ def _keep(folder: RunFolder, result: Evaluation, rows: list[Row]) -> None:
     write_text(final / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
 
 
-def _kept(folder: RunFolder, summary: dict) -> list[Row] | None:
+def _kept(folder: RunFolder, hashed: str) -> list[Row] | None:
     """The rows of an evaluation that was done, if it was one of the same settings."""
     file = folder.path / "final" / "rows.json"
     if not file.exists():
         return None
     rows = [Row(**row) for row in json.loads(file.read_text())]
-    return rows if rows and rows[0].config_hash == summary["config_hash"] else None
+    return rows if rows[0].config_hash == hashed else None
 
 
 def images(folder: Path) -> pd.DataFrame:

@@ -31,8 +31,8 @@ from star.noise import generator
 from star.objective import advantages, clip_range_for, kl, log_prob_map, policy_loss, zero_std_share
 from star.pipeline import Base
 from star.progress import bar
-from star.rollout import Trajectory, diversity, plan, sample, trained_steps
-from star.sampling import sigmas, transition
+from star.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
+from star.sampling import Transition, sigmas, transition
 from star.tasks import Score, Task
 
 COLLAPSED_REWARD = 0.5
@@ -64,6 +64,8 @@ class Trainer:
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
         self.task = task or load_task(config)
         self.base = Base(config.model, self.accelerator.device, config.seed)
+        # Blocks that the model does not have are told before anything is written.
+        relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
         self.schedule = sigmas(config.sampling.steps).to(self.base.device)
         _, height, width = self.base.latent_shape
         self.clip_range = config.method.clip_range or clip_range_for(
@@ -76,9 +78,6 @@ class Trainer:
         self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
         self.folder = RunFolder(Path(config.run))
-        # Where a run lies and who watches it do not make it another run.
-        identity = {name: value for name, value in settings.to_dict(config).items() if name not in ("run", "tracker")}
-        self.config_hash = config_hash(identity)
 
     @property
     def parts(self) -> dict:
@@ -88,7 +87,7 @@ class Trainer:
         """Train to the last epoch, from the newest checkpoint if there is one.
 
         Returns:
-            the summary of the finished run: epochs, updates, images_seen, seconds, commit, config_hash.
+            the summary of the finished run: epochs, updates, images_seen, seconds, commit.
 
         Raises:
             UserError: the folder belongs to a run with other settings.
@@ -96,7 +95,8 @@ class Trainer:
         """
         main = self.accelerator.is_main_process
         if main:
-            self.folder.open(settings.to_yaml(self.config))
+            identity = config_hash(settings.identity(self.config, evaluation=False))
+            self.folder.open(settings.to_yaml(self.config), identity)
         self.accelerator.wait_for_everyone()
         if done := self.folder.summary():
             return done
@@ -117,7 +117,7 @@ class Trainer:
                     display.update(f"{label}  reward {metrics['reward']:.3f}")
                 if (epoch + 1) % train.checkpoint_every == 0 and epoch + 1 < train.epochs:
                     self._save(progress)
-        summary = progress | {"commit": commit(), "config_hash": self.config_hash}
+        summary = progress | {"commit": commit()}
         if main:
             self.folder.finish(self.ema.values, summary)
         self.accelerator.end_training()
@@ -156,7 +156,7 @@ class Trainer:
         }
 
     def _sample(
-        self, samples: Sequence, steps: Sequence[int], epoch: int, tick: Callable[[], None]
+        self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
     ) -> tuple[list[int], list[Trajectory]]:
         """This process's micro-batches: their numbers and trajectories."""
         size, config = self.config.train.micro_batch, self.config
@@ -270,7 +270,7 @@ class Trainer:
             figures["approx_kl"].append(policy.approx_kl.item())
             figures["loss"].append(loss.mean().item())
 
-    def _kl(self, x: Tensor, v: Tensor, step: int, moved, texts: Sequence[str]) -> Tensor:
+    def _kl(self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str]) -> Tensor:
         with torch.no_grad(), self.base.reference():
             reference = self.base.velocity(x, self.schedule[step], texts, self.config.sampling.guidance)
         sampling = self.config.sampling
@@ -355,7 +355,7 @@ class Trainer:
         """The items of all processes."""
         return gather_object(items) if self.accelerator.num_processes > 1 else items
 
-    def _text(self, s) -> str:
+    def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text
 
 

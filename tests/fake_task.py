@@ -10,6 +10,7 @@ from star.tasks import Prompt, Score
 class RedTask:
     protocol = "red-v1"
     primary = "red"
+    paired = {"reward": "red"}
 
     def __init__(self, rewards=None) -> None:
         """``rewards``: overrides the reward by a function of the images."""

@@ -1,6 +1,6 @@
 """What is rewarded. One module per task, found by its name; each has a class ``Task`` with the interface below."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,16 +37,19 @@ class Task(Protocol):
     Attributes:
         protocol: name and version of the evaluation, with its engine.
         primary: the metric that methods are compared by.
+        paired: what :meth:`judge` gives that paired comparisons use, name -> label.
         train, test: prompts; no test prompt is among the training prompts.
     """
 
     protocol: str
     primary: str
+    paired: Mapping[str, str]
     train: Sequence[Prompt]
     test: Sequence[Prompt]
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
-        """What each image is worth: plain values by name, among them ``reward``, the training reward.
+        """What each image is worth: plain values by name, among them ``reward``, the training reward, and ``stratum``,
+        within which comparisons average before they average over strata.
 
         Args:
             prompts: what image ``i`` was made from.

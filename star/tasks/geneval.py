@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ class Task:
     """Training prompts in Flow-GRPO's mix, GenEval's own test prompts; the reward is the continuous score."""
 
     primary = "geneval_official_macro"
+    paired = MappingProxyType({"correct": "official macro", "strict": "strict macro", "score": "continuous macro"})
 
     def __init__(self, engine: str, scale: str) -> None:
         self.detector = detector(engine)
@@ -41,7 +43,10 @@ class Task:
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
         results = verdicts([prompt.target for prompt in prompts], images, self.detector)
-        return [{"reward": verdict.score, **vars(verdict)} for verdict in results]
+        return [
+            {"stratum": prompt.target["tag"], "reward": verdict.score, **vars(verdict)}
+            for prompt, verdict in zip(prompts, results, strict=True)
+        ]
 
     def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
         rows = pd.DataFrame(verdicts).assign(

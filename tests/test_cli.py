@@ -1,0 +1,106 @@
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FAST
+
+from evaluators.geneval.evaluate import save_folder
+from evaluators.geneval.prompts import MINI, TAGS, generate
+from star.bench.results import read
+from star.cli import main
+from star.mini.scenes import draw_scene
+
+
+@pytest.fixture
+def star(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["star", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return run
+
+
+def test_help_teaches(star):
+    code, out, _ = star("--help")
+    assert code == 0
+    for word in ("train", "evaluate", "reproduce", "diff", "mini", "bench", "key=value"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "method=foo"], "no method 'foo'"),
+        (["train", "train.lr"], "write key=value"),
+        (["train", "model.path=missing/folder"], "model.path=missing/folder: no SD3 pipeline could be loaded"),
+        (["reproduce", "geneval", "scale=paper"], "hf download stabilityai/stable-diffusion-3.5-medium"),
+        (["reproduce", "nothing"], "no task 'nothing'; there are: geneval"),
+        (["evaluate", "task=geneval", "images=missing"], "no such folder: missing"),
+        (["evaluate", "task=geneval"], "needs task=geneval and images=FOLDER"),
+        (["evaluate", "task=geneval", "images=.", "engine=magic"], "evaluators.geneval=magic"),
+        (["diff", "missing.csv"], "missing.csv"),
+        (["train", "relevance.blocks=[99]"], "block"),
+        (["train", "model.lora_targets=[nothing]"], "model.lora_targets"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(star, words, message, pipeline_folder):
+    fast = [*FAST.split(), f"model.path={pipeline_folder}"]
+    if words[0] == "train":
+        words = [words[0], *fast, *words[1:]]
+    code, _, err = star(*words)
+    assert code == 2
+    assert message in err and err.startswith("star: ") and err.count("\n") == 1
+    assert not list(Path().glob("results/**/*.csv"))
+
+
+def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
+    records = [next(r for r in generate(MINI) if r["tag"] == tag) for tag in TAGS]
+    scenes = [[draw_scene(record, np.random.default_rng(i))[0] for i in range(2)] for record in records]
+    save_folder(tmp_path / "images", records, scenes)
+    code, out, _ = star("evaluate", "task=geneval", "images=images")
+    assert code == 0
+    assert re.search(r"geneval_official_macro\W+1\.0000", out)
+    assert "geneval-v1/mini-1" in out and "12 images of 6 prompts" in out
+
+
+def test_reproduce_writes_tables_once(star, pipeline_folder):
+    words = ["reproduce", "geneval", *FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1"]
+    code, out, _ = star(*words)
+    assert code == 0
+    rows = read(Path("results/mini/geneval.csv"))
+    assert {row.method for row in rows} == {"base", "flow_grpo", "star"}
+    macro = {row.method: row for row in rows if row.metric == "geneval_official_macro"}
+    assert macro["star"].prompts == macro["base"].prompts == 196
+    assert (macro["star"].updates, macro["star"].images_seen, macro["base"].updates) == (2, 16, 0)
+    assert all(row.protocol == "geneval-v1/mini-1/mini" for row in rows)
+    for text in (out, Path("results/mini/geneval.md").read_text()):
+        assert "STAR minus Flow-GRPO" in text and "0.9759" in text and "not comparable" in text
+    before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    assert star(*words)[0] == 0
+    assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
+
+    code, out, _ = star("diff", "results/mini/geneval.csv", "--json")
+    assert code == 0
+    statuses = {row["status"] for row in json.loads(out)["rows"]}
+    assert {"not comparable (mini)", "not run"} <= statuses
+
+
+def test_train_says_what_it_measured(star, pipeline_folder):
+    code, out, _ = star("train", "method=spatial", *FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1")
+    assert code == 0
+    assert "spatial, seed 0, geneval-v1/mini-1/mini" in out and "geneval_official_macro" in out
+
+
+def test_bench_localisation_without_pictures_says_so(star, pipeline_folder):
+    code, _, err = star("bench", "localisation", *FAST.split(), f"model.path={pipeline_folder}")
+    assert code == 2 and "no picture shows the objects" in err
