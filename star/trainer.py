@@ -37,6 +37,8 @@ from star.tasks import Score, Task
 
 COLLAPSED_REWARD = 0.5
 COLLAPSED_DIVERSITY = 0.05
+# Of these figures an epoch reports the largest value, of the others the mean.
+LARGEST = ("ratio_error", "weight_max")
 
 
 @dataclass
@@ -233,8 +235,11 @@ class Trainer:
             if part.weights is not None:
                 figures["effective_share"].append(effective_sample_share(part.weights).mean().item())
                 figures["weight_max"].append(part.weights.max().item())
-        pooled = {name: [v for own in self._gather([values]) for v in own] for name, values in figures.items()}
-        return {name: (max if name in ("ratio_error", "weight_max") else _mean)(pooled[name]) for name in pooled}
+        pooled: dict[str, list[float]] = defaultdict(list)
+        for own in self._gather([dict(figures)]):
+            for name, values in own.items():
+                pooled[name] += values
+        return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
 
     def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""

@@ -1,0 +1,121 @@
+"""A whole epoch against an independent, naive implementation in float64: same loss, same gradient."""
+
+import copy
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+from fake_task import RedTask
+
+from star.objective import advantages
+from star.rollout import plan, trained_steps
+from star.trainer import Part, Trainer
+
+
+def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, beta, clip):
+    """Loops over everything, in float64, from the formulas as the papers print them."""
+    config = trainer.config
+    model = copy.deepcopy(trainer.base.transformer).double()
+    embed = {text: trainer.base.encode([text]) for text in set(prompts)}
+    steps = config.sampling.steps
+    low = 3 * 0.001 / (1 + 2 * 0.001)
+    u = [1 + (low - 1) * i / (steps - 1) for i in range(steps)]
+    sigma = [3 * x / (1 + 2 * x) for x in u] + [0.0]
+    groups = defaultdict(list)
+    for reward, prompt in zip(rewards, prompts, strict=True):
+        groups[prompt].append(reward)
+    mean_all = sum(rewards) / len(rewards)
+    deviation = math.sqrt(sum((r - mean_all) ** 2 for r in rewards) / len(rewards))
+    total, terms, place = 0.0, 0, 0
+    for trajectory in trajectories:
+        for row, _ in enumerate(trajectory.samples):
+            prompt, reward = prompts[place], rewards[place]
+            advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (deviation + 1e-4)
+            advantage = max(-5.0, min(5.0, advantage))
+            maps = None if relevance is None else relevance[:, place].double()
+            for k, step in enumerate(trajectory.steps):
+                s, nxt = sigma[step], sigma[step + 1]
+                dt = nxt - s
+                tilde = sigma[1] if step == 0 else s
+                std = config.sampling.noise_level * math.sqrt(s / (1 - tilde))
+                tau = std * math.sqrt(-dt)
+                x, after = trajectory.latents[k, row].double(), trajectory.latents[k + 1, row].double()
+
+                def mean(x=x, s=s, dt=dt, std=std, prompt=prompt):
+                    embeds, pooled = (e.double() for e in embed[prompt])
+                    time = torch.tensor([1000 * s], dtype=torch.float64)
+                    v = model(x[None], embeds, pooled, time, return_dict=False)[0][0]
+                    return x * (1 + std**2 * dt / (2 * s)) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
+
+                mu = mean()
+                with torch.no_grad():
+                    model.disable_adapters()
+                    mu_ref = mean()
+                    model.enable_adapters()
+                logp = -((after - mu) ** 2) / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
+                logp = logp.mean(0) if position else logp.mean()
+                ratio = (logp - trajectory.log_probs[k, row].double()).exp()
+                gain = torch.full_like(ratio, advantage)
+                if maps is not None:
+                    weight = maps[k] / maps.mean()
+                    gain = gain * weight.repeat_interleave(2, 0).repeat_interleave(2, 1)
+                clipped = ratio.clamp(1 - clip, 1 + clip)
+                surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
+                penalty = (((mu - mu_ref) ** 2) / (2 * std**2)).mean()
+                total = total - surrogate.mean() + beta * penalty
+                terms += 1
+            place += 1
+    loss = total / terms
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "star"])
+def test_epoch_is_the_naive_one(make_config, method):
+    beta = 0.3
+    config = make_config(
+        f"method={method}",
+        "sampling.window=0",
+        "train.groups=2",
+        "train.group_size=3",
+        "train.micro_batch=3",
+        f"train.beta={beta}",
+        "train.clip_range=5e-4",
+    )
+    trainer = Trainer(config, RedTask())
+    train = config.train
+    samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 0)
+    mine, trajectories = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
+    rewards, _ = trainer._score(mine, trajectories)
+    prompts = [trainer.task.train[s.prompt].text for s in samples]
+    torch.manual_seed(1)  # off policy, so that ratios, clipping and the penalty all count
+    for parameter in trainer.base.trained.values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+
+    groups = [s.prompt for s in samples]
+    gains = advantages(rewards, groups, "batch")
+    weights = trainer._allocate(mine, trajectories, groups, 0)
+    figures = defaultdict(list)
+    for index in mine:
+        own = slice(3 * index, 3 * index + 3)
+        part = Part(trajectories[index], gains[own], weights and weights[index])
+        trainer._backward(part, len(samples), figures, on_policy=False)
+    assert 0 < sum(figures["clip_fraction"]) / len(figures["clip_fraction"]) < 1
+
+    relevance = None if method == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
+    loss, grads = naive_loss(
+        trainer,
+        trajectories,
+        rewards.tolist(),
+        prompts,
+        relevance,
+        position=method == "star",
+        beta=beta,
+        clip=trainer.clip_range,
+    )
+    assert sum(figures["loss"]) / len(figures["loss"]) == pytest.approx(loss, abs=1e-5)
+    assert grads.keys() == trainer.base.trained.keys()
+    largest = max(grad.abs().max().item() for grad in grads.values())
+    for name, parameter in trainer.base.trained.items():
+        assert torch.allclose(parameter.grad.double(), grads[name], atol=1e-5 * largest), name
