@@ -46,7 +46,7 @@ def evaluate(
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     judged: list[tuple[tuple[int, int], dict]] = []
-    samples = {}
+    samples: dict[str, np.ndarray] = {}
     for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -181,7 +181,7 @@ def _load(config: ModelConfig) -> StableDiffusion3Pipeline:
     return pipeline
 
 
-def _add_lora(transformer: nn.Module, config: ModelConfig) -> None:
+def _add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

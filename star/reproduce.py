@@ -54,8 +54,8 @@ def _difference(configs: dict[str, Config]) -> str:
     star, flow_grpo = (frame.sort_values(["prompt", "image"]) for frame in frames)
     gains = []
     for column, label in load_task(configs["star"]).paired.items():
-        values = (frame[column].to_numpy(float) for frame in (star, flow_grpo))
-        gain = paired_difference(*values, star["prompt"].to_numpy(), strata=star["stratum"].to_numpy())
+        ours, theirs = (frame[column].to_numpy(float) for frame in (star, flow_grpo))
+        gain = paired_difference(ours, theirs, star["prompt"].to_numpy(), strata=star["stratum"].to_numpy())
         gains.append(f"{label} {_signed(gain)}")
     return (
         f"STAR minus Flow-GRPO, seed {configs['star'].seed}, same prompts and noise, paired bootstrap by prompt "

@@ -74,8 +74,9 @@ class Trainer:
             config.method.reduction, config.train.clip_range, height * width
         )
         train = config.train
+        first, second = train.betas
         self.optimizer = torch.optim.AdamW(
-            self.base.trained.values(), train.lr, betas=tuple(train.betas), weight_decay=train.weight_decay
+            self.base.trained.values(), train.lr, betas=(first, second), weight_decay=train.weight_decay
         )
         self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
@@ -141,7 +142,7 @@ class Trainer:
         weights = self._allocate(mine, trajectories, groups, epoch)
         size = train.micro_batch
         parts = {
-            index: Part(trajectory, gains[index * size : (index + 1) * size], weights and weights[index])
+            index: Part(trajectory, gains[index * size : (index + 1) * size], None if weights is None else weights[index])
             for index, trajectory in zip(mine, trajectories, strict=True)
         }
         figures = self._updates(parts, len(samples) // size, epoch, tick)

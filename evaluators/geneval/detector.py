@@ -18,8 +18,8 @@ class Detector(Protocol):
     """
 
     name: str
-    classes: Sequence[str]
-    colors: Sequence[str]
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict[str, list[Detection]]]:
         """Per image: class -> objects in any order, unfiltered, with masks if the detector has them.

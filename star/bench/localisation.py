@@ -105,14 +105,16 @@ def _measured(base: Base, task: Task, config: Config, prompts: Sequence[Prompt])
     for row, (prompt, found) in enumerate(zip(prompts, task.detector(list(images)), strict=True)):
         objects = filter_detections(found, prompt.target["tag"])
         masks = [d.mask for c in prompt.target["include"] for d in objects.get(c["class"], [])[: c["count"]]]
-        if len(masks) == sum(c["count"] for c in prompt.target["include"]) and all(m is not None for m in masks):
+        drawn = [mask for mask in masks if mask is not None]
+        if len(drawn) == sum(c["count"] for c in prompt.target["include"]):
             kept.append(row)
-            areas.append(np.any(masks, axis=0))
+            areas.append(np.any(drawn, axis=0))
     if not kept:
         return np.empty((0, *maps.shape[1:3])), images[:0], maps[:0].numpy(), []
     chosen = maps[kept]
     inside = torch.from_numpy(np.stack(areas)).float()
-    inside = adaptive_avg_pool2d(inside, chosen.shape[-2:])[:, None, None]
+    height, width = chosen.shape[-2:]
+    inside = adaptive_avg_pool2d(inside, (height, width))[:, None, None]
     concentration = (chosen * inside).mean((-2, -1)) / inside.mean((-2, -1))
     return concentration.numpy(), images[kept], chosen.numpy(), [texts[row] for row in kept]
 

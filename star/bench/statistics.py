@@ -6,11 +6,14 @@ the truth about two times in three. Images of one prompt are correlated, so prom
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
+
+Column = Sequence[Any] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     return Estimate(mean, stderr, (mean - reach, mean + reach))
 
 
-def clustered_stderr(values: Sequence[float], clusters: Sequence, *, strata: Sequence | None = None) -> float | None:
+def clustered_stderr(values: Column, clusters: Column, *, strata: Column | None = None) -> float | None:
     """Standard error of a mean of values that are correlated within a cluster (the images of a prompt).
 
     Linearised ratio estimator for clusters of unequal size (Cochran, Sampling Techniques, §9.4 to 9.5)::
@@ -75,11 +78,11 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence, *, strata: Seq
 
 
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    clusters: Sequence,
+    a: Column,
+    b: Column,
+    clusters: Column,
     *,
-    strata: Sequence | None = None,
+    strata: Column | None = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
@@ -125,9 +128,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
 
 
-def _strata(
-    values: Sequence[float] | np.ndarray, clusters: Sequence, strata: Sequence | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _strata(values: Column, clusters: Column, strata: Column | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per stratum: (sums of its clusters' values, the clusters' sizes)."""
     strata = [0] * len(values) if strata is None else strata
     if not len(values) == len(clusters) == len(strata) or len(values) == 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from star.ema import EMA, swapped
@@ -74,7 +74,7 @@ def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
     return folder
 
 
-def train_autoencoder(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> None:
+def train_autoencoder(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> None:
     """Absolute error plus a small KL term; then latents are shifted and scaled to zero mean and unit deviation."""
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_lr, weight_decay=1e-4)
     state = Checkpoint(folder / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer})
@@ -98,7 +98,7 @@ def train_autoencoder(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> N
     autoencoder.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
-def encode_world(autoencoder: nn.Module, folder: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
+def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
     """The first ``recipe.bank`` pictures of the world as scaled latents (N, 4, 16, 16) in half precision, and captions."""
     file = folder / "bank.pt"
     if not file.exists():

@@ -55,9 +55,13 @@ class Task:
             protocol=self.protocol,
         )
         return [
-            Score(row.metric, row.value, None if np.isnan(row.stderr) else row.stderr, row.images, row.prompts)
-            for row in summarise(rows).itertuples()
+            Score(row["metric"], row["value"], _known(row["stderr"]), row["images"], row["prompts"])
+            for row in summarise(rows).to_dict("records")
         ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def detector(engine: str) -> Detector:
