@@ -42,8 +42,9 @@ def base(config: Config) -> list[Row]:
     hashed = config_hash({name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")})
     folder = RunFolder(Path("runs", config.scale, config.task.name, "base"))
     if (rows := _kept(folder, hashed)) is None:
-        task, accelerator = load_task(config), Accelerator()
+        accelerator = Accelerator()
         model = Base(config.model, accelerator.device, config.seed)
+        task = load_task(config)
         with model.reference():
             result = _evaluate(config, model, task, accelerator)
         rows = _rows(config, task, result, "base", UNTRAINED | {"commit": commit()}, hashed)

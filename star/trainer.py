@@ -64,8 +64,8 @@ class Trainer:
         """
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        self.task = task or load_task(config)
         self.base = Base(config.model, self.accelerator.device, config.seed)
+        self.task = task or load_task(config)
         # Blocks that the model does not have are told before anything is written.
         relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
         self.schedule = sigmas(config.sampling.steps).to(self.base.device)

@@ -5,10 +5,12 @@ done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 """
 
 import json
+import math
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from star.mini.build import TEXT_LENGTH, untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
 from star.pipeline import MINI_BASE
+
+SHIFT = 3.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def pretrain(folder: Path, recipe: Recipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     pipeline = untrained_pipeline()
+    zero_modulation(pipeline.transformer)
     train_autoencoder(pipeline.vae, folder, recipe)
     latents, captions = encode_world(pipeline.vae, folder, recipe)
     ema = train_flow(pipeline, latents, captions, folder, recipe)
@@ -118,22 +123,26 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
 
 
 def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: list[str], folder: Path, recipe: Recipe) -> EMA:
-    """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; 10 % empty captions."""
+    """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; 10 % empty captions.
+
+    s is shifted towards noise as much as in sampling: there the layout of a picture is decided.
+    """
     modules = flow_modules(pipeline)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=recipe.flow_lr, betas=(0.9, 0.99), weight_decay=0.01)
     parameters = dict(modules.named_parameters())
     ema = EMA(parameters, recipe.ema)
-    state = Checkpoint(folder / "flow.pt", {"model": modules, "optimizer": optimizer, "ema": ema})
+    muon, adam = optimizers(parameters, recipe)
+    state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
     for step in steps("flow", state, recipe.flow_steps, folder, recipe):
-        set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
+        for optimizer in (muon, adam):
+            set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
         generator = keyed(recipe.seed, 2, step)
         rows = torch.randint(len(latents), (recipe.flow_batch,), generator=generator)
         dropped = torch.rand(recipe.flow_batch, generator=generator) < recipe.caption_dropout
         texts = ["" if drop else captions[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        sigma = torch.randn(recipe.flow_batch, generator=generator).sigmoid()
+        sigma = (torch.randn(recipe.flow_batch, generator=generator) + math.log(SHIFT)).sigmoid()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         embeds, _, pooled, _ = pipeline.encode_prompt(
             texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
@@ -142,8 +151,9 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
         loss = F.mse_loss(velocity, noise - clean)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in (muon, adam):
+            optimizer.step()
+        modules.zero_grad()
         ema.update(parameters)
         state.log(step, loss=loss, grad_norm=norm)
         if (step + 1) % recipe.score_every == 0:
@@ -152,6 +162,27 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
             append(folder, line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     return ema
+
+
+def zero_modulation(transformer: nn.Module) -> None:
+    """Start every block as the identity (adaLN-Zero, as in DiT, arXiv 2212.09748); diffusers starts at random."""
+    for name, module in transformer.named_modules():
+        if name.endswith((".norm1.linear", ".norm1_context.linear", "norm_out.linear")) or name == "proj_out":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def optimizers(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices of attention and feed-forward layers, AdamW for the rest; one learning rate fits both."""
+    inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(r"\.(attn2?|ff|ff_context)\.", name)}
+    muon = torch.optim.Muon(
+        [parameters[name] for name in sorted(inner)],
+        lr=recipe.flow_lr,
+        weight_decay=0.01,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    rest = [parameters[name] for name in parameters if name not in inner]
+    return muon, torch.optim.AdamW(rest, lr=recipe.flow_lr, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def install_base(pipeline: Path) -> None:
