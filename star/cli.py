@@ -96,6 +96,8 @@ def pretrain(
     folder: Annotated[Path, typer.Argument(help="Work folder; continued if it holds a run that was cut off.")],
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 8000,
 ) -> None:
     """Rebuild the base model from nothing: about two and a half hours on two cores.
 
@@ -104,7 +106,7 @@ def pretrain(
     from star.mini.pretrain import Recipe, install_base
     from star.mini.pretrain import pretrain as run
 
-    pipeline = run(folder, Recipe(compile=compiled))
+    pipeline = run(folder, Recipe(compile=compiled, flow_steps=flow_steps), start)
     if install:
         install_base(pipeline)
 

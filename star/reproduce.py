@@ -40,10 +40,10 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     table = tables.markdown(rows, results.read_paper(diff.find_paper()))
     difference = _difference(configs)
     write_text(folder / f"{task}.md", f"{table}\n{difference}\n")
-    console = Console()
-    console.print(table, markup=False, soft_wrap=True)
-    console.print(difference, markup=False, soft_wrap=True)
     code = diff.run(file, None, as_json=False)
+    console = Console()
+    console.print(f"\n{tables.MINI_WARNING}" if first.scale == "mini" else "", markup=False, soft_wrap=True)
+    console.print(f"\n{difference}", markup=False, soft_wrap=True)
     console.print(f"\nresults: {file} and {file.with_suffix('.md')}", markup=False, soft_wrap=True)
     return code
 

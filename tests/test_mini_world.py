@@ -96,6 +96,10 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
     image = pipeline("a photo of a ring", num_inference_steps=2, max_sequence_length=TEXT_LENGTH).images[0]
     assert image.size == (SIZE, SIZE)
 
+    further = pretrain(tmp_path / "further", recipe, start=cut)
+    files = [next((folder / "vae").glob("*.safetensors")) for folder in (cut, further)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
 
 def _failing(update, outcomes):
     def wrapped(self, tensors) -> None:

@@ -50,21 +50,26 @@ class Recipe:
     compile: bool = False
 
 
-def pretrain(folder: Path, recipe: Recipe) -> Path:
+def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
     """Train the base and save it as a diffusers folder, in half precision.
 
     Args:
         folder: work folder; created, or continued if it holds a run that was cut off.
         recipe: sizes, lengths and rates.
+        start: a pipeline to train further instead of starting from random weights; its autoencoder stays as it is.
 
     Returns:
         the folder of the finished pipeline, ``folder / "pipeline"``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    pipeline = untrained_pipeline()
-    zero_modulation(pipeline.transformer)
-    train_autoencoder(pipeline.vae, folder, recipe)
+    if start is None:
+        pipeline = untrained_pipeline()
+        zero_modulation(pipeline.transformer)
+        train_autoencoder(pipeline.vae, folder, recipe)
+    else:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(start)
+        pipeline.vae.requires_grad_(False)
     latents, captions = encode_world(pipeline.vae, folder, recipe)
     ema = train_flow(pipeline, latents, captions, folder, recipe)
     flow_modules(pipeline).load_state_dict(ema.values, strict=False)
