@@ -26,8 +26,6 @@ from star.mini.score import score
 from star.mini.world import example
 from star.pipeline import MINI_BASE
 
-SHIFT = 3.0
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -147,7 +145,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
         texts = ["" if drop else captions[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
-        sigma = (torch.randn(recipe.flow_batch, generator=generator) + math.log(SHIFT)).sigmoid()
+        sigma = (torch.randn(recipe.flow_batch, generator=generator) + math.log(pipeline.scheduler.config.shift)).sigmoid()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         embeds, _, pooled, _ = pipeline.encode_prompt(
             texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
