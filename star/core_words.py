@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from evaluators.ocr.reward import target_span
 from star.errors import UserError
 
 Span = tuple[int, int]
@@ -63,10 +64,7 @@ def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]
             raise ValueError("the core words of a geneval prompt come from its record; none was given")
         return _merged([span for forms in _record_words(record) for span in _occurrences(prompt, forms)])
     if task == "ocr":
-        quoted = re.search(r'"([^"]*)"', prompt)
-        if quoted is None or not quoted[1].strip():
-            raise UserError(f'prompt {prompt!r} has no text in double quotes ("); the ocr task needs it')
-        return [quoted.span(1)]
+        return [target_span(prompt)]
     if task == "pickscore":
         words = [word.span() for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
         if not words:

@@ -1,15 +1,13 @@
 import difflib
 from functools import cache
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluators.ocr.rapid import Rapid
-from evaluators.ocr.reward import levenshtein, target_text, text_reward
+from evaluators.ocr.reward import levenshtein, target_span, target_text, text_reward
+from star.core_words import core_spans
 from star.errors import UserError
-from star.mini import signs
 
 words = st.text(alphabet="abC d", max_size=7)
 
@@ -61,9 +59,12 @@ def test_target_is_the_first_quoted_text():
         text_reward("  ", ["x"])
 
 
-def test_drawn_signs_are_read():
-    engine, chosen = Rapid(), sorted(signs.TEST_WORDS)[::6]
-    pictures = [signs.draw_sign(word, np.random.default_rng((5, i))) for i, word in enumerate(chosen)]
-    rewards = [text_reward(word, engine.lines(picture)) for word, picture in zip(chosen, pictures, strict=True)]
-    assert np.mean(rewards) >= 0.97
-    assert engine.lines(np.full((64, 64, 3), 128, np.uint8)) == ()
+def test_target_and_core_word_are_the_same_characters():
+    for prompt in ('a "Grand Opening" sign, "not this"', '"x"', 'tabs "\t" are no spaces', 'two\nlines "a\nb"'):
+        start, end = target_span(prompt)
+        assert core_spans("ocr", prompt) == [(start, end)]
+        assert prompt[start:end] == prompt.split('"')[1] == target_text(prompt)
+        assert prompt[start - 1] == prompt[end] == '"'
+    for prompt in ("no quotes", 'one " quote', 'an empty "" one', '"  "'):
+        with pytest.raises(UserError, match="double quotes"):
+            core_spans("ocr", prompt)

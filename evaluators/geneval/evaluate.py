@@ -14,17 +14,31 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 from rich.progress import track
 
+from evaluators.folder import mean_and_stderr
 from evaluators.geneval.detector import Detector
+from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
 from evaluators.geneval.rules import Verdict, filter_detections, judge
+from evaluators.images import read_image
 from star.errors import UserError
 
 # Raise the version when a change alters what a folder of images scores.
 PROTOCOL = "geneval-v1"
 COLUMNS = {"official": "correct", "strict": "strict", "continuous": "score"}
+
+
+def detector(engine: str) -> Detector:
+    """The detector of a name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if engine == "mini":
+        return MiniDetector()
+    raise UserError(f"no geneval engine {engine!r} yet; there are: mini")
 
 
 def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> list[Verdict]:
@@ -83,7 +97,7 @@ def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = Tru
     for path in track(prompts, description="GenEval", disable=not progress):
         record = _read_record(path / "metadata.jsonl")
         files = _image_files(path / "samples")
-        results = verdicts([record] * len(files), [_read_image(file) for file in files], detector)
+        results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
         rows += [
             {
                 "filename": file.relative_to(root).as_posix(),
@@ -180,13 +194,8 @@ def _check_vocabulary(record: Record, detector: Detector) -> None:
 
 
 def _clustered_mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
-    """Mean over rows and its standard error, robust to any correlation among the rows of a prompt."""
-    values = rows[column].astype(float)
-    sums = (values - values.mean()).groupby([rows["tag"], rows["prompt"]]).sum()
-    if len(sums) < 2:
-        return float(values.mean()), float("nan")
-    variance = len(sums) / (len(sums) - 1) * (sums**2).sum() / len(rows) ** 2
-    return float(values.mean()), float(np.sqrt(variance))
+    mean, stderr = mean_and_stderr(rows[column], list(zip(rows["tag"], rows["prompt"], strict=True)))
+    return mean, float("nan") if stderr is None else stderr
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -194,14 +203,6 @@ def _image_files(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"no images like 00000.png in {folder}")
     return files
-
-
-def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG with any of the three
-        raise UserError(f"cannot read the image {path}: {error}") from error
 
 
 def _read_record(path: Path) -> Record:

@@ -1,10 +1,11 @@
 """RapidOCR: PP-OCR models that ship in a wheel, run by onnxruntime."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
-from rapidocr import RapidOCR
 
 # For small pictures: the defaults scale them up to 736 pixels, which takes 15 times longer and reads no better.
 SMALL = {
@@ -19,7 +20,7 @@ SMALL = {
 
 
 class Rapid:
-    """Recognises the lines of small pictures.
+    """Recognises the lines of small pictures. The models are loaded by the first picture.
 
     Attributes:
         name: engine and version, part of the protocol.
@@ -27,10 +28,15 @@ class Rapid:
 
     def __init__(self) -> None:
         self.name = f"rapidocr-{version('rapidocr')}"
-        self._engine = RapidOCR(params=SMALL)
 
     def lines(self, image: np.ndarray) -> Sequence[str]:
         """Recognised lines, top to bottom; empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
         # The engine takes arrays as BGR, and remembers the switches of the last call unless they are given.
         result = self._engine(image[..., ::-1], use_det=True, use_cls=False, use_rec=True)
         return result.txts or ()
+
+    @cached_property
+    def _engine(self) -> Any:
+        from rapidocr import RapidOCR
+
+        return RapidOCR(params=SMALL)

@@ -5,16 +5,23 @@ from collections.abc import Sequence
 from star.errors import UserError
 
 
-def target_text(prompt: str) -> str:
-    """The text between a prompt's first two ASCII double quotes.
+def target_span(prompt: str) -> tuple[int, int]:
+    """Where the text between a prompt's first two ASCII double quotes stands, as characters ``[start, end)``.
 
     Raises:
-        UserError: the prompt quotes nothing.
+        UserError: the prompt quotes nothing, or nothing but spaces.
     """
-    parts = prompt.split('"')
-    if len(parts) < 3 or not parts[1].replace(" ", ""):
+    start = prompt.find('"') + 1
+    end = prompt.find('"', start)
+    if not start or end < 0 or not _normalise(prompt[start:end]):
         raise UserError(f'prompt {prompt!r} has no text in double quotes ("); the ocr task needs it')
-    return parts[1]
+    return start, end
+
+
+def target_text(prompt: str) -> str:
+    """The text that an image of this prompt should show; see :func:`target_span`."""
+    start, end = target_span(prompt)
+    return prompt[start:end]
 
 
 def text_reward(target: str, lines: Sequence[str]) -> float:
@@ -30,7 +37,7 @@ def text_reward(target: str, lines: Sequence[str]) -> float:
     Raises:
         ValueError: the target has no characters but spaces.
     """
-    wanted, found = (text.replace(" ", "").lower() for text in (target, "".join(lines)))
+    wanted, found = _normalise(target), _normalise("".join(lines))
     if not wanted:
         raise ValueError("the target text is empty")
     if wanted in found:
@@ -47,3 +54,8 @@ def levenshtein(a: str, b: str) -> int:
             current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (left != right)))
         previous = current
     return previous[-1]
+
+
+def _normalise(text: str) -> str:
+    """In lower case and without ASCII spaces; other white space stays, as in the published reward."""
+    return text.replace(" ", "").lower()

@@ -1,0 +1,131 @@
+"""Recognition in worker processes, beside whatever the main process does meanwhile."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
+
+import numpy as np
+
+from star.errors import RunStopped, UserError
+
+Lines = list[str]
+
+
+class Engine(Protocol):
+    """A text recogniser.
+
+    It is pickled into worker processes, so its constructor must be cheap and leave the loading of models to
+    :meth:`lines`.
+
+    Attributes:
+        name: engine and version, part of the protocol.
+    """
+
+    name: str
+
+    def lines(self, image: np.ndarray) -> Sequence[str]:
+        """Recognised lines in reading order, empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        ...
+
+
+class Pool:
+    """Recognises batches of images in worker processes of one thread each, which the first batch starts.
+
+    A worker that dies is replaced, and the images it left undone are tried once more.
+
+    Attributes:
+        engine: what recognises.
+    """
+
+    def __init__(self, engine: Engine, workers: int = 1) -> None:
+        """
+        Args:
+            engine: what recognises.
+            workers: processes; 0 recognises in this one.
+        """
+        self.engine = engine
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
+        """Start to recognise images.
+
+        Args:
+            images: uint8 (H, W, 3) in RGB.
+
+        Returns:
+            A function that waits and gives the lines of every image. Without workers, it is what does the work. It
+            raises :class:`~star.errors.UserError` where the engine does (it lacks its models, say) and
+            :class:`~star.errors.RunStopped`, with the number of the image, where the engine fails or twice kills its
+            worker.
+        """
+        jobs = [self._job(image) for image in images]
+        return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
+
+    def close(self) -> None:
+        """End the workers; the next batch starts new ones."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+    def _job(self, image: np.ndarray) -> Callable[[], Lines]:
+        if not self._workers:
+            return lambda: list(self.engine.lines(image))
+        try:
+            return self._start(image).result
+        except BrokenProcessPool:
+            self.close()
+            return self._start(image).result
+
+    def _start(self, image: np.ndarray) -> Future[Lines]:
+        if self._executor is None:
+            # Spawned: a fork of a process with the threads of torch and accelerate may hang.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, context, _prepare, (self.engine,))
+        return self._executor.submit(_lines, image)
+
+    def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
+        image, job = work
+        for attempt in (job, lambda: self._job(image)()):
+            try:
+                return attempt()
+            except BrokenProcessPool:
+                continue
+            except UserError:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise RunStopped(f"{self.engine.name} failed on image {index} of its batch: {reason}") from error
+        raise RunStopped(
+            f"{self.engine.name} twice ended its worker process on image {index} of its batch: it crashed, or the "
+            "system killed it, e.g. for want of memory"
+        )
+
+
+_engine: Engine
+
+
+def _prepare(engine: Engine) -> None:
+    """Set a worker up, before any library that reads the numbers of threads is loaded."""
+    global _engine
+    _engine = engine
+    os.environ.update(OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody else ends a worker whose parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _lines(image: np.ndarray) -> Lines:
+    return list(_engine.lines(image))

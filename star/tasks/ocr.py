@@ -1,0 +1,55 @@
+"""OCR as a task: does the picture show the text that the prompt quotes?"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+
+from evaluators.folder import mean_and_stderr
+from evaluators.ocr.evaluate import METRICS, engine, protocol, submit
+from evaluators.ocr.pool import Pool
+from star.core_words import core_spans
+from star.data import load_prompts
+from star.mini import signs
+from star.tasks import Prompt, Score
+
+
+class Task:
+    """At the mini scale, signs whose test words no training has seen; at the paper's, Flow-GRPO's prompts."""
+
+    name = "ocr"
+    primary = "ocr_accuracy"
+    paired = MappingProxyType({"reward": "reward", "exact": "exact"})
+
+    def __init__(self, engine_name: str, scale: str) -> None:
+        self.pool = Pool(engine(engine_name))
+        self.protocol = protocol(self.pool.engine)
+        self.scale = scale
+
+    @cached_property
+    def train(self) -> list[Prompt]:
+        return self._prompts("train", signs.TRAIN_WORDS)
+
+    @cached_property
+    def test(self) -> list[Prompt]:
+        return self._prompts("test", sorted(signs.TEST_WORDS))
+
+    def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
+        return self.submit(prompts, images)()
+
+    def submit(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """Start to judge images, beside what comes next; the returned function waits for what :meth:`judge` gives."""
+        verdicts = submit([prompt.text for prompt in prompts], images, self.pool)
+        return lambda: [{"stratum": "all", **verdict} for verdict in verdicts()]
+
+    def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
+        texts = [prompt.text for prompt in prompts]
+        return [
+            Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
+            for metric, key in METRICS.items()
+        ]
+
+    def _prompts(self, split: str, words: Sequence[str]) -> list[Prompt]:
+        texts = map(signs.prompt, words) if self.scale == "mini" else load_prompts("ocr", split)
+        return [Prompt(text, tuple(core_spans("ocr", text))) for text in texts]

@@ -1,0 +1,44 @@
+"""Recognisers that need no models; in a module of their own, because worker processes import them."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from star.errors import UserError
+
+CRASH, FAIL, LACK, LEAVE, WAIT, PROCESS, THREADS = range(200, 207)
+
+
+@dataclass
+class FakeEngine:
+    """Reads an image's first byte, as a number. Some numbers make it misbehave.
+
+    CRASH: the process ends, with each of the first ``crashes`` such images. FAIL: an ordinary exception. LACK: models are
+    missing. LEAVE: killed as for want of memory. WAIT: until the file ``folder/go`` appears. PROCESS: reads the
+    process's number. THREADS: reads the number of threads that libraries are told to use.
+    """
+
+    folder: Path
+    crashes: int = 99
+    name: str = "fake-1"
+
+    def lines(self, image):
+        number = int(image.flat[0])
+        if number == CRASH and len(list(self.folder.glob("crash*"))) < self.crashes:
+            (self.folder / f"crash{time.monotonic_ns()}").touch()
+            os._exit(3)
+        if number == FAIL:
+            raise RuntimeError("the net is broken")
+        if number == LACK:
+            raise UserError("no models; get them")
+        if number == LEAVE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while number == WAIT and not (self.folder / "go").exists():
+            time.sleep(0.01)
+        if number == PROCESS:
+            return [str(os.getpid())]
+        if number == THREADS:
+            return [os.environ["OMP_NUM_THREADS"], os.environ["OPENCV_FOR_THREADS_NUM"]]
+        return [] if number == 0 else [str(number), "x"]
