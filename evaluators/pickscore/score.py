@@ -1,0 +1,184 @@
+"""PickScore: how well people would like an image for its prompt, by a CLIP trained on their choices.
+
+Kirstain et al., Pick-a-Pic (arXiv 2305.01569). The model is any CLIP folder; the published one and a small one of the mini
+world have names of their own. For a folder of images, ``judge`` goes into :func:`evaluators.folder.score_folder`, and
+:data:`METRICS` into its ``summarise``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from PIL import Image
+from safetensors import SafetensorError
+
+# The class with "Pil" in its name, whatever else is installed: torchvision resizes to other pixels.
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from star.errors import UserError
+
+# Raise the version when a change alters what an image scores.
+PROTOCOL = "pickscore-v1"
+METRICS = {"pickscore": "score"}
+MINI_MODEL = Path(str(resources.files("star.mini"))) / "taste_weights"
+BATCH = 32
+
+
+class Published(NamedTuple):
+    """A repository of the Hugging Face hub at a commit."""
+
+    repository: str
+    revision: str
+
+
+MODEL = Published("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
+PROCESSOR = Published("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
+
+Source = str | Path | Published
+
+
+class PickScore:
+    """Scores images for prompts.
+
+    Attributes:
+        name: of the model, with the commit of a hub's repository or the start of the sha256 of a folder's weights; part
+            of the protocol.
+    """
+
+    def __init__(self, model: Source, processor: Source | None = None, device: str | torch.device = "cpu") -> None:
+        """
+        Args:
+            model: a folder in transformers' format with a CLIP model, or the name of a repository in the hub's cache;
+                nothing is downloaded.
+            processor: the same of a tokenizer and an image processor; by default those beside the model.
+            device: where the model computes, in float32.
+
+        Raises:
+            UserError: either is missing or is not what it should be.
+        """
+        folder = _locate(model)
+        beside = _locate(processor or model)
+        self.device = torch.device(device)
+        try:
+            self.model = _load(folder).to(self.device)
+            self.tokenizer = AutoTokenizer.from_pretrained(beside)
+            self.processor = CLIPImageProcessorPil.from_pretrained(beside)
+        except (OSError, ValueError, SafetensorError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"
+            ) from error
+        self.name = _name(model, folder)
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
+        """``exp(logit_scale) cos(text, image)`` of the projected embeddings, float32 (n,); around 20 with the published
+        model, whose scale is near 100.
+
+        Texts that are longer than the model's context (77 tokens) are cut, as they are in Pick-a-Pic's code.
+
+        Args:
+            prompts: the text that image ``i`` is scored for.
+            images: uint8 (H, W, 3) in RGB, as many, of any sizes.
+
+        Raises:
+            ValueError: their numbers differ, or an image is something else.
+        """
+        if len(prompts) != len(images):
+            raise ValueError(f"{len(prompts)} prompts for {len(images)} images")
+        for array in images:
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+                raise ValueError(f"an image must be uint8 (H, W, 3), not {array.dtype} {array.shape}")
+        scores = [np.zeros(0, np.float32)]
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            text, image = self._embed_texts(prompts[part]), self._embed_images(images[part])
+            scores.append((self.model.logit_scale.exp() * (text * image).sum(dim=-1)).cpu().numpy())
+        return np.concatenate(scores)
+
+    def _embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        tokens = self.tokenizer(
+            list(prompts),
+            padding=True,
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.device)
+        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(features.pooler_output, dim=-1)
+
+    def _embed_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        pixels = self.processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
+        return F.normalize(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output, dim=-1)
+
+
+def engine(name: str) -> PickScore:
+    """The scorer of a name, on the GPU if there is one.
+
+    Args:
+        name: ``pickscore``, the published model; ``mini``; or a folder with a CLIP model and its processor.
+
+    Raises:
+        UserError: there is none of that name, or its weights are missing.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "pickscore":
+        return PickScore(MODEL, PROCESSOR, device)
+    if name == "mini":
+        if not (MINI_MODEL / "config.json").is_file():
+            raise UserError(f"the small CLIP of the mini world is not in {MINI_MODEL}; `star mini taste` builds it")
+        return PickScore(MINI_MODEL, device=device)
+    if Path(name).is_dir():
+        return PickScore(name, device=device)
+    raise UserError(f"no pickscore engine {name!r}; there are mini, pickscore and folders of CLIP models")
+
+
+def protocol(scorer: PickScore) -> str:
+    return f"{PROTOCOL}/{scorer.name}"
+
+
+def judge(prompts: Sequence[str], images: Sequence[np.ndarray], scorer: PickScore) -> list[dict]:
+    """The verdict on every image: its ``score``; arguments and errors are those of :meth:`PickScore.score`."""
+    return [{"score": score} for score in scorer.score(prompts, images).tolist()]
+
+
+def _locate(source: Source) -> Path:
+    """The local folder of a model or processor."""
+    if not isinstance(source, Published) and Path(source).is_dir():
+        return Path(source)
+    repository, revision = source if isinstance(source, Published) else (str(source), None)
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:  # not in the cache; no name that a repository could have
+        at = f" --revision {revision}" if revision else ""
+        # The processor's repository also holds gigabytes of weights that nothing here uses.
+        only = " --include '*.json' --include '*.txt'" if source == PROCESSOR else ""
+        raise UserError(
+            f"PickScore needs {repository}, which is no folder here and not in the hub's cache; "
+            f"`hf download {repository}{at}{only}` gets it"
+        ) from error
+
+
+def _load(folder: Path) -> CLIPModel:
+    model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    if report["missing_keys"]:  # they would be random
+        raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    return model.eval()
+
+
+def _name(source: Source, folder: Path) -> str:
+    """In the hub's cache, a folder's name is the commit."""
+    if isinstance(source, Published) or not Path(source).is_dir():
+        repository = source.repository if isinstance(source, Published) else str(source)
+        return f"{repository.split('/')[-1]}@{folder.name[:8]}"
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with open(file, "rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
