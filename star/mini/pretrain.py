@@ -4,7 +4,6 @@ Everything lives in one work folder. Each stage saves itself as it goes and cont
 done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 """
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from star.checkpoint import RunFolder
 from star.ema import EMA, swapped
 from star.mini.build import TEXT_LENGTH, untrained_pipeline
 from star.mini.score import score
@@ -87,7 +87,7 @@ def train_autoencoder(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) 
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_lr, weight_decay=1e-4)
     state = Checkpoint(folder / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer})
     total, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
-    for step in steps("autoencoder", state, total, folder, recipe):
+    for step in steps("autoencoder", state, total, folder, recipe.save_every):
         set_lr(optimizer, recipe.autoencoder_lr, step, total, recipe.warmup)
         images = pixels([example(recipe.seed, step * batch + i)[0] for i in range(batch)])
         posterior = autoencoder.encode(images).latent_dist
@@ -136,7 +136,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
     muon, adam = optimizers(parameters, recipe)
     state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
-    for step in steps("flow", state, recipe.flow_steps, folder, recipe):
+    for step in steps("flow", state, recipe.flow_steps, folder, recipe.save_every):
         for optimizer in (muon, adam):
             set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
         generator = keyed(recipe.seed, 2, step)
@@ -162,7 +162,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
         if (step + 1) % recipe.score_every == 0:
             with swapped(parameters, ema.values):
                 line = {"stage": "score", "step": step + 1, **score(pipeline)}
-            append(folder, line)
+            RunFolder(folder).log(line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     return ema
 
@@ -228,8 +228,8 @@ class Checkpoint:
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def steps(stage: str, state: Checkpoint, total: int, folder: Path, recipe: Recipe) -> Iterator[int]:
-    """The steps that are left; every 50th is printed with an ETA and logged, every ``recipe.save_every``-th is saved."""
+def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int) -> Iterator[int]:
+    """The steps that are left; every 50th is printed with an ETA and logged, every ``save_every``-th is saved."""
     started, first = time.monotonic(), state.step
     for step in range(first, total):
         yield step
@@ -237,19 +237,14 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, recipe: Recip
         if done % 50 == 0 or done == total:
             seconds = (time.monotonic() - started) / (done - first)
             means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
-            append(folder, means)
+            RunFolder(folder).log(means)
             print(
                 f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
                 f"ETA {seconds * (total - done) / 60:.0f} min",
                 flush=True,
             )
-        if done % recipe.save_every == 0 or done == total:
+        if done % save_every == 0 or done == total:
             state.save(done)
-
-
-def append(folder: Path, line: dict) -> None:
-    with open(folder / "metrics.jsonl", "a") as log:
-        log.write(json.dumps(line) + "\n")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, total: int, warmup: int) -> None:

@@ -22,9 +22,10 @@ RGB = {
     "black": (18, 18, 18),
     "white": (246, 246, 246),
 }
-# Longest side of an object in pixels, by the number of objects in the scene.
-SIDES = {1: (26, 38), 2: (19, 27), 3: (17, 23), 4: (16, 21)}
-GAP = 3
+# Sides of an object's square in pixels, by the number of objects in the scene.
+SIDES = {1: (28, 32, 36), 2: (20, 24), 3: (20,), 4: (20,)}
+# Squares start on a grid that the autoencoder's latents share: a model of this size does not learn outlines at any offset.
+GRID, MARGIN, GAP = 4, 2, 4
 SUPERSAMPLING = 4
 
 
@@ -120,10 +121,10 @@ POLYGONS = {
 
 def _place(wanted: list[dict], rng: np.random.Generator) -> list[tuple[float, float, float]]:
     """(left, top, side) per object: inside the picture, apart from each other, relations clearly fulfilled."""
-    low, high = SIDES[len(wanted)]
-    for attempt in range(2000):
-        sides = rng.uniform(low, high if attempt < 200 else low + 1, len(wanted))
-        corners = rng.uniform(1, SIZE - 1 - sides[:, None], (len(wanted), 2))
+    for _ in range(2000):
+        sides = rng.choice(SIDES[len(wanted)], len(wanted))
+        cells = (SIZE - MARGIN - sides) // GRID
+        corners = MARGIN + GRID * rng.integers(0, cells[:, None] + 1, (len(wanted), 2))
         centres = corners + sides[:, None] / 2
         apart = all(
             np.abs(centres[i] - centres[j]).max() >= (sides[i] + sides[j]) / 2 + GAP
@@ -132,7 +133,7 @@ def _place(wanted: list[dict], rng: np.random.Generator) -> list[tuple[float, fl
         )
         if apart and all(_related(clause, centres, k) for k, clause in enumerate(wanted)):
             return [(x, y, side) for (x, y), side in zip(corners.tolist(), sides.tolist(), strict=True)]
-    raise ValueError(f"no room for {len(wanted)} objects of {low} pixels on a picture of {SIZE}")
+    raise ValueError(f"no room for {len(wanted)} objects of {max(sides)} pixels on a picture of {SIZE}")
 
 
 def _related(clause: dict, centres: np.ndarray, index: int) -> bool:

@@ -9,9 +9,12 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from star.mini.scenes import RGB, SIZE, background, to_uint8
+from star.mini.scenes import RGB, background, to_uint8
 
-FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSans.ttf")
+FONTS = ("DejaVuSansMono-Bold.ttf", "DejaVuSansMono.ttf")
+# Pixels: the left edge of the first letter's column, the columns' pitch, the letters' size, the rows' baselines.
+LEFT, PITCH, FONT_SIZE = 5, 11, 18
+ROWS = (27, 39, 51)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LENGTHS = (3, 4, 5)
 _TEXT = """
@@ -54,19 +57,19 @@ def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
 
 
 def draw_sign(word: str, rng: np.random.Generator, font: str | None = None) -> np.ndarray:
-    """A board with a word of 3 to 5 letters on a busy ground, uint8 (SIZE, SIZE, 3)."""
+    """A board with a word of 3 to 5 letters on a busy ground, uint8 (SIZE, SIZE, 3).
+
+    Letters stand in fixed columns and one of three rows: a model of this size does not learn to spell in free layout.
+    """
     ground = Image.fromarray(to_uint8(background(rng)))
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", font or FONTS[rng.integers(len(FONTS))])
-    width, height = rng.uniform(50, 56), rng.uniform(13, 17)
-    face = ImageFont.truetype(path, 24)
-    while (box := face.getbbox(word))[2] - box[0] > width or box[3] - box[1] > height:
-        face = ImageFont.truetype(path, face.size - 0.5)
-    wide, high = box[2] - box[0], box[3] - box[1]
-    x = (SIZE - wide) / 2 + rng.uniform(-1, 1) * min(2.0, (SIZE - 4 - wide) / 2)
-    y = (SIZE - high) / 2 + rng.uniform(-8, 8)
+    face = ImageFont.truetype(path, FONT_SIZE)
+    baseline = ROWS[rng.integers(len(ROWS))]
     board = np.array(list(RGB.values())[rng.integers(len(RGB))]) + rng.uniform(-9, 9, 3)
     ink = 18 if board @ (0.299, 0.587, 0.114) > 125 else 246
     pen = ImageDraw.Draw(ground)
-    pen.rectangle((1, y - 5, SIZE - 2, y + high + 4), fill=tuple(to_uint8(board).tolist()))
-    pen.text((x - box[0], y - box[1]), word, font=face, fill=(ink, ink, ink))
+    right = LEFT + PITCH * len(word) + 3
+    pen.rectangle((LEFT - 4, baseline - 17, right, baseline + 4), fill=tuple(to_uint8(board).tolist()))
+    for column, letter in enumerate(word):
+        pen.text((LEFT + PITCH * (column + 0.5), baseline), letter, font=face, fill=(ink, ink, ink), anchor="ms")
     return np.asarray(ground)
