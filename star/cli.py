@@ -42,7 +42,10 @@ def train(overrides: Settings = None) -> None:
 
     settings = config.load(overrides or [])
     rows = runs.trained(settings)
-    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", [(r.metric, r.value, r.stderr) for r in rows])
+    own = settings.task.name
+    labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
+    scores = [(label, row.value, row.stderr) for label, row in zip(labels, rows, strict=True)]
+    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", scores)
 
 
 @app.command(epilog=SETTINGS_HELP)
@@ -56,24 +59,45 @@ def reproduce(task: Annotated[str, typer.Argument(help="geneval")], overrides: S
     raise typer.Exit(run(task, overrides or []))
 
 
-@app.command()
-def evaluate(words: Annotated[list[str], typer.Argument(metavar="task=geneval images=FOLDER [engine=mini]")]) -> None:
-    """Score any folder of images in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
+EVALUATE_HELP = """task=geneval images=FOLDER in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
+task=ocr and task=pickscore images=FOLDER prompts=FILE: a line per image in the order of their names, or a .csv, .tsv or
+.jsonl with file and prompt; image by image the scores go to out=FILE, by default FOLDER/TASK.csv. engine=NAME picks
+another evaluator."""
 
-    Example: star evaluate task=geneval images=outputs/geneval
+
+@app.command(epilog=EVALUATE_HELP)
+def evaluate(
+    words: Annotated[list[str], typer.Argument(metavar="task=TASK images=FOLDER [prompts=FILE] [engine=NAME] [out=FILE]")],
+) -> None:
+    """Score any folder of images.
+
+    Example: star evaluate task=ocr images=outputs prompts=prompts.txt
     """
-    given = dict(_pair(word, ("task", "images", "engine")) for word in words)
-    if given.get("task") != "geneval" or "images" not in given:
-        raise UserError("star evaluate needs task=geneval and images=FOLDER")
-    from evaluators.geneval.evaluate import evaluate_folder, summarise
-    from star.tasks.geneval import detector
+    from evaluators.score import score
 
-    scores = summarise(evaluate_folder(given["images"], detector(given.get("engine", "mini"))))
+    given = dict(_pair(word, ("task", "images", "prompts", "engine", "out")) for word in words)
+    if not {"task", "images"} <= given.keys():
+        raise UserError("star evaluate needs task=TASK and images=FOLDER")
+    scores = score(**given)
     protocol = scores["protocol"].iloc[0]
     _show(
         f"{given['images']}: {scores['images'].max()} images of {scores['prompts'].max()} prompts, {protocol}",
         list(scores[["metric", "value", "stderr"]].itertuples(index=False, name=None)),
     )
+
+
+@app.command()
+def data(
+    task: Annotated[str, typer.Argument(help="ocr or pickscore")],
+    source: Annotated[Path | None, typer.Argument(help="A folder with train.txt and test.txt; by default a download.")] = None,
+) -> None:
+    """Put Flow-GRPO's prompts for the paper scale into data/TASK, checked.
+
+    Example: star data ocr
+    """
+    from star.data import fetch
+
+    Console().print(f"prompts in {fetch(task, source)}")
 
 
 @app.command()
@@ -109,6 +133,24 @@ def pretrain(
     pipeline = run(folder, Recipe(compile=compiled, flow_steps=flow_steps), start)
     if install:
         install_base(pipeline)
+
+
+@mini.command()
+def taste(
+    folder: Annotated[Path, typer.Argument(help="Work folder; continued if it holds a run that was cut off.")],
+    install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped scorer.")] = False,
+    steps: Annotated[int, typer.Option(help="Steps of 32 prompts with four pictures each.")] = 1000,
+) -> None:
+    """Rebuild the small CLIP that stands in for PickScore: about ten minutes on two cores.
+
+    Example: star mini taste runs/taste
+    """
+    from star.mini.taste import Recipe, train
+    from star.mini.taste import install as install_taste
+
+    model = train(folder, Recipe(steps=steps))
+    if install:
+        install_taste(model)
 
 
 @bench.command(epilog=SETTINGS_HELP)

@@ -174,6 +174,8 @@ class EvaluationConfig:
         guidance: classifier-free guidance scale.
         images: images per prompt.
         seed: of the noise, the same for every method.
+        cross_images: images per prompt of the other tasks' test prompts, on which a trained model is scored too; 0
+            leaves that out.
         every: epochs between evaluations while training; 0 for none.
         every_images: images per prompt in those.
     """
@@ -181,9 +183,23 @@ class EvaluationConfig:
     steps: int
     guidance: float
     images: int
+    cross_images: int
     seed: int
     every: int
     every_images: int
+
+
+@dataclass
+class RewardsConfig:
+    """Several rewards at once.
+
+    Attributes:
+        others: weights of other tasks' rewards, e.g. ``+rewards.others.pickscore=0.5``; the run's own task has 1.
+        normalise: whether rewards are standardised within their group before they are added.
+    """
+
+    others: dict[str, float] = field(default_factory=dict)
+    normalise: bool = True
 
 
 @dataclass
@@ -198,6 +214,7 @@ class Config:
     relevance: RelevanceConfig
     train: TrainConfig
     evaluation: EvaluationConfig
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     seed: int = 0
     run: str = "???"
     tracker: str | None = None
@@ -291,6 +308,10 @@ def check(config: Config) -> None:
         )
     if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
+    for name in config.rewards.others:
+        if name not in config.evaluators or name == config.task.name:
+            known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
+            raise UserError(f"rewards.others={name}: not another task; there are: {known}")
     if train.group_size < 2:
         raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
     rollouts = train.groups * train.group_size

@@ -1,17 +1,18 @@
 """Scoring a model on a task's held-out prompts: deterministic sampling from noise that every method shares."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from star.config import EvaluationConfig
 from star.pipeline import Base
 from star.progress import track
-from star.rollout import generate
-from star.tasks import Prompt, Score, Task
+from star.rollout import generate, mean_distance, thumbnails
+from star.tasks import Score, Task
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Evaluation:
     """An evaluation's metrics and, image by image, what they were made of.
 
     Attributes:
-        scores: all metrics.
+        scores: the task's metrics, and ``diversity`` where prompts have several images.
         rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's ``judge`` gave.
         samples: the first image of every prompt, uint8 (H, W, 3); only those that this process drew.
     """
@@ -45,24 +46,31 @@ def evaluate(
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    judged: list[tuple[tuple[int, int], dict]] = []
+    judged: list[tuple[tuple[int, int], dict, Tensor]] = []
     samples: dict[str, np.ndarray] = {}
     for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
-        drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance).numpy()
-        judged += zip(part, task.judge(prompts, list(drawn)), strict=True)
-        samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn, strict=True) if index == 0}
+        drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
+        judged += zip(part, task.judge(prompts, list(drawn.numpy())), thumbnails(drawn), strict=True)
+        samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
     if accelerator.num_processes > 1:
         judged = gather_object(judged)
     judged.sort(key=lambda item: item[0])
-    prompts = [task.test[number] for (number, _), _ in judged]
-    verdicts = [verdict for _, verdict in judged]
-    return Evaluation(task.summarise(prompts, verdicts), _rows(prompts, judged), samples)
-
-
-def _rows(prompts: Sequence[Prompt], judged: Sequence[tuple[tuple[int, int], dict]]) -> list[dict]:
-    return [
+    prompts = [task.test[number] for (number, _), *_ in judged]
+    verdicts = [verdict for _, verdict, _ in judged]
+    scores = task.summarise(prompts, verdicts)
+    if images > 1:
+        scores.append(_diversity(torch.stack([small for *_, small in judged]).unflatten(0, (-1, images))))
+    rows = [
         {"prompt": prompt.text, "image": index, **verdict}
-        for prompt, ((_, index), verdict) in zip(prompts, judged, strict=True)
+        for prompt, ((_, index), verdict, _) in zip(prompts, judged, strict=True)
     ]
+    return Evaluation(scores, rows, samples)
+
+
+def _diversity(thumbnails: Tensor) -> Score:
+    """How different the images (prompts, images, pixels) of a prompt are: a policy that collapsed has none."""
+    distances = torch.stack([mean_distance(rows) for rows in thumbnails])
+    stderr = distances.std().item() / len(distances) ** 0.5 if len(distances) > 1 else None
+    return Score("diversity", distances.mean().item(), stderr, thumbnails.shape[0] * thumbnails.shape[1], len(distances))

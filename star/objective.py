@@ -5,7 +5,7 @@ position; the second lets every position carry its own weight.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,35 @@ def advantages(
     if std == "batch":
         variance = (values - values.mean()).square().mean()
     return (centred / (variance.sqrt() + eps)).float()
+
+
+def mixed_rewards(
+    rewards: Mapping[str, Tensor | Sequence[float]],
+    weights: Mapping[str, float],
+    groups: Tensor | Sequence[int],
+    normalise: bool,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Weighted sum of several rewards, float64 (n,).
+
+    Args:
+        rewards: name -> (n,), finite.
+        weights: name -> weight, of the same names.
+        groups: integer id of each sample's group, (n,).
+        normalise: whether each reward is first standardised within its group, so that a weight does not depend on a
+            reward's unit and spread: ``(reward - mean) / (std + eps)``. Without, the sum is Flow-GRPO's.
+        eps: added to the standard deviation.
+
+    Raises:
+        ValueError: names that differ, and what :func:`advantages` raises.
+    """
+    if rewards.keys() != weights.keys():
+        raise ValueError(f"rewards of {', '.join(rewards)}, but weights of {', '.join(weights)}")
+    total = torch.zeros(len(groups), dtype=torch.float64)
+    for name, values in rewards.items():
+        own = torch.as_tensor(values, dtype=torch.float64)
+        total += weights[name] * (advantages(own, groups, "group", eps).double() if normalise else own)
+    return total
 
 
 def zero_std_share(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> float:

@@ -166,19 +166,34 @@ class Base:
         return (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
 
 
+def check_present(config: ModelConfig) -> None:
+    """Look for a model's index, which is quick, so that a missing model is told before anything is done.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    with _told(config):
+        StableDiffusion3Pipeline.load_config(config.path or MINI_BASE)
+
+
 def _load(config: ModelConfig) -> StableDiffusion3Pipeline:
-    path = config.path or str(MINI_BASE)
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    with _told(config):
+        return StableDiffusion3Pipeline.from_pretrained(config.path or MINI_BASE, dtype=getattr(torch, config.dtype))
+
+
+@contextmanager
+def _told(config: ModelConfig) -> Iterator[None]:
+    """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
     try:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype))
+        yield
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path={path}: no SD3 pipeline could be loaded ({reason}); download it with "
+            f"model.path={config.path or MINI_BASE}: no SD3 pipeline could be loaded ({reason}); download it with "
             f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
         ) from None
-    return pipeline
 
 
 def _add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:

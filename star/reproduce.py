@@ -1,16 +1,20 @@
 """``star reproduce``: base, Flow-GRPO and STAR on one task, the result file, the table and the diff against the paper."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 
 from star import config as settings
-from star import runs
+from star import runs, tasks
 from star.bench import diff, results, tables
+from star.bench.figures import reward_curves
 from star.bench.statistics import Estimate, paired_difference
-from star.checkpoint import write_text
+from star.bench.tables import method_label
+from star.checkpoint import RunFolder, write_text
 from star.config import Config
+from star.pipeline import check_present
 from star.trainer import load_task
 
 METHODS = ("flow_grpo", "star")
@@ -33,13 +37,20 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     first = configs[METHODS[0]]
     folder = Path("results") / first.scale
     file = folder / f"{task}.csv"
+    # What is missing is told before hours of training, not after.
+    check_present(first.model)
+    for name in first.evaluators:
+        load_task(first, name)
     results.upsert(file, runs.base(first))
     for config in configs.values():
-        results.upsert(file, runs.trained(config))
+        for name, part in groupby(runs.trained(config), key=lambda row: row.task):
+            results.upsert(folder / f"{name}.csv", list(part))
     rows = results.read(file)
     table = tables.markdown(rows, results.read_paper(diff.find_paper()))
     difference = _difference(configs)
-    write_text(folder / f"{task}.md", f"{table}\n{difference}\n")
+    write_text(folder / f"{task}.md", f"{table}\n{difference}\n\n![Reward curves]({task}.png)\n")
+    curves = {method_label(method): RunFolder(Path(config.run)).metrics() for method, config in configs.items()}
+    reward_curves(curves, f"{task}, {first.scale}, seed {first.seed}", folder / f"{task}.png")
     code = diff.run(file, None, as_json=False)
     console = Console()
     console.print(f"\n{tables.MINI_WARNING}" if first.scale == "mini" else "", markup=False, soft_wrap=True)
@@ -53,7 +64,7 @@ def _difference(configs: dict[str, Config]) -> str:
     frames = [runs.images(Path(configs[method].run)) for method in ("star", "flow_grpo")]
     star, flow_grpo = (frame.sort_values(["prompt", "image"]) for frame in frames)
     gains = []
-    for column, label in load_task(configs["star"]).paired.items():
+    for column, label in tasks.find(configs["star"].task.name).paired.items():
         ours, theirs = (frame[column].to_numpy(float) for frame in (star, flow_grpo))
         gain = paired_difference(ours, theirs, star["prompt"].to_numpy(), strata=star["stratum"].to_numpy())
         gains.append(f"{label} {_signed(gain)}")

@@ -152,21 +152,27 @@ def generate(base: Base, texts: Sequence[str], keys: Sequence[tuple[int | str, .
 
 
 def diversity(images: Tensor, groups: Sequence[int]) -> float:
-    """Mean distance of two images of a group: root mean square of pixels in [0, 1], at an eighth of the size.
+    """Mean over groups of the mean distance of two images of a group (of 0 if it has one).
+
+    The distance is the root mean square difference of pixels in [0, 1] at an eighth of the size.
 
     Args:
         images: uint8 (n, H, W, 3).
         groups: the group of each.
     """
+    small, ids = thumbnails(images), torch.as_tensor(groups)
+    return torch.stack([mean_distance(small[ids == group]) for group in ids.unique()]).mean().item()
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """uint8 images (n, H, W, 3) as float rows (n, pixels) in [0, 1] at an eighth of the size."""
     side = max(1, images.shape[1] // 8)
-    small = torch.nn.functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, side).flatten(1)
-    ids = torch.as_tensor(groups)
-    distances = []
-    for group in ids.unique():
-        members = small[ids == group]
-        pairwise = torch.pdist(members) / members.shape[1] ** 0.5
-        distances.append(pairwise.mean() if len(pairwise) else torch.zeros(()))
-    return torch.stack(distances).mean().item()
+    return torch.nn.functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, side).flatten(1)
+
+
+def mean_distance(rows: Tensor) -> Tensor:
+    """Mean over pairs of rows (n, pixels) of their root mean square difference, a scalar; 0 if n is 1."""
+    return torch.pdist(rows).mean() / rows.shape[1] ** 0.5 if len(rows) > 1 else torch.zeros(())
 
 
 def _initial(base: Base, sample: Sample, same_latent: bool, seed: int, epoch: int) -> Tensor:

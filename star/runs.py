@@ -1,15 +1,17 @@
 """One run from settings to result rows: train (or not, for the base), evaluate, and keep what was measured."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from PIL import Image
+from torch import Tensor
 
 from star import config as settings
 from star.bench.results import Row, commit, config_hash
-from star.checkpoint import RunFolder, load_trained, write_text
+from star.checkpoint import load_trained, write_text
 from star.config import Config
 from star.evaluation import Evaluation, evaluate
 from star.pipeline import Base
@@ -20,47 +22,68 @@ UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
 
 
 def trained(config: Config) -> list[Row]:
-    """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too."""
+    """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too.
+
+    The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
+    per prompt and the method's name as ``star:geneval``: what a checkpoint lost elsewhere must show.
+    """
     trainer = Trainer(config)
     summary = trainer.run()
-    hashed = config_hash(settings.identity(config))
-    folder = trainer.folder
-    if (rows := _kept(folder, hashed)) is None:
-        weights = {name: value.clone() for name, value in trainer.ema.values.items()}
-        load_trained(folder.path / "final" / "trained.safetensors", weights)
+    weights: dict[str, Tensor] = {}
+
+    def measure(task: Task, images: int) -> Evaluation:
+        if not weights:
+            weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
+            load_trained(trainer.folder.path / "final" / "trained.safetensors", weights)
         with trainer.base.weights(weights):
-            result = _evaluate(config, trainer.base, trainer.task, trainer.accelerator)
-        rows = _rows(config, trainer.task, result, config.method.name, summary, hashed)
-        if trainer.accelerator.is_main_process:
-            _keep(folder, result, rows)
+            return _evaluate(config, images, trainer.base, task, trainer.accelerator)
+
+    own, final = config.task.name, trainer.folder.path / "final"
+    rows = _measured(config, trainer.task, config.method.name, summary, final, config.evaluation.images, measure)
+    others = sorted(set(config.evaluators) - {own}) if config.evaluation.cross_images else []
+    for name in others:
+        task, label = load_task(config, name), f"{config.method.name}:{own}"
+        rows += _measured(config, task, label, summary, final / name, config.evaluation.cross_images, measure)
     return rows
 
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
-    known = settings.to_dict(config)
-    hashed = config_hash({name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")})
-    folder = RunFolder(Path("runs", config.scale, config.task.name, "base"))
-    if (rows := _kept(folder, hashed)) is None:
+    folder = Path("runs", config.scale, config.task.name, "base", "final")
+    task = load_task(config, config.task.name)
+
+    def measure(task: Task, images: int) -> Evaluation:
         accelerator = Accelerator()
         model = Base(config.model, accelerator.device, config.seed)
-        task = load_task(config)
         with model.reference():
-            result = _evaluate(config, model, task, accelerator)
-        rows = _rows(config, task, result, "base", UNTRAINED | {"commit": commit()}, hashed)
-        if accelerator.is_main_process:
-            _keep(folder, result, rows)
-    return rows
+            return _evaluate(config, images, model, task, accelerator)
+
+    return _measured(config, task, "base", UNTRAINED | {"commit": commit()}, folder, config.evaluation.images, measure)
 
 
-def _evaluate(config: Config, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
-    return evaluate(model, task, config.evaluation, config.evaluation.images, config.train.micro_batch, accelerator)
-
-
-def _rows(config: Config, task: Task, result: Evaluation, method: str, summary: dict, hashed: str) -> list[Row]:
-    return [
+def _measured(
+    config: Config,
+    task: Task,
+    method: str,
+    summary: dict,
+    folder: Path,
+    images: int,
+    measure: Callable[[Task, int], Evaluation],
+) -> list[Row]:
+    """The rows of one evaluation: those kept in its folder if they are of the same settings, or else measured now."""
+    known = settings.identity(config)
+    if method == "base":
+        known = {name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
+    hashed = config_hash(known)
+    file = folder / "rows.json"
+    if file.exists():
+        rows = [Row(**row) for row in json.loads(file.read_text())]
+        if rows[0].config_hash == hashed:
+            return rows
+    result = measure(task, images)
+    rows = [
         Row(
-            task=config.task.name,
+            task=task.name,
             protocol=f"{task.protocol}/{config.scale}",
             method=method,
             seed=config.evaluation.seed if method == "base" else config.seed,
@@ -73,26 +96,22 @@ def _rows(config: Config, task: Task, result: Evaluation, method: str, summary: 
         )
         for score in result.scores
     ]
+    if PartialState().is_main_process:
+        _keep(folder, result, rows)
+    return rows
 
 
-def _keep(folder: RunFolder, result: Evaluation, rows: list[Row]) -> None:
+def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
+    return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator)
+
+
+def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
     """Per-image verdicts, sample images and the rows; the rows last, because their presence says that all is there."""
-    final = folder.path / "final"
-    final.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(result.rows).to_csv(final / "images.csv", index=False)
-    (final / "samples").mkdir(exist_ok=True)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
     for number, (_, image) in enumerate(sorted(result.samples.items())):
-        Image.fromarray(image).save(final / "samples" / f"{number:05d}.png")
-    write_text(final / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
-
-
-def _kept(folder: RunFolder, hashed: str) -> list[Row] | None:
-    """The rows of an evaluation that was done, if it was one of the same settings."""
-    file = folder.path / "final" / "rows.json"
-    if not file.exists():
-        return None
-    rows = [Row(**row) for row in json.loads(file.read_text())]
-    return rows if rows[0].config_hash == hashed else None
+        Image.fromarray(image).save(folder / "samples" / f"{number:05d}.png")
+    write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
 
 
 def images(folder: Path) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from star.ema import EMA
 from star.errors import RunStopped
 from star.evaluation import evaluate
 from star.noise import generator
-from star.objective import advantages, clip_range_for, kl, log_prob_map, policy_loss, zero_std_share
+from star.objective import advantages, clip_range_for, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
 from star.pipeline import Base
 from star.progress import bar
 from star.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
@@ -39,6 +39,10 @@ COLLAPSED_REWARD = 0.5
 COLLAPSED_DIVERSITY = 0.05
 # Of these figures an epoch reports the largest value, of the others the mean.
 LARGEST = ("ratio_error", "weight_max")
+
+
+Verdicts = dict[str, Callable[[], list[dict]]]
+"""Task name -> a function that waits for the verdicts on a micro-batch."""
 
 
 @dataclass
@@ -65,7 +69,8 @@ class Trainer:
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
         self.base = Base(config.model, self.accelerator.device, config.seed)
-        self.task = task or load_task(config)
+        self.task = task or load_task(config, config.task.name)
+        self.others = {name: load_task(config, name) for name in config.rewards.others}
         # Blocks that the model does not have are told before anything is written.
         relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
         self.schedule = sigmas(config.sampling.steps).to(self.base.device)
@@ -132,13 +137,14 @@ class Trainer:
         train = self.config.train
         samples = plan(len(self.task.train), train.groups, train.group_size, self.config.seed, epoch)
         steps = trained_steps(self.config.sampling, self.config.seed, epoch)
-        mine, trajectories = self._sample(samples, steps, epoch, tick)
-        rewards, spread = self._score(mine, trajectories)
+        mine, trajectories, verdicts = self._sample(samples, steps, epoch, tick)
+        scores, spread = self._score(mine, trajectories, verdicts)
         sampled = time.monotonic()
         # Draws of one text in an epoch are one group, as in Flow-GRPO.
         ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
         groups = [ids[self._text(s)] for s in samples]
-        gains = advantages(rewards, groups, train.std)
+        rewards = scores[self.config.task.name]
+        gains = advantages(self._mixed(scores, groups), groups, train.std)
         weights = self._allocate(mine, trajectories, groups, epoch)
         size = train.micro_batch
         parts = {
@@ -151,6 +157,7 @@ class Trainer:
             "reward_std": rewards.std(correction=0).item(),
             "zero_std_share": zero_std_share(rewards, groups),
             "diversity": spread,
+            **{f"reward/{name}": values.mean().item() for name, values in scores.items() if name in self.others},
             "images": len(samples),
             "sampling_seconds": sampled - started,
             "update_seconds": time.monotonic() - sampled,
@@ -160,13 +167,14 @@ class Trainer:
 
     def _sample(
         self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
-    ) -> tuple[list[int], list[Trajectory]]:
-        """This process's micro-batches: their numbers and trajectories."""
+    ) -> tuple[list[int], list[Trajectory], list[Verdicts]]:
+        """This process's micro-batches: their numbers, trajectories and verdicts, which may still be in the making."""
         size, config = self.config.train.micro_batch, self.config
         count = len(samples) // size
         mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
         capture = None if config.method.arm in UNIFORM else config.relevance
-        trajectories = []
+        judges = {config.task.name: self.task, **self.others}
+        trajectories, verdicts = [], []
         for index in mine:
             batch = samples[index * size : (index + 1) * size]
             trajectories.append(
@@ -182,20 +190,30 @@ class Trainer:
                     epoch,
                 )
             )
+            prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectories[-1].images.numpy())
+            verdicts.append({name: tasks.submit(task, prompts, images) for name, task in judges.items()})
             tick()
-        return mine, trajectories
+        return mine, trajectories, verdicts
 
-    def _score(self, mine: Sequence[int], trajectories: Sequence[Trajectory]) -> tuple[Tensor, float]:
-        """All rewards of the epoch, in the order of its samples, and the diversity within micro-batch groups."""
+    def _score(
+        self, mine: Sequence[int], trajectories: Sequence[Trajectory], verdicts: Sequence[Verdicts]
+    ) -> tuple[dict[str, Tensor], float]:
+        """All rewards of the epoch by task, in the order of its samples, and the diversity within micro-batch groups."""
         scored = []
-        for index, trajectory in zip(mine, trajectories, strict=True):
-            prompts = [self.task.train[s.prompt] for s in trajectory.samples]
-            verdicts = self.task.judge(prompts, list(trajectory.images.numpy()))
-            spread = diversity(trajectory.images, [s.prompt for s in trajectory.samples])
-            scored.append((index, [verdict["reward"] for verdict in verdicts], spread))
-        scored = sorted(self._gather(scored))
-        rewards = torch.tensor([reward for _, batch, _ in scored for reward in batch])
-        return rewards, sum(spread for *_, spread in scored) / len(scored)
+        for index, trajectory, pending in zip(mine, trajectories, verdicts, strict=True):
+            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in pending.items()}
+            scored.append((index, rewards, diversity(trajectory.images, [s.prompt for s in trajectory.samples])))
+        scored = sorted(self._gather(scored), key=lambda item: item[0])
+        names = [self.config.task.name, *self.others]
+        together = {name: torch.tensor([reward for _, part, _ in scored for reward in part[name]]) for name in names}
+        return together, sum(spread for *_, spread in scored) / len(scored)
+
+    def _mixed(self, scores: dict[str, Tensor], groups: Sequence[int]) -> Tensor:
+        """The reward that is optimised: the task's own, or its sum with those of other tasks."""
+        config = self.config.rewards
+        if not config.others:
+            return scores[self.config.task.name]
+        return mixed_rewards(scores, {self.config.task.name: 1.0, **config.others}, groups, config.normalise)
 
     def _allocate(
         self, mine: Sequence[int], trajectories: Sequence[Trajectory], groups: Sequence[int], epoch: int
@@ -365,9 +383,9 @@ class Trainer:
         return self.task.train[s.prompt].text
 
 
-def load_task(config: Config) -> Task:
-    """The configured task with the configured evaluator."""
-    return tasks.load(config.task.name, config.evaluators[config.task.name], config.scale)
+def load_task(config: Config, name: str) -> Task:
+    """The task of a name with the configured evaluator."""
+    return tasks.find(name)(config.evaluators[name], config.scale)
 
 
 def _mean(values: Sequence[float]) -> float:

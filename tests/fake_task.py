@@ -8,6 +8,7 @@ from star.tasks import Prompt, Score
 
 
 class RedTask:
+    name = "red"
     protocol = "red-v1"
     primary = "red"
     paired = {"reward": "red"}

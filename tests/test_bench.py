@@ -23,7 +23,7 @@ class LeftHalf:
 def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatch, tmp_path):
     task = Task("mini", "mini")
     task.detector = LeftHalf()
-    monkeypatch.setattr(localisation, "load_task", lambda config: task)
+    monkeypatch.setattr(localisation, "load_task", lambda config, name: task)
     result = localisation.measure([*FAST.split(), f"model.path={pipeline_folder}"])
     blocks, steps = 3, 4
     assert result.concentration.shape == (len(task.test), blocks, steps)

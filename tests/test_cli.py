@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FAST
+from PIL import Image
 
 from evaluators.geneval.evaluate import save_folder
 from evaluators.geneval.prompts import MINI, TAGS, generate
@@ -46,8 +47,12 @@ def test_help_teaches(star):
         (["reproduce", "geneval", "scale=paper"], "hf download stabilityai/stable-diffusion-3.5-medium"),
         (["reproduce", "nothing"], "no task 'nothing'; there are: geneval"),
         (["evaluate", "task=geneval", "images=missing"], "no such folder: missing"),
-        (["evaluate", "task=geneval"], "needs task=geneval and images=FOLDER"),
-        (["evaluate", "task=geneval", "images=.", "engine=magic"], "evaluators.geneval=magic"),
+        (["evaluate", "task=geneval"], "needs task=TASK and images=FOLDER"),
+        (["evaluate", "task=geneval", "images=.", "engine=magic"], "no geneval engine 'magic'"),
+        (["evaluate", "task=ocr", "images=."], "needs prompts=FILE"),
+        (["evaluate", "task=ocr", "images=missing", "prompts=p.txt"], "no such folder of images: missing"),
+        (["evaluate", "task=style", "images=."], "task=style has no evaluator"),
+        (["data", "ocr", "missing"], "no such file or folder: missing"),
         (["diff", "missing.csv"], "missing.csv"),
         (["train", "relevance.blocks=[99]"], "block"),
         (["train", "model.lora_targets=[nothing]"], "model.lora_targets"),
@@ -85,6 +90,8 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
     assert all(row.protocol == "geneval-v1/mini-1/mini" for row in rows)
     for text in (out, Path("results/mini/geneval.md").read_text()):
         assert "STAR minus Flow-GRPO" in text and "0.9759" in text and "not comparable" in text
+    with Image.open("results/mini/geneval.png") as curves:
+        assert curves.width > 500
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert star(*words)[0] == 0
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before

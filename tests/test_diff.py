@@ -288,7 +288,7 @@ def test_table_of_geneval_has_the_columns_that_were_asked_for():
     heading, *_ = table_of(ROW)
     assert heading[3:] == [
         *("official macro", "official micro", "strict macro", "continuous macro"),
-        *("single_object", "two_object", "counting", "colors", "position", "color_attr"),
+        *("single_object", "two_object", "counting", "colors", "position", "color_attr", "diversity"),
     ]
 
 

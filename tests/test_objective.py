@@ -12,6 +12,7 @@ from star.objective import (
     clip_range_for,
     kl,
     log_prob_map,
+    mixed_rewards,
     policy_loss,
     zero_std_share,
 )
@@ -45,6 +46,23 @@ def naive_advantages(rewards, groups, std, eps):
         spread = statistics.pstdev(rewards if std == "batch" else own)
         result.append((reward - statistics.fmean(own)) / (spread + eps))
     return torch.tensor(result, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_mixed_rewards_equal_a_naive_loop(normalise):
+    groups = [0, 0, 0, 7, 7, 7]
+    rewards = {"a": [0.0, 1.0, 1.0, 0.5, 0.5, 0.5], "b": [21.0, 22.0, 26.0, 19.0, 20.0, 21.0]}
+    weights = {"a": 1.0, "b": 0.25}
+    expected = []
+    for row, group in enumerate(groups):
+        total = 0.0
+        for name, values in rewards.items():
+            own = [v for v, g in zip(values, groups, strict=True) if g == group]
+            value = (values[row] - statistics.fmean(own)) / (statistics.pstdev(own) + 1e-4) if normalise else values[row]
+            total += weights[name] * value
+        expected.append(total)
+    found = mixed_rewards(rewards, weights, groups, normalise)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=100)
@@ -261,6 +279,7 @@ def test_kl_takes_the_reference_as_a_constant():
     ("call", "message"),
     [
         (lambda: advantages([1.0, 2.0], [0, 0], "global"), "batch, group"),
+        (lambda: mixed_rewards({"a": [1.0]}, {"b": 1.0}, [0], True), "weights of b"),
         (lambda: advantages([1.0, 2.0], [0]), r"\(2,\), \(1,\)"),
         (lambda: advantages([], []), "n > 0"),
         (lambda: advantages([1.0, float("nan")], [0, 0]), "reward 1 is not finite"),

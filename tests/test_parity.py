@@ -86,8 +86,9 @@ def test_epoch_is_the_naive_one(make_config, method):
     trainer = Trainer(config, RedTask())
     train = config.train
     samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 0)
-    mine, trajectories = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
-    rewards, _ = trainer._score(mine, trajectories)
+    mine, trajectories, verdicts = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
+    scores, _ = trainer._score(mine, trajectories, verdicts)
+    rewards = scores[config.task.name]
     prompts = [trainer.task.train[s.prompt].text for s in samples]
     torch.manual_seed(1)  # off policy, so that ratios, clipping and the penalty all count
     for parameter in trainer.base.trained.values():

@@ -227,6 +227,22 @@ def test_equal_rewards_teach_nothing(make_config):
         assert torch.allclose(value, before[name] * decay**2, atol=1e-7)
 
 
+def test_an_opposite_reward_of_another_task_cancels_the_own(make_config, monkeypatch, tmp_path):
+    red, blue = (
+        RedTask(lambda images, sign=sign: [sign * float(i[..., 0].mean() - i[..., 2].mean()) for i in images])
+        for sign in (1, -1)
+    )
+    monkeypatch.setattr("star.trainer.load_task", lambda config, name: blue)
+    norms = {}
+    for weight in (1.0, 0.5):
+        config = make_config(f"+rewards.others.ocr={weight}", "train.epochs=1", f"run={tmp_path / str(weight)}")
+        Trainer(config, red).run()
+        (line,) = lines(config)
+        assert line["reward"] == -line["reward/ocr"] != 0
+        norms[weight] = line["grad_norm"]
+    assert norms[1.0] < 0.01 * norms[0.5]
+
+
 def test_evaluation_does_not_depend_on_the_batch(make_config):
     task = RedTask()
     values = []

@@ -64,7 +64,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
         UserError: the task has no object masks, or no picture was right.
     """
     config = load(overrides)
-    task = load_task(config)
+    task = load_task(config, config.task.name)
     if not isinstance(task, Task):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
     base = Base(config.model, Accelerator().device, config.seed)

@@ -21,9 +21,10 @@ METRICS = {
         "geneval_strict_macro": "strict macro",
         "geneval_continuous_macro": "continuous macro",
         **{f"geneval_official_{tag}": tag for tag in TAGS},
+        "diversity": "diversity",
     },
-    "ocr": {"ocr_accuracy": "accuracy"},
-    "pickscore": {"pickscore": "PickScore"},
+    "ocr": {"ocr_accuracy": "accuracy", "ocr_exact": "exact", "diversity": "diversity"},
+    "pickscore": {"pickscore": "PickScore", "diversity": "diversity"},
     "drawbench": {
         "aesthetic": "aesthetic",
         "deqa": "DeQA",

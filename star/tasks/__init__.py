@@ -1,6 +1,6 @@
 """What is rewarded. One module per task, found by its name; each has a class ``Task`` with the interface below."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,17 +35,30 @@ class Task(Protocol):
     """A task: prompts and a reward.
 
     Attributes:
+        name: the module's.
         protocol: name and version of the evaluation, with its engine.
         primary: the metric that methods are compared by.
         paired: what :meth:`judge` gives that paired comparisons use, name -> label.
         train, test: prompts; no test prompt is among the training prompts.
     """
 
+    name: str
     protocol: str
     primary: str
     paired: Mapping[str, str]
     train: Sequence[Prompt]
     test: Sequence[Prompt]
+
+    def __init__(self, engine: str, scale: str) -> None:
+        """
+        Args:
+            engine: which evaluator, from the settings ``evaluators``.
+            scale: ``mini`` or ``paper``: which prompts.
+
+        Raises:
+            UserError: what the evaluator lacks, e.g. weights.
+        """
+        ...
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
         """What each image is worth: plain values by name, among them ``reward``, the training reward, and ``stratum``,
@@ -62,17 +75,22 @@ class Task(Protocol):
         ...
 
 
-def load(name: str, engine: str, scale: str) -> Task:
-    """The task of a name.
-
-    Args:
-        name: of the module in this package.
-        engine: which evaluator, from the settings ``evaluators``.
-        scale: ``mini`` or ``paper``: which prompts.
+def find(name: str) -> type[Task]:
+    """The class of the task of a name.
 
     Raises:
-        UserError: what the evaluator lacks, e.g. weights.
+        UserError: there is no such task.
     """
     if find_spec(f"star.tasks.{name}") is None:
         raise UserError(f"task {name!r} has no module star/tasks/{name}.py")
-    return import_module(f"star.tasks.{name}").Task(engine, scale)
+    return import_module(f"star.tasks.{name}").Task
+
+
+def submit(task: Task, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+    """Start to judge images: beside what comes next if the task can (it has a method ``submit``), or else when asked.
+
+    Returns:
+        A function that gives what :meth:`Task.judge` gives.
+    """
+    start = getattr(task, "submit", None)
+    return start(prompts, images) if start else lambda: task.judge(prompts, images)

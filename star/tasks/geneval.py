@@ -8,11 +8,8 @@ import numpy as np
 import pandas as pd
 
 from evaluators.geneval import prompts as geneval
-from evaluators.geneval.detector import Detector
-from evaluators.geneval.evaluate import PROTOCOL, summarise, verdicts
-from evaluators.geneval.mini import MiniDetector
+from evaluators.geneval.evaluate import PROTOCOL, detector, summarise, verdicts
 from star.core_words import core_spans
-from star.errors import UserError
 from star.tasks import Prompt, Score
 
 VOCABULARIES = {"mini": geneval.MINI, "paper": geneval.OFFICIAL}
@@ -23,6 +20,7 @@ TRAINING_SEED = 0
 class Task:
     """Training prompts in Flow-GRPO's mix, GenEval's own test prompts; the reward is the continuous score."""
 
+    name = "geneval"
     primary = "geneval_official_macro"
     paired = MappingProxyType({"correct": "official macro", "strict": "strict macro", "score": "continuous macro"})
 
@@ -62,17 +60,6 @@ class Task:
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def detector(engine: str) -> Detector:
-    """The detector of a name.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if engine == "mini":
-        return MiniDetector()
-    raise UserError(f"evaluators.geneval={engine}: this detector is not there yet; evaluators.geneval=mini is")
 
 
 def _prompt(record: geneval.Record) -> Prompt:
