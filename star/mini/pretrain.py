@@ -37,9 +37,9 @@ class Recipe:
     autoencoder_lr: float = 2e-3
     kl_weight: float = 3e-4
     bank: int = 60_000
-    flow_steps: int = 7_000
+    flow_steps: int = 10_000
     flow_batch: int = 64
-    flow_lr: float = 1.5e-3
+    flow_lr: float = 9e-4
     warmup: int = 200
     caption_dropout: float = 0.1
     ema: float = 0.999
