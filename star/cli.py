@@ -115,13 +115,29 @@ def diff(
     raise typer.Exit(run(ours, reference, as_json))
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder, e.g. results/mini.")],
+    runs: Annotated[Path, typer.Option(help="Where the run folders are; need not exist.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+) -> None:
+    """A results folder as one HTML page, and the same as Markdown beside it.
+
+    Example: star report results/mini
+    """
+    from star.bench.report import report as run
+
+    page, markdown = run(folder, runs, out)
+    Console().print(f"report: {page} and {markdown}", markup=False, soft_wrap=True)
+
+
 @mini.command()
 def pretrain(
     folder: Annotated[Path, typer.Argument(help="Work folder; continued if it holds a run that was cut off.")],
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
-    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 8000,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 10_000,
 ) -> None:
     """Rebuild the base model from nothing: about two and a half hours on two cores.
 

@@ -2,6 +2,9 @@
 
 With few seeds only the t-interval keeps its promise: a percentile bootstrap over three seeds that claims 95 % covers
 the truth about two times in three. Images of one prompt are correlated, so prompts, not images, are resampled.
+
+A score is uncertain for three reasons that are kept apart: the training seed, the noise that the images are drawn from,
+and the choice of prompts (:func:`score_variances`).
 """
 
 from collections.abc import Sequence
@@ -10,8 +13,14 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import stdtr
 
 BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
+# A bootstrap over n runs of a task takes their variance for (n - 1) / n of what it is, and its tails for normal ones. From
+# these numbers on, what is called 95 % covers at least 88 %; below them no interval is given.
+ENOUGH_RUNS = 5
+ENOUGH_SCORES = 15
 
 Column = Sequence[Any] | np.ndarray
 
@@ -83,34 +92,175 @@ def paired_difference(
     clusters: Column,
     *,
     strata: Column | None = None,
+    seeds: Column | None = None,
     draws: int = 10_000,
     seed: int = 0,
 ) -> Estimate:
     """Mean of a - b over images drawn from the same prompts and noise, with a bootstrap that resamples prompts.
 
+    With several training seeds the interval holds for new prompts and new seeds at once. Prompts are resampled, each with
+    the images of all seeds. Few seeds cannot be resampled, so their part is Student's t over the seeds' differences; the
+    interval is that of the sum of the two. Where a seed moves single prompts rather than the score, that counts twice
+    (once among prompts, once among seeds), which errs on the safe side.
+
     Args:
         a, b: (n,) per image, in the same order.
         clusters, strata: as in :func:`clustered_stderr`; prompts are resampled within their stratum.
+        seeds: (n,) training seed of each pair; every seed has the same images. With one seed, or None, the interval says
+            nothing of other trainings.
         draws: bootstrap draws.
         seed: of the draws.
 
     Returns:
-        The difference, the bootstrap's standard error and its 95 % percentile interval; no error and no interval if a
-        stratum has a single cluster.
+        The difference, its standard error and its 95 % interval; no error and no interval if a stratum has a single
+        cluster.
 
     Raises:
-        ValueError: no values, or lengths that differ.
+        ValueError: no values, lengths that differ, or seeds that do not have the same images.
     """
     if len(a) != len(b):
         raise ValueError(f"pairs need equal lengths, got {len(a)} and {len(b)}")
-    groups = _strata(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), clusters, strata)
-    value = float(np.mean([total.sum() / size.sum() for total, size in groups]))
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    groups = _strata(difference, clusters, strata)
+    per_seed = [] if seeds is None else seed_means(difference, clusters, seeds, strata=strata)
+    value = _macro(groups)
     if any(len(size) < 2 for _, size in groups):
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
     means = np.mean([_resampled_means(total, size, draws, rng) for total, size in groups], axis=0)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(value, float(means.std(ddof=1)), (float(low), float(high)))
+    among_prompts = float(means.std(ddof=1))
+    among_seeds = float(stats.sem(per_seed)) if len(per_seed) > 1 else 0.0
+    low, high = (_quantile(means, among_seeds, len(per_seed) - 1, share) for share in (0.025, 0.975))
+    return Estimate(value, float(np.hypot(among_prompts, among_seeds)), (low, high))
+
+
+def seed_means(values: Column, clusters: Column, seeds: Column, *, strata: Column | None = None) -> list[float]:
+    """The mean of each seed's values, as in :func:`clustered_stderr` that of the strata's means, in the seeds' order.
+
+    Raises:
+        ValueError: lengths that differ, or seeds that do not have the same number of values in each cluster.
+    """
+    if len(seeds) != len(values):
+        raise ValueError(f"need a seed for each of {len(values)} values, got {len(seeds)}")
+    values, clusters, seeds = np.asarray(values), np.asarray(clusters), np.asarray(seeds)
+    strata = np.zeros(len(values)) if strata is None else np.asarray(strata)
+    parts = [seeds == name for name in np.unique(seeds)]
+    first = np.sort(clusters[parts[0]])
+    if any(not np.array_equal(np.sort(clusters[part]), first) for part in parts):
+        raise ValueError("the seeds do not have the same images")
+    return [_macro(_strata(values[part], clusters[part], strata[part])) for part in parts]
+
+
+@dataclass(frozen=True)
+class Variances:
+    """How much of the variance of one run's score comes from where; see :func:`score_variances`.
+
+    Attributes:
+        seed: training again; needs several seeds.
+        prompt: other prompts of the same kinds; needs several prompts in each stratum.
+        noise: other noise for the same prompts; needs several images per prompt. Without them it is part of ``prompt``.
+        interaction: what training again changes prompt by prompt and image by image; needs several seeds. Without them
+            it is part of ``prompt`` and ``noise``.
+
+    A part that the data cannot tell is None. They are unbiased, so one that is about 0 can come out below.
+    """
+
+    seed: float | None
+    prompt: float | None
+    noise: float | None
+    interaction: float | None
+
+
+def score_variances(strata: Sequence[np.ndarray]) -> Variances:
+    """Split the variance of a run's score, the mean over strata of their images' means.
+
+    The model for a stratum is that of seeds crossed with images within prompts, all of them random, since each seed is
+    judged on the same prompts and noise::
+
+        y[s, p, i] = mean + seed[s] + prompt[p] + noise[p, i] + (seed x prompt)[s, p] + (seed x noise)[s, p, i]
+
+    with the components from the mean squares (analysis of variance; Searle, Casella and McCulloch, Variance Components,
+    §4). A stratum of P prompts with I images adds to the variance of its mean: ``prompt / P``, ``noise / (P I)`` and the
+    interactions ``(seed x prompt) / P + (seed x noise) / (P I)``.
+
+    Args:
+        strata: for each stratum (seeds, prompts, images), the same seeds in all.
+
+    Raises:
+        ValueError: no stratum, an empty one, or one that is not three-dimensional or has other seeds.
+    """
+    tables = [np.asarray(values, dtype=np.float64) for values in strata]
+    if not tables or any(t.ndim != 3 or t.size == 0 or len(t) != len(tables[0]) for t in tables):
+        raise ValueError(f"strata are (seeds, prompts, images) of the same seeds, got {[t.shape for t in tables]}")
+    runs = len(tables[0])
+    parts = np.array([_components(table) for table in tables])
+    prompts, images = (np.array([table.shape[axis] for table in tables]) for axis in (1, 2))
+    prompt, noise, seed_prompt, seed_noise = parts.T / (prompts * len(tables) ** 2)
+    interaction = float((seed_prompt + seed_noise / images).sum())
+    scores = np.mean([table.mean((1, 2)) for table in tables], axis=0)
+    return Variances(
+        seed=float(scores.var(ddof=1)) - interaction if runs > 1 else None,
+        prompt=float(prompt.sum()) if prompts.min() > 1 else None,
+        noise=float((noise / images).sum()) if images.min() > 1 else None,
+        interaction=interaction if runs > 1 and prompts.min() > 1 else None,
+    )
+
+
+def enough(scores: Sequence[Column]) -> bool:
+    """Whether a bootstrap over runs within tasks is worth its name: see :data:`ENOUGH_RUNS`, :data:`ENOUGH_SCORES`."""
+    sizes = [len(runs) for runs in scores]
+    return bool(sizes) and min(sizes) >= ENOUGH_RUNS and sum(sizes) >= ENOUGH_SCORES
+
+
+def interquartile_mean(scores: Sequence[Column], *, draws: int = 10_000, seed: int = 0) -> Estimate:
+    """Mean of the middle half of all runs of all tasks, with the stratified bootstrap over the runs of each task.
+
+    The aggregate of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
+    arXiv 2108.13264. A quarter of the scores, rounded down, is cut at either end.
+
+    Args:
+        scores: for each task its runs' scores, on a scale that tasks share.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        The mean; standard error and 95 % percentile interval only if there are :func:`enough` runs.
+
+    Raises:
+        ValueError: no task, or a task without runs.
+    """
+    tasks = _tasks(scores)
+    value = float(stats.trim_mean(np.concatenate(tasks), 0.25))
+    if not enough(tasks):
+        return Estimate(value, None, None)
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([_resampled(runs, draws, rng) for runs in tasks], axis=1)
+    return _percentiles(value, stats.trim_mean(drawn, 0.25, axis=1))
+
+
+def probability_of_improvement(a: Sequence[Column], b: Sequence[Column], *, draws: int = 10_000, seed: int = 0) -> Estimate:
+    """Chance that a run of ``a`` scores above a run of ``b`` on the same task, mean over tasks; a tie counts half.
+
+    The mean of Mann and Whitney's U / (n m), as in Agarwal et al., arXiv 2108.13264.
+
+    Args:
+        a, b: for each task the runs' scores, the tasks in the same order.
+        draws, seed: of the stratified bootstrap, which resamples the runs of each task and method.
+
+    Returns:
+        The probability; standard error and 95 % percentile interval only if both have :func:`enough` runs.
+
+    Raises:
+        ValueError: no task, a task without runs, or lists of different tasks.
+    """
+    ours, theirs = _tasks(a), _tasks(b)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} tasks")
+    value = float(np.mean([_wins(x[None], y[None])[0] for x, y in zip(ours, theirs, strict=True)]))
+    if not (enough(ours) and enough(theirs)):
+        return Estimate(value, None, None)
+    rng = np.random.default_rng(seed)
+    pairs = [(_resampled(x, draws, rng), _resampled(y, draws, rng)) for x, y in zip(ours, theirs, strict=True)]
+    return _percentiles(value, np.mean([_wins(x, y) for x, y in pairs], axis=0))
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -149,3 +299,68 @@ def _resampled_means(total: np.ndarray, size: np.ndarray, draws: int, rng: np.ra
         picked = rng.integers(len(size), size=(min(BATCH, draws - start), len(size)))
         means.append(total[picked].sum(axis=1) / size[picked].sum(axis=1))
     return np.concatenate(means)
+
+
+def _macro(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean over strata of their means, from what :func:`_strata` gives."""
+    return float(np.mean([total.sum() / size.sum() for total, size in groups]))
+
+
+def _quantile(draws: np.ndarray, scale: float, freedom: int, share: float) -> float:
+    """A quantile of the sum of a draw and an independent Student's t times ``scale``."""
+    if scale <= 1e-12 * np.abs(draws).max():  # seeds that differ by rounding, or not at all
+        return float(np.quantile(draws, share))
+    reach = scale * float(stats.t.ppf(share, freedom))
+
+    def excess(x: float) -> float:
+        return float(stdtr(freedom, (x - draws) / scale).mean()) - share
+
+    return float(brentq(excess, draws.min() + reach - scale, draws.max() + reach + scale))
+
+
+def _components(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Components (prompt, noise, seed x prompt, seed x noise) of one stratum (seeds, prompts, images).
+
+    An interaction with a factor that has one level is 0 here: its variance is then part of the other's.
+    """
+    seeds, prompts, images = values.shape
+    by_prompt, by_image, by_both = values.mean((0, 2)), values.mean(0), values.mean(2)
+    crossed = by_both - by_both.mean(1, keepdims=True) - by_prompt + values.mean()
+    rest = values - by_both[:, :, None] - by_image + by_prompt[:, None]
+    prompt = seeds * images * _mean_square(by_prompt - values.mean(), prompts - 1)
+    noise = seeds * _mean_square(by_image - by_prompt[:, None], prompts * (images - 1))
+    seed_prompt = images * _mean_square(crossed, (seeds - 1) * (prompts - 1))
+    seed_noise = _mean_square(rest, (seeds - 1) * prompts * (images - 1))
+    return (
+        (prompt - noise - seed_prompt + seed_noise) / (seeds * images),
+        (noise - seed_noise) / seeds,
+        (seed_prompt - seed_noise) / images,
+        seed_noise,
+    )
+
+
+def _mean_square(deviations: np.ndarray, freedom: int) -> float:
+    return float((deviations**2).sum() / freedom) if freedom else 0.0
+
+
+def _tasks(scores: Sequence[Column]) -> list[np.ndarray]:
+    tasks = [np.asarray(runs, dtype=np.float64) for runs in scores]
+    if not tasks or any(runs.ndim != 1 or runs.size == 0 for runs in tasks):
+        raise ValueError("need at least one task and a run of each")
+    return tasks
+
+
+def _resampled(runs: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, runs) drawn with replacement."""
+    return runs[rng.integers(len(runs), size=(draws, len(runs)))]
+
+
+def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(draws,) share of pairs in which a run of ``a`` (draws, n) is above one of ``b`` (draws, m)."""
+    ours, theirs = a[:, :, None], b[:, None, :]
+    return ((ours > theirs) + 0.5 * (ours == theirs)).mean((1, 2))
+
+
+def _percentiles(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Estimate(value, float(draws.std(ddof=1)), (float(low), float(high)))

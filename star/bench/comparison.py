@@ -1,0 +1,111 @@
+"""Two methods on the same prompts and noise, image by image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from star import tasks
+from star.bench.statistics import Estimate, Variances, paired_difference, score_variances, seed_means
+from star.errors import UserError
+
+IMAGE = ["stratum", "prompt", "image"]
+UNTRAINED = "base"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arm minus reference on one score.
+
+    Attributes:
+        arm, reference: methods.
+        label: of the score.
+        delta: mean over the shared images, with the interval of :func:`star.bench.statistics.paired_difference`.
+        seeds: the training seeds that both have.
+        per_seed: the difference of each.
+        prompts, images: of one seed.
+    """
+
+    arm: str
+    reference: str
+    label: str
+    delta: Estimate
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    prompts: int
+    images: int
+
+
+def paired_scores(task: str) -> dict[str, str]:
+    """The scores that a task's images are compared by, column -> label, the main one first; none for an unknown task."""
+    try:
+        return dict(tasks.find(task).paired)
+    except UserError:
+        return {}
+
+
+def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: str) -> Comparison | None:
+    """One score of two methods, or None if they share no images.
+
+    Runs of the same training seed are paired, image by image; the base, which has no training seed, with every one. Only
+    images that all shared seeds have count.
+
+    Args:
+        images: verdicts of one task: ``method``, ``seed``, ``stratum``, ``prompt``, ``image`` and the score's column.
+        arm, reference: methods.
+        column, label: of the score.
+    """
+    if column not in images:
+        return None
+    known = _known(images, column)
+    ours, theirs = (known[known["method"] == method] for method in (arm, reference))
+    keys = [*IMAGE, "seed"]
+    if arm == UNTRAINED:
+        ours, keys = ours.drop(columns="seed"), IMAGE
+    elif reference == UNTRAINED:
+        theirs, keys = theirs.drop(columns="seed"), IMAGE
+    pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference"))
+    if pairs.empty:
+        return None
+    seeds = np.sort(pairs["seed"].unique())
+    pairs = pairs[pairs.groupby(IMAGE)["seed"].transform("nunique") == len(seeds)]
+    if pairs.empty:
+        return None
+    a, b = (pairs[f"{column}_{side}"].to_numpy(float) for side in ("arm", "reference"))
+    clusters, strata, of_seed = (pairs[name].to_numpy() for name in ("prompt", "stratum", "seed"))
+    return Comparison(
+        arm,
+        reference,
+        label,
+        paired_difference(a, b, clusters, strata=strata, seeds=of_seed),
+        tuple(int(seed) for seed in seeds),
+        tuple(seed_means(a - b, clusters, of_seed, strata=strata)),
+        pairs["prompt"].nunique(),
+        len(pairs) // len(seeds),
+    )
+
+
+def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
+    """Where the variance of a run's score comes from, or None without verdicts of the method.
+
+    Only images that all its seeds have count, and in each stratum as many per prompt as every prompt has.
+    """
+    if column not in images:
+        return None
+    known = _known(images[images["method"] == method], column)
+    known = known[known.groupby(IMAGE)["seed"].transform("nunique") == known["seed"].nunique()]
+    strata = [table for _, part in known.groupby("stratum") if (table := _table(part, column)).size]
+    return score_variances(strata) if strata else None
+
+
+def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Images that have the score; a prompt that a benchmark lists twice has the same images twice and counts once."""
+    return images.dropna(subset=[column]).drop_duplicates(["method", "seed", *IMAGE])
+
+
+def _table(part: pd.DataFrame, column: str) -> np.ndarray:
+    """One stratum as (seeds, prompts, images)."""
+    part = part.sort_values(["seed", "prompt", "image"])
+    shared = part.groupby(["seed", "prompt"]).size().min()
+    part = part.groupby(["seed", "prompt"]).head(shared)
+    return part[column].to_numpy(float).reshape(part["seed"].nunique(), part["prompt"].nunique(), -1)

@@ -1,0 +1,50 @@
+"""``star report``: a results folder as one page that people look at, and the same as Markdown."""
+
+from pathlib import Path
+
+from star.bench.report.blocks import Page, to_html, to_markdown
+from star.bench.report.collect import Collection, collect
+from star.bench.report.sections import sections
+from star.checkpoint import write_text
+from star.errors import UserError
+
+MINI = (
+    "These numbers come from the embedded small model, its own prompts and its own evaluators. They compare methods with each "
+    "other there; beside the published numbers, which are SD3.5 Medium's, they say nothing."
+)
+
+
+def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> tuple[Path, Path]:
+    """Write the report of a results folder.
+
+    Args:
+        folder: ``results/<scale>``: result files, and ``curves.csv`` and ``images.csv.gz`` if there.
+        runs: where the run folders are, from which settings and pictures come; need not exist.
+        out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``.
+
+    Returns:
+        the two files.
+
+    Raises:
+        UserError: there are no results, a file does not follow its schema, or ``out`` is no HTML file in a folder.
+    """
+    found = collect(folder, runs)
+    page_file = out or folder / "report.html"
+    if page_file.suffix != ".html" or not page_file.parent.is_dir():
+        raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
+    page = _page(found)
+    markdown_file = page_file.with_suffix(".md")
+    write_text(page_file, to_html(page))
+    write_text(markdown_file, to_markdown(page, markdown_file.parent))
+    return page_file, markdown_file
+
+
+def _page(found: Collection) -> Page:
+    seeds = sorted({row.seed for row in found.rows if row.method.partition(":")[0] != "base"})
+    counted = f"training seeds {', '.join(map(str, seeds))}" if seeds else "nothing trained"
+    return Page(
+        title=f"STAR and its baselines, scale {found.scale}",
+        subtitle=f"Tasks: {', '.join(found.tasks)}; {counted}. An open reproduction of STAR (arXiv 2606.17979).",
+        warning=MINI if found.mini else "",
+        sections=sections(found),
+    )

@@ -1,0 +1,203 @@
+"""All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from star.bench.diff import find_paper
+from star.bench.report.says import SEEDS_FOR_A_CLAIM
+from star.bench.results import PaperRow, Row, read, read_paper
+from star.bench.summary import Summary, is_mini, summarise
+from star.checkpoint import RunFolder
+from star.errors import UserError
+from star.tasks import find
+
+TASKS = ("geneval", "ocr", "pickscore")
+METHODS = ("base", "flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+"""The base and the arms of the ablation, in reading order."""
+
+REFERENCE = "flow_grpo"
+"""What every arm is compared with."""
+
+CURVES = "curves.csv"
+IMAGES = "images.csv.gz"
+COMMANDS = "commands.csv"
+KEY = ["task", "method", "seed", "config_hash"]
+
+Cell = tuple[str, str, int]
+"""Task, method, training seed."""
+
+
+@dataclass
+class Collection:
+    """What was found.
+
+    Attributes:
+        folder: of the results.
+        scale: its name, which is the scale's.
+        rows: of all result files.
+        paper: the published numbers.
+        images: per-image verdicts with ``task``, ``method`` and ``seed``; None if there are none.
+        curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
+        commands: the command of each run, as far as they are known.
+        runs: the run folders whose results these are.
+        missing: what a reader must know is not there, a sentence each.
+    """
+
+    folder: Path
+    scale: str
+    rows: list[Row]
+    paper: list[PaperRow]
+    images: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
+    commands: dict[Cell, str] = field(default_factory=dict)
+    runs: dict[Cell, Path] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that something was trained for or the base measured on, the known ones first.
+
+        Not those that only checkpoints of other tasks were scored on.
+        """
+        found = {row.task for row in self.rows if ":" not in row.method}
+        return [task for task in TASKS if task in found] + sorted(found - set(TASKS))
+
+    def methods(self, task: str) -> list[str]:
+        """The methods that were measured on the task they were trained for, in reading order."""
+        found = {row.method for row in self.rows if row.task == task and ":" not in row.method}
+        return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        return summarise(self.rows)
+
+    def summary(self, task: str, metric: str, method: str) -> Summary | None:
+        """One number; under the protocol with the most seeds if there are several."""
+        found = [s for s in self.summaries if (s.task, s.metric, s.method) == (task, metric, method)]
+        return max(found, key=lambda s: s.seeds, default=None)
+
+    @property
+    def mini(self) -> bool:
+        return any(is_mini(row.protocol) for row in self.rows)
+
+
+def collect(folder: Path, runs: Path) -> Collection:
+    """Read a results folder, and from the run folders what it does not hold.
+
+    Args:
+        folder: ``results/<scale>``.
+        runs: what holds ``<scale>/<task>/<method>/...``; need not exist.
+
+    Raises:
+        UserError: there is no result file, or one that does not follow its schema.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
+    files = sorted(file for file in folder.glob("*.csv") if file.name not in (CURVES, COMMANDS))
+    rows = [row for file in files for row in read(file)]
+    if not rows:
+        raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
+    found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
+    found.runs = _runs(runs / found.scale, rows)
+    found.missing += _unmeasured(found)
+    found.images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
+    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
+    if (folder / COMMANDS).exists():
+        found.commands = {
+            (line["task"], line["method"], line["seed"]): line["command"]
+            for line in _current(_read(folder / COMMANDS), rows).to_dict("records")
+        }
+    if not found.runs:
+        found.missing.append(
+            f"No run folders of these results in {runs / found.scale}: settings, maps and sample images come from earlier "
+            "reports or are left out."
+        )
+    return found
+
+
+def primary(task: str) -> str | None:
+    """The metric that methods are compared by, or None for an unknown task."""
+    try:
+        return find(task).primary
+    except UserError:
+        return None
+
+
+def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
+    """The finished run folders whose settings are those of the rows: base beside the methods, seeds within them."""
+    known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
+    found = {}
+    for file in sorted([*folder.glob("*/*/final/rows.json"), *folder.glob("*/*/*/final/rows.json")]):
+        first = json.loads(file.read_text())[0]
+        cell = first["task"], first["method"], first["seed"]
+        if (*cell, first["config_hash"]) in known:
+            found[cell] = file.parent.parent
+    return found
+
+
+def _unmeasured(found: Collection) -> list[str]:
+    """Tasks without results, and arms with few seeds. Arms that a task lacks are said with its findings."""
+    sentences = []
+    if absent := [task for task in TASKS if task not in found.tasks]:
+        sentences.append(f"Tasks that were not run: {', '.join(absent)}.")
+    for task in found.tasks:
+        seeds = {m: len({r.seed for r in found.rows if (r.task, r.method) == (task, m)}) for m in found.methods(task)}
+        most = max((count for method, count in seeds.items() if method != "base"), default=0)
+        if 0 < most < SEEDS_FOR_A_CLAIM:
+            sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")
+        if few := [f"{method} ({count})" for method, count in seeds.items() if method != "base" and count < most]:
+            sentences.append(f"On {task} some arms have fewer than {most} seeds: {', '.join(few)}.")
+    return sentences
+
+
+def _table(
+    found: Collection, name: str, of_run: Callable[[Path], pd.DataFrame | None], what: str, consequence: str
+) -> pd.DataFrame | None:
+    """What a file of the results folder has of these results, and of the rest what the run folders have."""
+    file = found.folder / name
+    current = _current(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=KEY)
+    there = set(current[KEY[:3]].itertuples(index=False, name=None))
+    cells = {(row.task, row.method, row.seed) for row in found.rows if ":" not in row.method}
+    needed = {cell for cell in cells if name != CURVES or cell[1] != "base"}
+    parts = [current] if len(current) else []
+    for task, method, seed in sorted(needed - there):
+        path = found.runs.get((task, method, seed))
+        part = None if path is None else of_run(path)
+        if part is not None:
+            parts.append(part.assign(task=task, method=method, seed=seed))
+            there.add((task, method, seed))
+    if lacking := sorted(needed - there):
+        runs = "any run" if len(lacking) == len(needed) else ", ".join(f"{t} {m} seed {s}" for t, m, s in lacking)
+        found.missing.append(f"Neither {name} nor the run folders have the {what} of {runs}: {consequence}.")
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _current(table: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:
+    """The lines of a table that belong to the results, rather than to runs whose results were replaced since."""
+    known = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash) for r in rows], columns=KEY).drop_duplicates()
+    return table.merge(known, on=KEY)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype={"config_hash": str})
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete it, or write it again with `star matrix`") from None
+    if lacking := [name for name in KEY if name not in table]:
+        raise UserError(f"{file} has no column {', '.join(lacking)}; write it again with `star matrix`")
+    return table
+
+
+def _images_of_run(path: Path) -> pd.DataFrame | None:
+    file = path / "final" / "images.csv"
+    return pd.read_csv(file) if file.exists() else None
+
+
+def _curve_of_run(path: Path) -> pd.DataFrame | None:
+    lines = RunFolder(path).metrics()
+    return pd.DataFrame(lines) if lines else None

@@ -1,0 +1,103 @@
+"""How the reward grew while training, and how fast."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from star.bench.figures import Curve, color_of, curves_svg
+from star.bench.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
+from star.bench.report.collect import METHODS, REFERENCE, Collection
+from star.bench.speed import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
+from star.bench.statistics import mean_interval
+from star.bench.tables import method_label
+
+COSTS = {"updates": "updates", "images_seen": "images", "seconds": "seconds"}
+
+Runs = Mapping[str, Mapping[int, pd.DataFrame]]
+"""Method -> seed -> a line per epoch."""
+
+
+def learning(found: Collection) -> Section:
+    """The chapter: a drawing per arm with every seed, the area under the curve, and the cost of given rewards."""
+    section = Section("learning", "How the reward grew")
+    if found.curves is None:
+        section.blocks.append(Text("There are no training curves here.", missing=True))
+        return section
+    for task in found.tasks:
+        own = _curves(found.curves, task)
+        if own:
+            section.parts.append(Section(f"learning-{task}", task, _learning_blocks(task, own)))
+    return section
+
+
+def _curves(curves: pd.DataFrame, task: str) -> dict[str, dict[int, pd.DataFrame]]:
+    """Method -> seed -> its lines in order of epochs."""
+    own = curves[curves["task"] == task]
+    ordered = [method for method in METHODS if method in set(own["method"])]
+    ordered += sorted(set(own["method"]) - set(METHODS))
+    by_method = {method: own[own["method"] == method].sort_values("epoch") for method in ordered}
+    return {
+        method: {seed: part[part["seed"] == seed] for seed in sorted(set(part["seed"].tolist()))}
+        for method, part in by_method.items()
+    }
+
+
+def _learning_blocks(task: str, own: Runs) -> list[Block]:
+    lines = {method: {seed: _curve(part, "images_seen") for seed, part in runs.items()} for method, runs in own.items()}
+    rewards = np.concatenate([_shown(curve) for runs in lines.values() for curve in runs.values()])
+    margin = 0.05 * (np.ptp(rewards) or 1.0)
+    limits = (float(rewards.min() - margin), float(rewards.max() + margin))
+    gallery = []
+    for method, runs in lines.items():
+        reference = lines.get(REFERENCE, {}) if method != REFERENCE else {}
+        ends = ", ".join(f"seed {seed} from {_shown(c)[0]:.3f} to {_shown(c)[-1]:.3f}" for seed, c in runs.items())
+        alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
+        color = color_of(METHODS.index(method) - 1) if method in METHODS[1:] else color_of(len(METHODS))
+        gallery.append((method_label(method), curves_svg(runs, reference, color, limits, alt)))
+    caption = f"Running mean over {WINDOW} epochs of the training reward, a line per seed; dashed: the seeds of Flow-GRPO."
+    return [Gallery(caption, gallery), *_speed(task, own)]
+
+
+def _curve(part: pd.DataFrame, cost: str) -> Curve:
+    return part[cost].tolist(), part["reward"].tolist()
+
+
+def _shown(curve: Curve) -> np.ndarray:
+    mean = running_mean(curve[1])
+    return mean if len(mean) else np.asarray(curve[1])
+
+
+def _speed(task: str, own: Runs) -> list[Block]:
+    """Area under the curve, and the cost of reaching given shares of what Flow-GRPO gained."""
+    curves = [part for runs in own.values() for part in runs.values() if len(part) > 1]
+    if not curves:
+        return [Text("One epoch is no curve: nothing can be said of speed.", missing=True)]
+    until = min(part["images_seen"].iloc[-1] for part in curves)
+    rows = []
+    for method, runs in own.items():
+        long = [part for part in runs.values() if len(part) > 1 and part["images_seen"].iloc[0] < until]
+        areas = [area_under_curve(*_curve(part, "images_seen"), until=until) for part in long]
+        if areas:
+            rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
+    caption = f"{task}: training reward averaged over the first {until:,} images (area under the curve)"
+    blocks: list[Block] = [Table(caption, ["method", "mean [95 % t-interval over seeds]", "every seed"], rows)]
+    if REFERENCE not in own:
+        return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]
+    start = float(np.mean([part["reward"].iloc[0] for part in curves]))
+    goal = float(np.mean([_shown(_curve(part, "images_seen"))[-1] for part in own[REFERENCE].values()]))
+    goals = levels(start, goal)
+    if not goals:
+        return [*blocks, Text("Flow-GRPO's reward did not grow, so there is no reward to set as a goal.", missing=True)]
+    lines = [_reach_line(method, runs, level) for level in goals for method, runs in own.items()]
+    caption = (
+        f"{task}: what it took until the running mean of the reward reached half and all of the way from the start "
+        f"({start:.3f}) to where Flow-GRPO ended ({goal:.3f}); median over seeds, “never” counted as later than all else"
+    )
+    return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds that got there"], lines)]
+
+
+def _reach_line(method: str, runs: Mapping[int, pd.DataFrame], level: float) -> list[str]:
+    reaches = {cost: Reach(tuple(cost_to_reach(*_curve(part, cost), level) for part in runs.values())) for cost in COSTS}
+    medians = ["never" if reach.median is None else number(reach.median, 0) for reach in reaches.values()]
+    return [method_label(method), number(level), *medians, f"{reaches['images_seen'].reached} of {len(runs)}"]

@@ -1,0 +1,110 @@
+"""What may be said of a result, by fixed rules.
+
+A gain of STAR is claimed if, and only if, all of these hold:
+
+1. the 95 % interval of STAR minus Flow-GRPO (paired by prompt and noise) lies above 0;
+2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
+   where the map points;
+3. both rest on at least three training seeds.
+
+Otherwise the text says which of these failed, and what was found.
+"""
+
+from star.bench.comparison import Comparison
+from star.bench.report.blocks import Text, signed
+
+SEEDS_FOR_A_CLAIM = 3
+
+GAIN = "A gain of STAR."
+SHARED = "Better than Flow-GRPO, but not because of the map."
+NO_CONTROL = "Better than Flow-GRPO; whether because of the map is not known."
+FEW_SEEDS = "Better than Flow-GRPO on these seeds; too few for a claim."
+UNCLEAR = "No difference shown."
+LOSS = "Worse than Flow-GRPO."
+NOT_MEASURED = "Not measured."
+
+
+def verdict(gain: Comparison | None, control: Comparison | None) -> str:
+    """One of this module's verdicts.
+
+    Args:
+        gain: STAR minus Flow-GRPO; None if it could not be computed.
+        control: STAR minus ``star_shuffled``; None if it could not be computed.
+    """
+    if gain is None:
+        return NOT_MEASURED
+    low, high = gain.delta.interval or (-float("inf"), float("inf"))
+    if high < 0:
+        return LOSS
+    if low <= 0:
+        return UNCLEAR
+    if control is None or control.delta.interval is None:
+        return NO_CONTROL
+    if min(len(gain.seeds), len(control.seeds)) < SEEDS_FOR_A_CLAIM:
+        return FEW_SEEDS
+    return GAIN if control.delta.interval[0] > 0 else SHARED
+
+
+def says(
+    task: str, gain: Comparison | None, control: Comparison | None, trained: Comparison | None, absent: list[str], mini: bool
+) -> Text:
+    """The paragraph on one task.
+
+    Args:
+        task: its name.
+        gain, control: as in :func:`verdict`.
+        trained: Flow-GRPO minus base.
+        absent: arms that were not run.
+        mini: whether the numbers are the small model's.
+    """
+    found = verdict(gain, control)
+    sentences = [_gain(found, gain), _control(found, gain, control, absent), _trained(trained)]
+    if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
+        sentences.append(_seeds(len(gain.seeds)))
+    if absent:
+        sentences.append(f"Not run: {', '.join(absent)}.")
+    if mini:
+        sentences.append("Small model, own prompts, own evaluator: not comparable with the paper's numbers.")
+    return Text(" ".join(filter(None, sentences)), strong=f"{task}: {found}")
+
+
+def _gain(found: str, gain: Comparison | None) -> str:
+    if gain is None:
+        return "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here, so they cannot be compared."
+    seeds = "1 training seed" if len(gain.seeds) == 1 else f"{len(gain.seeds)} training seeds"
+    text = (
+        f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
+        f"({gain.images:,} images of {gain.prompts:,} prompts, {seeds})"
+    )
+    if gain.delta.interval is None:
+        return f"{text}; there is no interval, because a group of prompts has a single one."
+    side = {LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
+    return f"{text}; the interval lies {side} 0."
+
+
+def _control(found: str, gain: Comparison | None, control: Comparison | None, absent: list[str]) -> str:
+    if control is None:
+        if gain is None or found in (UNCLEAR, LOSS):
+            return ""
+        why = "was not run" if "star_shuffled" in absent else "has no images to compare with"
+        return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be put down to the map."
+    text = f"STAR minus star_shuffled is {signed(control.delta)}"
+    if found == GAIN:
+        return f"{text}, also above 0: the map has to match the prompt."
+    if found == SHARED:
+        return f"{text}, not above 0: maps of other prompts do as well, or the difference is too small to be seen."
+    return f"{text}."
+
+
+def _trained(trained: Comparison | None) -> str:
+    if trained is None:
+        return ""
+    low, high = trained.delta.interval or (0.0, 0.0)
+    effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
+    return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
+
+
+def _seeds(count: int) -> str:
+    if count == 1:
+        return "With one training seed the interval knows nothing of the spread between trainings."
+    return f"With {count} training seeds the spread between trainings is hardly known."

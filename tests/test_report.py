@@ -1,0 +1,393 @@
+"""The report of made-up results: a whole matrix, and the least that there can be."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import FAST
+from fake_results import ARMS, EVALUATION_SEED, SEEDS, TASKS, hashed, rows, verdicts, write_matrix, write_run
+from PIL import Image
+from safetensors.torch import save_file
+
+from star.bench.comparison import compare, variances
+from star.bench.report import report
+from star.bench.report.collect import METHODS, collect
+from star.bench.report.made import overrides
+from star.bench.report.pictures import read_config
+from star.bench.results import read, write
+from star.bench.statistics import paired_difference, score_variances
+from star.config import load, to_dict, to_yaml
+from star.errors import UserError
+from star.pipeline import Base
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Elements of a page, and whether they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The report of a whole matrix, with run folders of some cells: (folder, HTML, Markdown)."""
+    folder = tmp_path_factory.mktemp("whole")
+    results = write_matrix(folder)
+    for method in ("base", "flow_grpo", "star"):
+        write_run(folder / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
+    page, markdown = report(results, folder / "runs")
+    assert page == results / "report.html"
+    return folder, page.read_text(), markdown.read_text()
+
+
+def section(markdown: str, title: str) -> str:
+    return re.split(r"^## ", markdown.split(f"\n## {title}", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(text: str, caption: str) -> list[list[str]]:
+    lines = text.split(f"*{caption}", 1)[1].split("\n\n", 2)[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "---" not in line]
+
+
+def test_the_page_needs_nothing_but_itself(whole):
+    page = Page(whole[1])
+    assert not page.all("script") and not page.all("link")
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name, "") or ""
+            assert value.startswith(("data:image/png;base64,", "#")) or not value
+    style = re.search(r"<style>(.*?)</style>", whole[1], re.DOTALL)[1]
+    assert "@import" not in style and "url(http" not in whole[1]
+    for needed in ("prefers-color-scheme: dark", "@media print"):
+        assert needed in style
+
+
+def test_the_page_can_be_read_by_machines(whole):
+    page = Page(whole[1])
+    assert page.all("html") == [{"lang": "en"}] and page.all("title")[0] == {}
+    assert any(meta.get("name") == "viewport" for meta in page.all("meta"))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in page.all("svg"))
+    assert len(page.all("caption")) == len(page.all("table")) > 10
+    assert {head["scope"] for head in page.all("th")} == {"col", "row"}
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in page.all("a")} <= set(ids)
+
+
+def test_text_of_prompts_and_settings_cannot_become_markup(whole):
+    assert "&lt;&amp;&gt;" in whole[1] and "<&>" not in whole[1]
+
+
+def test_every_chapter_is_there(whole):
+    titles = re.findall(r"^## (.*)", whole[2], re.MULTILINE)
+    assert titles == [
+        "What this says",
+        "Beside the paper",
+        "How the reward grew",
+        "Ablation: every arm minus Flow-GRPO",
+        "Where the uncertainty comes from",
+        "Where the reward goes, before and after",
+        "Samples at the same noise",
+        "On the other tasks, and diversity",
+        "GenEval by kind of prompt",
+        "What training cost",
+        "How these numbers were made",
+    ]
+
+
+def test_a_claim_is_made_of_the_paired_difference(whole):
+    star, other = (pd.concat([verdicts("ocr", m, s).assign(seed=s) for s in SEEDS]) for m in ("star", "flow_grpo"))
+    delta = paired_difference(star["reward"], other["reward"], list(star["prompt"]), seeds=list(star["seed"]))
+    low, high = delta.interval
+    expected = f"STAR minus Flow-GRPO is {delta.value:+.3f} [{low:+.3f}, {high:+.3f}] on the reward"
+    says = section(whole[2], "What this says")
+    assert f"**ocr: A gain of STAR.** {expected} (48 images of 24 prompts, 3 training seeds)" in says
+    assert says.count("not comparable with the paper") == 3
+
+
+def test_mini_is_marked_and_the_paper_is_beside_it(whole):
+    assert "Not comparable with the paper." in whole[1]
+    lines = table(section(whole[2], "Beside the paper"), "geneval, official macro")
+    assert [line[:3] for line in lines[1:]] == [
+        ["base", "not comparable (mini)", "0.63"],
+        ["Flow-GRPO", "not comparable (mini)", "0.95"],
+        ["dense_uniform", "no paper value", "–"],
+        ["spatial only", "no paper value", "not known"],
+        ["temporal only", "no paper value", "not known"],
+        ["STAR", "not comparable (mini)", "0.9759"],
+        ["star_shuffled", "no paper value", "–"],
+        ["star_random", "no paper value", "–"],
+    ]
+    values = [row.value for seed in SEEDS for row in rows("geneval", "star", seed) if row.metric == "geneval_official_macro"]
+    assert lines[6][4] == ", ".join(f"{value:.3f}" for value in values)
+
+
+def test_every_seed_has_a_curve_and_never_is_said(whole):
+    page = Page(whole[1])
+    curves = [svg["aria-label"] for svg in page.all("svg") if "training reward of" in svg["aria-label"]]
+    assert len(curves) == len(TASKS) * len(ARMS)
+    assert all(f"seed {seed} from" in alt for alt in curves for seed in SEEDS)
+    text = section(whole[2], "How the reward grew")
+    assert "| never | never | never | 0 of 3 |" in text and "(area under the curve)" in text
+
+
+def test_the_other_tasks_are_a_table_of_three_by_three(whole):
+    lines = table(section(whole[2], "On the other tasks"), "Main score")
+    assert lines[0] == ["method", "trained for", *TASKS]
+    assert len(lines) == 2 + len(ARMS) * 3
+    star = next(line for line in lines if line[:2] == ["STAR", "ocr"])
+    base = [row.value for row in rows("geneval", "base", 0) if row.metric == "geneval_official_macro"][0]
+    assert star[2] == f"0.400 ({0.4 - base:+.3f})".replace("-", "−") and star[3].startswith("0.8")
+
+
+def test_costs_are_relative_to_the_reference(whole):
+    lines = table(section(whole[2], "What training cost"), "geneval")
+    costs = {line[0]: line[-2:] for line in lines[1:]}
+    assert costs["Flow-GRPO"] == ["× 1.00", f"× {630 / 650:.2f}"]
+    assert costs["STAR"] == [f"× {650 / 630:.2f}", "× 1.00"]
+
+
+def test_five_seeds_are_enough_for_an_aggregate(whole, tmp_path):
+    assert "at least 5 runs of each task and 15 in all" in section(whole[2], "Where the uncertainty")
+    _, markdown = report(write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=range(5)), tmp_path)
+    lines = table(section(markdown.read_text(), "Where the uncertainty"), "Over 15 runs of 3 tasks")
+    flow_grpo, star = lines[1:]
+    assert [flow_grpo[0], star[0]] == ["Flow-GRPO", "STAR"]
+    assert flow_grpo[2:] == ["–", "–"] and star[2] == "1.00 [1.00, 1.00]" and star[3] == "–"
+    assert float(flow_grpo[1].split()[0]) == pytest.approx(1, abs=0.15)
+
+
+def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, whole):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    for method in ("base", "flow_grpo", "star"):
+        write_run(tmp_path / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
+    html = report(results, tmp_path / "runs")[0].read_text()
+    picture = results / "figures" / "samples-geneval.png"
+    with Image.open(picture) as image:
+        assert f"star seed 0, settings {hashed('geneval', 'star', 0)}" in image.info["Source"]
+        assert "thing 00 <&>" in image.info["Description"]
+    before = picture.stat().st_mtime_ns
+    page, _ = report(results, tmp_path / "gone", tmp_path / "again.html")
+    assert picture.stat().st_mtime_ns == before
+    assert [i["src"] for i in Page(page.read_text()).all("img")] == [i["src"] for i in Page(html).all("img")] != []
+    assert "Not drawn: the run folders are not here, and neither is samples-ocr.png" in whole[1]
+
+
+def test_pictures_of_other_runs_are_drawn_again(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    for method in ("base", "flow_grpo", "star"):
+        path = write_run(tmp_path / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
+    report(results, tmp_path / "runs")
+    picture = results / "figures" / "samples-geneval.png"
+    first = picture.read_bytes()
+    for file in (path / "final" / "samples").glob("*.png"):
+        Image.new("RGB", (16, 16)).save(file)
+    report(results, tmp_path / "runs")
+    assert picture.read_bytes() == first
+    rewritten = [row | {"commit": "newer"} for row in json.loads((path / "final" / "rows.json").read_text())]
+    (path / "final" / "rows.json").write_text(json.dumps(rewritten))
+    report(results, tmp_path / "runs")
+    assert picture.read_bytes() != first
+
+
+def test_the_least_that_reproduce_leaves(tmp_path):
+    """One task, one seed, two arms, no table of images or curves, no run folders."""
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    (results / "images.csv.gz").unlink()
+    (results / "curves.csv").unlink()
+    page, markdown = report(results, tmp_path / "runs")
+    Page(page.read_text())
+    says = section(markdown.read_text(), "What this says")
+    for sentence in (
+        "**geneval: Not measured.**",
+        "Not run: dense_uniform, spatial, temporal, star_shuffled, star_random.",
+        "Tasks that were not run: ocr, pickscore.",
+        "no arm has more training seeds than 1",
+        "Neither images.csv.gz nor the run folders have the per-image verdicts of any run",
+        "Neither curves.csv nor the run folders have the training curves of any run",
+        "No run folders of these results",
+    ):
+        assert sentence in says
+
+
+def test_run_folders_stand_in_for_missing_tables(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    whole = collect(results, tmp_path / "none")
+    (results / "images.csv.gz").unlink()
+    (results / "curves.csv").unlink()
+    for method in ("base", "flow_grpo", "star"):
+        write_run(tmp_path / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
+    found = collect(results, tmp_path / "runs")
+    for ours, theirs in ((found.images, whole.images), (found.curves, whole.curves)):
+        columns = [name for name in theirs if name != "config_hash"]
+        order = ["method", "prompt" if "prompt" in theirs else "epoch", "image" if "image" in theirs else "seed"]
+        pd.testing.assert_frame_equal(
+            ours.sort_values(order)[columns].reset_index(drop=True),
+            theirs.sort_values(order)[columns].reset_index(drop=True),
+            check_dtype=False,
+        )
+    assert not [sentence for sentence in found.missing if "Neither" in sentence or "No run" in sentence]
+
+
+def test_verdicts_of_replaced_results_do_not_count(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    changed = [type(r)(**{**vars(r), "config_hash": "newer"}) if r.method == "star" else r for r in read(results / "ocr.csv")]
+    write(changed, results / "ocr.csv")
+    found = collect(results, tmp_path)
+    assert set(found.images["method"]) == {"base", "flow_grpo"}
+    assert "per-image verdicts of ocr star seed 0: they are in no paired comparison." in " ".join(found.missing)
+
+
+def test_a_folder_with_only_the_base(tmp_path):
+    page, _ = report(write_matrix(tmp_path, arms=(), tasks=("pickscore",)), tmp_path / "runs")
+    text = " ".join(Page(page.read_text()).text)
+    assert "Nothing was trained here." in text and "GenEval was not measured here." in text
+
+
+def test_bad_input_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        report(tmp_path / "none")
+    (tmp_path / "mini").mkdir()
+    with pytest.raises(UserError, match="no result file in it"):
+        report(tmp_path / "mini")
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    for out in (tmp_path / "report.pdf", tmp_path / "none" / "report.html"):
+        with pytest.raises(UserError, match="name an .html file"):
+            report(results, out=out)
+    (results / "images.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match=r"images\.csv\.gz cannot be read"):
+        report(results)
+    (results / "images.csv.gz").unlink()
+    (results / "curves.csv").write_text("epoch,reward\n1,0.5\n")
+    with pytest.raises(UserError, match=r"curves\.csv has no column task, method, seed, config_hash"):
+        report(results)
+
+
+def images_of(task, *methods, seeds=SEEDS):
+    of = {method: (EVALUATION_SEED,) if method == "base" else seeds for method in methods}
+    return pd.concat([verdicts(task, m, s).assign(method=m, seed=s) for m in methods for s in of[m]], ignore_index=True)
+
+
+def test_comparison_pairs_by_seed_prompt_and_image_whatever_the_order():
+    images = images_of("geneval", "star", "flow_grpo").sample(frac=1, random_state=0)
+    ours = compare(images, "star", "flow_grpo", "correct", "official macro")
+    per_seed = []
+    for seed in SEEDS:
+        star, other = (verdicts("geneval", m, seed) for m in ("star", "flow_grpo"))
+        gains = star["correct"].astype(float) - other["correct"]
+        per_seed.append(gains.groupby(star["stratum"]).mean().mean())
+    assert ours.per_seed == pytest.approx(per_seed)
+    assert ours.delta.value == pytest.approx(np.mean(per_seed))
+    assert (ours.seeds, ours.prompts, ours.images) == (SEEDS, 24, 48)
+
+
+def test_the_base_is_compared_with_every_seed():
+    images = images_of("ocr", "base", "star")
+    down, up = (compare(images, *pair, "reward", "reward") for pair in (("base", "star"), ("star", "base")))
+    assert down.seeds == up.seeds == SEEDS
+    assert down.delta.value == pytest.approx(-up.delta.value)
+    base = verdicts("ocr", "base", EVALUATION_SEED)["reward"].mean()
+    assert up.per_seed == pytest.approx([verdicts("ocr", "star", seed)["reward"].mean() - base for seed in SEEDS])
+
+
+def test_only_shared_seeds_and_images_are_compared():
+    images = images_of("ocr", "star", "flow_grpo")
+    lacking = images[~((images["method"] == "star") & (images["seed"] == 1) & (images["prompt"].str.endswith('00"')))]
+    ours = compare(lacking, "star", "flow_grpo", "reward", "reward")
+    assert (ours.prompts, ours.images) == (23, 46)
+    fewer = images[~((images["method"] == "flow_grpo") & (images["seed"] == 2))]
+    assert compare(fewer, "star", "flow_grpo", "reward", "reward").seeds == (0, 1)
+    other = images.assign(seed=images["seed"] + 10 * (images["method"] == "star"))
+    assert compare(other, "star", "flow_grpo", "reward", "reward") is None
+    assert compare(images, "star", "spatial", "reward", "reward") is None
+    assert compare(images, "star", "flow_grpo", "score", "score") is None
+    twice = pd.concat([images, images[images["prompt"].str.endswith('01"')]])
+    assert compare(twice, "star", "flow_grpo", "reward", "reward") == compare(images, "star", "flow_grpo", "reward", "reward")
+
+
+def test_variances_are_those_of_the_tables():
+    images = images_of("geneval", "star")
+    strata = []
+    for _, part in images.groupby("stratum"):
+        cells = part.set_index(["seed", "prompt", "image"])["score"]
+        names = sorted(set(part["prompt"]))
+        strata.append(np.array([[[cells[s, p, i] for i in range(2)] for p in names] for s in SEEDS]))
+    assert vars(variances(images, "star", "score")) == pytest.approx(vars(score_variances(strata)))
+    assert variances(images, "spatial", "score") is None
+
+
+def test_maps_before_and_after_training_are_drawn_from_the_run(make_config, tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
+    path = write_run(tmp_path / "runs", "geneval", "star", 0)
+    config = make_config("task=geneval", "method=star", "seed=0")
+    base = Base(config.model, "cpu", config.seed)
+    (path / "config.yaml").write_text("# training settings abc\n" + to_yaml(config))
+    save_file({name: value.detach() + 0.3 for name, value in base.trained.items()}, path / "final" / "trained.safetensors")
+    page, _ = report(results, tmp_path / "runs")
+    (picture,) = (i for i in Page(page.read_text()).all("img") if "rows of" in i["alt"])
+    before, after = re.search(r"Weights reach ([\d.]+) times the mean before and ([\d.]+) after", picture["alt"]).groups()
+    assert "Two rows of 4 maps" in picture["alt"] and float(before) >= 1 and float(after) >= 1 and before != after
+    assert f"+model.path={config.model.path}" in page.read_text() or f"model.path={config.model.path}" in page.read_text()
+
+
+def test_maps_that_cannot_be_drawn_are_said(tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
+    path = write_run(tmp_path / "runs", "geneval", "star", 0)
+    (path / "config.yaml").write_text("no: such setting\n")
+    _, markdown = report(results, tmp_path / "runs")
+    assert "Not drawn:" in section(markdown.read_text(), "Where the reward goes")
+    assert "cannot be read by this version" in section(markdown.read_text(), "How these numbers")
+
+
+def test_a_command_gives_the_settings_of_its_run(tmp_path):
+    words = ["task=ocr", "method=spatial", "scale=mini", "seed=2"]
+    config = load([*words, *FAST.split(), "method.cap=4.5", "evaluation.every=1", "rewards.normalise=false", "run=here"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    made = overrides(tmp_path / "config.yaml", words)
+    assert {"method.cap=4.5", "evaluation.every=1", "rewards.normalise=false", "sampling.window_range=[0,3]"} <= set(made)
+    assert not [word for word in made if word.startswith(("run", "seed"))]
+    again = to_dict(load([*words, *made, "run=here"]))
+    assert again == to_dict(config) == to_dict(read_config(tmp_path / "config.yaml"))
+
+
+def test_recorded_commands_are_used(tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    line = f"ocr,star,0,{hashed('ocr', 'star', 0)},star train task=ocr train.epochs=7\n"
+    (results / "commands.csv").write_text("task,method,seed,config_hash,command\n" + line)
+    _, markdown = report(results, tmp_path / "runs")
+    made = section(markdown.read_text(), "How these numbers")
+    assert "star train task=ocr train.epochs=7\n" in made and "star base task=ocr scale=mini\n" in made
+
+
+def test_the_arms_are_those_of_the_methods():
+    assert ("base", *ARMS) == METHODS

@@ -1,0 +1,63 @@
+"""The rules of what may be said, one by one."""
+
+import pytest
+
+from star.bench.comparison import Comparison
+from star.bench.report import says as rules
+from star.bench.report.says import says, verdict
+from star.bench.statistics import Estimate
+
+
+def made(low, high, seeds=3, reference="flow_grpo"):
+    delta = Estimate((low + high) / 2, 0.01, (low, high)) if low is not None else Estimate(0.1, None, None)
+    return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80)
+
+
+ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    "gain, control, expected",
+    [
+        (made(*ABOVE), made(*ABOVE), rules.GAIN),
+        (made(*ABOVE), made(*AROUND), rules.SHARED),
+        (made(*ABOVE), made(*TOUCHING), rules.SHARED),
+        (made(*ABOVE), made(*BELOW), rules.SHARED),
+        (made(*ABOVE), None, rules.NO_CONTROL),
+        (made(*ABOVE), made(None, None), rules.NO_CONTROL),
+        (made(*ABOVE, seeds=2), made(*ABOVE), rules.FEW_SEEDS),
+        (made(*ABOVE), made(*ABOVE, seeds=1), rules.FEW_SEEDS),
+        (made(*AROUND), made(*ABOVE), rules.UNCLEAR),
+        (made(*TOUCHING), made(*ABOVE), rules.UNCLEAR),
+        (made(None, None), made(*ABOVE), rules.UNCLEAR),
+        (made(*BELOW), made(*ABOVE), rules.LOSS),
+        (None, made(*ABOVE), rules.NOT_MEASURED),
+        (None, None, rules.NOT_MEASURED),
+    ],
+)
+def test_verdict(gain, control, expected):
+    assert verdict(gain, control) == expected
+    text = says("ocr", gain, control, None, [], mini=False)
+    assert text.strong == f"ocr: {expected}"
+    assert ("the map has to match the prompt" in text.text) == (expected == rules.GAIN)
+
+
+def test_the_numbers_behind_a_claim_are_in_it():
+    text = says("ocr", made(*ABOVE), made(0.02, 0.04, reference="star_shuffled"), made(*BELOW), ["spatial"], mini=True).text
+    assert (
+        "STAR minus Flow-GRPO is +0.030 [+0.010, +0.050] on the accuracy (80 images of 20 prompts, 3 training seeds)" in text
+    )
+    assert "STAR minus star_shuffled is +0.030 [+0.020, +0.040]" in text
+    assert "Flow-GRPO minus base is −0.030 [−0.050, −0.010]: training made it worse." in text
+    assert "Not run: spatial." in text and "not comparable with the paper's numbers" in text
+
+
+def test_what_is_missing_is_said():
+    text = says("ocr", made(*ABOVE, seeds=1), None, made(*AROUND, seeds=1), ["star_shuffled"], mini=False).text
+    assert "(star_shuffled) was not run, so the gain cannot be put down to the map" in text
+    assert "With one training seed the interval knows nothing of the spread between trainings" in text
+    assert "training has no effect that shows" in text and "not comparable" not in text
+    assert "has no images to compare with" in says("ocr", made(*ABOVE), None, None, [], mini=False).text
+    assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
+    assert "there is no interval" in says("ocr", made(None, None), None, None, [], mini=False).text
+    assert "spread between trainings is hardly known" in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text
