@@ -49,6 +49,34 @@ def train(overrides: Settings = None) -> None:
 
 
 @app.command(epilog=SETTINGS_HELP)
+def base(overrides: Settings = None) -> None:
+    """Evaluate the untrained model on a task, which is what every method is compared with.
+
+    Example: star base task=geneval
+    """
+    from star import config, runs
+
+    rows = runs.base(config.load(overrides or []))
+    _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
+
+
+@app.command(epilog=SETTINGS_HELP)
+def matrix(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 launcher=local KEY=VALUE]...")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every cell's command, state and expected time.")] = False,
+) -> None:
+    """Every combination of tasks, methods and seeds; what is done is skipped, what was cut off goes on.
+
+    Example: star matrix task=geneval method=flow_grpo,spatial,temporal,star seed=0..2 --dry-run
+    """
+    from star.matrix.run import matrix as run
+
+    raise typer.Exit(run(words or [], dry_run))
+
+
+@app.command(epilog=SETTINGS_HELP)
 def reproduce(task: Annotated[str, typer.Argument(help="geneval")], overrides: Settings = None) -> None:
     """Base, Flow-GRPO and STAR on a task: result file, table beside the paper's numbers, and diff.
 

@@ -1,0 +1,102 @@
+"""What a matrix shows while it runs: a live table on a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from star.matrix.cells import Cell, State, whole_lines
+from star.matrix.estimate import clock, total
+from star.progress import LOG_SECONDS
+
+DRAW_SECONDS = 1.0
+MARKS = {
+    State.DONE: ("●", "green"),
+    State.RUNNING: ("▶", "yellow"),
+    State.FAILED: ("✗", "red"),
+    State.CUT_OFF: ("◐", "dim"),
+    State.NEW: ("·", "dim"),
+}
+
+
+class Board:
+    """The states of a matrix' cells, and their display; a context."""
+
+    def __init__(self, states: Mapping[Cell, State]) -> None:
+        """
+        Args:
+            states: of all cells in their order. Failed ones are tried again, so here they count as left.
+        """
+        retried = {State.FAILED: State.CUT_OFF}
+        self.states = {cell: retried.get(state, state) for cell, state in states.items()}
+        self.reasons: dict[Cell, str] = {}
+        self._started = self._looked = self._drawn = time.monotonic()
+        self._left = total(self.states)
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, cell: Cell, state: State, reason: str = "") -> None:
+        """Say what became of a cell, or that it still runs."""
+        changed = self.states[cell] is not state
+        self.states[cell] = state
+        if reason:
+            self.reasons[cell] = reason
+        now = time.monotonic()
+        due = now - self._looked >= LOG_SECONDS
+        if changed or due:
+            self._looked, self._left = now, total(self.states)
+        if self._live and (changed or now - self._drawn >= DRAW_SECONDS):
+            self._drawn = now
+            self._live.update(self._table(), refresh=True)
+        elif not self._live and (changed or due):
+            news = _progress(cell) if state is State.RUNNING else f"{state} {reason}".strip()
+            print(f"{self.line()}; {cell.label}: {news}", file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """The counts and the time left: ``matrix: 3 done, 1 running, 0 failed, 17 left, about 1:20:00``."""
+        counts = Counter(self.states.values())
+        waiting = counts[State.NEW] + counts[State.CUT_OFF]
+        shown = f"{counts[State.DONE]} done, {counts[State.RUNNING]} running, {counts[State.FAILED]} failed, {waiting} left"
+        return f"matrix: {shown}, {self._left}"
+
+    def _table(self) -> Group:
+        """Methods by tasks, a mark per seed; below it what runs and what failed."""
+        tasks = list(dict.fromkeys(cell.task for cell in self.states))
+        grid = Table()
+        for heading in ("", *tasks):
+            grid.add_column(heading)
+        for method in dict.fromkeys(cell.method for cell in self.states):
+            marks = {task: Text() for task in tasks}
+            for cell, state in self.states.items():
+                if cell.method == method:
+                    marks[cell.task].append(*MARKS[state])
+            grid.add_row(method, *marks.values())
+        running = [f"{cell.label}: {_progress(cell)}" for cell, state in self.states.items() if state is State.RUNNING]
+        failed = [f"{cell.label} failed: {reason}" for cell, reason in self.reasons.items()]
+        elapsed = clock(time.monotonic() - self._started)
+        return Group(grid, *map(Text, [_legend(), f"{self.line()}, {elapsed} elapsed", *running, *failed]))
+
+
+def _legend() -> str:
+    return "a mark per seed: " + "  ".join(f"{mark} {state}" for state, (mark, _) in MARKS.items())
+
+
+def _progress(cell: Cell) -> str:
+    lines = whole_lines(cell.folder / "metrics.jsonl")
+    if not lines:
+        return "running"
+    return f"epoch {lines[-1]['epoch']} of {cell.config.train.epochs}, reward {lines[-1]['reward']:.3f}"

@@ -1,0 +1,172 @@
+"""The cells of a matrix: one run per task, method and seed, its folder, its command, and how far it got."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from star import config as settings
+from star.bench.results import config_hash
+from star.config import Config
+from star.errors import UserError
+
+METHODS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+SEEDS = ("0", "1", "2")
+AXES = ("task", "method", "seed")
+BASE_DEPENDS_ON = ("task", "scale", "model", "evaluation", "evaluators")
+
+
+class State(StrEnum):
+    """How far a cell got. Whoever is cut off or failed goes on from its last checkpoint."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    CUT_OFF = "cut off"
+    NEW = "to do"
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a matrix.
+
+    Attributes:
+        command: the words of its command: ``star``, ``train``, ``task=geneval``, ...
+        config: its settings.
+        seed: of the training; None for the base, which is not trained.
+    """
+
+    command: tuple[str, ...]
+    config: Config
+    seed: int | None
+
+    @property
+    def task(self) -> str:
+        return self.config.task.name
+
+    @property
+    def method(self) -> str:
+        return "base" if self.seed is None else self.config.method.name
+
+    @property
+    def label(self) -> str:
+        return f"{self.task} base" if self.seed is None else f"{self.task} {self.method} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        if self.seed is None:
+            return Path("runs", self.config.scale, self.task, "base")
+        return Path(self.config.run)
+
+    @property
+    def images(self) -> int:
+        """How many images its training draws."""
+        train = self.config.train
+        return 0 if self.seed is None else train.epochs * train.groups * train.group_size
+
+    def measured(self) -> list[Path]:
+        """The folders of its evaluations: of the own task first, then of the others."""
+        final, others = self.folder / "final", set(self.config.evaluators) - {self.task}
+        if self.seed is None or not self.config.evaluation.cross_images:
+            return [final]
+        return [final, *(final / name for name in sorted(others))]
+
+    def config_hash(self) -> str:
+        """What its result rows have as ``config_hash``."""
+        known = settings.identity(self.config)
+        if self.seed is None:
+            known = {name: known[name] for name in BASE_DEPENDS_ON}
+        return config_hash(known)
+
+    def state(self) -> State:
+        """How far it got, from its folder."""
+        if all(self._has_rows(folder / "rows.json") for folder in self.measured()):
+            return State.DONE
+        tries = attempts(self.folder)
+        if tries and tries[-1]["reason"]:
+            return State.FAILED
+        return State.CUT_OFF if tries or (self.folder / "metrics.jsonl").exists() else State.NEW
+
+    def _has_rows(self, file: Path) -> bool:
+        return file.exists() and json.loads(file.read_text())[0]["config_hash"] == self.config_hash()
+
+
+def attempts(folder: Path) -> list[dict]:
+    """The attempts at a cell that came to an end: ``seconds`` of wall-clock time, and the ``reason`` if it failed."""
+    return whole_lines(folder / "attempts.jsonl")
+
+
+def whole_lines(file: Path) -> list[dict]:
+    """The lines of a JSON Lines file, none if there is no file; a last line that was cut off does not count."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def expand(words: Sequence[str]) -> list[Cell]:
+    """The cells of a matrix, in the order in which they run.
+
+    The bases of the tasks come first. Then seeds are outermost and methods innermost: a matrix that was interrupted has
+    whole seeds, and arms that are compared run next to each other.
+
+    Args:
+        words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), the last one counts if one is
+            there twice; all others are overrides of every cell.
+
+    Raises:
+        UserError: a name, a range or an override that cannot be used.
+    """
+    axes = tuple(f"{axis}=" for axis in AXES)
+    given = {word.partition("=")[0]: word for word in words if word.startswith(axes)}
+    others = [word for word in words if not word.startswith(axes)]
+    if any(word.lstrip("+~").startswith("run=") for word in others):
+        raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
+    tasks = _names("task", given["task"]) if "task" in given else settings.options("task")
+    methods = _names("method", given["method"]) if "method" in given else METHODS
+    seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
+    bases = [_base(task, others) for task in tasks]
+    return bases + [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
+
+
+def _names(axis: str, word: str) -> list[str]:
+    names = list(dict.fromkeys(word.partition("=")[2].split(",")))
+    for name in names:
+        if name not in settings.options(axis):
+            raise UserError(f"{word}: no {axis} {name!r}; there are: {', '.join(settings.options(axis))}")
+    return names
+
+
+def _seeds(word: str) -> list[str]:
+    seeds: dict[str, None] = {}
+    for part in word.partition("=")[2].split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        if not match:
+            raise UserError(f"{word}: {part!r} is no seed; write numbers from 0 on and ranges, e.g. seed=0,7 or seed=0..4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"{word}: the range {part} is empty; write the smaller number first, e.g. seed=0..4")
+        seeds |= dict.fromkeys(map(str, range(first, last + 1)))
+    return list(seeds)
+
+
+def _base(task: str, overrides: Sequence[str]) -> Cell:
+    words = [f"task={task}", *overrides]
+    return Cell(("star", "base", *words), _load(words), None)
+
+
+def _arm(task: str, method: str, seed: str, overrides: Sequence[str]) -> Cell:
+    words = [f"task={task}", f"method={method}", f"seed={seed}", *overrides]
+    config = _load(words)
+    # Evaluating in another way is no other training: the folder's name tells trainings apart.
+    hashed = config_hash(settings.identity(config, evaluation=False))[:8]
+    config.run = f"runs/{config.scale}/{task}/{method}/seed{seed}-{hashed}"
+    return Cell(("star", "train", *words, f"run={config.run}"), config, int(seed))
+
+
+def _load(words: Sequence[str]) -> Config:
+    config = settings.load(words)
+    if config.task.name not in config.evaluators:
+        known = ", ".join(config.evaluators)
+        raise UserError(f"task={config.task.name}: scale={config.scale} has no evaluator for it, only for {known}")
+    return config

@@ -1,0 +1,109 @@
+"""From run folders to result files: everything that tables and reports read, so that they do not need the run folders.
+
+What a file holds of other runs stays; the rows of the given cells replace what was there of the same task, method and seed.
+"""
+
+import gzip
+import io
+import json
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from star.bench import results
+from star.bench.results import Row
+from star.matrix.cells import Cell, whole_lines
+
+KEY = ["task", "method", "seed"]
+CURVES = [*KEY, "config_hash", "epoch", "updates", "images_seen", "seconds", "reward"]
+IMAGES = [*KEY, "config_hash", "stratum", "prompt", "image"]
+COMMANDS = [*KEY, "config_hash", "command"]
+
+
+def rows(cell: Cell) -> list[Row]:
+    """The result rows of a cell that is done: of the own task, then of the others."""
+    return [Row(**row) for folder in cell.measured() for row in json.loads((folder / "rows.json").read_text())]
+
+
+def publish(cell: Cell, folder: Path) -> None:
+    """Put a cell's rows into the result files of the tasks that it was measured on."""
+    for task, part in groupby(rows(cell), key=lambda row: row.task):
+        results.upsert(folder / f"{task}.csv", list(part))
+
+
+def collect(cells: Sequence[Cell], folder: Path) -> None:
+    """Write all result files from the folders of cells that are done.
+
+    Beside the result files of the tasks there are ``curves.csv``, a line per epoch with every figure that training logged;
+    ``images.csv.gz``, a line per evaluated image with its verdicts, for comparisons that are paired by prompt and noise;
+    and ``commands.csv``. Their rows are found by (task, method, seed, config_hash), as in the result files.
+    """
+    for cell in cells:
+        publish(cell, folder)
+    _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells))
+    _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)))
+    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.measured()[0], [_command(cell)]) for cell in cells))
+
+
+def write(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(data)
+    os.replace(part, file)
+
+
+def _curves(cell: Cell) -> pd.DataFrame:
+    lines = whole_lines(cell.folder / "metrics.jsonl")
+    figures = [{name: json.dumps(value) for name, value in line.items() if _is_number(value)} for line in lines]
+    return _labelled(cell.measured()[0], figures)
+
+
+def _images(cell: Cell) -> Iterable[pd.DataFrame]:
+    for folder in cell.measured():
+        yield _labelled(folder, _read(folder / "images.csv"))
+
+
+def _command(cell: Cell) -> dict:
+    return {"command": shlex.join(cell.command)}
+
+
+def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
+    """A table with the names that the result rows of an evaluation have in front."""
+    row = json.loads((folder / "rows.json").read_text())[0]
+    return pd.DataFrame(table).assign(**{name: str(row[name]) for name in [*KEY, "config_hash"]})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """A table as text: what is read and written again stays the same byte for byte."""
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame]) -> None:
+    """Put tables into a file: columns ``first`` and then by name, rows by task, method and seed, else in their order."""
+    new = pd.concat([pd.DataFrame(columns=list(first)), *parts])
+    if file.exists():
+        old = _read(file)
+        new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
+    new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
+    new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
+    data = new.to_csv(index=False, lineterminator="\n").encode()
+    if file.suffix == ".gz":
+        packed = io.BytesIO()
+        # Neither name nor time in the header: the same rows are the same bytes.
+        with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped:
+            zipped.write(data)
+        data = packed.getvalue()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, data)
+
+
+def _keys(table: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table[KEY].astype(str))

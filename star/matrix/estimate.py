@@ -1,0 +1,70 @@
+"""How long the cells of a matrix take, judged by those that ran before."""
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from star.matrix.cells import Cell, State, attempts, whole_lines
+
+
+def pace(scale: str, task: str) -> float | None:
+    """Seconds per training image of a task's runs, evaluation included where it is known; None before the first epoch.
+
+    From the finished runs, or else from those that are under way.
+    """
+    folders = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
+    costs = [cost for folder in folders if (cost := _finished(folder))] or [_under_way(folder) for folder in folders]
+    images = sum(images for _, images in costs)
+    return sum(seconds for seconds, _ in costs) / images if images else None
+
+
+def left(cell: Cell, state: State, rate: float | None) -> float | None:
+    """Seconds until a cell is done at a :func:`pace`; None if there is no telling, as always for a base."""
+    if state is State.DONE:
+        return 0.0
+    if rate is None or not cell.images:
+        return None
+    return rate * cell.images * (1 - epochs(cell) / cell.config.train.epochs)
+
+
+def total(cells: Mapping[Cell, State]) -> str:
+    """The time until a matrix is done, in words: ``about 5:20:00``. What failed does not count, for it is over."""
+    paces = {cell.task: pace(cell.config.scale, cell.task) for cell in cells}
+    times = [left(cell, state, paces[cell.task]) for cell, state in cells.items() if state is not State.FAILED]
+    unknown = sum(seconds is None for seconds in times)
+    known = sum(seconds for seconds in times if seconds)
+    if unknown and not known:
+        return "?"
+    at_once = max(1, sum(state is State.RUNNING for state in cells.values()))
+    return f"about {clock(known / at_once)}" + (f" and {unknown} of unknown time" if unknown else "")
+
+
+def epochs(cell: Cell) -> int:
+    """How many epochs of a cell's training are done."""
+    lines = whole_lines(cell.folder / "metrics.jsonl")
+    return lines[-1]["epoch"] if lines else 0
+
+
+def spent(folder: Path) -> float:
+    """Wall-clock seconds of the attempts at a cell, as far as they are on record."""
+    return sum(attempt["seconds"] for attempt in attempts(folder))
+
+
+def clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _finished(folder: Path) -> tuple[float, int] | None:
+    """Seconds and images of a finished run; None if it is not."""
+    file = folder / "final" / "summary.json"
+    if not file.exists():
+        return None
+    summary = json.loads(file.read_text())
+    # An attempt that was killed with its matrix left no record, so the record may be short of the training alone.
+    return max(summary["seconds"], spent(folder)), summary["images_seen"]
+
+
+def _under_way(folder: Path) -> tuple[float, int]:
+    lines = whole_lines(folder / "metrics.jsonl")
+    return (lines[-1]["seconds"], lines[-1]["images_seen"]) if lines else (0.0, 0)

@@ -1,0 +1,316 @@
+"""How the cells of a matrix are run: one after the other here, or as SLURM jobs.
+
+Whoever runs a cell goes through :func:`attempt`, so that its folder tells the same whatever ran it.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from star import config as settings
+from star.errors import UserError
+from star.matrix.cells import Cell, State, attempts
+from star.matrix.collect import write
+
+POLL_SECONDS = 1.0
+END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
+RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
+FIRST_PORT, PORTS = 20_000, 10_000
+PYTHON = (sys.executable, "-m")
+MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
+
+Event = tuple[Cell, State, str]
+"""What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
+
+
+@dataclass
+class Local:
+    """Cells one after the other, each on all of ``gpus_per_node`` GPUs."""
+
+    gpus_per_node: int
+    nodes: ClassVar[int] = 1
+
+
+@dataclass
+class Submitit:
+    """A SLURM job per cell.
+
+    Attributes:
+        cluster: ``slurm``, or ``local`` to try it without one.
+        nodes, gpus_per_node: of a job; with several GPUs in all the cell runs through accelerate.
+        cpus: per node.
+        partition: null for the cluster's default.
+        timeout: minutes, after which a job goes back into the queue.
+        additional: further options of sbatch by their long names.
+    """
+
+    cluster: str
+    nodes: int
+    gpus_per_node: int
+    cpus: int
+    partition: str | None
+    timeout: int
+    additional: dict[str, str] = field(default_factory=dict)
+
+
+Options = Local | Submitit
+KINDS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
+
+
+def load(words: Sequence[str]) -> Options:
+    """The launcher and its options.
+
+    Args:
+        words: ``launcher=NAME`` and ``launcher.KEY=VALUE``.
+
+    Raises:
+        UserError: no such launcher or option, or a value out of range.
+    """
+    name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("launcher=")), "local")
+    if name not in settings.options("launcher"):
+        raise UserError(f"no launcher {name!r}; there are: {', '.join(settings.options('launcher'))}")
+    kind = KINDS[name]
+    file = resources.files("star.conf") / "launcher" / f"{name}.yaml"
+    given = [word.removeprefix("launcher.") for word in words if word.startswith("launcher.")]
+    try:
+        merged = OmegaConf.merge(kind, OmegaConf.create(file.read_text()), OmegaConf.from_dotlist(given))
+        options: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        known = ", ".join(option.name for option in fields(kind))
+        raise UserError(f"launcher={name}: {str(error).splitlines()[0]}; its options are: {known}") from None
+    for option in ("nodes", "gpus_per_node", "cpus", "timeout"):
+        if getattr(options, option, 1) < 1:
+            raise UserError(f"launcher.{option}={getattr(options, option)} must be 1 or more")
+    if isinstance(options, Submitit) and options.cluster not in ("slurm", "local"):
+        raise UserError(f"launcher.cluster={options.cluster} is not known; it is slurm or local")
+    return options
+
+
+def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, None]:
+    """Run cells; every one is reported as done or failed in the end.
+
+    Raises:
+        UserError: the launcher cannot be used.
+    """
+    if isinstance(options, Submitit) and find_spec("submitit") is None:
+        raise UserError("launcher=submitit needs the package submitit; get it with: pip install 'star-rl[slurm]'")
+    return _local(cells, options) if isinstance(options, Local) else _submitit(cells, options)
+
+
+def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = 29500) -> list[str]:
+    """What runs a cell, as a user would type it.
+
+    Args:
+        cell: the cell.
+        options: with the number of nodes and of GPUs.
+        node: number of the node that it is run on.
+        host, port: where the processes of several nodes meet: an address of node 0.
+    """
+    processes = options.nodes * options.gpus_per_node
+    if processes == 1:
+        return list(cell.command)
+    words = ["accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", options.nodes]
+    # Said out loud, so that a user's accelerate configuration does not get in.
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if options.nodes > 1:
+        words += ["--machine_rank", node, "--main_process_ip", host, "--main_process_port", port]
+    return [*map(str, words), "--module", *cell.command]
+
+
+def attempt(folder: Path, words: Sequence[str]) -> Generator[None, None, None]:
+    """Run a command for a cell, yielding about every second until it has ended.
+
+    Its output goes to ``log.txt``, and how it ended into ``attempts.jsonl``. An attempt that the caller gives up ends its
+    processes. Two attempts at a cell never run at once: the later one waits, also for one whose matrix was killed.
+
+    Args:
+        folder: the cell's.
+        words: the command, ``star ...`` or ``accelerate ...``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
+        yield from _locked(lock)
+        start, started, code = log.seek(0, os.SEEK_END), time.monotonic(), None
+        try:
+            code = yield from _running(words, log, lock)
+        finally:
+            reason = _reason(folder / "log.txt", start, code) if code else None
+            with open(folder / "attempts.jsonl", "a") as file:
+                file.write(json.dumps({"seconds": round(time.monotonic() - started, 1), "reason": reason}) + "\n")
+
+
+def outcome(cell: Cell, otherwise: str) -> Event:
+    """What became of a cell whose attempt has ended; ``otherwise`` is the reason if it left none."""
+    tries = attempts(cell.folder)
+    if cell.state() is State.DONE:
+        return cell, State.DONE, ""
+    return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
+
+
+def _local(cells: Sequence[Cell], options: Local) -> Generator[Event, None, None]:
+    for cell in cells:
+        with closing(attempt(cell.folder, command(cell, options))) as going:
+            for _ in going:
+                yield cell, State.RUNNING, ""
+        yield outcome(cell, "it ended well but left no results")
+
+
+def _locked(file: IO[str]) -> Iterator[None]:
+    """Take the lock of a cell, waiting for whoever has it."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+            yield
+        except OSError:  # some clusters' file systems have no locks; there SLURM is asked instead, see _queued
+            return
+
+
+def _running(words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None) -> Generator[None, None, int]:
+    """Run a command to its exit code. If this is given up, so are its processes."""
+    log.write(f"$ {shlex.join(words)}\n".encode())
+    log.flush()
+    child = subprocess.Popen(
+        [*PYTHON, MODULES[words[0]], *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
+        preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+        # The lock is held for as long as the child lives, whatever happens to this process.
+        pass_fds=[lock.fileno()] if lock else [],
+    )
+    try:
+        while True:
+            yield
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(POLL_SECONDS)
+    finally:
+        if child.poll() is None:
+            _end(child)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a child and its own children: first as Ctrl-C does, and if that takes too long by force."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGINT)
+    try:
+        child.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def _reason(log: Path, start: int, code: int) -> str:
+    """One line on why a command failed: what it said last, from byte ``start`` of the log on."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    text = log.read_bytes()[start:].decode(errors="replace")
+    for pattern in (r"^star: (.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
+        if found := re.findall(pattern, text, re.MULTILINE):
+            return found[-1].strip()
+    return f"exit code {code}"
+
+
+@dataclass
+class Job:
+    """What every node of a SLURM job does. submitit pickles it, and asks it for what goes on when its time is up."""
+
+    cell: Cell
+    options: Submitit
+
+    def __call__(self) -> None:
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        node, job = environment.node, int(environment.job_id.partition("_")[0])
+        # Jobs of the same user may share a node, so each has its own port.
+        words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
+        if node == 0:
+            for _ in attempt(self.cell.folder, words):
+                pass
+        else:
+            with open(self.cell.folder / f"log-{node}.txt", "ab") as log:
+                for _ in _running(words, log):
+                    pass
+
+    def checkpoint(self) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
+    jobs = [(cell, _queued(cell) or _submit(cell, options)) for cell in cells]
+    try:
+        while jobs:
+            for cell, job in list(jobs):
+                if job.done():
+                    jobs.remove((cell, job))
+                    yield outcome(cell, f"job {job.job_id} ended without results ({job.state}), see {job.paths.folder}")
+                else:
+                    yield cell, State.RUNNING if job.state == "RUNNING" else State.NEW, ""
+            time.sleep(POLL_SECONDS)
+    except (GeneratorExit, KeyboardInterrupt):
+        print(f"star: jobs go on without being watched: {' '.join(job.job_id for _, job in jobs)}", file=sys.stderr)
+        raise
+
+
+def _submit(cell: Cell, options: Submitit) -> Any:
+    """Send a cell to the cluster."""
+    import submitit
+
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        executor = submitit.AutoExecutor(cell.folder / "slurm", options.cluster, slurm_max_num_timeout=RESTARTS)
+        executor.update_parameters(
+            name=cell.label.replace(" ", "-"),
+            nodes=options.nodes,
+            tasks_per_node=1,
+            gpus_per_node=options.gpus_per_node,
+            cpus_per_task=options.cpus,
+            timeout_min=options.timeout,
+            slurm_partition=options.partition,
+            slurm_additional_parameters=options.additional,
+        )
+        job = executor.submit(Job(cell, options))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {' '.join(str(error).split())}") from None
+    write(cell.folder / "job", f"{job.job_id}\n".encode())
+    return job
+
+
+def _queued(cell: Cell) -> Any:
+    """The job of a cell that an earlier matrix submitted, if it is still in the queue or runs; or else None."""
+    import submitit
+
+    file = cell.folder / "job"
+    if not file.exists() or shutil.which("squeue") is None:
+        return None
+    number = file.read_text().strip()
+    listed = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True, text=True)
+    return submitit.SlurmJob(cell.folder / "slurm", number) if listed.stdout.strip() else None
