@@ -60,7 +60,12 @@ def base(overrides: Settings = None) -> None:
     _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
 
-@app.command(epilog=SETTINGS_HELP)
+MATRIX_HELP = """task, method and seed are lists and ranges; by default all tasks, all methods and seed=0..2.
+launcher.gpus_per_node=8 spreads each run over the GPUs of this machine; launcher=submitit makes a SLURM job of every run
+(launcher.partition, .nodes, .gpus_per_node, .cpus, .timeout in minutes, .additional.NAME). Other settings go to every run."""
+
+
+@app.command(epilog=MATRIX_HELP)
 def matrix(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 launcher=local KEY=VALUE]...")
