@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 from evaluators.images import read_image
 from star.bench.statistics import clustered_stderr
 from star.errors import RunStopped, UserError
+from star.files import replacing
 from star.progress import track
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -230,6 +230,5 @@ def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, out: Path) -> None:
     """Write a CSV file whole or not at all."""
-    part = out.with_name(out.name + ".part")
-    frame.to_csv(part, index=False)
-    os.replace(part, out)
+    with replacing(out) as part:
+        frame.to_csv(part, index=False)

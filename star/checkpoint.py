@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from star.errors import UserError
+from star.files import append_jsonl, read_jsonl, replacing, write_text
 
 
 class Stateful(Protocol):
@@ -90,21 +91,17 @@ class RunFolder:
         return progress
 
     def log(self, line: dict) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_jsonl(self.path / "metrics.jsonl", line)
 
     def metrics(self) -> list[dict]:
         """The logged lines; a last line that was cut off in the middle does not count."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_jsonl(self.path / "metrics.jsonl")
 
     def finish(self, weights: Mapping[str, Tensor], summary: dict) -> None:
         """Write the weights that the run is judged by. A run with ``final/summary.json`` is done."""
         (self.path / "final").mkdir(exist_ok=True)
-        part = self.path / "final" / "trained.safetensors.part"
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
-        os.replace(part, self.path / "final" / "trained.safetensors")
+        with replacing(self.path / "final" / "trained.safetensors") as part:
+            save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
         write_text(self.path / "final" / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict | None:
@@ -131,10 +128,3 @@ def load_trained(file: Path, trained: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(saved[name])
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    os.replace(part, file)

@@ -81,11 +81,11 @@ def matrix(
     raise typer.Exit(run(words or [], dry_run))
 
 
-@app.command(epilog=SETTINGS_HELP)
-def reproduce(task: Annotated[str, typer.Argument(help="geneval")], overrides: Settings = None) -> None:
+@app.command(epilog=MATRIX_HELP)
+def reproduce(task: Annotated[str, typer.Argument(help="geneval, ocr or pickscore")], overrides: Settings = None) -> None:
     """Base, Flow-GRPO and STAR on a task: result file, table beside the paper's numbers, and diff.
 
-    Example: star reproduce geneval seed=1
+    Example: star reproduce geneval seed=0..2
     """
     from star.reproduce import reproduce as run
 
@@ -170,9 +170,9 @@ def pretrain(
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
-    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 10_000,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 12_600,
 ) -> None:
-    """Rebuild the base model from nothing: about two and a half hours on two cores.
+    """Rebuild the base model from nothing: about three and a half hours on two cores.
 
     Example: star mini pretrain runs/base --compile
     """

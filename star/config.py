@@ -357,6 +357,21 @@ def identity(config: Config, evaluation: bool = True) -> dict:
     return {name: value for name, value in to_dict(config).items() if name not in outside}
 
 
+def base_identity(config: Config) -> dict:
+    """What an evaluation of the untrained model depends on."""
+    return {name: identity(config)[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
+
+
+def base_folder(config: Config) -> Path:
+    """Where an evaluation of the untrained model is kept."""
+    return Path("runs", config.scale, config.task.name, "base")
+
+
+def other_tasks(config: Config) -> list[str]:
+    """The tasks beside its own that a trained checkpoint is measured on: what it lost there must show."""
+    return sorted(set(config.evaluators) - {config.task.name}) if config.evaluation.cross_images else []
+
+
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]

@@ -1,7 +1,6 @@
 """Flow-GRPO's prompts for ocr and pickscore (arXiv 2505.05470): put in place once, checked whenever they are used."""
 
 import hashlib
-import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from star.errors import UserError
+from star.files import replacing
 
 SOURCE = "https://raw.githubusercontent.com/yifan123/flow_grpo/main/dataset"
 ROOT = Path("data")
@@ -60,9 +60,8 @@ def fetch(task: str, source: Path | None = None) -> Path:
     folder = ROOT / task
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        os.replace(part, folder / name)
+        with replacing(folder / name) as part:
+            part.write_bytes(content)
     return folder
 
 

@@ -1,77 +1,72 @@
 """``star reproduce``: base, Flow-GRPO and STAR on one task, the result file, the table and the diff against the paper."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
-from star import config as settings
-from star import runs, tasks
+from star import tasks
 from star.bench import diff, results, tables
 from star.bench.figures import reward_curves
 from star.bench.statistics import Estimate, paired_difference
 from star.bench.tables import method_label
-from star.checkpoint import RunFolder, write_text
-from star.config import Config
-from star.pipeline import check_present
-from star.trainer import load_task
+from star.files import read_jsonl, write_text
+from star.matrix.cells import Cell
+from star.matrix.run import plan, run
 
 METHODS = ("flow_grpo", "star")
 
 
 def reproduce(task: str, overrides: Sequence[str]) -> int:
-    """Run the task's main comparison; what is already done is not done again.
+    """Run the task's main comparison as a small matrix; what is already done is not done again.
 
     Args:
         task: ``geneval``, ...
-        overrides: settings for all runs, e.g. ``scale=paper`` or ``seed=1``.
+        overrides: as for ``star matrix``, e.g. ``scale=paper``, ``seed=0..2`` or ``launcher.gpus_per_node=8``.
 
     Returns:
-        the exit code of the diff.
+        the exit code of the diff, or 1 if a run failed.
 
     Raises:
         UserError: a setting, the model or an evaluator is not usable; nothing was written then.
     """
-    configs = {method: settings.load([*overrides, f"task={task}", f"method={method}"]) for method in METHODS}
-    first = configs[METHODS[0]]
-    folder = Path("results") / first.scale
-    file = folder / f"{task}.csv"
-    # What is missing is told before hours of training, not after.
-    check_present(first.model)
-    for name in first.evaluators:
-        load_task(first, name)
-    results.upsert(file, runs.base(first))
-    for config in configs.values():
-        for name, part in groupby(runs.trained(config), key=lambda row: row.task):
-            results.upsert(folder / f"{name}.csv", list(part))
-    rows = results.read(file)
-    table = tables.markdown(rows, results.read_paper(diff.find_paper()))
-    difference = _difference(configs)
-    write_text(folder / f"{task}.md", f"{table}\n{difference}\n\n![Reward curves]({task}.png)\n")
-    curves = {method_label(method): RunFolder(Path(config.run)).metrics() for method, config in configs.items()}
-    reward_curves(curves, f"{task}, {first.scale}, seed {first.seed}", folder / f"{task}.png")
+    cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])
+    if code := run(cells, options):
+        return code
+    arms = [cell for cell in cells if cell.seed is not None]
+    scale = arms[0].config.scale
+    file = Path("results", scale, f"{task}.csv")
+    table = tables.markdown(results.read(file), results.read_paper(diff.find_paper()))
+    pairs = zip(*[[cell for cell in arms if cell.method == method] for method in METHODS], strict=True)
+    differences = "\n\n".join(_difference(star, flow_grpo) for flow_grpo, star in pairs)
+    write_text(file.with_suffix(".md"), f"{table}\n{differences}\n\n![Reward curves]({task}.png)\n")
+    curves = {f"{method_label(cell.method)}, seed {cell.seed}": read_jsonl(cell.folder / "metrics.jsonl") for cell in arms}
+    reward_curves(curves, f"{task}, {scale}", file.with_suffix(".png"))
     code = diff.run(file, None, as_json=False)
     console = Console()
-    console.print(f"\n{tables.MINI_WARNING}" if first.scale == "mini" else "", markup=False, soft_wrap=True)
-    console.print(f"\n{difference}", markup=False, soft_wrap=True)
+    console.print(f"\n{tables.MINI_WARNING}" if scale == "mini" else "", markup=False, soft_wrap=True)
+    console.print(f"\n{differences}", markup=False, soft_wrap=True)
     console.print(f"\nresults: {file} and {file.with_suffix('.md')}", markup=False, soft_wrap=True)
     return code
 
 
-def _difference(configs: dict[str, Config]) -> str:
+def _difference(star: Cell, flow_grpo: Cell) -> str:
     """One sentence on STAR against Flow-GRPO, from the same prompts and noise."""
-    frames = [runs.images(Path(configs[method].run)) for method in ("star", "flow_grpo")]
-    star, flow_grpo = (frame.sort_values(["prompt", "image"]) for frame in frames)
+    ours, theirs = (_verdicts(cell) for cell in (star, flow_grpo))
     gains = []
-    for column, label in tasks.find(configs["star"].task.name).paired.items():
-        ours, theirs = (frame[column].to_numpy(float) for frame in (star, flow_grpo))
-        gain = paired_difference(ours, theirs, star["prompt"].to_numpy(), strata=star["stratum"].to_numpy())
+    for column, label in tasks.find(star.task).paired.items():
+        values = (frame[column].to_numpy(float) for frame in (ours, theirs))
+        gain = paired_difference(*values, ours["prompt"].to_numpy(), strata=ours["stratum"].to_numpy())
         gains.append(f"{label} {_signed(gain)}")
     return (
-        f"STAR minus Flow-GRPO, seed {configs['star'].seed}, same prompts and noise, paired bootstrap by prompt "
+        f"STAR minus Flow-GRPO, seed {star.seed}, same prompts and noise, paired bootstrap by prompt "
         f"(95 % interval; the variance between training seeds is not in it): {'; '.join(gains)}."
     )
+
+
+def _verdicts(cell: Cell) -> pd.DataFrame:
+    return pd.read_csv(cell.folder / "final" / "images.csv").sort_values(["prompt", "image"])
 
 
 def _signed(delta: Estimate) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.results import Row, commit, config_hash
-from star.checkpoint import load_trained, write_text
+from star.checkpoint import load_trained
 from star.config import Config
 from star.evaluation import Evaluation, evaluate
+from star.files import write_text
 from star.pipeline import Base
 from star.tasks import Task
 from star.trainer import Trainer, load_task
@@ -25,9 +26,11 @@ def trained(config: Config) -> list[Row]:
     """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too.
 
     The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
-    per prompt and the method's name as ``star:geneval``: what a checkpoint lost elsewhere must show.
+    per prompt and the method's name as ``star:geneval``.
     """
     trainer = Trainer(config)
+    # Before training: what an evaluator lacks is told before hours of work, not after.
+    others = [load_task(config, name) for name in settings.other_tasks(config)]
     summary = trainer.run()
     weights: dict[str, Tensor] = {}
 
@@ -40,16 +43,15 @@ def trained(config: Config) -> list[Row]:
 
     own, final = config.task.name, trainer.folder.path / "final"
     rows = _measured(config, trainer.task, config.method.name, summary, final, config.evaluation.images, measure)
-    others = sorted(set(config.evaluators) - {own}) if config.evaluation.cross_images else []
-    for name in others:
-        task, label = load_task(config, name), f"{config.method.name}:{own}"
-        rows += _measured(config, task, label, summary, final / name, config.evaluation.cross_images, measure)
+    for task in others:
+        label = f"{config.method.name}:{own}"
+        rows += _measured(config, task, label, summary, final / task.name, config.evaluation.cross_images, measure)
     return rows
 
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
-    folder = Path("runs", config.scale, config.task.name, "base", "final")
+    folder = settings.base_folder(config) / "final"
     task = load_task(config, config.task.name)
 
     def measure(task: Task, images: int) -> Evaluation:
@@ -71,10 +73,7 @@ def _measured(
     measure: Callable[[Task, int], Evaluation],
 ) -> list[Row]:
     """The rows of one evaluation: those kept in its folder if they are of the same settings, or else measured now."""
-    known = settings.identity(config)
-    if method == "base":
-        known = {name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
-    hashed = config_hash(known)
+    hashed = config_hash(settings.base_identity(config) if method == "base" else settings.identity(config))
     file = folder / "rows.json"
     if file.exists():
         rows = [Row(**row) for row in json.loads(file.read_text())]
@@ -112,8 +111,3 @@ def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
     for number, (_, image) in enumerate(sorted(result.samples.items())):
         Image.fromarray(image).save(folder / "samples" / f"{number:05d}.png")
     write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
-
-
-def images(folder: Path) -> pd.DataFrame:
-    """The per-image verdicts of a finished run."""
-    return pd.read_csv(folder / "final" / "images.csv")

@@ -10,7 +10,7 @@ from star.mini.build import untrained_pipeline
 
 FAST = """train.epochs=3 train.groups=4 train.group_size=4 train.micro_batch=8 train.checkpoint_every=1 sampling.steps=4
 sampling.window=2 sampling.window_range=[0,3] evaluation.steps=2 evaluation.images=1 relevance.blocks=[0,1]
-model.lora_rank=4 model.lora_alpha=8 sampling.guidance=1 evaluation.guidance=1"""
+model.parameters=lora model.lora_rank=4 model.lora_alpha=8 sampling.guidance=1 evaluation.guidance=1"""
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,12 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from star.bench.speed import WINDOW, running_mean
 from star.bench.statistics import Estimate
+from star.files import replacing
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,19 +52,18 @@ def reward_curves(runs: Mapping[str, Sequence[dict]], title: str, file: Path) ->
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
     for (label, lines), color in zip(runs.items(), COLORS, strict=False):
         images = [line["images_seen"] for line in lines]
-        reward = pd.Series([line["reward"] for line in lines])
+        reward = [line["reward"] for line in lines]
         axis.plot(images, reward, ".", color=color, alpha=0.3)
-        axis.plot(images, reward.rolling(WINDOW, min_periods=1).mean(), color=color, label=label)
+        axis.plot(*_smooth((images, reward)), color=color, label=label)
     axis.set_xlabel("images seen")
     axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
     axis.set_title(title, loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     figure.tight_layout()
-    part = file.with_name(f".{file.name}")
-    figure.savefig(part, dpi=150, format="png")
+    with replacing(file) as part:
+        figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
-    part.replace(file)
 
 
 def color_of(place: int) -> str:

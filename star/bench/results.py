@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from star.errors import UserError
+from star.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("star", "evaluators", "baselines")
@@ -113,10 +113,8 @@ def write(rows: Iterable[Row], path: Path) -> None:
         for name, text in zip(COLUMNS, line, strict=True):
             _check(text, PARSERS[name], f"row {row.key}, column {name}", ValueError)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
-    os.replace(draft, path)
 
 
 def upsert(path: Path, rows: Iterable[Row]) -> None:

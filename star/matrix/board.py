@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from star.matrix.cells import Cell, State, whole_lines
+from star.files import read_jsonl
+from star.matrix.cells import Cell, State
 from star.matrix.estimate import clock, total
 from star.progress import LOG_SECONDS
 
@@ -96,7 +97,7 @@ def _legend() -> str:
 
 
 def _progress(cell: Cell) -> str:
-    lines = whole_lines(cell.folder / "metrics.jsonl")
+    lines = read_jsonl(cell.folder / "metrics.jsonl")
     if not lines:
         return "running"
     return f"epoch {lines[-1]['epoch']} of {cell.config.train.epochs}, reward {lines[-1]['reward']:.3f}"

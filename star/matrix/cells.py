@@ -11,11 +11,11 @@ from star import config as settings
 from star.bench.results import config_hash
 from star.config import Config
 from star.errors import UserError
+from star.files import read_jsonl
 
 METHODS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 SEEDS = ("0", "1", "2")
 AXES = ("task", "method", "seed")
-BASE_DEPENDS_ON = ("task", "scale", "model", "evaluation", "evaluators")
 
 
 class State(StrEnum):
@@ -56,9 +56,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        if self.seed is None:
-            return Path("runs", self.config.scale, self.task, "base")
-        return Path(self.config.run)
+        return settings.base_folder(self.config) if self.seed is None else Path(self.config.run)
 
     @property
     def images(self) -> int:
@@ -68,17 +66,12 @@ class Cell:
 
     def measured(self) -> list[Path]:
         """The folders of its evaluations: of the own task first, then of the others."""
-        final, others = self.folder / "final", set(self.config.evaluators) - {self.task}
-        if self.seed is None or not self.config.evaluation.cross_images:
-            return [final]
-        return [final, *(final / name for name in sorted(others))]
+        final = self.folder / "final"
+        return [final] if self.seed is None else [final, *(final / name for name in settings.other_tasks(self.config))]
 
     def config_hash(self) -> str:
         """What its result rows have as ``config_hash``."""
-        known = settings.identity(self.config)
-        if self.seed is None:
-            known = {name: known[name] for name in BASE_DEPENDS_ON}
-        return config_hash(known)
+        return config_hash(settings.base_identity(self.config) if self.seed is None else settings.identity(self.config))
 
     def state(self) -> State:
         """How far it got, from its folder."""
@@ -95,13 +88,7 @@ class Cell:
 
 def attempts(folder: Path) -> list[dict]:
     """The attempts at a cell that came to an end: ``seconds`` of wall-clock time, and the ``reason`` if it failed."""
-    return whole_lines(folder / "attempts.jsonl")
-
-
-def whole_lines(file: Path) -> list[dict]:
-    """The lines of a JSON Lines file, none if there is no file; a last line that was cut off does not count."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_jsonl(folder / "attempts.jsonl")
 
 
 def expand(words: Sequence[str]) -> list[Cell]:

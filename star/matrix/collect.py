@@ -4,9 +4,7 @@ What a file holds of other runs stays; the rows of the given cells replace what 
 """
 
 import gzip
-import io
 import json
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -16,7 +14,8 @@ import pandas as pd
 
 from star.bench import results
 from star.bench.results import Row
-from star.matrix.cells import Cell, whole_lines
+from star.files import read_jsonl, replacing
+from star.matrix.cells import Cell
 
 KEY = ["task", "method", "seed"]
 CURVES = [*KEY, "config_hash", "epoch", "updates", "images_seen", "seconds", "reward"]
@@ -49,15 +48,8 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.measured()[0], [_command(cell)]) for cell in cells))
 
 
-def write(file: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(data)
-    os.replace(part, file)
-
-
 def _curves(cell: Cell) -> pd.DataFrame:
-    lines = whole_lines(cell.folder / "metrics.jsonl")
+    lines = read_jsonl(cell.folder / "metrics.jsonl")
     figures = [{name: json.dumps(value) for name, value in line.items() if _is_number(value)} for line in lines]
     return _labelled(cell.measured()[0], figures)
 
@@ -95,14 +87,10 @@ def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame]) ->
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
     data = new.to_csv(index=False, lineterminator="\n").encode()
-    if file.suffix == ".gz":
-        packed = io.BytesIO()
-        # Neither name nor time in the header: the same rows are the same bytes.
-        with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped:
-            zipped.write(data)
-        data = packed.getvalue()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write(file, data)
+    with replacing(file) as part:
+        # Without name and time in its header, so that the same rows are the same bytes.
+        part.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
 
 def _keys(table: pd.DataFrame) -> pd.MultiIndex:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from star.matrix.cells import Cell, State, attempts, whole_lines
+from star.files import read_jsonl
+from star.matrix.cells import Cell, State, attempts
 
 
 def pace(scale: str, task: str) -> float | None:
@@ -42,7 +43,7 @@ def total(cells: Mapping[Cell, State]) -> str:
 
 def epochs(cell: Cell) -> int:
     """How many epochs of a cell's training are done."""
-    lines = whole_lines(cell.folder / "metrics.jsonl")
+    lines = read_jsonl(cell.folder / "metrics.jsonl")
     return lines[-1]["epoch"] if lines else 0
 
 
@@ -66,5 +67,5 @@ def _finished(folder: Path) -> tuple[float, int] | None:
 
 
 def _under_way(folder: Path) -> tuple[float, int]:
-    lines = whole_lines(folder / "metrics.jsonl")
+    lines = read_jsonl(folder / "metrics.jsonl")
     return (lines[-1]["seconds"], lines[-1]["images_seen"]) if lines else (0.0, 0)

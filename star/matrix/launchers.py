@@ -4,7 +4,6 @@ Whoever runs a cell goes through :func:`attempt`, so that its folder tells the s
 """
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -26,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from star import config as settings
 from star.errors import UserError
+from star.files import append_jsonl, write_text
 from star.matrix.cells import Cell, State, attempts
-from star.matrix.collect import write
 
 POLL_SECONDS = 1.0
 END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
@@ -152,8 +151,8 @@ def attempt(folder: Path, words: Sequence[str]) -> Generator[None, None, None]:
             code = yield from _running(words, log, lock)
         finally:
             reason = _reason(folder / "log.txt", start, code) if code else None
-            with open(folder / "attempts.jsonl", "a") as file:
-                file.write(json.dumps({"seconds": round(time.monotonic() - started, 1), "reason": reason}) + "\n")
+            seconds = round(time.monotonic() - started, 1)
+            append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
 
 
 def outcome(cell: Cell, otherwise: str) -> Event:
@@ -300,7 +299,7 @@ def _submit(cell: Cell, options: Submitit) -> Any:
         job = executor.submit(Job(cell, options))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {' '.join(str(error).split())}") from None
-    write(cell.folder / "job", f"{job.job_id}\n".encode())
+    write_text(cell.folder / "job", f"{job.job_id}\n")
     return job
 
 

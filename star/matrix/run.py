@@ -32,13 +32,22 @@ def matrix(words: Sequence[str], dry_run: bool = False) -> int:
     Raises:
         UserError: a word, the model, an evaluator or the launcher cannot be used; nothing was run then.
     """
+    cells, options = plan(words)
+    if not dry_run:
+        return run(cells, options)
+    _print_commands({cell: cell.state() for cell in cells}, options)
+    return 0
+
+
+def plan(words: Sequence[str]) -> tuple[list[Cell], launchers.Options]:
+    """The cells of a matrix and what runs them, from the words of its command; see :func:`matrix`."""
     chosen = [word for word in words if word.startswith(("launcher=", "launcher."))]
-    options = launchers.load(chosen)
-    cells = expand([word for word in words if word not in chosen])
+    return expand([word for word in words if word not in chosen]), launchers.load(chosen)
+
+
+def run(cells: Sequence[Cell], options: launchers.Options) -> int:
+    """Run the cells that are not done, and write the result files; returns and raises what :func:`matrix` does."""
     states = {cell: cell.state() for cell in cells}
-    if dry_run:
-        _print_commands(states, options)
-        return 0
     folder = Path("results", cells[0].config.scale)
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
     launched = launchers.launch(waiting, options)

@@ -1,15 +1,16 @@
-"""Pretraining of the mini base: the autoencoder, then text encoders and transformer together by flow matching.
+"""Pretraining of the mini base: the autoencoder; text encoders and transformer together by flow matching; and guidance
+distilled into them, so that sampling needs one pass a step.
 
 Everything lives in one work folder. Each stage saves itself as it goes and continues where it was cut off; a stage that is
 done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 """
 
 import math
-import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from star.checkpoint import RunFolder
 from star.ema import EMA, swapped
+from star.files import replacing
 from star.mini.build import TEXT_LENGTH, untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
@@ -37,9 +39,12 @@ class Recipe:
     autoencoder_lr: float = 2e-3
     kl_weight: float = 3e-4
     bank: int = 60_000
-    flow_steps: int = 10_000
     flow_batch: int = 64
+    flow_steps: int = 12_600
     flow_lr: float = 9e-4
+    guidance: float = 2.0
+    guidance_steps: int = 500
+    guidance_lr: float = 5e-4
     warmup: int = 200
     caption_dropout: float = 0.1
     ema: float = 0.999
@@ -68,9 +73,9 @@ def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
     else:
         pipeline = StableDiffusion3Pipeline.from_pretrained(start)
         pipeline.vae.requires_grad_(False)
-    latents, captions = encode_world(pipeline.vae, folder, recipe)
-    ema = train_flow(pipeline, latents, captions, folder, recipe)
-    flow_modules(pipeline).load_state_dict(ema.values, strict=False)
+    bank = encode_world(pipeline.vae, folder, recipe)
+    train_flow("flow", pipeline, bank, folder, recipe)
+    train_flow("guidance", pipeline, bank, folder, recipe, teacher=deepcopy(pipeline))
     return export(pipeline, folder / "pipeline")
 
 
@@ -125,33 +130,46 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
     return bank["latents"], bank["captions"]
 
 
-def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: list[str], folder: Path, recipe: Recipe) -> EMA:
-    """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; 10 % empty captions.
+def train_flow(
+    stage: str,
+    pipeline: StableDiffusion3Pipeline,
+    bank: tuple[Tensor, list[str]],
+    folder: Path,
+    recipe: Recipe,
+    teacher: StableDiffusion3Pipeline | None = None,
+) -> None:
+    """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; some captions empty.
 
-    s is shifted towards noise as much as in sampling: there the layout of a picture is decided.
+    s is shifted towards noise as much as in sampling: there the layout of a picture is decided. With a teacher the target
+    is its velocity under classifier-free guidance instead (guidance distillation, arXiv 2210.03142, at one fixed scale),
+    and no caption is empty. The pipeline ends with the average of the weights.
+
+    Args:
+        stage: ``flow`` or ``guidance``; names the settings in the recipe, and the checkpoint.
+        pipeline: what is trained, in place.
+        bank: scaled latents (N, 4, 16, 16) and captions.
     """
+    latents, captions = bank
+    total, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
     modules = flow_modules(pipeline)
     parameters = dict(modules.named_parameters())
     ema = EMA(parameters, recipe.ema)
-    muon, adam = optimizers(parameters, recipe)
-    state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
+    muon, adam = optimizers(parameters, lr)
+    state = Checkpoint(folder / f"{stage}.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
-    for step in steps("flow", state, recipe.flow_steps, folder, recipe.save_every):
+    for step in steps(stage, state, total, folder, recipe.save_every):
         for optimizer in (muon, adam):
-            set_lr(optimizer, recipe.flow_lr, step, recipe.flow_steps, recipe.warmup)
-        generator = keyed(recipe.seed, 2, step)
+            set_lr(optimizer, lr, step, total, recipe.warmup)
+        generator = keyed(recipe.seed, 2 + (teacher is not None), step)
         rows = torch.randint(len(latents), (recipe.flow_batch,), generator=generator)
-        dropped = torch.rand(recipe.flow_batch, generator=generator) < recipe.caption_dropout
+        dropped = torch.rand(recipe.flow_batch, generator=generator) < (0 if teacher else recipe.caption_dropout)
         texts = ["" if drop else captions[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         sigma = (torch.randn(recipe.flow_batch, generator=generator) + math.log(pipeline.scheduler.config.shift)).sigmoid()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-        embeds, _, pooled, _ = pipeline.encode_prompt(
-            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
-        )
-        velocity = transformer(noisy, embeds, pooled, 1000 * sigma, return_dict=False)[0]
-        loss = F.mse_loss(velocity, noise - clean)
+        target = guided_velocity(teacher, noisy, sigma, texts, recipe.guidance) if teacher else noise - clean
+        loss = F.mse_loss(transformer(noisy, *encode(pipeline, texts), 1000 * sigma, return_dict=False)[0], target)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for optimizer in (muon, adam):
@@ -159,12 +177,31 @@ def train_flow(pipeline: StableDiffusion3Pipeline, latents: Tensor, captions: li
         modules.zero_grad()
         ema.update(parameters)
         state.log(step, loss=loss, grad_norm=norm)
-        if (step + 1) % recipe.score_every == 0:
+        if (step + 1) % recipe.score_every == 0 or step + 1 == total:
             with swapped(parameters, ema.values):
-                line = {"stage": "score", "step": step + 1, **score(pipeline)}
+                line = {"stage": "score", "step": step + 1, **score(pipeline, 1.0 if teacher else 3.0)}
             RunFolder(folder).log(line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
-    return ema
+    modules.load_state_dict(ema.values, strict=False)
+
+
+def encode(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Captions as the transformer takes them: embeddings (B, tokens, width) and pooled (B, width)."""
+    embeds, _, pooled, _ = pipeline.encode_prompt(
+        texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+    )
+    return embeds, pooled
+
+
+@torch.no_grad()
+def guided_velocity(
+    pipeline: StableDiffusion3Pipeline, noisy: Tensor, sigma: Tensor, texts: list[str], scale: float
+) -> Tensor:
+    """v(empty) + scale (v(text) - v(empty)), shape of ``noisy``."""
+    embeds, pooled = encode(pipeline, ["", *texts])
+    both = [torch.cat([part[:1].expand(len(texts), *part.shape[1:]), part[1:]]) for part in (embeds, pooled)]
+    free, bound = pipeline.transformer(noisy.repeat(2, 1, 1, 1), *both, 1000 * sigma.repeat(2), return_dict=False)[0].chunk(2)
+    return torch.lerp(free, bound, scale)
 
 
 def zero_modulation(transformer: nn.Module) -> None:
@@ -175,17 +212,17 @@ def zero_modulation(transformer: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def optimizers(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+def optimizers(parameters: Mapping[str, nn.Parameter], lr: float) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
     """Muon for the matrices of attention and feed-forward layers, AdamW for the rest; one learning rate fits both."""
     inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(r"\.(attn2?|ff|ff_context)\.", name)}
     muon = torch.optim.Muon(
         [parameters[name] for name in sorted(inner)],
-        lr=recipe.flow_lr,
+        lr=lr,
         weight_decay=0.01,
         adjust_lr_fn="match_rms_adamw",
     )
     rest = [parameters[name] for name in parameters if name not in inner]
-    return muon, torch.optim.AdamW(rest, lr=recipe.flow_lr, betas=(0.9, 0.99), weight_decay=0.01)
+    return muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def install_base(pipeline: Path) -> None:
@@ -266,6 +303,5 @@ def keyed(*key: int) -> torch.Generator:
 
 
 def save(state: dict, file: Path) -> None:
-    part = file.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, file)
+    with replacing(file) as part:
+        torch.save(state, part)

@@ -18,7 +18,7 @@ BATCH = 49
 SIGNS = 64
 
 
-def score(pipeline: StableDiffusion3Pipeline, guidance: float = 3.0, steps: int = 16) -> dict[str, float]:
+def score(pipeline: StableDiffusion3Pipeline, guidance: float = 1.0, steps: int = 16) -> dict[str, float]:
     """One image of every mini GenEval test prompt and of 64 test words.
 
     Returns:

@@ -5,9 +5,9 @@ import numpy as np
 from evaluators.geneval import prompts
 from star.mini import scenes, signs
 
-SIGN_SHARE = 0.35
+SIGN_SHARE = 0.18
 # Counting and two coloured objects are what small models learn last, so they are drawn more often.
-TAG_SHARES = dict(zip(prompts.TAGS, (0.14, 0.14, 0.2, 0.12, 0.16, 0.24), strict=True))
+TAG_SHARES = dict(zip(prompts.TAGS, (0.08, 0.22, 0.16, 0.08, 0.26, 0.2), strict=True))
 
 
 def example(seed: int, index: int) -> tuple[np.ndarray, str]:

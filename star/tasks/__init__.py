@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from evaluators.folder import mean_and_stderr
 from star.core_words import Span
 from star.errors import UserError
 
@@ -84,6 +85,15 @@ def find(name: str) -> type[Task]:
     if find_spec(f"star.tasks.{name}") is None:
         raise UserError(f"task {name!r} has no module star/tasks/{name}.py")
     return import_module(f"star.tasks.{name}").Task
+
+
+def mean_scores(prompts: Sequence[Prompt], verdicts: Sequence[dict], metrics: Mapping[str, str]) -> list[Score]:
+    """Means over images, with standard errors over prompts, of ``metrics``: name -> key of what the verdicts hold."""
+    texts = [prompt.text for prompt in prompts]
+    return [
+        Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
+        for metric, key in metrics.items()
+    ]
 
 
 def submit(task: Task, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:

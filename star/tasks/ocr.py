@@ -6,13 +6,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from evaluators.folder import mean_and_stderr
 from evaluators.ocr.evaluate import METRICS, engine, protocol, submit
 from evaluators.ocr.pool import Pool
 from star.core_words import core_spans
 from star.data import load_prompts
 from star.mini import signs
-from star.tasks import Prompt, Score
+from star.tasks import Prompt, Score, mean_scores
 
 
 class Task:
@@ -44,11 +43,7 @@ class Task:
         return lambda: [{"stratum": "all", **verdict} for verdict in verdicts()]
 
     def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
-        texts = [prompt.text for prompt in prompts]
-        return [
-            Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
-            for metric, key in METRICS.items()
-        ]
+        return mean_scores(prompts, verdicts, METRICS)
 
     def _prompts(self, split: str, words: Sequence[str]) -> list[Prompt]:
         texts = map(signs.prompt, words) if self.scale == "mini" else load_prompts("ocr", split)

@@ -6,13 +6,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from evaluators.folder import mean_and_stderr
 from evaluators.geneval import prompts as geneval
 from evaluators.pickscore.score import METRICS, engine, judge, protocol
 from star.core_words import Span, core_spans
 from star.data import load_prompts
 from star.errors import UserError
-from star.tasks import Prompt, Score
+from star.tasks import Prompt, Score, mean_scores
 
 REWARD_SCALE = 26
 """Flow-GRPO (arXiv 2505.05470) divides the score by it for training, and only there."""
@@ -30,7 +29,6 @@ class Task:
     The reported score is raw.
     """
 
-    name = "pickscore"
     name = "pickscore"
     primary = "pickscore"
     paired = MappingProxyType({"score": "pickscore"})
@@ -62,11 +60,7 @@ class Task:
         return [{"stratum": "all", "reward": verdict["score"] / REWARD_SCALE, **verdict} for verdict in verdicts]
 
     def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
-        texts = [prompt.text for prompt in prompts]
-        return [
-            Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
-            for metric, key in METRICS.items()
-        ]
+        return mean_scores(prompts, verdicts, METRICS)
 
 
 def _texts(records: Sequence[geneval.Record]) -> list[str]:

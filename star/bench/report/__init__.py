@@ -5,8 +5,8 @@ from pathlib import Path
 from star.bench.report.blocks import Page, to_html, to_markdown
 from star.bench.report.collect import Collection, collect
 from star.bench.report.sections import sections
-from star.checkpoint import write_text
 from star.errors import UserError
+from star.files import write_text
 
 MINI = (
     "These numbers come from the embedded small model, its own prompts and its own evaluators. They compare methods with each "

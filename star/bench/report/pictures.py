@@ -5,7 +5,6 @@ inside, so that a report can be made again where the run folders are not, and is
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from star.bench.tables import method_label
 from star.checkpoint import load_trained
 from star.config import Config
 from star.errors import UserError
+from star.files import replacing
 from star.noise import normal
 from star.pipeline import Base
 from star.rollout import relevance_of
@@ -113,9 +113,8 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
             return Text(f"Not drawn: {error}", missing=True)
         info = {"Description": alt, "Source": source}
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        figure.savefig(part, format="png", dpi=DPI, metadata=info)
-        os.replace(part, file)
+        with replacing(file) as part:
+            figure.savefig(part, format="png", dpi=DPI, metadata=info)
     if not info:
         return Text(
             f"Not drawn: the run folders are not here, and neither is {file.name} from an earlier report.", missing=True

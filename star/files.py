@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to; what was written takes the file's place at the end, and is thrown away if that did not come."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield part
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file in one stroke."""
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_jsonl(file: Path) -> list[dict]:
+    """The lines of a JSON Lines file, none if there is no file; a last line that was cut off does not count."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_jsonl(file: Path, line: dict) -> None:
+    """Add a line to a JSON Lines file."""
+    with open(file, "a") as log:
+        log.write(json.dumps(line) + "\n")
