@@ -42,8 +42,8 @@ class Recipe:
     flow_batch: int = 64
     flow_steps: int = 12_600
     flow_lr: float = 9e-4
-    guidance: float = 2.0
-    guidance_steps: int = 500
+    guidance: float = 1.6
+    guidance_steps: int = 300
     guidance_lr: float = 5e-4
     warmup: int = 200
     caption_dropout: float = 0.1
