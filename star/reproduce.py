@@ -56,8 +56,8 @@ def _difference(star: Cell, flow_grpo: Cell) -> str:
     ours, theirs = (_verdicts(cell) for cell in (star, flow_grpo))
     gains = []
     for column, label in tasks.find(star.task).paired.items():
-        values = (frame[column].to_numpy(float) for frame in (ours, theirs))
-        gain = paired_difference(*values, ours["prompt"].to_numpy(), strata=ours["stratum"].to_numpy())
+        one, other = (frame[column].to_numpy(float) for frame in (ours, theirs))
+        gain = paired_difference(one, other, ours["prompt"].to_numpy(), strata=ours["stratum"].to_numpy())
         gains.append(f"{label} {_signed(gain)}")
     return (
         f"STAR minus Flow-GRPO, seed {star.seed}, same prompts and noise, paired bootstrap by prompt "
