@@ -92,6 +92,28 @@ def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
     assert started.endswith(f"--module {shlex.join(finishing.command)}")
 
 
+@pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2)])
+def test_cells_run_side_by_side(finishing, at_once, most, monkeypatch):
+    """Of three cells, never more than asked for are running, and each has its share of the cores."""
+    cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
+    monkeypatch.setenv("LEAVE", json.dumps([str(folder) for cell in cells for folder in cell.measured()]))
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 8)
+    shares = []
+    attempt = launchers.attempt
+
+    def recorded(folder, words, environment):
+        shares.append(environment.get("OMP_NUM_THREADS"))
+        return attempt(folder, words, environment)
+
+    monkeypatch.setattr(launchers, "attempt", recorded)
+    running, seen = set(), []
+    for cell, state, _ in launch(cells, load([f"launcher.at_once={at_once}"])):
+        (running.add if state is State.RUNNING else running.discard)(cell)
+        seen.append(len(running))
+    assert max(seen) == most
+    assert shares == [None if at_once == 1 else "4"] * 3
+
+
 def test_without_submitit_the_line_says_how_to_get_it(cell, monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'star-rl\[slurm\]'"):

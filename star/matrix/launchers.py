@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, ClassVar
 
 from omegaconf import OmegaConf
@@ -41,9 +42,16 @@ Event = tuple[Cell, State, str]
 
 @dataclass
 class Local:
-    """Cells one after the other, each on all of ``gpus_per_node`` GPUs."""
+    """Cells on this machine.
+
+    Attributes:
+        gpus_per_node: each cell runs on so many GPUs.
+        at_once: how many cells run side by side, each with its share of the cores; null for one, or two if the machine
+            has cores alone: small tensors keep one core busier than two.
+    """
 
     gpus_per_node: int
+    at_once: int | None
     nodes: ClassVar[int] = 1
 
 
@@ -94,9 +102,10 @@ def load(words: Sequence[str]) -> Options:
     except OmegaConfBaseException as error:
         known = ", ".join(option.name for option in fields(kind))
         raise UserError(f"launcher={name}: {str(error).splitlines()[0]}; its options are: {known}") from None
-    for option in ("nodes", "gpus_per_node", "cpus", "timeout"):
-        if getattr(options, option, 1) < 1:
-            raise UserError(f"launcher.{option}={getattr(options, option)} must be 1 or more")
+    for option in ("nodes", "gpus_per_node", "cpus", "timeout", "at_once"):
+        value = getattr(options, option, None)
+        if value is not None and value < 1:
+            raise UserError(f"launcher.{option}={value} must be 1 or more")
     if isinstance(options, Submitit) and options.cluster not in ("slurm", "local"):
         raise UserError(f"launcher.cluster={options.cluster} is not known; it is slurm or local")
     return options
@@ -133,7 +142,9 @@ def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST
     return [*map(str, words), "--module", *cell.command]
 
 
-def attempt(folder: Path, words: Sequence[str]) -> Generator[None, None, None]:
+def attempt(
+    folder: Path, words: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> Generator[None, None, None]:
     """Run a command for a cell, yielding about every second until it has ended.
 
     Its output goes to ``log.txt``, and how it ended into ``attempts.jsonl``. An attempt that the caller gives up ends its
@@ -142,13 +153,14 @@ def attempt(folder: Path, words: Sequence[str]) -> Generator[None, None, None]:
     Args:
         folder: the cell's.
         words: the command, ``star ...`` or ``accelerate ...``.
+        environment: variables that it gets beside those of this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
         yield from _locked(lock)
         start, started, code = log.seek(0, os.SEEK_END), time.monotonic(), None
         try:
-            code = yield from _running(words, log, lock)
+            code = yield from _running(words, log, lock, environment)
         finally:
             reason = _reason(folder / "log.txt", start, code) if code else None
             seconds = round(time.monotonic() - started, 1)
@@ -164,11 +176,24 @@ def outcome(cell: Cell, otherwise: str) -> Event:
 
 
 def _local(cells: Sequence[Cell], options: Local) -> Generator[Event, None, None]:
-    for cell in cells:
-        with closing(attempt(cell.folder, command(cell, options))) as going:
-            for _ in going:
-                yield cell, State.RUNNING, ""
-        yield outcome(cell, "it ended well but left no results")
+    at_once = options.at_once or (1 if shutil.which("nvidia-smi") else min(2, os.cpu_count() or 1))
+    waiting, running = list(cells), dict[Cell, Generator]()
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                cell = waiting.pop(0)
+                running[cell] = stack.enter_context(closing(attempt(cell.folder, command(cell, options), _share(at_once))))
+            for cell, going in list(running.items()):
+                if next(going, State.DONE) is State.DONE:
+                    del running[cell]
+                    yield outcome(cell, "it ended well but left no results")
+                else:
+                    yield cell, State.RUNNING, ""
+
+
+def _share(at_once: int) -> dict[str, str]:
+    """The environment that gives one of several cells its share of the cores."""
+    return {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
 
 def _locked(file: IO[str]) -> Iterator[None]:
@@ -184,7 +209,9 @@ def _locked(file: IO[str]) -> Iterator[None]:
             return
 
 
-def _running(words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None) -> Generator[None, None, int]:
+def _running(
+    words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Generator[None, None, int]:
     """Run a command to its exit code. If this is given up, so are its processes."""
     log.write(f"$ {shlex.join(words)}\n".encode())
     log.flush()
@@ -194,6 +221,7 @@ def _running(words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None) 
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        env={**os.environ, **environment},
         # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
         preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
         # The lock is held for as long as the child lives, whatever happens to this process.
