@@ -75,7 +75,7 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     code, out, _ = star("evaluate", "task=geneval", "images=images")
     assert code == 0
     assert re.search(r"geneval_official_macro\W+1\.0000", out)
-    assert "geneval-v1/mini-1" in out and "12 images of 6 prompts" in out
+    assert "geneval-v1/mini-2" in out and "12 images of 6 prompts" in out
 
 
 def test_reproduce_writes_tables_once(star, pipeline_folder):
@@ -87,7 +87,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
     macro = {row.method: row for row in rows if row.metric == "geneval_official_macro"}
     assert macro["star"].prompts == macro["base"].prompts == 196
     assert (macro["star"].updates, macro["star"].images_seen, macro["base"].updates) == (2, 16, 0)
-    assert all(row.protocol == "geneval-v1/mini-1/mini" for row in rows)
+    assert all(row.protocol == "geneval-v1/mini-2/mini" for row in rows)
     for text in (out, Path("results/mini/geneval.md").read_text()):
         assert "STAR minus Flow-GRPO" in text and "0.9759" in text and "not comparable" in text
     with Image.open("results/mini/geneval.png") as curves:
@@ -105,7 +105,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
 def test_train_says_what_it_measured(star, pipeline_folder):
     code, out, _ = star("train", "method=spatial", *FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1")
     assert code == 0
-    assert "spatial, seed 0, geneval-v1/mini-1/mini" in out and "geneval_official_macro" in out
+    assert "spatial, seed 0, geneval-v1/mini-2/mini" in out and "geneval_official_macro" in out
 
 
 def test_bench_localisation_without_pictures_says_so(star, pipeline_folder):

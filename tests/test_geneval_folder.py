@@ -212,7 +212,7 @@ def test_mini_scenes_pass_through_a_folder(tmp_path):
     evaluate.save_folder(tmp_path / "mini", records, ([draw_scene(r, rng)[0] for _ in range(2)] for r in records))
     rows = evaluate.evaluate_folder(tmp_path / "mini", MiniDetector(), progress=False)
     assert len(rows) == 24 and rows["correct"].mean() > 0.95
-    assert set(evaluate.summarise(rows)["protocol"]) == {"geneval-v1/mini-1"}
+    assert set(evaluate.summarise(rows)["protocol"]) == {"geneval-v1/mini-2"}
 
 
 def test_folder_appears_only_when_complete(tmp_path):
@@ -242,7 +242,7 @@ def test_unknown_words_are_the_users_error(folder):
         evaluate.verdicts([prompts.single_object("cow")], [image_of(1)], detector)
     with pytest.raises(UserError, match="counting-0 does not know 'blue'"):
         evaluate.verdicts([prompts.colors("dog", "blue")], [image_of(1)], detector)
-    with pytest.raises(UserError, match="mini-1 does not know 'dog'"):
+    with pytest.raises(UserError, match="mini-2 does not know 'dog'"):
         evaluate.evaluate_folder(folder, MiniDetector(), progress=False)
 
 

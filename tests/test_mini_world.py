@@ -38,6 +38,22 @@ def test_scenes_show_what_the_record_asks_for(tag):
         assert overlap.max() == 1
 
 
+def test_haze_fades_each_object_and_nothing_else():
+    record = draw("color_attr", MINI, np.random.default_rng(1))
+    plain, half, full = (draw_scene(record, np.random.default_rng(2), haze) for haze in (1e-9, 0.3, 0.6))
+    images = [image.astype(float) for image, _ in (plain, half, full)]
+    faded = []
+    for item in plain[1]:
+        inside = item.mask > 0.99
+        by_half, by_full = (np.abs(image - images[0])[inside].mean() for image in images[1:])
+        contrast = np.abs(images[0][inside] - images[0][~inside].mean(0)).mean()
+        assert by_full == pytest.approx(2 * by_half, rel=0.1, abs=1) and by_full < 0.7 * contrast
+        faded.append(by_full / contrast)
+    assert abs(faded[0] - faded[1]) > 0.02
+    outside = sum(item.mask for item in plain[1]) == 0
+    assert np.array_equal(images[0][outside], images[2][outside])
+
+
 def test_world_is_keyed_by_seed_and_index():
     image, caption = example(3, 11)
     again, same = example(3, 11)

@@ -39,8 +39,12 @@ class Object:
     box: tuple[int, int, int, int]
 
 
-def draw_scene(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, list[Object]]:
-    """A picture that fulfils a record, as uint8 (SIZE, SIZE, 3), and the objects on it."""
+def draw_scene(record: Record, rng: np.random.Generator, haze: float = 0.0) -> tuple[np.ndarray, list[Object]]:
+    """A picture that fulfils a record, as uint8 (SIZE, SIZE, 3), and the objects on it.
+
+    Args:
+        haze: every object covers its ground by 1 - haze to 1.
+    """
     wanted = [clause for clause in record["include"] for _ in range(clause["count"])]
     boxes = _place(wanted, rng)
     canvas = background(rng)
@@ -51,7 +55,8 @@ def draw_scene(record: Record, rng: np.random.Generator) -> tuple[np.ndarray, li
         rows, columns = np.nonzero(mask > 0.5)
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         objects.append(Object(clause["class"], color, mask, box))
-        canvas += mask[..., None] * (_paint(color, rng) - canvas)
+        opacity = 1 - haze * rng.random() if haze else 1.0
+        canvas += opacity * mask[..., None] * (_paint(color, rng) - canvas)
     return to_uint8(canvas), objects
 
 

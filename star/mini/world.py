@@ -6,6 +6,8 @@ from evaluators.geneval import prompts
 from star.mini import scenes, signs
 
 SIGN_SHARE = 0.18
+# Objects stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
+HAZE = 0.4
 # Counting and two coloured objects are what small models learn last, so they are drawn more often.
 TAG_SHARES = dict(zip(prompts.TAGS, (0.08, 0.22, 0.16, 0.08, 0.26, 0.2), strict=True))
 
@@ -18,4 +20,4 @@ def example(seed: int, index: int) -> tuple[np.ndarray, str]:
         return signs.draw_sign(word, rng), signs.prompt(word)
     tag = rng.choice(prompts.TAGS, p=list(TAG_SHARES.values()))
     record = prompts.draw(tag, prompts.MINI, rng)
-    return scenes.draw_scene(record, rng)[0], record["prompt"]
+    return scenes.draw_scene(record, rng, HAZE)[0], record["prompt"]
