@@ -170,7 +170,7 @@ def pretrain(
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
-    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 13_800,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 16_200,
 ) -> None:
     """Rebuild the base model from nothing: about three and a half hours on two cores.
 

@@ -215,6 +215,7 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
 def test_a_failed_cell_stops_no_other_and_is_tried_again(fake_star, capsys):
     words = ["task=geneval,ocr", "method=flow_grpo,star", "seed=0"]
     cells = {cell.label: cell for cell in expand(words)}
+    words.append("launcher.at_once=1")
     failing, fine = cells["geneval star seed 0"], cells["ocr star seed 0"]
     fake_star(star="stop")
     assert matrix(words) == 1
@@ -434,7 +435,7 @@ def test_a_terminal_gets_a_table_with_a_mark_per_seed(tmp_path, monkeypatch):
     assert lines[1].startswith("matrix: 4 done, 1 running, 1 failed, 8 left, ")
     cells_shown = [line.split() for line in text.splitlines() if "flow_grpo" in line and "│" in line]
     assert cells_shown[-1] == ["│", "flow_grpo", "│", "▶●●", "│", "✗◐◐", "│"]
-    assert "geneval flow_grpo seed 0: epoch 2 of 20, reward 0.500" in lines
+    assert "geneval flow_grpo seed 0: epoch 2 of 50, reward 0.500" in lines
     assert "ocr flow_grpo seed 0 failed: collapsed [x]" in lines
 
 

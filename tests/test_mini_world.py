@@ -38,20 +38,26 @@ def test_scenes_show_what_the_record_asks_for(tag):
         assert overlap.max() == 1
 
 
-def test_haze_fades_each_object_and_nothing_else():
+def test_haze_fades_all_objects_alike_and_nothing_else():
     record = draw("color_attr", MINI, np.random.default_rng(1))
     plain, half, full = (draw_scene(record, np.random.default_rng(2), haze) for haze in (1e-9, 0.3, 0.6))
     images = [image.astype(float) for image, _ in (plain, half, full)]
-    faded = []
     for item in plain[1]:
         inside = item.mask > 0.99
         by_half, by_full = (np.abs(image - images[0])[inside].mean() for image in images[1:])
         contrast = np.abs(images[0][inside] - images[0][~inside].mean(0)).mean()
         assert by_full == pytest.approx(2 * by_half, rel=0.1, abs=1) and by_full < 0.7 * contrast
-        faded.append(by_full / contrast)
-    assert abs(faded[0] - faded[1]) > 0.02
     outside = sum(item.mask for item in plain[1]) == 0
     assert np.array_equal(images[0][outside], images[2][outside])
+
+
+def test_haze_of_a_sign_fades_its_letters_and_nothing_else():
+    drawn = [signs.draw_sign("EXIT", np.random.default_rng(2), haze=haze) for haze in (1e-9, 0.4, 0.8)]
+    plain, half, full = (image.astype(float) for image in drawn)
+    letters = np.abs(plain - full).max(-1) > 0
+    assert 0.02 < letters.mean() < 0.3
+    by_half, by_full = (np.abs(image - plain)[letters].mean() for image in (half, full))
+    assert by_full == pytest.approx(2 * by_half, rel=0.1, abs=1) and by_full > 10
 
 
 def test_world_is_keyed_by_seed_and_index():

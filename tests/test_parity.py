@@ -82,6 +82,8 @@ def test_epoch_is_the_naive_one(make_config, method):
         "train.micro_batch=3",
         f"train.beta={beta}",
         "train.clip_range=5e-4",
+        "method.mix=1",
+        "method.cap=null",
     )
     trainer = Trainer(config, RedTask())
     train = config.train

@@ -34,7 +34,7 @@ GRID, WINDOW = 32, 1.5
 # Mismatch at which a shape is as good as none, and the change of mismatch that changes the odds by e. Freshly drawn
 # objects have 0.01 to 0.04; warped by half a pixel 0.02 to 0.08, by one 0.04 to 0.15, by two 0.06 to 0.26:
 # an object whose outline wobbles by a pixel is still one, as people would say.
-NOTHING, TEMPERATURE = 0.15, 0.015
+NOTHING, TEMPERATURE = 0.12, 0.012
 
 
 class MiniDetector:

@@ -40,10 +40,10 @@ class Recipe:
     kl_weight: float = 3e-4
     bank: int = 60_000
     flow_batch: int = 64
-    flow_steps: int = 13_800
+    flow_steps: int = 16_200
     flow_lr: float = 9e-4
-    guidance: float = 1.25
-    guidance_steps: int = 200
+    guidance: float = 1.2
+    guidance_steps: int = 150
     guidance_lr: float = 5e-4
     warmup: int = 200
     caption_dropout: float = 0.1

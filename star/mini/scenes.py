@@ -43,11 +43,12 @@ def draw_scene(record: Record, rng: np.random.Generator, haze: float = 0.0) -> t
     """A picture that fulfils a record, as uint8 (SIZE, SIZE, 3), and the objects on it.
 
     Args:
-        haze: every object covers its ground by 1 - haze to 1.
+        haze: the objects cover their ground by 1 - haze to 1, all of a picture alike.
     """
     wanted = [clause for clause in record["include"] for _ in range(clause["count"])]
     boxes = _place(wanted, rng)
     canvas = background(rng)
+    opacity = 1 - haze * rng.random() if haze else 1.0
     objects = []
     for clause, (left, top, side) in zip(wanted, boxes, strict=True):
         color = clause.get("color") or list(RGB)[rng.integers(len(RGB))]
@@ -55,7 +56,6 @@ def draw_scene(record: Record, rng: np.random.Generator, haze: float = 0.0) -> t
         rows, columns = np.nonzero(mask > 0.5)
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
         objects.append(Object(clause["class"], color, mask, box))
-        opacity = 1 - haze * rng.random() if haze else 1.0
         canvas += opacity * mask[..., None] * (_paint(color, rng) - canvas)
     return to_uint8(canvas), objects
 

@@ -56,10 +56,13 @@ def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
             return word
 
 
-def draw_sign(word: str, rng: np.random.Generator, font: str | None = None) -> np.ndarray:
+def draw_sign(word: str, rng: np.random.Generator, font: str | None = None, haze: float = 0.0) -> np.ndarray:
     """A board with a word of 3 to 5 letters on a busy ground, uint8 (SIZE, SIZE, 3).
 
     Letters stand in fixed columns and one of three rows: a model of this size does not learn to spell in free layout.
+
+    Args:
+        haze: the letters cover the board by 1 - haze to 1, all of a word alike.
     """
     ground = Image.fromarray(to_uint8(background(rng)))
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", font or FONTS[rng.integers(len(FONTS))])
@@ -67,9 +70,11 @@ def draw_sign(word: str, rng: np.random.Generator, font: str | None = None) -> n
     baseline = ROWS[rng.integers(len(ROWS))]
     board = np.array(list(RGB.values())[rng.integers(len(RGB))]) + rng.uniform(-9, 9, 3)
     ink = 18 if board @ (0.299, 0.587, 0.114) > 125 else 246
+    opacity = 1 - haze * rng.random() if haze else 1.0
+    letters = tuple(to_uint8(board + opacity * (ink - board)).tolist())
     pen = ImageDraw.Draw(ground)
     right = LEFT + PITCH * len(word) + 3
     pen.rectangle((LEFT - 4, baseline - 17, right, baseline + 4), fill=tuple(to_uint8(board).tolist()))
     for column, letter in enumerate(word):
-        pen.text((LEFT + PITCH * (column + 0.5), baseline), letter, font=face, fill=(ink, ink, ink), anchor="ms")
+        pen.text((LEFT + PITCH * (column + 0.5), baseline), letter, font=face, fill=letters, anchor="ms")
     return np.asarray(ground)

@@ -6,8 +6,8 @@ from evaluators.geneval import prompts
 from star.mini import scenes, signs
 
 SIGN_SHARE = 0.18
-# Objects stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
-HAZE = 0.4
+# Objects and letters stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
+HAZE, SIGN_HAZE = 0.6, 0.95
 # Counting and two coloured objects are what small models learn last, so they are drawn more often.
 TAG_SHARES = dict(zip(prompts.TAGS, (0.08, 0.22, 0.16, 0.08, 0.26, 0.2), strict=True))
 
@@ -17,7 +17,7 @@ def example(seed: int, index: int) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng((seed, index))
     if rng.random() < SIGN_SHARE:
         word = signs.draw_word(rng)
-        return signs.draw_sign(word, rng), signs.prompt(word)
+        return signs.draw_sign(word, rng, haze=SIGN_HAZE), signs.prompt(word)
     tag = rng.choice(prompts.TAGS, p=list(TAG_SHARES.values()))
     record = prompts.draw(tag, prompts.MINI, rng)
     return scenes.draw_scene(record, rng, HAZE)[0], record["prompt"]
