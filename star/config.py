@@ -64,6 +64,7 @@ class ModelConfig:
         lora_rank, lora_alpha: of the adapters.
         lora_targets: module names within a joint block.
         gradient_checkpointing: trade a second forward for memory.
+        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work.
     """
 
     path: str | None
@@ -75,6 +76,7 @@ class ModelConfig:
     lora_alpha: int
     lora_targets: list[str]
     gradient_checkpointing: bool
+    offload: bool
 
 
 @dataclass

@@ -46,6 +46,7 @@ def evaluate(
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
     judged: list[tuple[tuple[int, int], dict, Tensor]] = []
     samples: dict[str, np.ndarray] = {}
     for part in track(mine, "evaluating") if accelerator.is_main_process else mine:

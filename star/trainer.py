@@ -175,6 +175,8 @@ class Trainer:
         capture = None if config.method.arm in UNIFORM else config.relevance
         judges = {config.task.name: self.task, **self.others}
         trajectories, verdicts = [], []
+        own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
+        self.base.prepare(own, config.sampling.guidance)
         for index in mine:
             batch = samples[index * size : (index + 1) * size]
             trajectories.append(
