@@ -20,6 +20,7 @@ from star.text import EMPTY, TextCache, visiting
 
 MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
 
+
 class Base:
     """A frozen SD3 pipeline with trainable parameters in its transformer.
 
@@ -53,7 +54,7 @@ class Base:
         self.transformer = self.pipeline.transformer
         torch.manual_seed(seed)
         if config.parameters == "lora":
-            _add_lora(self.transformer, config)
+            add_lora(self.transformer, config)
         else:
             self.transformer.float().requires_grad_(True)
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -181,7 +182,12 @@ def _told(config: ModelConfig) -> Iterator[None]:
         ) from None
 
 
-def _add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
+def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
+    """Add the configured adapters, in the precision of what they adapt.
+
+    Raises:
+        UserError: a target fits no module.
+    """
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

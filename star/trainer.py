@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from star import config as settings
-from star import tasks
+from star import lora, tasks
 from star.allocation import UNIFORM, allocate, effective_sample_share, upsample
 from star.bench.results import commit, config_hash
 from star.checkpoint import RunFolder
@@ -28,7 +28,7 @@ from star.ema import EMA
 from star.errors import RunStopped
 from star.evaluation import evaluate
 from star.noise import generator
-from star.objective import advantages, clip_range_for, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
+from star.objective import advantages, clip_range_for, guarded, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
 from star.pipeline import Base
 from star.progress import bar
 from star.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
@@ -57,18 +57,19 @@ class Part:
 class Trainer:
     """A training run of one configuration, in one run folder."""
 
-    def __init__(self, config: Config, task: Task | None = None) -> None:
+    def __init__(self, config: Config, task: Task | None = None, base: Base | None = None) -> None:
         """
         Args:
             config: a checked configuration.
             task: what is rewarded; by default the configured one.
+            base: the model; by default the configured one.
 
         Raises:
             UserError: the model, the evaluator or the run folder is not usable.
         """
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        self.base = Base(config.model, self.accelerator.device, config.seed)
+        self.base = base or Base(config.model, self.accelerator.device, config.seed)
         self.task = task or load_task(config, config.task.name)
         self.others = {name: load_task(config, name) for name in config.rewards.others}
         # Blocks that the model does not have are told before anything is written.
@@ -127,6 +128,8 @@ class Trainer:
                     self._save(progress)
         summary = progress | {"commit": commit()}
         if main:
+            if self.config.model.parameters == "lora":
+                lora.write(self.folder.path / "final" / "lora", self.ema.values, self.config.model)
             self.folder.finish(self.ema.values, summary)
         self.accelerator.end_training()
         return summary
@@ -151,7 +154,7 @@ class Trainer:
             index: Part(trajectory, gains[index * size : (index + 1) * size], None if weights is None else weights[index])
             for index, trajectory in zip(mine, trajectories, strict=True)
         }
-        figures = self._updates(parts, len(samples) // size, epoch, tick)
+        figures = self.update(parts, len(samples) // size, epoch, tick)
         return {
             "reward": rewards.mean().item(),
             "reward_std": rewards.std(correction=0).item(),
@@ -241,8 +244,15 @@ class Trainer:
         )
         return {index: weights[:, index * size : (index + 1) * size].to(self.base.device) for index in mine}
 
-    def _updates(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None]) -> dict:
-        """The optimizer steps of an epoch, each on its share of the micro-batches."""
+    def update(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
+
+        Args:
+            parts: this process's micro-batches by number.
+            count: of the micro-batches of all processes.
+            epoch: which decides on the order.
+            tick: called after every micro-batch.
+        """
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         figures: dict[str, list[float]] = defaultdict(list)
         for update, share in enumerate(order.tensor_split(self.config.train.updates_per_epoch)):
@@ -275,10 +285,13 @@ class Trainer:
             v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
             moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
             new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
+            old = trajectory.log_probs[row]
+            if train.guard:
+                new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
             weights = None if part.weights is None else upsample(part.weights[row], self.base.patch)
             per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-            policy = policy_loss(new, trajectory.log_probs[row], gains, per_ratio, self.clip_range, train.adv_clip)
-            loss = policy.loss
+            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
+            loss = policy.loss / -moved.dt if train.guard else policy.loss
             if train.beta:
                 penalty = self._kl(x, v, step, moved, texts)
                 if method.weighted_kl and weights is not None:
