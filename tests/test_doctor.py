@@ -90,7 +90,7 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
     file, rows = dry_run.report(run)
     text = file.read_text()
     assert file == Path("results/paper/dry_run.md")
-    for part in ("commit: ", "torch 2", "0.141 M parameters", "goal: at most 1 %", "ratio off 1 by"):
+    for part in ("commit: ", "torch 2", "0.188 M parameters", "goal: at most 1 %", "ratio off 1 by"):
         assert part in text
     assert all(name in text for name, _ in rows)
 

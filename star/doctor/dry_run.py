@@ -1,5 +1,6 @@
 """The dry run: the true transformer with random weights, one rollout and one update, on whatever device there is."""
 
+import os
 import platform
 import resource
 import statistics
@@ -167,7 +168,8 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
 def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
     """Write what was found to ``results/<scale>/dry_run.md``; gives the file and the rows of its table."""
     rows = _rows(run)
-    machine = f"{run.device}; {platform.platform()}; Python {platform.python_version()}"
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    machine = f"{run.device}; {load}; {platform.platform()}; Python {platform.python_version()}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
     lines = [
         "# Dry run",
@@ -207,7 +209,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
         ("maps within it", f"{run.maps:.4f} s, {100 * run.share:.2f} % (goal: at most {100 * GOAL:g} %, {met})"),
         ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory / GIB:.2f} GiB {memory}"),
         ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory / GIB:.2f} GiB {memory}"),
-        ("estimated memory of an update", f"{estimate:.1f} GiB on a GPU"),
+        ("estimated for a GPU", f"{estimate:.1f} GiB at most, with the visit of the text encoders (not in this run)"),
         ("first update on policy", f"ratio off 1 by {run.ratio_error:.1e}"),
         (f"an epoch of {epoch} images at this pace", f"{run.epoch_seconds / 3600:.2f} h on one such device, without judging"),
     ]
