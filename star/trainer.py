@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from star import config as settings
-from star import lora, tasks
+from star import lora, processes, tasks
 from star.allocation import UNIFORM, allocate, effective_sample_share, upsample
 from star.bench.results import commit, config_hash
 from star.checkpoint import RunFolder
@@ -106,7 +105,7 @@ class Trainer:
         if main:
             identity = config_hash(settings.identity(self.config, evaluation=False))
             self.folder.open(settings.to_yaml(self.config), identity)
-        self.accelerator.wait_for_everyone()
+        processes.wait(self.accelerator)
         if done := self.folder.summary():
             return done
         progress = self._restore()
@@ -173,8 +172,9 @@ class Trainer:
     ) -> tuple[list[int], list[Trajectory], list[Verdicts]]:
         """This process's micro-batches: their numbers, trajectories and verdicts, which may still be in the making."""
         size, config = self.config.train.micro_batch, self.config
-        count = len(samples) // size
-        mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        # Each update's share is spread over all processes, so that none waits for the others.
+        mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
         capture = None if config.method.arm in UNIFORM else config.relevance
         judges = {config.task.name: self.task, **self.others}
         trajectories, verdicts = [], []
@@ -253,11 +253,10 @@ class Trainer:
             epoch: which decides on the order.
             tick: called after every micro-batch.
         """
-        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         figures: dict[str, list[float]] = defaultdict(list)
-        for update, share in enumerate(order.tensor_split(self.config.train.updates_per_epoch)):
+        for update, share in enumerate(self._shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
-            for index in share.tolist():
+            for index in share:
                 if index in parts:
                     self._backward(parts[index], samples, figures, on_policy=update == 0)
                     tick()
@@ -271,6 +270,11 @@ class Trainer:
             for name, values in own.items():
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
+
+    def _shares(self, count: int, epoch: int) -> list[list[int]]:
+        """The micro-batches of each update of an epoch, of all processes."""
+        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
+        return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
 
     def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
@@ -328,7 +332,7 @@ class Trainer:
         """One optimizer step on the gradients summed over processes."""
         trained = list(self.base.trained.values())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
-        flat = self.accelerator.reduce(flat, "sum")
+        flat = processes.total(self.accelerator, flat)
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
         self.scaler.unscale_(self.optimizer)
@@ -385,14 +389,14 @@ class Trainer:
         """Load the newest checkpoint, one process after the other because the first also tidies the log."""
         if self.accelerator.is_main_process:
             progress = self.folder.restore(self.base.trained, self.parts)
-        self.accelerator.wait_for_everyone()
+        processes.wait(self.accelerator)
         if not self.accelerator.is_main_process:
             progress = self.folder.restore(self.base.trained, self.parts)
         return progress
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""
-        return gather_object(items) if self.accelerator.num_processes > 1 else items
+        return processes.gather(self.accelerator, items)
 
     def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text
