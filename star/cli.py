@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from star.allocator import keep_freed_memory
@@ -117,6 +119,64 @@ def evaluate(
         f"{given['images']}: {scores['images'].max()} images of {scores['prompts'].max()} prompts, {protocol}",
         list(scores[["metric", "value", "stderr"]].itertuples(index=False, name=None)),
     )
+
+
+DOCTOR_HELP = f"""{SETTINGS_HELP} preset=gpu1, gpu4 or gpu8, variant=fast, nocfg, cps or guard, and model=sd3_medium or
+sd35_large change what scale=paper says. dry_run=true is the same as --dry-run."""
+
+
+@app.command(epilog=DOCTOR_HELP)
+def doctor(
+    words: Settings = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run the model at its true size with random weights.")] = False,
+) -> None:
+    """Can this machine run these settings? Says what is fine, and what to do where it is not (exit code 1).
+
+    With dry_run=true it needs no weights: a rollout and an update of the transformer at its true size are run and measured.
+
+    Example: star doctor scale=paper preset=gpu1
+    """
+    overrides, asked = _flag(words or [], "dry_run")
+    if dry_run or asked:
+        from star.doctor.dry_run import dry_run as run
+        from star.doctor.dry_run import report
+
+        file, rows = report(run(overrides))
+        _print_table("dry run", ("what", "measured"), rows)
+        Console().print(f"written to {file}", markup=False, soft_wrap=True)
+        return
+    from star import config
+    from star.doctor.checks import check
+
+    findings = check(config.load(overrides))
+    lines = [(finding.what, "fine" if finding.fine else "missing", finding.found, finding.todo) for finding in findings]
+    _print_table("doctor", ("what", "", "found", "what to do"), lines)
+    raise typer.Exit(0 if all(finding.fine for finding in findings) else 1)
+
+
+CALIBRATE_HELP = f"""lora=FOLDER takes another LoRA, in diffusers' layout or peft's; name=NAME is what its rows are called.
+{SETTINGS_HELP} scale=paper is the default here."""
+
+
+@app.command(epilog=CALIBRATE_HELP)
+def calibrate(words: Settings = None) -> None:
+    """Evaluate the LoRA that Flow-GRPO's authors released for a task: do our evaluators give the published number?
+
+    Example: star calibrate task=geneval
+    """
+    from star.calibrate import calibrate as run
+
+    own = ("lora", "name")
+    given = dict(_pair(word, own) for word in words or [] if word.startswith(tuple(f"{name}=" for name in own)))
+    overrides = [word for word in words or [] if word.partition("=")[0] not in own]
+    found = run(overrides, given.get("lora"), given.get("name"))
+    first = found[0][0]
+    rows = [
+        (row.metric, f"{row.value:.4f}", "" if row.stderr is None else f"{row.stderr:.4f}", published, again)
+        for row, published, again in found
+    ]
+    columns = ("metric", "value", "± standard error", "published for Flow-GRPO", "measured by others on its LoRA")
+    _print_table(f"{first.method}, {first.protocol}", columns, rows)
 
 
 @app.command()
@@ -240,8 +300,15 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     keep_freed_memory()
-    try:
+    with report_errors():
         app()
+
+
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Inside, an error that has a reason ends the process with one line and its exit code."""
+    try:
+        yield
     except UserError as error:
         _fail(str(error), 2)
     except RunStopped as error:
@@ -260,6 +327,22 @@ def _pair(word: str, known: Sequence[str]) -> tuple[str, str]:
     if not equals or key not in known:
         raise UserError(f"{word!r} is not understood here; write {', '.join(k + '=...' for k in known)}")
     return key, value
+
+
+def _flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
+    """The words without ``name=true`` and ``name=false``, and whether the last of those is true."""
+    rest = [word for word in words if not word.startswith(f"{name}=")]
+    values = [word.partition("=")[2].lower() for word in words if word not in rest]
+    if wrong := [value for value in values if value not in ("true", "false")]:
+        raise UserError(f"{name}={wrong[0]} must be true or false")
+    return rest, values[-1:] == ["true"]
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]]) -> None:

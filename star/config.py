@@ -64,6 +64,8 @@ class ModelConfig:
         lora_rank, lora_alpha: of the adapters.
         lora_targets: module names within a joint block.
         gradient_checkpointing: trade a second forward for memory.
+        name: of a base model that is not the scale's own; it becomes part of the method's name in results.
+        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work.
     """
 
     path: str | None
@@ -75,6 +77,8 @@ class ModelConfig:
     lora_alpha: int
     lora_targets: list[str]
     gradient_checkpointing: bool
+    offload: bool
+    name: str | None = None
 
 
 @dataclass
@@ -141,6 +145,7 @@ class TrainConfig:
             diversity within groups under a twentieth of it.
         checkpoint_every: epochs between checkpoints.
         keep: checkpoints that are kept.
+        guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
     """
 
     epochs: int
@@ -163,6 +168,7 @@ class TrainConfig:
     collapse_epochs: int
     checkpoint_every: int
     keep: int
+    guard: bool = False
 
 
 @dataclass
@@ -204,7 +210,11 @@ class RewardsConfig:
 
 @dataclass
 class Config:
-    """All settings of a run. ``seed`` is that of adapters, prompts and noise; ``tracker`` a name that accelerate knows."""
+    """All settings of a run.
+
+    ``seed`` is that of adapters, prompts and noise; ``tracker`` a name that accelerate knows; ``variant`` the name of a
+    published change of the method, which becomes part of the method's name in results.
+    """
 
     task: TaskConfig
     method: MethodConfig
@@ -215,6 +225,7 @@ class Config:
     train: TrainConfig
     evaluation: EvaluationConfig
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    variant: str | None = None
     seed: int = 0
     run: str = "???"
     tracker: str | None = None
@@ -222,6 +233,13 @@ class Config:
 
 
 ConfigStore.instance().store("schema", Config)
+
+
+def _suffix(*names: str | None) -> str:
+    return "".join(f"+{name}" for name in names if name)
+
+
+OmegaConf.register_new_resolver("suffix", _suffix)
 
 CHOICES = {
     "method.arm": ("uniform", "spatial", "temporal", "star", "star_shuffled", "star_random"),
@@ -238,7 +256,8 @@ _POSITIVE = """model.resolution model.text_length model.lora_rank sampling.steps
     train.micro_batch train.updates_per_epoch train.lr train.clip_range train.adv_clip train.max_grad_norm train.ema_every
     train.checkpoint_every train.keep evaluation.steps evaluation.images evaluation.every_images"""
 POSITIVE = _POSITIVE.split()
-GROUPS = ("task", "method", "scale")
+GROUPS = ("task", "method", "scale", "model", "variant", "preset")
+STABLE_GROUP = 12
 
 
 def load(overrides: Sequence[str]) -> Config:
@@ -256,7 +275,7 @@ def load(overrides: Sequence[str]) -> Config:
         group, _, value = word.partition("=")
         if group not in GROUPS:
             _check_key(group)
-        elif value not in options(group):
+        elif value not in options(group) and value != "null":
             raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
     try:
         with initialize_config_module("star.conf", version_base=None):
@@ -308,6 +327,8 @@ def check(config: Config) -> None:
         )
     if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
+    if sampling.kind == "cps" and train.guard:
+        raise UserError("train.guard normalises the log-ratios of densities, which cps transitions do not have; use kind=sde")
     for name in config.rewards.others:
         if name not in config.evaluators or name == config.task.name:
             known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
@@ -329,6 +350,30 @@ def check(config: Config) -> None:
                 f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
                 f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
             )
+
+
+def cautions(config: Config) -> list[str]:
+    """What is allowed but reported to fail, a line each with the report; empty for settings that nobody complained of."""
+    sampling, train = config.sampling, config.train
+    found = []
+    if sampling.window and sampling.guidance != 1:
+        found.append(
+            f"sampling.window={sampling.window} with sampling.guidance={sampling.guidance:g}: Flow-GRPO-Fast with guidance is "
+            "reported to collapse within a few epochs (yifan123/flow_grpo #224); variant=fast has no guidance"
+        )
+    if sampling.window and train.guard:
+        found.append("train.guard with sampling.window is reported to collapse on OCR (yifan123/flow_grpo #192)")
+    if train.group_size <= STABLE_GROUP:
+        found.append(
+            f"train.group_size={train.group_size}: groups of 12 and 6 collapsed in Flow-GRPO's ablation (arXiv 2505.05470), "
+            "24 was stable"
+        )
+    return found
+
+
+def label(config: Config, method: str) -> str:
+    """A method's name in results: with the base model and the variant, where they are not the scale's own."""
+    return method + _suffix(config.model.name, None if method == "base" else config.variant)
 
 
 def get(config: Config, name: str) -> Any:
@@ -364,7 +409,7 @@ def base_identity(config: Config) -> dict:
 
 def base_folder(config: Config) -> Path:
     """Where an evaluation of the untrained model is kept."""
-    return Path("runs", config.scale, config.task.name, "base")
+    return Path("runs", config.scale, config.task.name, label(config, "base"))
 
 
 def other_tasks(config: Config) -> list[str]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from star.config import EvaluationConfig
 from star.pipeline import Base
+from star.processes import gather
 from star.progress import track
 from star.rollout import generate, mean_distance, thumbnails
 from star.tasks import Score, Task
@@ -46,6 +46,7 @@ def evaluate(
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
     judged: list[tuple[tuple[int, int], dict, Tensor]] = []
     samples: dict[str, np.ndarray] = {}
     for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
@@ -54,8 +55,7 @@ def evaluate(
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
         judged += zip(part, task.judge(prompts, list(drawn.numpy())), thumbnails(drawn), strict=True)
         samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
-    if accelerator.num_processes > 1:
-        judged = gather_object(judged)
+    judged = gather(accelerator, judged)
     judged.sort(key=lambda item: item[0])
     prompts = [task.test[number] for (number, _), *_ in judged]
     verdicts = [verdict for _, verdict, _ in judged]

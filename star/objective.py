@@ -141,6 +141,32 @@ def log_prob_map(next: Tensor, mean: Tensor, std: Tensor | float, kind: str, red
     return log_prob(next, mean, std, kind).mean(dim=(1, 2, 3) if reduction == "image" else 1)
 
 
+def guarded(
+    logp_new: Tensor, logp_old: Tensor, mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """New and old log-probabilities whose difference is GRPO-Guard's log-ratio (arXiv 2510.22319).
+
+    Of an sde step with next = mean_old + std z, the log-ratio is ``mean(z d) / std - mean(d^2) / (2 std^2)`` with
+    ``d = mean_new - mean_old``: below 0 on average, and of a size that depends on the step. Guarded it is ``mean(z d)``.
+    The published code also divides the loss by the length of the time step, which is left to the caller.
+
+    Args:
+        logp_new, logp_old: (B,) or (B, H, W), see :func:`log_prob_map`.
+        mean_new: of the transition under the current policy, (B, C, H, W).
+        mean_old: under the policy that sampled, a constant.
+        std: of the transition, a scalar.
+        reduction: with which the log-probabilities were made.
+
+    Raises:
+        ValueError: an unknown reduction or means that differ in shape.
+    """
+    _check_reduction(reduction)
+    if mean_new.shape != mean_old.shape:
+        raise ValueError(f"the means differ in shape: {tuple(mean_new.shape)} and {tuple(mean_old.shape)}")
+    moved = (mean_new.float() - mean_old.detach().float()).square().mean(dim=(1, 2, 3) if reduction == "image" else 1)
+    return (logp_new + moved / (2 * std.square())) * std, logp_old * std
+
+
 def policy_loss(
     logp_new: Tensor,
     logp_old: Tensor,

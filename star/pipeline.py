@@ -16,13 +16,9 @@ from star.config import ModelConfig
 from star.core_words import Span, token_columns
 from star.ema import swapped
 from star.errors import UserError
+from star.text import EMPTY, TextCache, visiting
 
 MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
-EMPTY = ""
-"""The negative prompt of classifier-free guidance, as in Flow-GRPO: an encoded empty text."""
-
-KEPT_TEXTS = 2048
-"""Embeddings that are kept; one of SD3.5 takes 1.7 MB in half precision."""
 
 
 class Base:
@@ -32,28 +28,33 @@ class Base:
         pipeline: the ``StableDiffusion3Pipeline``.
         transformer: its transformer, with adapters if ``parameters`` is ``lora``.
         trained: name -> trained parameter, float32.
+        encode: texts -> embeddings (B, columns, width) and pooled embeddings (B, width).
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, config: ModelConfig, device: torch.device, seed: int, pipeline: StableDiffusion3Pipeline | None = None
+    ) -> None:
         """
         Args:
             config: which model and what to train in it.
             device: where everything computes.
             seed: of the adapters' initial values.
+            pipeline: the model itself; by default it is loaded from where the settings say.
 
         Raises:
             UserError: the model folder is missing, is no SD3 pipeline, or a LoRA target fits no module.
         """
         self.config, self.device = config, device
-        self.pipeline = _load(config)
-        for module in self._modules():
-            module.requires_grad_(False).to(device).eval()
+        self.pipeline = pipeline or _load(config)
+        self._rest = torch.device("cpu") if config.offload else device
+        for name, module in self._modules():
+            module.requires_grad_(False).to(device if name == "transformer" else self._rest).eval()
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
         self.pipeline.vae.float()
         self.transformer = self.pipeline.transformer
         torch.manual_seed(seed)
         if config.parameters == "lora":
-            _add_lora(self.transformer, config)
+            add_lora(self.transformer, config)
         else:
             self.transformer.float().requires_grad_(True)
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
@@ -63,7 +64,7 @@ class Base:
         self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
+        self.encode = TextCache(self.pipeline, config.text_length, device, self._rest)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -76,26 +77,6 @@ class Base:
         """Latent positions per image token and axis."""
         return self.transformer.config.patch_size
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Text embeddings (B, columns, width) and pooled embeddings (B, width); each text is encoded once and kept."""
-        for text in dict.fromkeys(prompts):
-            if text not in self._embeddings:
-                # One at a time: the result must not depend on which texts happen to be encoded together.
-                with torch.no_grad():
-                    embeds, _, pooled, _ = self.pipeline.encode_prompt(
-                        text,
-                        None,
-                        None,
-                        do_classifier_free_guidance=False,
-                        max_sequence_length=self.config.text_length,
-                        device=self.device,
-                    )
-                self._embeddings[text] = embeds[0], pooled[0]
-        pairs = [self._embeddings[text] for text in prompts]
-        while len(self._embeddings) > KEPT_TEXTS:
-            del self._embeddings[next(iter(self._embeddings))]
-        return torch.stack([embeds for embeds, _ in pairs]), torch.stack([pooled for _, pooled in pairs])
-
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which text columns hold core words, bool (B, columns); see :func:`star.core_words.token_columns`."""
         return token_columns(
@@ -106,6 +87,10 @@ class Base:
             t5_length=self.config.text_length,
             columns=columns,
         )
+
+    def prepare(self, prompts: Sequence[str], guidance: float) -> None:
+        """Encode all that :meth:`velocity` will need, so that resting encoders come to the device once, not batch by batch."""
+        self.encode.prepare(prompts if guidance == 1 else [EMPTY, *prompts])
 
     def velocity(self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], guidance: float) -> Tensor:
         """The model's velocity, float32 like ``latents``; with guidance g != 1 it is v_0 + g (v - v_0).
@@ -137,7 +122,8 @@ class Base:
         """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
         autoencoder = self.pipeline.vae
         scaled = latents / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
-        images = autoencoder.decode(scaled.float()).sample / 2 + 0.5
+        with visiting([autoencoder], self.device, self._rest):
+            images = autoencoder.decode(scaled.float()).sample / 2 + 0.5
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     @property
@@ -162,8 +148,8 @@ class Base:
         """Inside, the trained parameters have other values, e.g. an average's."""
         return swapped(self.trained, values)
 
-    def _modules(self) -> Iterator[nn.Module]:
-        return (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module))
 
 
 def check_present(config: ModelConfig) -> None:
@@ -196,7 +182,12 @@ def _told(config: ModelConfig) -> Iterator[None]:
         ) from None
 
 
-def _add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
+def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
+    """Add the configured adapters, in the precision of what they adapt.
+
+    Raises:
+        UserError: a target fits no module.
+    """
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

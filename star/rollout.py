@@ -33,6 +33,7 @@ class Trajectory:
         steps: the trained steps, ascending.
         latents: (len(steps) + 1, B, C, H, W) float32: before each trained step, and after the last.
         log_probs: under the policy that sampled, (len(steps), B) or (len(steps), B, H, W).
+        means: of its transitions, (len(steps), B, C, H, W).
         relevance: (len(steps), B, h, w), or None if it was not captured.
         images: uint8 (B, H, W, 3), on the CPU.
     """
@@ -41,6 +42,7 @@ class Trajectory:
     steps: list[int]
     latents: Tensor
     log_probs: Tensor
+    means: Tensor
     relevance: Tensor | None
     images: Tensor
 
@@ -68,13 +70,13 @@ def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:
     return list(range(start, start + sampling.window))
 
 
-def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor) -> Relevance:
-    """The configured capture for the core words' columns, bool (B, columns).
+def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor, kind: type[Relevance] = Relevance) -> Relevance:
+    """The configured capture for the core words' columns, bool (B, columns); ``kind`` may be one that also measures.
 
     Raises:
         UserError: blocks or heads that the transformer does not have.
     """
-    return Relevance(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
+    return kind(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def sample(
     if relevance is not None:
         capture = relevance_of(base, relevance, base.core_columns(texts, spans, relevance.columns))
 
-    latents, log_probs, maps = [x], [], []
+    latents, log_probs, means, maps = [x], [], [], []
     for step in range(sampling.steps):
         trained = step in steps
         with capture if capture and trained else nullcontext():
@@ -127,6 +129,7 @@ def sample(
         x = mean + std * z
         if trained:
             log_probs.append(log_prob_map(x, mean, std, kind, reduction))
+            means.append(mean)
             latents.append(x)
         elif not log_probs:
             latents = [x]
@@ -135,6 +138,7 @@ def sample(
         steps=list(steps),
         latents=torch.stack(latents),
         log_probs=torch.stack(log_probs),
+        means=torch.stack(means),
         relevance=torch.stack(maps) if capture else None,
         images=base.decode(x).cpu(),
     )

@@ -1,7 +1,9 @@
 """One run from settings to result rows: train (or not, for the base), evaluate, and keep what was measured."""
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -15,10 +17,12 @@ from star.checkpoint import load_trained
 from star.config import Config
 from star.evaluation import Evaluation, evaluate
 from star.files import write_text
+from star.lora import Lora
 from star.pipeline import Base
 from star.tasks import Task
 from star.trainer import Trainer, load_task
 
+Measure = Callable[[Task, int], Evaluation]
 UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
 
 
@@ -31,6 +35,9 @@ def trained(config: Config) -> list[Row]:
     trainer = Trainer(config)
     # Before training: what an evaluator lacks is told before hours of work, not after.
     others = [load_task(config, name) for name in settings.other_tasks(config)]
+    if trainer.accelerator.is_main_process:
+        for line in settings.cautions(config):
+            print(f"star: caution: {line}", file=sys.stderr)
     summary = trainer.run()
     weights: dict[str, Tensor] = {}
 
@@ -42,17 +49,16 @@ def trained(config: Config) -> list[Row]:
             return _evaluate(config, images, trainer.base, task, trainer.accelerator)
 
     own, final = config.task.name, trainer.folder.path / "final"
-    rows = _measured(config, trainer.task, config.method.name, summary, final, config.evaluation.images, measure)
+    method = settings.label(config, config.method.name)
+    kept = Kept(config, summary, config.seed, settings.identity(config), measure)
+    rows = kept.rows(trainer.task, method, final, config.evaluation.images)
     for task in others:
-        label = f"{config.method.name}:{own}"
-        rows += _measured(config, task, label, summary, final / task.name, config.evaluation.cross_images, measure)
+        rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images)
     return rows
 
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
-    folder = settings.base_folder(config) / "final"
-    task = load_task(config, config.task.name)
 
     def measure(task: Task, images: int) -> Evaluation:
         accelerator = Accelerator()
@@ -60,44 +66,74 @@ def base(config: Config) -> list[Row]:
         with model.reference():
             return _evaluate(config, images, model, task, accelerator)
 
-    return _measured(config, task, "base", UNTRAINED | {"commit": commit()}, folder, config.evaluation.images, measure)
+    folder, label = settings.base_folder(config), settings.label(config, "base")
+    return _untrained(config, settings.base_identity(config), measure, folder, label)
 
 
-def _measured(
-    config: Config,
-    task: Task,
-    method: str,
-    summary: dict,
-    folder: Path,
-    images: int,
-    measure: Callable[[Task, int], Evaluation],
-) -> list[Row]:
-    """The rows of one evaluation: those kept in its folder if they are of the same settings, or else measured now."""
-    hashed = config_hash(settings.base_identity(config) if method == "base" else settings.identity(config))
-    file = folder / "rows.json"
-    if file.exists():
-        rows = [Row(**row) for row in json.loads(file.read_text())]
-        if rows[0].config_hash == hashed:
-            return rows
-    result = measure(task, images)
-    rows = [
-        Row(
-            task=task.name,
-            protocol=f"{task.protocol}/{config.scale}",
-            method=method,
-            seed=config.evaluation.seed if method == "base" else config.seed,
-            updates=summary["updates"],
-            images_seen=summary["images_seen"],
-            seconds=summary["seconds"],
-            commit=summary["commit"],
-            config_hash=hashed,
-            **score._asdict(),
-        )
-        for score in result.scores
-    ]
-    if PartialState().is_main_process:
-        _keep(folder, result, rows)
-    return rows
+def released(config: Config, lora: Lora, method: str) -> list[Row]:
+    """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
+
+    def measure(task: Task, images: int) -> Evaluation:
+        accelerator = Accelerator()
+        model = Base(lora.model_config(config.model), accelerator.device, config.seed)
+        with model.weights(lora.values(model)):
+            return _evaluate(config, images, model, task, accelerator)
+
+    folder = settings.base_folder(config).with_name(method)
+    return _untrained(config, settings.base_identity(config) | {"lora": lora.digest}, measure, folder, method)
+
+
+def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
+    """Rows of what this project did not train: the seed is that of the evaluation's noise."""
+    task = load_task(config, config.task.name)
+    kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, identity, measure)
+    return kept.rows(task, method, folder / "final", config.evaluation.images)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Evaluations of one model that are made once.
+
+    Attributes:
+        config: the settings.
+        summary: of its training.
+        seed: of its rows.
+        identity: what the rows depend on.
+        measure: (task, images per prompt) -> evaluation.
+    """
+
+    config: Config
+    summary: dict
+    seed: int
+    identity: dict
+    measure: Measure
+
+    def rows(self, task: Task, method: str, folder: Path, images: int) -> list[Row]:
+        """The rows of one evaluation: those kept in its folder if they are of the same settings, or else measured now."""
+        hashed, file = config_hash(self.identity), folder / "rows.json"
+        if file.exists():
+            rows = [Row(**row) for row in json.loads(file.read_text())]
+            if rows[0].config_hash == hashed:
+                return rows
+        result = self.measure(task, images)
+        rows = [
+            Row(
+                task=task.name,
+                protocol=f"{task.protocol}/{self.config.scale}",
+                method=method,
+                seed=self.seed,
+                updates=self.summary["updates"],
+                images_seen=self.summary["images_seen"],
+                seconds=self.summary["seconds"],
+                commit=self.summary["commit"],
+                config_hash=hashed,
+                **score._asdict(),
+            )
+            for score in result.scores
+        ]
+        if PartialState().is_main_process:
+            _keep(folder, result, rows)
+        return rows
 
 
 def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from star import config as settings
-from star import tasks
+from star import lora, processes, tasks
 from star.allocation import UNIFORM, allocate, effective_sample_share, upsample
 from star.bench.results import commit, config_hash
 from star.checkpoint import RunFolder
@@ -28,7 +27,7 @@ from star.ema import EMA
 from star.errors import RunStopped
 from star.evaluation import evaluate
 from star.noise import generator
-from star.objective import advantages, clip_range_for, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
+from star.objective import advantages, clip_range_for, guarded, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
 from star.pipeline import Base
 from star.progress import bar
 from star.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
@@ -57,18 +56,19 @@ class Part:
 class Trainer:
     """A training run of one configuration, in one run folder."""
 
-    def __init__(self, config: Config, task: Task | None = None) -> None:
+    def __init__(self, config: Config, task: Task | None = None, base: Base | None = None) -> None:
         """
         Args:
             config: a checked configuration.
             task: what is rewarded; by default the configured one.
+            base: the model; by default the configured one.
 
         Raises:
             UserError: the model, the evaluator or the run folder is not usable.
         """
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        self.base = Base(config.model, self.accelerator.device, config.seed)
+        self.base = base or Base(config.model, self.accelerator.device, config.seed)
         self.task = task or load_task(config, config.task.name)
         self.others = {name: load_task(config, name) for name in config.rewards.others}
         # Blocks that the model does not have are told before anything is written.
@@ -105,7 +105,7 @@ class Trainer:
         if main:
             identity = config_hash(settings.identity(self.config, evaluation=False))
             self.folder.open(settings.to_yaml(self.config), identity)
-        self.accelerator.wait_for_everyone()
+        processes.wait(self.accelerator)
         if done := self.folder.summary():
             return done
         progress = self._restore()
@@ -127,6 +127,8 @@ class Trainer:
                     self._save(progress)
         summary = progress | {"commit": commit()}
         if main:
+            if self.config.model.parameters == "lora":
+                lora.write(self.folder.path / "final" / "lora", self.ema.values, self.config.model)
             self.folder.finish(self.ema.values, summary)
         self.accelerator.end_training()
         return summary
@@ -151,7 +153,7 @@ class Trainer:
             index: Part(trajectory, gains[index * size : (index + 1) * size], None if weights is None else weights[index])
             for index, trajectory in zip(mine, trajectories, strict=True)
         }
-        figures = self._updates(parts, len(samples) // size, epoch, tick)
+        figures = self.update(parts, len(samples) // size, epoch, tick)
         return {
             "reward": rewards.mean().item(),
             "reward_std": rewards.std(correction=0).item(),
@@ -170,11 +172,14 @@ class Trainer:
     ) -> tuple[list[int], list[Trajectory], list[Verdicts]]:
         """This process's micro-batches: their numbers, trajectories and verdicts, which may still be in the making."""
         size, config = self.config.train.micro_batch, self.config
-        count = len(samples) // size
-        mine = list(range(self.accelerator.process_index, count, self.accelerator.num_processes))
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        # Each update's share is spread over all processes, so that none waits for the others.
+        mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
         capture = None if config.method.arm in UNIFORM else config.relevance
         judges = {config.task.name: self.task, **self.others}
         trajectories, verdicts = [], []
+        own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
+        self.base.prepare(own, config.sampling.guidance)
         for index in mine:
             batch = samples[index * size : (index + 1) * size]
             trajectories.append(
@@ -239,13 +244,19 @@ class Trainer:
         )
         return {index: weights[:, index * size : (index + 1) * size].to(self.base.device) for index in mine}
 
-    def _updates(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None]) -> dict:
-        """The optimizer steps of an epoch, each on its share of the micro-batches."""
-        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
+    def update(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
+
+        Args:
+            parts: this process's micro-batches by number.
+            count: of the micro-batches of all processes.
+            epoch: which decides on the order.
+            tick: called after every micro-batch.
+        """
         figures: dict[str, list[float]] = defaultdict(list)
-        for update, share in enumerate(order.tensor_split(self.config.train.updates_per_epoch)):
+        for update, share in enumerate(self._shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
-            for index in share.tolist():
+            for index in share:
                 if index in parts:
                     self._backward(parts[index], samples, figures, on_policy=update == 0)
                     tick()
@@ -260,6 +271,11 @@ class Trainer:
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
 
+    def _shares(self, count: int, epoch: int) -> list[list[int]]:
+        """The micro-batches of each update of an epoch, of all processes."""
+        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
+        return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
+
     def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
         config, trajectory = self.config, part.trajectory
@@ -273,10 +289,13 @@ class Trainer:
             v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
             moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
             new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
+            old = trajectory.log_probs[row]
+            if train.guard:
+                new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
             weights = None if part.weights is None else upsample(part.weights[row], self.base.patch)
             per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-            policy = policy_loss(new, trajectory.log_probs[row], gains, per_ratio, self.clip_range, train.adv_clip)
-            loss = policy.loss
+            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
+            loss = policy.loss / -moved.dt if train.guard else policy.loss
             if train.beta:
                 penalty = self._kl(x, v, step, moved, texts)
                 if method.weighted_kl and weights is not None:
@@ -313,7 +332,7 @@ class Trainer:
         """One optimizer step on the gradients summed over processes."""
         trained = list(self.base.trained.values())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
-        flat = self.accelerator.reduce(flat, "sum")
+        flat = processes.total(self.accelerator, flat)
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
         self.scaler.unscale_(self.optimizer)
@@ -370,14 +389,14 @@ class Trainer:
         """Load the newest checkpoint, one process after the other because the first also tidies the log."""
         if self.accelerator.is_main_process:
             progress = self.folder.restore(self.base.trained, self.parts)
-        self.accelerator.wait_for_everyone()
+        processes.wait(self.accelerator)
         if not self.accelerator.is_main_process:
             progress = self.folder.restore(self.base.trained, self.parts)
         return progress
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""
-        return gather_object(items) if self.accelerator.num_processes > 1 else items
+        return processes.gather(self.accelerator, items)
 
     def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text

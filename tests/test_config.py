@@ -1,7 +1,7 @@
 import pytest
 
 from star.allocation import ARMS
-from star.config import CHOICES, get, load, options, to_yaml
+from star.config import CHOICES, cautions, get, label, load, options, to_yaml
 from star.errors import UserError
 
 
@@ -13,6 +13,58 @@ def test_every_shipped_combination_is_valid(task, method, scale):
     assert (config.task.name, config.method.name, config.scale) == (task, method, scale)
     assert config.method.arm in ARMS
     assert config.run == f"runs/{scale}/{task}/{method}/seed0"
+
+
+@pytest.mark.parametrize("model", ["null", *options("model")])
+@pytest.mark.parametrize("variant", ["null", *options("variant")])
+@pytest.mark.parametrize("preset", ["null", *options("preset")])
+def test_every_change_of_the_paper_scale_is_valid(model, variant, preset):
+    config = load(["scale=paper", "method=star", f"model={model}", f"variant={variant}", f"preset={preset}"])
+    assert cautions(config) == []
+    assert label(config, "base") == "base" + (f"+{model}" if model != "null" else "")
+    changes = "".join(f"+{change}" for change in (model, variant) if change != "null")
+    assert label(config, "star") == f"star{changes}"
+    assert config.run == f"runs/paper/geneval/star{changes}/seed0"
+
+
+def test_presets_differ_in_budget_and_memory_alone():
+    one, four, eight = (load(["scale=paper", f"preset={name}"]) for name in ("gpu1", "gpu4", "gpu8"))
+    images = [config.train.groups * config.train.group_size for config in (one, four, eight)]
+    assert images == [128, 256, 1152]
+    assert [config.model.gradient_checkpointing for config in (one, four, eight)] == [True, True, False]
+    for config in (one, four, eight):
+        assert config.model.offload
+        for name in ("train.lr", "train.beta", "train.clip_range", "sampling.guidance", "model.resolution", "model.dtype"):
+            assert get(config, name) == get(eight, name)
+
+
+def test_variants_hold_the_published_settings():
+    fast, guard = (load(["scale=paper", f"variant={name}"]) for name in ("fast", "guard"))
+    sampling, train = fast.sampling, fast.train
+    assert (sampling.kind, sampling.noise_level, sampling.guidance, fast.evaluation.guidance) == ("cps", 0.8, 1.0, 1.0)
+    assert (sampling.window, sampling.window_range, train.clip_range, train.beta) == (3, [0, 5], 1e-5, 0.0)
+    train = guard.train
+    assert (train.guard, train.clip_range, train.lr, train.beta, train.std) == (True, 2e-6, 1e-4, 0.0, "group")
+    assert load(["scale=paper", "variant=nocfg"]).sampling.guidance == 1
+    assert load(["scale=paper", "variant=cps"]).sampling.kind == "cps"
+
+
+@pytest.mark.parametrize(
+    ("words", "caution"),
+    [
+        (["scale=paper", "variant=fast", "sampling.guidance=4.5"], "reported to collapse within a few epochs"),
+        (["scale=paper", "variant=guard", "sampling.window=3"], "reported to collapse on OCR"),
+        (["scale=paper", "train.group_size=12", "train.groups=96"], "groups of 12 and 6 collapsed"),
+    ],
+)
+def test_what_is_reported_to_collapse_is_said(words, caution):
+    (line,) = cautions(load(words))
+    assert caution in line
+
+
+def test_no_change_of_the_scale_is_no_part_of_the_run():
+    config = load(["scale=mini"])
+    assert cautions(config) == [] and config.run == "runs/mini/geneval/star/seed0" and config.variant is None
 
 
 def test_paper_scale_holds_flow_grpos_published_settings():
@@ -70,6 +122,10 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["method.mix=2"], "method.mix=2.0"),
         (["method.cap=0.5"], "method.cap=0.5"),
         (["method.exponent=0"], "method.exponent=0.0"),
+        (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, nocfg"),
+        (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
+        (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),
+        (["variant=guard", "sampling.kind=cps"], "train.guard normalises the log-ratios of densities"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(words, message):

@@ -1,4 +1,4 @@
-"""Two processes on one machine: the same images and rewards, and the same weights up to the order of sums."""
+"""One, two and four processes on one machine: the same images and rewards, and the same weights up to the order of sums."""
 
 import json
 import os
@@ -6,49 +6,123 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from star.config import to_yaml
+from star.config import Config, to_yaml
+from star.errors import RunStopped
+from star.matrix.launchers import _reason
+from star.processes import total
 
 PROGRAM = """
-import sys
+import hashlib, json, os, signal, sys
 import torch
 from omegaconf import OmegaConf
+from star.cli import report_errors
 from star.config import Config
 from star.trainer import Trainer
 from fake_task import RedTask
 torch.set_num_threads(1)
-config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(sys.argv[1])))
-Trainer(config, RedTask()).run()
+folder, dying = sys.argv[1], sys.argv[2]
+config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder + ".yaml")))
+rank, judged = os.environ["RANK"], 0
+
+class Task(RedTask):
+    def judge(self, prompts, images):
+        global judged
+        judged += 1
+        if rank == "1" and judged == int(dying):
+            os.kill(os.getpid(), signal.SIGKILL)
+        verdicts = super().judge(prompts, images)
+        with open(f"{folder}.rank{rank}", "a") as file:
+            for prompt, image, verdict in zip(prompts, images, verdicts):
+                digest = hashlib.sha256(image.tobytes()).hexdigest()
+                file.write(json.dumps([prompt.text, digest, verdict["reward"]]) + "\\n")
+        return verdicts
+
+with report_errors():
+    Trainer(config, Task()).run()
 """
 
 
-def test_two_processes_are_one(make_config, tmp_path):
-    program = tmp_path / "program.py"
+def launch(config: Config, folder: Path, processes: int, dying: int = 0) -> subprocess.CompletedProcess:
+    """Train; with ``dying`` the process of rank 1 kills itself when it judges for the so-many-th time."""
+    program = folder / "program.py"
     program.write_text(PROGRAM)
+    Path(f"{config.run}.yaml").write_text(to_yaml(config))
+    here = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{here.parent}{os.pathsep}{here}",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*words, str(program), config.run, str(dying)], env=environment, timeout=600, capture_output=True, text=True
+    )
+
+
+def lines(config: Config) -> list[dict]:
+    return [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()]
+
+
+def first_epoch(config: Config) -> list[list]:
+    """(prompt, hash of the image, reward) of all images of the first epoch, whichever process drew them."""
+    run = Path(config.run)
+    drawn = [file.read_text().splitlines() for file in run.parent.glob(f"{run.name}.rank*")]
+    return sorted(json.loads(line) for own in drawn for line in own[: len(own) // config.train.epochs])
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.run, "final", "trained.safetensors"))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_many_processes_are_one(make_config, tmp_path, processes):
+    # Eight micro-batches in two updates, of which every process has as many as the others.
     runs = {}
-    for processes in (1, 2):
-        # Six micro-batches in two updates: each process has two in the first and one in the second, or the reverse.
-        config = make_config("train.epochs=2", "train.groups=6", "train.micro_batch=4", f"run={tmp_path / str(processes)}")
-        file = tmp_path / f"{processes}.yaml"
-        file.write_text(to_yaml(config))
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parent),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        }
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        subprocess.run([*launch, str(program), str(file)], check=True, env=environment, timeout=300)
-        runs[processes] = (
-            [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()],
-            load_file(Path(config.run, "final", "trained.safetensors")),
-        )
-    (one, weights), (two, others) = runs[1], runs[2]
-    assert one[0]["reward"] == two[0]["reward"] and one[0]["diversity"] == two[0]["diversity"]
-    assert one[0]["effective_share"] == two[0]["effective_share"]
-    for line, other in zip(one, two, strict=True):
+    for number in (1, processes):
+        config = make_config("train.epochs=2", "train.groups=8", "train.micro_batch=4", f"run={tmp_path / str(number)}")
+        done = launch(config, tmp_path, number)
+        assert done.returncode == 0, done.stderr
+        runs[number] = config
+    one, many = runs[1], runs[processes]
+    drawn = first_epoch(one)
+    assert len(drawn) == 32 and drawn == first_epoch(many)
+    ranks = [Path(f"{many.run}.rank{rank}").read_text().splitlines() for rank in range(processes)]
+    assert {len(own) for own in ranks} == {2 * 32 // processes}
+    for name in ("reward", "reward_std", "diversity", "effective_share", "weight_max"):
+        assert lines(one)[0][name] == lines(many)[0][name]
+    for line, other in zip(lines(one), lines(many), strict=True):
         assert abs(line["loss"] - other["loss"]) <= 1e-5
         assert line["ratio_error"] <= 1e-6 and other["ratio_error"] <= 1e-6
-    assert all(torch.allclose(weights[name], others[name], atol=1e-5) for name in weights)
+    ours, theirs = weights(one), weights(many)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_who_waits_for_a_dead_process_ends_with_a_reason():
+    class Broken:
+        def reduce(self, values, how):
+            raise RuntimeError("Connection closed by peer\nmore")
+
+    with pytest.raises(RunStopped, match=r"another process of this run has died.*\(Connection closed by peer\); the same"):
+        total(Broken(), torch.zeros(1))
+
+
+def test_a_run_whose_process_dies_says_so_and_goes_on_with_another_number(make_config, tmp_path):
+    words = ("train.epochs=3", "train.groups=8", "train.micro_batch=4")
+    whole, cut = (make_config(*words, f"run={tmp_path / name}") for name in ("whole", "cut"))
+    assert launch(whole, tmp_path, 1).returncode == 0
+    # Four micro-batches of rank 1 are one epoch; it dies in the second, after a checkpoint.
+    died = launch(cut, tmp_path, 2, dying=6)
+    assert died.returncode != 0
+    log = tmp_path / "log.txt"
+    log.write_text(died.stderr)
+    assert _reason(log, 0, died.returncode) == "the process of rank 1 was killed by SIGKILL (out of memory?)"
+    assert len(lines(cut)) == 1
+    assert launch(cut, tmp_path, 4).returncode == 0
+    assert [line["epoch"] for line in lines(cut)] == [1, 2, 3]
+    ours, theirs = weights(whole), weights(cut)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)

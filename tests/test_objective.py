@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from star.objective import (
     advantages,
     clip_range_for,
+    guarded,
     kl,
     log_prob_map,
     mixed_rewards,
@@ -293,3 +294,49 @@ def test_kl_takes_the_reference_as_a_constant():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("reduction", ["image", "position"])
+def test_guarded_ratio_is_the_exponential_of_the_mean_of_noise_times_move(reduction):
+    """The published formula and what follows from it for a Gaussian step, both in float64 and one number at a time."""
+    random = generator(3)
+    schedule = sigmas(10)
+    x, v, z = (torch.randn(2, 3, 4, 4, generator=random) for _ in range(3))
+    moved_v = (v + 0.1 * torch.randn(v.shape, generator=random)).requires_grad_()
+    old, new = transition(x, v, schedule, 4), transition(x, moved_v, schedule, 4)
+    following = old.mean + old.std * z
+    logps = [log_prob_map(following, step.mean, step.std, "sde", reduction) for step in (new, old)]
+    log_new, log_old = guarded(*logps, new.mean, old.mean, new.std, reduction)
+    ratio = (log_new - log_old).exp()
+
+    tau, mean_new, mean_old, after = new.std.double(), new.mean.detach().double(), old.mean.double(), following.double()
+    for row in range(2):
+        for i in range(4):
+            for j in range(4):
+                place = (row, slice(None), i, j) if reduction == "position" else row
+                a, b, c = mean_new[place], mean_old[place], after[place]
+                elements = [
+                    -((n - m) ** 2) / (2 * tau**2) - tau.log() - math.log(math.sqrt(2 * math.pi)) for n, m in ((c, a), (c, b))
+                ]
+                difference = elements[0].mean() - elements[1].mean()
+                published = ((difference + ((a - b) ** 2).mean() / (2 * tau**2)) * tau).exp()
+                noise = (c - b) / tau
+                assert published.item() == pytest.approx((noise * (a - b)).mean().exp().item(), abs=1e-10)
+                ours = ratio[row, i, j] if reduction == "position" else ratio[row]
+                assert ours.item() == pytest.approx(published.item(), abs=2e-6)
+
+    (gradient,) = torch.autograd.grad(ratio.sum(), moved_v)
+    mean = transition(x.double(), moved_v.double(), schedule, 4).mean
+    z_mean = (z.double() * (mean - old.mean.double())).mean(dim=1 if reduction == "position" else (1, 2, 3))
+    (expected,) = torch.autograd.grad(z_mean.exp().sum(), moved_v)
+    assert torch.allclose(gradient, expected, atol=1e-5 * expected.abs().max().item())
+
+
+def test_guarded_ratio_is_one_on_policy():
+    mean, following = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    std = torch.tensor(0.37)
+    logp = log_prob_map(following, mean, std, "sde", "position")
+    new, old = guarded(logp, logp, mean, mean, std, "position")
+    assert torch.equal(new, old)
+    with pytest.raises(ValueError, match="means differ in shape"):
+        guarded(logp, logp, mean, mean[:1], std, "position")

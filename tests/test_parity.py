@@ -55,7 +55,11 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
                     model.enable_adapters()
                 logp = -((after - mu) ** 2) / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
                 logp = logp.mean(0) if position else logp.mean()
-                ratio = (logp - trajectory.log_probs[k, row].double()).exp()
+                difference = logp - trajectory.log_probs[k, row].double()
+                if config.train.guard:
+                    squared = (mu - trajectory.means[k, row].double()) ** 2
+                    difference = (difference + (squared.mean(0) if position else squared.mean()) / (2 * tau**2)) * tau
+                ratio = difference.exp()
                 gain = torch.full_like(ratio, advantage)
                 if maps is not None:
                     weight = maps[k] / maps.mean()
@@ -63,7 +67,7 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
                 clipped = ratio.clamp(1 - clip, 1 + clip)
                 surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
                 penalty = (((mu - mu_ref) ** 2) / (2 * std**2)).mean()
-                total = total - surrogate.mean() + beta * penalty
+                total = total - surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
                 terms += 1
             place += 1
     loss = total / terms
@@ -71,8 +75,8 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("method", ["flow_grpo", "star"])
-def test_epoch_is_the_naive_one(make_config, method):
+@pytest.mark.parametrize(("method", "guard"), [("flow_grpo", False), ("star", False), ("flow_grpo", True), ("star", True)])
+def test_epoch_is_the_naive_one(make_config, method, guard):
     beta = 0.3
     config = make_config(
         f"method={method}",
@@ -81,6 +85,7 @@ def test_epoch_is_the_naive_one(make_config, method):
         "train.group_size=3",
         "train.micro_batch=3",
         f"train.beta={beta}",
+        f"train.guard={guard}",
         "train.clip_range=5e-4",
         "method.mix=1",
         "method.cap=null",

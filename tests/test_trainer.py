@@ -83,7 +83,9 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, p
         "Trainer(config, Slow()).run()\n"
     )
     root = Path(__file__).parents[1]
-    process = subprocess.Popen([sys.executable, str(program)], cwd=root, env=os.environ | {"PYTHONPATH": str(root / "tests")})
+    process = subprocess.Popen(
+        [sys.executable, str(program)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    )
     log = Path(cut.run, "metrics.jsonl")
     while not (log.exists() and len(log.read_text().splitlines()) >= 2):
         assert process.poll() is None

@@ -60,9 +60,10 @@ def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
 
 
 def method_label(method: str) -> str:
-    """The name a reader knows: ``flow_grpo:ocr`` is "Flow-GRPO (trained for ocr)"."""
-    arm, _, trained = method.partition(":")
-    return ARMS.get(arm, arm) + (f" (trained for {trained})" if trained else "")
+    """The name a reader knows: ``flow_grpo+fast:ocr`` is "Flow-GRPO, fast (trained for ocr)"."""
+    name, _, trained = method.partition(":")
+    arm, *changes = name.split("+")
+    return ", ".join([ARMS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
 
 
 def _section(task: str, summaries: Sequence[Summary], published: dict[tuple[str, str, str], PaperRow]) -> str:

@@ -36,6 +36,9 @@ FIRST_PORT, PORTS = 20_000, 10_000
 PYTHON = (sys.executable, "-m")
 MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
+DEAD_RANK = re.compile(r"^Root Cause.*?^ *rank +: (\d+).*?^ *exitcode +: -(\d+)", re.MULTILINE | re.DOTALL)
+"""In what torch's launcher says at the end: the process that died first, and of which signal."""
+
 Event = tuple[Cell, State, str]
 """What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
 
@@ -257,6 +260,9 @@ def _reason(log: Path, start: int, code: int) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     text = log.read_bytes()[start:].decode(errors="replace")
+    if killed := DEAD_RANK.search(text):
+        name = signal.Signals(int(killed[2])).name
+        return f"the process of rank {killed[1]} was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     for pattern in (r"^star: (.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
         if found := re.findall(pattern, text, re.MULTILINE):
             return found[-1].strip()

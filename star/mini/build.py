@@ -90,14 +90,18 @@ def untrained_pipeline(width: int = 160, blocks: int = 6) -> StableDiffusion3Pip
     )
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges for the world's words; any other word falls into letters or endings."""
+def clip_tokenizer(length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with merges for the world's words; any other word falls into letters or endings.
+
+    Args:
+        length: columns that a text is padded to.
+    """
     pairs = [pair for word in KNOWN_WORDS for pair in _merges(word)]
     characters = ascii_lowercase + "0123456789" + punctuation
     tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(c + "</w>" for c in characters)]
     tokens += [left + right for left, right in pairs]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(pairs)), model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(pairs)), model_max_length=length)
 
 
 def t5_tokenizer() -> T5Tokenizer:

@@ -1,0 +1,52 @@
+"""``star calibrate``: released Flow-GRPO LoRAs through our evaluators: if the published numbers come out, these are right."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from star import config as settings
+from star import lora, runs
+from star.bench import results
+from star.bench.diff import find_paper
+from star.bench.results import Row
+from star.errors import UserError
+
+RELEASED = {
+    "geneval": "jieliu/SD3.5M-FlowGRPO-GenEval",
+    "ocr": "jieliu/SD3.5M-FlowGRPO-Text",
+    "pickscore": "jieliu/SD3.5M-FlowGRPO-PickScore",
+}
+METHOD, AGAIN = "flow_grpo", "flow_grpo@released"
+
+
+def calibrate(overrides: Sequence[str], source: str | None = None, name: str | None = None) -> list[tuple[Row, str, str]]:
+    """Evaluate a LoRA on its task and put the rows into the scale's result file.
+
+    Args:
+        overrides: of the settings; the scale is ``paper`` unless they say another.
+        source: a folder, or a repository in the hub's cache; by default what Flow-GRPO's authors released for the task.
+        name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``.
+
+    Returns:
+        Each row with the published number and with what others measured on the released LoRA, as printed, or empty.
+
+    Raises:
+        UserError: the LoRA, the model or the evaluator is missing.
+    """
+    scale = [] if any(word.startswith("scale=") for word in overrides) else ["scale=paper"]
+    config = settings.load([*scale, *overrides])
+    task = config.task.name
+    if source is None and task not in RELEASED:
+        raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
+    label = name or (AGAIN if source is None else f"lora@{Path(source).name}")
+    rows = runs.released(config, lora.read(lora.locate(source or RELEASED[task])), label)
+    if PartialState().is_main_process:
+        results.upsert(Path("results", config.scale, f"{task}.csv"), rows)
+    published = {row.key: row.value for row in results.read_paper(find_paper())}
+
+    def printed(row: Row, method: str) -> str:
+        value = published.get((row.task, row.metric, method))
+        return "" if value is None else str(value)
+
+    return [(row, printed(row, METHOD), printed(row, AGAIN)) for row in rows]

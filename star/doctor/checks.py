@@ -1,0 +1,192 @@
+"""What a configuration needs of this machine: packages, weights, evaluators, memory and disk."""
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from packaging.requirements import Requirement
+
+from star import config as settings
+from star.config import Config
+from star.doctor.memory import Need, needed
+from star.errors import UserError
+from star.pipeline import MINI_BASE
+from star.shapes import shape_of
+from star.trainer import load_task
+
+GIB = 2**30
+
+CPU_PARAMETERS = 100e6
+"""Larger models are not trained without a GPU: a step would take minutes."""
+
+RESULTS_BYTES = 2 * GIB
+"""Sample images, verdicts and logs of a run: a rule of thumb."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: it is.
+        fine: whether a run can go on with it.
+        found: what is there.
+        todo: what helps if it is not fine; else empty.
+    """
+
+    what: str
+    fine: bool
+    found: str
+    todo: str = ""
+
+
+def check(config: Config) -> list[Finding]:
+    """Everything that a run of these settings needs, in the order in which one would see to it.
+
+    Raises:
+        UserError: the shape of the model is not known.
+    """
+    model = config.model.path or str(MINI_BASE)
+    folder = located(model)
+    others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None
+    need = needed(config, shape_of(model), others)
+    return [
+        packages(),
+        _device(need),
+        _model(model, folder, need),
+        *(_task(config, name) for name in (config.task.name, *settings.other_tasks(config))),
+        _device_memory(config, need),
+        _main_memory(need),
+        _disk(config, need),
+        *(Finding("settings", True, f"caution: {line}") for line in settings.cautions(config)),
+    ]
+
+
+def packages(distribution: str = "star-rl") -> Finding:
+    """Whether what the project requires is installed in a version that fits."""
+    try:
+        wanted = [Requirement(line) for line in requires(distribution) or []]
+    except PackageNotFoundError:
+        return Finding("packages", False, f"{distribution} is not installed", "pip install -e .")
+    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = [problem for one in wanted if (problem := _problem(one))]
+    if wrong:
+        return Finding("packages", False, "; ".join(wrong), "pip install -e .")
+    return Finding(
+        "packages", True, f"{len(wanted)}, among them torch {torch.__version__} on Python {platform.python_version()}"
+    )
+
+
+def located(model: str) -> Path | None:
+    """The folder of a model, or None if it is not on this machine; nothing is downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def weights(folder: Path) -> dict[str, int]:
+    """Part of a diffusers pipeline -> bytes of its weights; 0 where they are missing or not complete."""
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text()) if index.exists() else {}
+    return {
+        name: _bytes(folder / name)
+        for name, value in parts.items()
+        if isinstance(value, list) and value[0] and not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
+    }
+
+
+def _bytes(folder: Path) -> int:
+    files = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern) if ".fp16" not in file.name]
+    for index in (file for file in folder.glob("*.index.json") if ".fp16" not in file.name):
+        shards = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        if not all(shard.exists() for shard in shards):
+            return 0
+    return sum(file.stat().st_size for file in files)
+
+
+def _problem(wanted: Requirement) -> str | None:
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return f"{wanted.name} is missing"
+    return None if wanted.specifier.contains(found, prereleases=True) else f"{wanted} is wanted, {found} is installed"
+
+
+def _device(need: Need) -> Finding:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Finding("device", True, f"{len(names)} GPUs: {', '.join(dict.fromkeys(names))}")
+    if need.parameters <= CPU_PARAMETERS:
+        return Finding(
+            "device", True, f"no GPU, {psutil.cpu_count()} cores: enough for {need.parameters / 1e6:.1f} M parameters"
+        )
+    return Finding(
+        "device",
+        False,
+        f"no GPU; training {need.parameters / 1e6:,.0f} M parameters needs one",
+        "a machine with an NVIDIA GPU and torch for it (pip install -r torch-gpu.txt); dry_run=true runs here",
+    )
+
+
+def _model(model: str, folder: Path | None, need: Need) -> Finding:
+    get = f"hf download {model} (after hf auth login, if it is gated)"
+    if folder is None:
+        return Finding("model", False, f"{model} is not on this machine: {_gib(need.pipeline)}", get)
+    sizes = weights(folder)
+    missing = [name for name, size in sizes.items() if not size]
+    if missing or not sizes:
+        return Finding("model", False, f"{folder} lacks weights of {', '.join(missing) or 'a pipeline'}", get)
+    return Finding("model", True, f"{model}: {_gib(sum(sizes.values()))} of weights")
+
+
+def _task(config: Config, name: str) -> Finding:
+    what = f"task {name}"
+    if name not in config.evaluators:
+        known = ", ".join(config.evaluators)
+        return Finding(what, False, f"scale={config.scale} has no evaluator for it", f"task= one of {known}")
+    try:
+        task = load_task(config, name)
+        prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"
+    except UserError as error:
+        return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
+    return Finding(what, True, f"{task.protocol}, {prompts}")
+
+
+def _device_memory(config: Config, need: Need) -> Finding:
+    if not torch.cuda.is_available():
+        return Finding("GPU memory", True, f"no GPU; {_gib(need.gpu)} of one would be needed (estimate)")
+    have = min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+    found = f"{_gib(have)} per GPU, {_gib(need.gpu)} needed (estimate)"
+    if need.gpu <= have:
+        return Finding("GPU memory", True, found)
+    ways = ["model.gradient_checkpointing=true"] * (not config.model.gradient_checkpointing)
+    ways += ["model.offload=true"] * (not config.model.offload) + [f"train.micro_batch below {config.train.micro_batch}"]
+    return Finding("GPU memory", False, found, " or ".join(ways))
+
+
+def _main_memory(need: Need) -> Finding:
+    processes = max(1, torch.cuda.device_count())
+    have, wanted = psutil.virtual_memory().available, processes * need.process
+    found = f"{_gib(have)} available, {_gib(wanted)} needed by {processes} process{'es' * (processes > 1)} (estimate)"
+    return Finding("main memory", wanted <= have, found, "" if wanted <= have else "fewer processes, or a larger machine")
+
+
+def _disk(config: Config, need: Need) -> Finding:
+    have = shutil.disk_usage(Path.cwd()).free
+    wanted = (config.train.keep + 1) * need.checkpoint + RESULTS_BYTES
+    found = f"{_gib(have)} free here, {_gib(wanted)} needed by a run (estimate); weights lie in {constants.HF_HUB_CACHE}"
+    return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,296 @@
+"""The dry run: the true transformer with random weights, one rollout and one update, on whatever device there is."""
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from star import config as settings
+from star.allocation import allocate
+from star.attention import Relevance
+from star.bench.results import commit
+from star.config import Config
+from star.doctor.memory import needed
+from star.files import write_text
+from star.pipeline import Base
+from star.progress import bar
+from star.rollout import Sample, relevance_of, sample
+from star.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
+from star.tasks import Prompt, Score
+from star.trainer import Part, Trainer
+
+# The method with all of the work, two denoising steps of which the first is trained, and one update.
+FIXED = (
+    "method=star",
+    "model.dtype=bfloat16",
+    "sampling.steps=2",
+    "sampling.window=0",
+    "train.groups=1",
+    "train.updates_per_epoch=1",
+)
+PROMPT = Prompt("a photo of a circle", ((13, 19),))
+SECONDS = 10.0  # rollout steps are repeated for so long, and at least once
+GOAL = 0.01
+GIB = 2**30
+
+
+@dataclass
+class Measured:
+    """What a phase took: seconds, and peak memory in bytes (of a GPU in this phase, of a process until its end)."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass
+class DryRun:
+    """What a dry run found.
+
+    Attributes:
+        config: the settings it ran.
+        wanted: those that were asked for, by which an epoch is estimated.
+        device: what computed.
+        parameters, trained: numbers of parameters.
+        plain, captured: seconds of a rollout step without maps and with them.
+        maps: seconds that the maps took within it.
+        rollout: two steps and decoding.
+        update: forward and backward pass of a trained step and the optimizer's step.
+        ratio_error: how far the first update was off its rollout.
+    """
+
+    config: Config
+    wanted: Config
+    device: str
+    parameters: int
+    trained: int
+    plain: float
+    captured: float
+    maps: float
+    rollout: Measured
+    update: Measured
+    ratio_error: float
+
+    @property
+    def share(self) -> float:
+        """Of the maps in the time of a rollout step."""
+        return self.maps / self.captured
+
+    @property
+    def epoch_seconds(self) -> float:
+        """An epoch of the wanted settings at this pace on one such device, without the judging."""
+        train, sampling = self.wanted.train, self.wanted.sampling
+        batches = train.groups * train.group_size / self.config.train.micro_batch
+        decoding = max(0.0, self.rollout.seconds - self.plain - self.captured)
+        trained = sampling.window or sampling.steps - 1
+        return batches * (sampling.steps * self.captured + decoding + trained * self.update.seconds)
+
+
+class Red:
+    """A task that needs no evaluator: the redder, the better."""
+
+    name = "dry run"
+    protocol = "none"
+    primary = "reward"
+    paired: dict[str, str] = {}
+    train = [PROMPT]
+    test = [PROMPT]
+
+    def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
+        return [{"reward": float(image[..., 0].mean())} for image in images]
+
+    def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
+        return []
+
+
+def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRun:
+    """Build the configured model's transformer at its true size, with random weights, and measure what training does.
+
+    Args:
+        overrides: of the run that is meant, e.g. ``scale=paper preset=gpu1``.
+        autoencoder: configuration of the autoencoder.
+
+    Raises:
+        UserError: a setting that cannot be used, or a model of an unknown shape.
+        RunStopped: rollout and update do not compute the same.
+    """
+    wanted = settings.load(overrides)
+    config = _settings(overrides, wanted)
+    shape = shape_of(config.model.path)
+    with bar("dry run: building the transformer", 4) as display:
+
+        def done(then: str) -> None:
+            display.advance()
+            display.update(f"dry run: {then}")
+
+        torch.manual_seed(config.seed)
+        device = _device()
+        base = Base(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
+        trainer = Trainer(config, Red(), base)
+        done("rollout steps")
+        plain, captured, maps = _rollout_steps(trainer)
+        done("a rollout of two steps")
+        samples = [Sample(0, index) for index in range(config.train.micro_batch)]
+        with _measuring(device) as rollout:
+            trajectory = sample(
+                base, samples, [PROMPT], config.sampling, [0], config.relevance, config.method.reduction, config.seed, epoch=0
+            )
+        done("an update")
+        assert trajectory.relevance is not None
+        weights = allocate(trajectory.relevance, "star", cap=config.method.cap, mix=config.method.mix)
+        with _measuring(device) as update:
+            figures = trainer.update({0: Part(trajectory, torch.ones(len(samples)), weights)}, 1, 0)
+        done("done")
+    return DryRun(
+        config=config,
+        wanted=wanted,
+        device=_named(device),
+        parameters=sum(p.numel() for p in base.transformer.parameters()),
+        trained=sum(p.numel() for p in base.trained.values()),
+        plain=plain,
+        captured=captured,
+        maps=maps,
+        rollout=rollout,
+        update=update,
+        ratio_error=figures["ratio_error"],
+    )
+
+
+def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
+    """Write what was found to ``results/<scale>/dry_run.md``; gives the file and the rows of its table."""
+    rows = _rows(run)
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    machine = f"{run.device}; {load}; {platform.platform()}; Python {platform.python_version()}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
+    lines = [
+        "# Dry run",
+        "",
+        "Random weights at the model's true size: it shows that the code runs, how long it takes and what memory it needs,",
+        "and nothing about quality. `star doctor scale=paper dry_run=true` writes this file.",
+        "",
+        f"* machine: {machine}",
+        f"* versions: {packages}",
+        f"* commit: {commit()}",
+        "",
+        "| what | measured |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows),
+    ]
+    file = Path("results", run.config.scale, "dry_run.md")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, "\n".join(lines) + "\n")
+    return file, rows
+
+
+def _rows(run: DryRun) -> list[tuple[str, str]]:
+    config, wanted = run.config, run.wanted
+    memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
+    met = "goal met" if run.share <= GOAL else "above the goal"
+    estimate = needed(config, shape_of(config.model.path)).gpu / GIB
+    epoch = wanted.train.groups * wanted.train.group_size
+    return [
+        ("model", f"the shape of {config.model.path}, random weights, {config.model.dtype}"),
+        ("parameters", f"{run.parameters / 1e6:,.0f} M, adapters included"),
+        ("trained (LoRA)", f"{run.trained / 1e6:.3f} M parameters, rank {config.model.lora_rank}, float32"),
+        ("picture", f"{config.model.resolution} px, guidance {config.sampling.guidance:g}"),
+        ("rollouts at once", f"{config.train.micro_batch} (the settings say {wanted.train.micro_batch})"),
+        ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
+        ("rollout step without maps", f"{run.plain:.3f} s"),
+        ("rollout step with maps", f"{run.captured:.3f} s"),
+        ("maps within it", f"{run.maps:.4f} s, {100 * run.share:.2f} % (goal: at most {100 * GOAL:g} %, {met})"),
+        ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory / GIB:.2f} GiB {memory}"),
+        ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory / GIB:.2f} GiB {memory}"),
+        ("estimated for a GPU", f"{estimate:.1f} GiB at most, with the visit of the text encoders (not in this run)"),
+        ("first update on policy", f"ratio off 1 by {run.ratio_error:.1e}"),
+        (f"an epoch of {epoch} images at this pace", f"{run.epoch_seconds / 3600:.2f} h on one such device, without judging"),
+    ]
+
+
+def _settings(overrides: Sequence[str], wanted: Config) -> Config:
+    """The settings of the dry run; a CPU, on which nobody trains at this size, takes one rollout at a time."""
+    on_gpu = torch.cuda.is_available()
+    size = wanted.train.micro_batch if on_gpu else 1
+    memory = [] if on_gpu else ["model.gradient_checkpointing=true"]
+    return settings.load([*overrides, *FIXED, *memory, f"train.micro_batch={size}", f"train.group_size={max(2, size)}"])
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _rollout_steps(trainer: Trainer) -> tuple[float, float, float]:
+    """Median seconds of a rollout step without maps, with maps, and of the maps alone."""
+    base, config = trainer.base, trainer.config
+    texts = [PROMPT.text] * config.train.micro_batch
+    mask = base.core_columns(texts, [PROMPT.spans] * len(texts), config.relevance.columns)
+    timed = relevance_of(base, config.relevance, mask, Timed)
+    x = torch.randn(len(texts), *base.latent_shape, device=base.device)
+
+    @torch.no_grad()
+    def step(capture: Relevance | None) -> float:
+        with _measuring(base.device) as taken, capture or nullcontext():
+            base.velocity(x, trainer.schedule[0], texts, config.sampling.guidance)
+        return taken.seconds
+
+    step(timed)  # warm-up
+    timed.seconds.clear()
+    plain, captured, started = [], [], time.monotonic()
+    while not plain or time.monotonic() - started < SECONDS:
+        plain.append(step(None))
+        captured.append(step(timed))
+    per_step = sum(timed.seconds) / len(captured)
+    return statistics.median(plain), statistics.median(captured), per_step
+
+
+class Timed(Relevance):
+    """A capture that also keeps the seconds that it takes."""
+
+    def __init__(self, *given, **named) -> None:
+        super().__init__(*given, **named)
+        self.seconds: list[float] = []
+
+    def _collect(self, *given) -> None:
+        _wait()
+        started = time.perf_counter()
+        super()._collect(*given)
+        _wait()
+        self.seconds.append(time.perf_counter() - started)
+
+
+@contextmanager
+def _measuring(device: torch.device) -> Iterator[Measured]:
+    """Measures what is done inside; the result is filled in at the end."""
+    result = Measured(0.0, 0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    _wait()
+    started = time.perf_counter()
+    yield result
+    _wait()
+    result.seconds = time.perf_counter() - started
+    result.memory = _peak(device)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,102 @@
+"""What a run needs of memory and disk, estimated from the model's shape before anything is loaded."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from star.config import Config
+from star.pipeline import add_lora
+from star.shapes import CLIP_LENGTH, Shape
+
+BLOCK_KEEPS = 21
+DUAL_BLOCK_KEEPS = 29.5
+"""What a block leaves for the backward pass, in units of its hidden states; with gradient checkpointing it is their 1 alone.
+
+Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium's width and of a narrow one (20.6 and 21.0,
+29.0 and 29.5); a test counts again.
+"""
+
+TRAINED_BYTES = 24
+"""Of a trained parameter in float32: itself, its gradient, two moments, its average, and a flat copy of the gradient."""
+
+GPU_OVERHEAD = 1.5 * 2**30
+"""CUDA's context and what the allocator holds back: a rule of thumb."""
+
+CHECKPOINT_BYTES = 16
+"""Of a trained parameter: itself, two moments and its average."""
+
+PROCESS_OVERHEAD = 4 * 2**30
+"""Libraries, images, text embeddings: a rule of thumb."""
+
+TEXT_ENCODER_PARAMETERS = 123.7e6 + 694.7e6 + 4_762e6
+AUTOENCODER_PARAMETERS = 84e6
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a run needs.
+
+    Attributes:
+        parameters: of the transformer with its adapters; their number.
+        gpu: peak of one GPU in an update, which needs more than a rollout does.
+        process: main memory of one process, which loads the whole pipeline.
+        pipeline: the model's files.
+        checkpoint: one of the run's.
+    """
+
+    parameters: int
+    gpu: float
+    process: float
+    pipeline: float
+    checkpoint: float
+
+
+def needed(config: Config, shape: Shape, others: float | None = None) -> Need:
+    """What a run of these settings needs with a model of this shape.
+
+    Args:
+        config: the settings.
+        shape: of the transformer.
+        others: bytes of text encoders and autoencoder; by default those of the SD3 family.
+    """
+    size = SIZES[config.model.dtype]
+    total, trained = _parameters(config, shape)
+    transformer = size * total
+    if others is None:
+        others = size * TEXT_ENCODER_PARAMETERS + 4 * AUTOENCODER_PARAMETERS
+    # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
+    activations = activation_bytes(config, shape)
+    beside = max(activations, others) if config.model.offload else activations + others
+    return Need(
+        parameters=total,
+        gpu=transformer + TRAINED_BYTES * trained + beside + GPU_OVERHEAD,
+        process=transformer + others + PROCESS_OVERHEAD,
+        pipeline=transformer + others,
+        checkpoint=CHECKPOINT_BYTES * trained,
+    )
+
+
+def activation_bytes(config: Config, shape: Shape) -> float:
+    """What the forward pass of one micro-batch keeps for the backward pass, both branches of the guidance included."""
+    side = config.model.resolution // 8 // shape["patch_size"]
+    tokens = side**2 + CLIP_LENGTH + config.model.text_length
+    rows = config.train.micro_batch * (1 if config.sampling.guidance == 1 else 2)
+    hidden = rows * tokens * shape["num_attention_heads"] * shape["attention_head_dim"] * SIZES[config.model.dtype]
+    dual, blocks = len(shape["dual_attention_layers"]), shape["num_layers"]
+    if not config.model.gradient_checkpointing:
+        return hidden * (dual * DUAL_BLOCK_KEEPS + (blocks - dual) * BLOCK_KEEPS)
+    # The inputs of all blocks, and one block as often as twice: what it keeps, and the gradients of that.
+    return hidden * (blocks + 2 * (DUAL_BLOCK_KEEPS if dual else BLOCK_KEEPS))
+
+
+def _parameters(config: Config, shape: Shape) -> tuple[int, int]:
+    """Of the transformer with its adapters: all, and those that are trained."""
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(**shape)
+        if config.model.parameters == "lora":
+            transformer.requires_grad_(False)
+            add_lora(transformer, config.model)
+    counts = [(p.numel(), p.numel() * p.requires_grad) for p in transformer.parameters()]
+    return sum(count for count, _ in counts), sum(count for _, count in counts)
