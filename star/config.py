@@ -133,6 +133,7 @@ class TrainConfig:
         micro_batch: rollouts that go through the model at once, in sampling and updating alike.
         updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
         lr, betas, weight_decay: AdamW's.
+        schedule: of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
         max_grad_norm: gradients are clipped to this norm.
         clip_range: of one ratio per image.
         adv_clip: largest absolute advantage.
@@ -154,6 +155,7 @@ class TrainConfig:
     micro_batch: int
     updates_per_epoch: int
     lr: float
+    schedule: str
     betas: list[float]
     weight_decay: float
     max_grad_norm: float
@@ -249,6 +251,7 @@ CHOICES = {
     "sampling.kind": ("sde", "cps"),
     "relevance.columns": ("clip", "t5", "both"),
     "relevance.softmax_over": ("joint", "text"),
+    "train.schedule": ("constant", "linear"),
     "train.std": ("batch", "group"),
     "train.kl": ("flow_grpo", "paper"),
 }

@@ -254,6 +254,8 @@ class Trainer:
             tick: called after every micro-batch.
         """
         figures: dict[str, list[float]] = defaultdict(list)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(epoch)
         for update, share in enumerate(self._shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
             for index in share:
@@ -270,6 +272,10 @@ class Trainer:
             for name, values in own.items():
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
+
+    def _learning_rate(self, epoch: int) -> float:
+        train = self.config.train
+        return train.lr if train.schedule == "constant" else train.lr * (1 - epoch / train.epochs)
 
     def _shares(self, count: int, epoch: int) -> list[list[int]]:
         """The micro-batches of each update of an epoch, of all processes."""

@@ -55,6 +55,15 @@ def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
     assert len(set(norms.values())) == len(norms)
 
 
+@pytest.mark.parametrize("schedule, rates", [("constant", [0.3] * 6), ("linear", [0.3, 0.3, 0.2, 0.2, 0.1, 0.1])])
+def test_learning_rate_of_every_update(make_config, monkeypatch, schedule, rates):
+    trainer = Trainer(make_config("train.lr=0.3", f"train.schedule={schedule}"), RedTask())
+    seen = []
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    assert seen == pytest.approx(rates)
+
+
 def test_training_raises_the_reward(make_config):
     config = make_config("train.epochs=12", "train.lr=2e-2", "method=flow_grpo", "train.clip_range=0.05")
     Trainer(config, RedTask()).run()
