@@ -10,6 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
+from evaluators import hub
 from evaluators.folder import score_folder
 from evaluators.pickscore import score as pickscore
 from evaluators.pickscore.score import PickScore
@@ -124,7 +125,7 @@ def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeyp
         assert revision == "a4e4367c6dfa7288a00c550414478f865b875800"
         return str(folder)
 
-    monkeypatch.setattr(pickscore, "snapshot_download", cached)
+    monkeypatch.setattr(hub, "snapshot_download", cached)
     assert PickScore(pickscore.MODEL).name == f"PickScore_v1@{folder.name[:8]}"
     with pytest.raises(UserError, match="`hf download laion/CLIP-ViT-H-14.* --revision 1c2b8495.* gets it"):
         pickscore.engine("pickscore")
