@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from star.errors import UserError
 
@@ -63,13 +63,15 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def load_clip(folder: Path) -> CLIPModel:
-    """The CLIP model of a folder in transformers' format, in float32 and in eval mode.
+def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
+    """The CLIP model of a folder in transformers' format, in float32 and in eval mode; ``config`` instead of its own.
 
     Raises:
         OSError, ValueError, SafetensorError: it holds none, or not all of its weights.
     """
-    model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    model, report = CLIPModel.from_pretrained(
+        folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
     if report["missing_keys"]:  # they would be random
         raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     return model.eval()

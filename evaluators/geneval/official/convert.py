@@ -67,6 +67,20 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     return Conversion(folder, found, found == SHA256, len(result), parameters, sizes)
 
 
+def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -> list[str]:
+    """:func:`convert`, and what it did, in lines."""
+    done = convert(checkpoint, folder, any_checkpoint)
+    which = "GenEval's official detector" if done.official else "NOT GenEval's official detector; protocols will say so"
+    swin = f"Swin {done.sizes.width}, blocks {done.sizes.depths}"
+    return [
+        f"{checkpoint}: sha256 {done.sha256}, {which}",
+        f"{done.tensors} tensors with {done.parameters:,} parameters ({swin}, {done.sizes.queries} queries): renamed, fused "
+        "queries, keys and values split, channels of the patch merging put in transformers' order",
+        f"written to {done.folder}; `star evaluate task=geneval images=FOLDER engine=mask2former` uses "
+        + ("it" if done.folder == FOLDER else f"it with STAR_GENEVAL_DETECTOR={done.folder}"),
+    ]
+
+
 def config(sizes: names.Sizes) -> Mask2FormerConfig:
     """What transformers must know to build a detector of these sizes."""
     backbone = SwinConfig(
