@@ -1,7 +1,7 @@
 """Write tests/fixtures/mmdet.npz: what mmdet's own implementation gives for the tiny detector.
 
-    tox -e parity --notest
-    tox exec -e parity -- python tests/make_mmdet_fixture.py
+tox -e parity --notest
+tox exec -e parity -- python tests/make_mmdet_fixture.py
 """
 
 import json

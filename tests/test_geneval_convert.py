@@ -133,6 +133,8 @@ def test_faults_of_a_checkpoint_are_named(tmp_path):
         {name: value for name, value in weights.items() if name != "panoptic_head.mask_embed.2.bias"}
     )
     assert "has more than a Mask2Former: neck.weight" in refused(weights | {"neck.weight": torch.zeros(1)})
+    index = next(name for name in weights if names.derived(name))
+    assert "orders the positions of a window" in refused(weights | {index: weights[index].T})
     head = {f"panoptic_head.cls_embed.{kind}": torch.zeros(54, *size) for kind, size in (("weight", (32,)), ("bias", ()))}
     assert "knows 53 classes, not the 80 of COCO" in refused(weights | head)
     (tmp_path / "x.pth").write_bytes(b"cut off")

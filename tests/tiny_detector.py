@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evaluators.geneval.official.convert import Conversion, convert
-from evaluators.geneval.official.names import Sizes
+from evaluators.geneval.official.names import Sizes, derived, window_positions
 
 TINY = Sizes(32, (1, 1, 2, 1), (1, 2, 4, 8), 7, 32, 4, 2, 64, 4, 64, 8, 80)
 FULL = Sizes(96, (2, 2, 18, 2), (3, 6, 12, 24), 7, 256, 8, 6, 1024, 9, 2048, 100, 80)
@@ -27,8 +27,8 @@ def random_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
 
 
 def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    if name.endswith("relative_position_index"):  # no weight, and never used
-        return torch.zeros(shape, dtype=torch.int64)
+    if derived(name):
+        return window_positions(round(shape[0] ** 0.5))
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("weight") and ("norm" in name or ".gn." in name):
         values = 1 + 0.2 * values

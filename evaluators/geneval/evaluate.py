@@ -146,7 +146,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     entries.append(("official_prompts", *_clustered_mean(solved.drop_duplicates(), "correct"), rows))
     if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}"):  # the mean that Flow-GRPO logs
         entries += [
-            (f"{verdict}_padded_micro", compat.padded_mean(rows[column]), float("nan"), rows)
+            (f"{verdict}_padded_micro", compat.padded_mean(rows[column].to_numpy()), float("nan"), rows)
             for verdict, column in COLUMNS.items()
         ]
     return pd.DataFrame(

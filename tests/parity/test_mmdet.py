@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from make_mmdet_fixture import outputs, shapes_of
+from make_mmdet_fixture import older, outputs, shapes_of
 from tiny_detector import FULL, IMAGES, SIDES, TINY, image_of, random_weights, save_detector, stored
 
 from evaluators.geneval import evaluate, prompts
@@ -19,11 +19,12 @@ class HashClip:
     name, side, device = "hash", 16, torch.device("cpu")
 
     def texts(self, texts):
-        return torch.stack([torch.from_numpy(np.random.default_rng(list(text.encode())).normal(size=16)) for text in texts])
+        rows = [np.random.default_rng(list(text.encode())).normal(size=16) for text in texts]
+        return torch.tensor(np.array(rows), dtype=torch.float32)
 
     def pictures(self, pixels):
-        projection = torch.from_numpy(np.random.default_rng(0).normal(size=(pixels[0].numel(), 16)))
-        return pixels.flatten(1).double() @ projection
+        projection = np.random.default_rng(0).normal(size=(pixels[0].numel(), 16))
+        return pixels.flatten(1) @ torch.tensor(projection, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,16 @@ def test_every_weight_of_mmdet_is_used_and_named_as_in_2_x():
     for sizes in (TINY, FULL):
         expected = {origin.name for origin in names.origins(sizes).values()}
         assert {name for name in shapes_of(sizes) if not names.derived(name)} == expected
+
+
+def test_positions_in_windows_are_those_of_mmdet():
+    for name, tensor in mmdetection.network(TINY).state_dict().items():
+        assert not names.derived(name) or torch.equal(tensor, names.window_positions(TINY.window))
+
+
+def test_names_of_2_x_and_3_x_lead_to_each_other():
+    for name in mmdetection.network(TINY).state_dict():
+        assert names.newer(older(name)) == name
 
 
 def test_the_stored_fixture_is_what_mmdet_gives():

@@ -1,5 +1,3 @@
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -11,18 +9,7 @@ from evaluators.geneval.official.colors import Colors
 from evaluators.geneval.rules import Detection
 from star.errors import UserError
 
-if importlib.util.find_spec("open_clip") is None:
-    pytest.skip("open_clip is not installed", allow_module_level=True)
-
-# A torchvision without its compiled operators, beside a torch of another build, can be imported with these declared.
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    operators = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import open_clip  # noqa: E402
+open_clip = pytest.importorskip("open_clip")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,10 @@ def open_clip_model(model, quick_gelu=True):
         "visual.positional_embedding": weights["vision_model.embeddings.position_embedding.weight"],
         "visual.proj": weights["visual_projection.weight"].T,
     }
-    towers = (("text_model", "", "final_layer_norm", "ln_final"), ("vision_model", "visual.", "post_layernorm", "visual.ln_post"))
+    towers = (
+        ("text_model", "", "final_layer_norm", "ln_final"),
+        ("vision_model", "visual.", "post_layernorm", "visual.ln_post"),
+    )
     for tower, prefix, norm, theirs_norm in towers:
         state |= {f"{theirs_norm}.{kind}": weights[f"{tower}.{norm}.{kind}"] for kind in ("weight", "bias")}
         for i in range(2):

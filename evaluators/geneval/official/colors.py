@@ -15,8 +15,8 @@ from evaluators.geneval.rules import Detection
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 # What is not the object is painted over with this grey, #999.
 BACKGROUND = 153
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 BATCH = 16
 SHARPNESS = 100
 
@@ -74,4 +74,4 @@ def pixels(image: np.ndarray, side: int) -> torch.Tensor:
     resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)
     left, top = (round((length - side) / 2) for length in size)
     values = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-    return torch.from_numpy((values - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+    return torch.from_numpy((values - MEAN) / STD).permute(2, 0, 1)

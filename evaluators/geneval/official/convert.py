@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors.torch import save_file
 from transformers import Mask2FormerConfig, SwinConfig
 
@@ -51,8 +52,12 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     found = verify(checkpoint, any_checkpoint)
     if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
-    weights = {name: tensor for name, tensor in read(checkpoint).items() if not names.derived(name)}
+    content = read(checkpoint)
+    weights = {name: tensor for name, tensor in content.items() if not names.derived(name)}
     sizes = _sizes(checkpoint, weights)
+    positions = names.window_positions(sizes.window)
+    if any(not torch.equal(content[name], positions) for name in content.keys() - weights.keys()):
+        raise UserError(f"{checkpoint} orders the positions of a window in another way than mmdet 2.x")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -36,8 +36,8 @@ class OfficialDetector:
     Detections that are below every threshold of the rules are left out: their masks would fill the memory.
     """
 
-    classes = COCO_NAMES
-    colors = PALETTE
+    classes: tuple[str, ...] = COCO_NAMES
+    colors: tuple[str, ...] = PALETTE
 
     def __init__(self, network: Network, clip: Clip, flow_grpo_compat: bool = False) -> None:
         """

@@ -14,7 +14,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 from evaluators import hub
 from evaluators.geneval.official import preprocess
 from evaluators.geneval.official.checkpoint import FILE, SHA256, URL
-from evaluators.geneval.official.convert import FOLDER, RECORD
+from evaluators.geneval.official.convert import RECORD
 from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES

@@ -101,7 +101,7 @@ def network(sizes: names.Sizes) -> Any:
     from mmengine.config import Config
 
     register_all_modules()
-    settings = Config.fromfile(str(Path(mmdet.__file__).parent / ".mim" / CONFIG)).model
+    settings = Config.fromfile(str(Path(str(mmdet.__file__)).parent / ".mim" / CONFIG)).model
     backbone, head = settings.backbone, settings.panoptic_head
     backbone.update(
         embed_dims=sizes.width,

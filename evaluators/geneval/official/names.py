@@ -97,8 +97,15 @@ def converted(weights: Weights, sizes: Sizes) -> Weights:
 
 
 def derived(name: str) -> bool:
-    """Whether a tensor of mmdet is no weight: it follows from the sizes."""
+    """Whether a tensor of mmdet is no weight, but :func:`window_positions`."""
     return name.endswith(".relative_position_index")
+
+
+def window_positions(window: int) -> torch.Tensor:
+    """Where in the table of a window's relative positions each pair of its positions is, int64 (window**2, window**2)."""
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
+    down, right = (axis[:, None] - axis[None, :] + window - 1 for axis in (rows, columns))
+    return down * (2 * window - 1) + right
 
 
 def newer(name: str) -> str:

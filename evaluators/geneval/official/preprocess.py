@@ -10,8 +10,8 @@ LONG, SHORT = 1333, 800
 DIVISOR = 32
 # Padding comes before normalising, so it is this grey and not the mean.
 PADDING = 128
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+MEAN = np.array([[123.675, 116.28, 103.53]])
+STD = np.array([[58.395, 57.12, 57.375]])
 
 
 class Prepared(NamedTuple):
@@ -41,7 +41,7 @@ def prepare(image: np.ndarray, long: int = LONG, short: int = SHORT) -> Prepared
     resized = cv2.resize(image, kept[::-1], interpolation=cv2.INTER_LINEAR)  # of bytes: in fixed point, not antialiased
     bottom, right = (-side % DIVISOR for side in kept)
     padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), constant_values=PADDING)
-    # In float32 and by the reciprocal, as OpenCV does it.
-    mean, factors = np.float32(MEAN), np.float32(1 / np.float64(STD))
-    pixels = (padded.astype(np.float32) - mean) * factors
+    # By OpenCV because mmcv does so: NumPy rounds the last bit otherwise.
+    centred = cv2.subtract(padded.astype(np.float32), MEAN)
+    pixels = cv2.multiply(centred, 1 / STD)
     return Prepared(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), kept, (height, width))
