@@ -10,6 +10,7 @@ from tiny_detector import image_of, save_detector, stored
 
 from evaluators.geneval import evaluate, prompts
 from evaluators.geneval.official import clips, compat, engines, mask2former, mmdetection
+from evaluators.geneval.official.convert import FOLDER_VARIABLE
 from evaluators.geneval.official.engines import ENGINES, OfficialDetector
 from evaluators.geneval.official.instances import Instances
 from evaluators.geneval.rules import Detection
@@ -28,7 +29,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def tiny(folders, monkeypatch):
     """The engines' weights, found as users name theirs."""
-    monkeypatch.setenv(mask2former.FOLDER_VARIABLE, str(folders[0]))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folders[0]))
     monkeypatch.setenv(clips.FOLDER_VARIABLE, str(folders[1]))
 
 
@@ -141,7 +142,7 @@ def test_the_paper_scale_names_an_engine_that_there_is():
 def test_engines_that_cannot_be_had_say_why(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name in (mask2former.FOLDER_VARIABLE, mmdetection.FILE_VARIABLE, clips.FOLDER_VARIABLE):
+    for name in (FOLDER_VARIABLE, mmdetection.FILE_VARIABLE, clips.FOLDER_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="no geneval engine 'yolo'; there are: mini, mask2former, .*, mmdet, .*hf-coco$"):
         evaluate.detector("yolo")

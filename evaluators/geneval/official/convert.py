@@ -16,6 +16,7 @@ from evaluators.hub import digest
 from star.errors import UserError
 
 FOLDER = Path("data/geneval-detector")
+FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
 RECORD = "conversion.json"
 
 
@@ -82,7 +83,7 @@ def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -
         f"{done.tensors} tensors with {done.parameters:,} parameters ({swin}, {done.sizes.queries} queries): renamed, fused "
         "queries, keys and values split, channels of the patch merging put in transformers' order",
         f"written to {done.folder}; `star evaluate task=geneval images=FOLDER engine=mask2former` uses "
-        + ("it" if done.folder == FOLDER else f"it with STAR_GENEVAL_DETECTOR={done.folder}"),
+        + ("it" if done.folder == FOLDER else f"it with {FOLDER_VARIABLE}={done.folder}"),
     ]
 
 

@@ -14,7 +14,7 @@ from evaluators.geneval.official import clips, compat, mask2former, mmdetection
 from evaluators.geneval.official.checkpoint import FILE
 from evaluators.geneval.official.clips import Clip, TransformersClip
 from evaluators.geneval.official.colors import Colors
-from evaluators.geneval.official.convert import FOLDER
+from evaluators.geneval.official.convert import FOLDER, FOLDER_VARIABLE
 from evaluators.geneval.official.instances import Instances
 from evaluators.geneval.prompts import COCO_NAMES, PALETTE
 from evaluators.geneval.rules import SCORE_THRESHOLD, Detection
@@ -70,7 +70,7 @@ def _by_class(found: Instances) -> dict[str, list[Detection]]:
 
 
 def _mask2former(device: str) -> Network:
-    return mask2former.official(Path(os.environ.get(mask2former.FOLDER_VARIABLE) or FOLDER), device)
+    return mask2former.official(Path(os.environ.get(FOLDER_VARIABLE) or FOLDER), device)
 
 
 def _mmdet(device: str) -> Network:

@@ -14,13 +14,12 @@ from transformers import Mask2FormerForUniversalSegmentation
 from evaluators import hub
 from evaluators.geneval.official import preprocess
 from evaluators.geneval.official.checkpoint import FILE, SHA256, URL
-from evaluators.geneval.official.convert import RECORD
+from evaluators.geneval.official.convert import FOLDER_VARIABLE, RECORD
 from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES
 from star.errors import UserError
 
-FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
 PROXY = "facebook/mask2former-swin-small-coco-instance"
 # Large images take half a GB each.
 BATCH = 4
