@@ -89,7 +89,7 @@ def records_about(found, rng):
         yield prompts.colors(name, str(rng.choice(prompts.PALETTE)))
         yield prompts.counting(name, int(rng.integers(2, 5)))
     for _ in range(6):
-        first, second = (str(name) for name in rng.choice([*seen, "dog", "cat"], 2))
+        first, second = (str(name) for name in rng.choice([*seen, "dog"], 2))
         if first != second:
             yield prompts.two_object(first, second)
             yield prompts.position(first, str(rng.choice(prompts.RELATIONS)), second)
@@ -101,7 +101,7 @@ def test_verdicts_agree(pair):
     detectors = [OfficialDetector(network, HashClip()) for network in pair]
     rng = np.random.default_rng(0)
     cases, same, kinds = 0, 0, {True: 0, False: 0}
-    for seed in range(40):
+    for seed in range(60):
         image = image_of(100 + seed, *rng.integers(40, 120, 2))
         records = list(records_about(detectors[0]([image])[0], rng))
         verdicts = [evaluate.verdicts(records, [image] * len(records), Once(detector)) for detector in detectors]
@@ -109,7 +109,7 @@ def test_verdicts_agree(pair):
             cases, same = cases + 1, same + (first == second)
             kinds[first.correct] += 1
     print(f"{same} of {cases} verdicts are the same, {kinds[True]} of them right")
-    assert cases >= 500 and min(kinds.values()) > 0.1 * cases
+    assert cases >= 500 and min(kinds.values()) > 0.05 * cases
     assert same >= 0.998 * cases
 
 

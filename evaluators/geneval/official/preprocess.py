@@ -10,8 +10,9 @@ LONG, SHORT = 1333, 800
 DIVISOR = 32
 # Padding comes before normalising, so it is this grey and not the mean.
 PADDING = 128
-MEAN = np.array([[123.675, 116.28, 103.53]])
-STD = np.array([[58.395, 57.12, 57.375]])
+# In float32, and the reciprocal of that in float64.
+MEAN = np.array([[123.675, 116.28, 103.53]], dtype=np.float32).astype(np.float64)
+FACTORS = 1 / np.array([[58.395, 57.12, 57.375]], dtype=np.float32).astype(np.float64)
 
 
 class Prepared(NamedTuple):
@@ -43,5 +44,5 @@ def prepare(image: np.ndarray, long: int = LONG, short: int = SHORT) -> Prepared
     padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), constant_values=PADDING)
     # By OpenCV because mmcv does so: NumPy rounds the last bit otherwise.
     centred = cv2.subtract(padded.astype(np.float32), MEAN)
-    pixels = cv2.multiply(centred, 1 / STD)
+    pixels = cv2.multiply(centred, FACTORS)
     return Prepared(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), kept, (height, width))
