@@ -37,6 +37,8 @@ def open_clip_model(model, quick_gelu=True):
             "heads": text.num_attention_heads,
             "layers": text.num_hidden_layers,
             "mlp_ratio": text.intermediate_size / text.hidden_size,
+            "pool_type": "eos",  # open_clip takes the largest id for the end, which it is not in the tiny vocabulary
+            "eos_id": text.eos_token_id,
         },
         quick_gelu=quick_gelu,
     )
@@ -79,14 +81,16 @@ def open_clip_model(model, quick_gelu=True):
 def test_both_name_the_same_colors(ours):
     def tokens(texts):
         """Ids filled up with zeros, as open_clip does it."""
-        ids = [ours._tokenizer(text).input_ids for text in texts]
         length = ours.model.config.text_config.max_position_embeddings
-        return torch.tensor([(row + [0] * length)[:length] for row in ids])
+        ids = [ours._tokenizer(text, truncation=True, max_length=length).input_ids for text in texts]
+        return torch.tensor([row + [0] * (length - len(row)) for row in ids])
 
     theirs = OpenClip(open_clip_model(ours.model), tokens, "tiny")
     assert theirs.side == SIDE
     texts = ["a photo of a red circle", "a photo of a blue object"]
     assert torch.allclose(ours.texts(texts), theirs.texts(texts), atol=1e-4)
+    batch = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(ours.pictures(batch), theirs.pictures(batch), atol=1e-4)
     rng = np.random.default_rng(0)
     named = []
     for seed in range(30):
