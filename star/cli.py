@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 mini = typer.Typer(no_args_is_help=True, help="The embedded small base model and its world.")
 bench = typer.Typer(no_args_is_help=True, help="Measurements of the method itself.")
+convert = typer.Typer(no_args_is_help=True, help="Published weights, in the form that this package reads.")
+app.add_typer(convert, name="convert")
 app.add_typer(mini, name="mini")
 app.add_typer(bench, name="bench")
 
@@ -222,6 +224,21 @@ def report(
 
     page, markdown = run(folder, runs, out)
     Console().print(f"report: {page} and {markdown}", markup=False, soft_wrap=True)
+
+
+@convert.command("geneval-detector")
+def geneval_detector(
+    checkpoint: Annotated[Path, typer.Argument(help="The .pth file of mmdet 2.x.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write; by default data/geneval-detector.")] = None,
+    any_checkpoint: Annotated[bool, typer.Option("--any-checkpoint", help="Take another file than the official one.")] = False,
+) -> None:
+    """GenEval's official Mask2Former, from mmdet's format to transformers'.
+
+    Example: star convert geneval-detector mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth
+    """
+    from evaluators.geneval.official.convert import FOLDER, run
+
+    Console().print("\n".join(run(checkpoint, out or FOLDER, any_checkpoint)), markup=False, highlight=False, soft_wrap=True)
 
 
 @mini.command()

@@ -8,15 +8,16 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from tiny_clip import SIDE, save_tiny_clip
+from transformers import CLIPModel
 
+from evaluators import hub
 from evaluators.folder import score_folder
 from evaluators.pickscore import score as pickscore
 from evaluators.pickscore.score import PickScore
 from star.errors import UserError
 from star.mini.build import TEXT_LENGTH, clip_tokenizer
 
-SIDE = 32
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 PROMPTS = ["a photo of a red circle", "a photo of two stars", "a ring", "a photo of a blue cross above a heart"]
@@ -24,29 +25,7 @@ PROMPTS = ["a photo of a red circle", "a photo of two stars", "a ring", "a photo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random CLIP with CLIP's own normalisation, and its processor."""
-    tokenizer = clip_tokenizer()
-    torch.manual_seed(3)
-    text = {"vocab_size": len(tokenizer), "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2}
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "image_size": SIDE, "patch_size": 8}
-    model = CLIPModel(
-        CLIPConfig(
-            text_config=text | ids | {"num_attention_heads": 3, "max_position_embeddings": TEXT_LENGTH},
-            vision_config=vision | {"num_attention_heads": 2},
-            projection_dim=12,
-            logit_scale_init_value=math.log(37),
-        )
-    )
-    with torch.no_grad():  # embeddings that CLIP's small initial values would leave all alike
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    path = tmp_path_factory.mktemp("clip") / "random_clip"
-    model.save_pretrained(path)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    CLIPProcessor(processor, tokenizer).save_pretrained(path)
-    return path
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "random_clip")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +103,7 @@ def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeyp
         assert revision == "a4e4367c6dfa7288a00c550414478f865b875800"
         return str(folder)
 
-    monkeypatch.setattr(pickscore, "snapshot_download", cached)
+    monkeypatch.setattr(hub, "snapshot_download", cached)
     assert PickScore(pickscore.MODEL).name == f"PickScore_v1@{folder.name[:8]}"
     with pytest.raises(UserError, match="`hf download laion/CLIP-ViT-H-14.* --revision 1c2b8495.* gets it"):
         pickscore.engine("pickscore")

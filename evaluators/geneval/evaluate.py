@@ -20,6 +20,7 @@ from rich.progress import track
 from evaluators.folder import mean_and_stderr
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
+from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
 from evaluators.geneval.rules import Verdict, filter_detections, judge
 from evaluators.images import read_image
@@ -34,11 +35,15 @@ def detector(engine: str) -> Detector:
     """The detector of a name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it lacks weights or packages.
     """
     if engine == "mini":
         return MiniDetector()
-    raise UserError(f"no geneval engine {engine!r} yet; there are: mini")
+    from evaluators.geneval.official import engines  # torch and transformers take their time
+
+    if engine not in engines.ENGINES:
+        raise UserError(f"no geneval engine {engine!r}; there are: mini, {', '.join(engines.ENGINES)}")
+    return engines.make(engine)
 
 
 def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> list[Verdict]:
@@ -119,7 +124,9 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images), ``..._macro`` (unweighted mean over
         the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
         (share of prompts with at least one correct image). Standard errors allow for the images of one prompt being
-        alike; they are NaN where there is only one prompt.
+        alike; they are NaN where there is only one prompt. Protocols that end in ``+flow_grpo_compat`` also have
+        ``..._padded_micro``, the mean that Flow-GRPO logs, of images in the order of the rows (see
+        :func:`~evaluators.geneval.official.compat.padded_mean`).
 
     Raises:
         ValueError: the rows do not come from exactly one protocol.
@@ -137,6 +144,11 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         entries += [(f"{verdict}_{tag}", *means[tag], by_tag[tag]) for tag in tags]
     solved = rows[["tag", "prompt"]].assign(correct=rows.groupby(["tag", "prompt"])["correct"].transform("max"))
     entries.append(("official_prompts", *_clustered_mean(solved.drop_duplicates(), "correct"), rows))
+    if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}"):  # the mean that Flow-GRPO logs
+        entries += [
+            (f"{verdict}_padded_micro", compat.padded_mean(rows[column].to_numpy()), float("nan"), rows)
+            for verdict, column in COLUMNS.items()
+        ]
     return pd.DataFrame(
         {
             "metric": f"geneval_{metric}",

@@ -5,22 +5,20 @@ world have names of their own. For a folder of images, ``judge`` goes into :func
 :data:`METRICS` into its ``summarise``.
 """
 
-import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import SafetensorError
 
 # The class with "Pil" in its name, whatever else is installed: torchvision resizes to other pixels.
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
+from evaluators.hub import Published, Source, load_clip, locate, model_name
 from star.errors import UserError
 
 # Raise the version when a change alters what an image scores.
@@ -30,17 +28,11 @@ MINI_MODEL = Path(str(resources.files("star.mini"))) / "taste_weights"
 BATCH = 32
 
 
-class Published(NamedTuple):
-    """A repository of the Hugging Face hub at a commit."""
-
-    repository: str
-    revision: str
-
-
 MODEL = Published("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
 PROCESSOR = Published("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
 
-Source = str | Path | Published
+# The processor's repository also holds gigabytes of weights that nothing here uses.
+PROCESSOR_FILES = " --include '*.json' --include '*.txt'"
 
 
 class PickScore:
@@ -62,11 +54,11 @@ class PickScore:
         Raises:
             UserError: either is missing or is not what it should be.
         """
-        folder = _locate(model)
-        beside = _locate(processor or model)
+        folder = locate(model, "PickScore")
+        beside = locate(processor or model, "PickScore", PROCESSOR_FILES if processor == PROCESSOR else "")
         self.device = torch.device(device)
         try:
-            self.model = _load(folder).to(self.device)
+            self.model = load_clip(folder).to(self.device)
             self.tokenizer = AutoTokenizer.from_pretrained(beside)
             self.processor = CLIPImageProcessorPil.from_pretrained(beside)
         except (OSError, ValueError, SafetensorError) as error:
@@ -74,7 +66,7 @@ class PickScore:
             raise UserError(
                 f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"
             ) from error
-        self.name = _name(model, folder)
+        self.name = model_name(model, folder)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
@@ -146,39 +138,3 @@ def protocol(scorer: PickScore) -> str:
 def judge(prompts: Sequence[str], images: Sequence[np.ndarray], scorer: PickScore) -> list[dict]:
     """The verdict on every image: its ``score``; arguments and errors are those of :meth:`PickScore.score`."""
     return [{"score": score} for score in scorer.score(prompts, images).tolist()]
-
-
-def _locate(source: Source) -> Path:
-    """The local folder of a model or processor."""
-    if not isinstance(source, Published) and Path(source).is_dir():
-        return Path(source)
-    repository, revision = source if isinstance(source, Published) else (str(source), None)
-    try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except (OSError, ValueError) as error:  # not in the cache; no name that a repository could have
-        at = f" --revision {revision}" if revision else ""
-        # The processor's repository also holds gigabytes of weights that nothing here uses.
-        only = " --include '*.json' --include '*.txt'" if source == PROCESSOR else ""
-        raise UserError(
-            f"PickScore needs {repository}, which is no folder here and not in the hub's cache; "
-            f"`hf download {repository}{at}{only}` gets it"
-        ) from error
-
-
-def _load(folder: Path) -> CLIPModel:
-    model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    if report["missing_keys"]:  # they would be random
-        raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
-    return model.eval()
-
-
-def _name(source: Source, folder: Path) -> str:
-    """In the hub's cache, a folder's name is the commit."""
-    if isinstance(source, Published) or not Path(source).is_dir():
-        repository = source.repository if isinstance(source, Published) else str(source)
-        return f"{repository.split('/')[-1]}@{folder.name[:8]}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-        with open(file, "rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"

@@ -1,0 +1,130 @@
+"""``star convert geneval-detector``: the published checkpoint as a folder in transformers' format."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from transformers import Mask2FormerConfig, SwinConfig
+
+from evaluators.geneval.official import names
+from evaluators.geneval.official.checkpoint import SHA256, read, verify
+from evaluators.geneval.prompts import COCO_NAMES
+from evaluators.hub import digest
+from star.errors import UserError
+
+FOLDER = Path("data/geneval-detector")
+FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
+RECORD = "conversion.json"
+
+
+class Conversion(NamedTuple):
+    """What a conversion did.
+
+    Attributes:
+        folder: what was written.
+        sha256: of the checkpoint.
+        official: whether that is the published one.
+        tensors, parameters: how many there are in the result.
+        sizes: of the network.
+    """
+
+    folder: Path
+    sha256: str
+    official: bool
+    tensors: int
+    parameters: int
+    sizes: names.Sizes
+
+
+def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -> Conversion:
+    """Write a detector's folder: config.json, model.safetensors, and :data:`RECORD`, which says where they come from.
+
+    Args:
+        checkpoint: a Mask2Former with Swin of mmdet 2.x.
+        folder: a conversion that is there already is replaced; anything else is not.
+        any_checkpoint: take another one than the published.
+
+    Raises:
+        UserError: the checkpoint is missing, not the published one or of another kind; the folder holds something else.
+    """
+    found = verify(checkpoint, any_checkpoint)
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
+    content = read(checkpoint)
+    weights = {name: tensor for name, tensor in content.items() if not names.derived(name)}
+    sizes = _sizes(checkpoint, weights)
+    positions = names.window_positions(sizes.window)
+    if any(not torch.equal(content[name], positions) for name in content.keys() - weights.keys()):
+        raise UserError(f"{checkpoint} orders the positions of a window in another way than mmdet 2.x")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    result = names.converted(weights, sizes)
+    save_file(result, partial / "model.safetensors", {"format": "pt"})
+    config(sizes).save_pretrained(partial)
+    record = {"checkpoint": checkpoint.name, "sha256": found, "weights": digest(partial)}
+    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    parameters = sum(tensor.numel() for tensor in result.values())
+    return Conversion(folder, found, found == SHA256, len(result), parameters, sizes)
+
+
+def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -> list[str]:
+    """:func:`convert`, and what it did, in lines."""
+    done = convert(checkpoint, folder, any_checkpoint)
+    which = "GenEval's official detector" if done.official else "NOT GenEval's official detector; protocols will say so"
+    swin = f"Swin {done.sizes.width}, blocks {done.sizes.depths}"
+    return [
+        f"{checkpoint}: sha256 {done.sha256}, {which}",
+        f"{done.tensors} tensors with {done.parameters:,} parameters ({swin}, {done.sizes.queries} queries): renamed, fused "
+        "queries, keys and values split, channels of the patch merging put in transformers' order",
+        f"written to {done.folder}; `star evaluate task=geneval images=FOLDER engine=mask2former` uses "
+        + ("it" if done.folder == FOLDER else f"it with {FOLDER_VARIABLE}={done.folder}"),
+    ]
+
+
+def config(sizes: names.Sizes) -> Mask2FormerConfig:
+    """What transformers must know to build a detector of these sizes."""
+    backbone = SwinConfig(
+        embed_dim=sizes.width,
+        depths=list(sizes.depths),
+        num_heads=list(sizes.heads),
+        window_size=sizes.window,
+        drop_path_rate=0.0,
+        out_features=[f"stage{i + 1}" for i in range(len(sizes.depths))],
+    )
+    return Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=sizes.channels,
+        mask_feature_size=sizes.channels,
+        hidden_dim=sizes.channels,
+        num_attention_heads=sizes.detector_heads,
+        encoder_layers=sizes.pixel_layers,
+        encoder_feedforward_dim=sizes.pixel_hidden,
+        decoder_layers=sizes.layers + 1,  # transformers counts the prediction before the first layer
+        dim_feedforward=sizes.hidden,
+        num_queries=sizes.queries,
+        id2label=dict(enumerate(COCO_NAMES)),
+        label2id={name: index for index, name in enumerate(COCO_NAMES)},
+        architectures=["Mask2FormerForUniversalSegmentation"],
+    )
+
+
+def _sizes(checkpoint: Path, weights: dict) -> names.Sizes:
+    """The sizes of a network whose weights are all there, and no others."""
+    try:
+        sizes = names.measure(weights)
+    except KeyError as error:
+        hint = " (it has the names of mmdet 3.x)" if any(".cross_attn." in name for name in weights) else ""
+        raise UserError(f"{checkpoint} is no Mask2Former with Swin of mmdet 2.x{hint}: it has no {error}") from None
+    needed = {origin.name for origin in names.origins(sizes).values()}
+    for fault, kind in ((needed - weights.keys(), "lacks"), (weights.keys() - needed, "has more than a Mask2Former:")):
+        if fault:
+            raise UserError(f"{checkpoint} {kind} {sorted(fault)[0]}, in all {len(fault)} tensors")
+    if sizes.classes != len(COCO_NAMES):
+        raise UserError(f"{checkpoint} knows {sizes.classes} classes, not the {len(COCO_NAMES)} of COCO")
+    return sizes

@@ -1,0 +1,113 @@
+"""The detectors of GenEval by name: which network finds objects, and which CLIP names their colours."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from evaluators.geneval.detector import Detector
+from evaluators.geneval.official import clips, compat, mask2former, mmdetection
+from evaluators.geneval.official.checkpoint import FILE
+from evaluators.geneval.official.clips import Clip, TransformersClip
+from evaluators.geneval.official.colors import Colors
+from evaluators.geneval.official.convert import FOLDER, FOLDER_VARIABLE
+from evaluators.geneval.official.instances import Instances
+from evaluators.geneval.prompts import COCO_NAMES, PALETTE
+from evaluators.geneval.rules import SCORE_THRESHOLD, Detection
+
+
+class Network(Protocol):
+    """Finds instances; ``name`` says with which weights."""
+
+    name: str
+
+    def __call__(self, images: Sequence[np.ndarray], floor: float = 0.0) -> Iterable[Instances]:
+        """The instances of each image, uint8 (H, W, 3) in RGB; some of those with scores up to ``floor`` may be left out."""
+        ...
+
+
+class OfficialDetector:
+    """GenEval's classes and colours (see :class:`~evaluators.geneval.detector.Detector`).
+
+    Detections that are below every threshold of the rules are left out: their masks would fill the memory.
+    """
+
+    classes: tuple[str, ...] = COCO_NAMES
+    colors: tuple[str, ...] = PALETTE
+
+    def __init__(self, network: Network, clip: Clip, flow_grpo_compat: bool = False) -> None:
+        """
+        Args:
+            network: finds objects.
+            clip: names their colours.
+            flow_grpo_compat: judge images as Flow-GRPO's reward server does: as JPEG, and with red and blue exchanged
+                for the network. What it does about CLIP is in the CLIP that it is given.
+        """
+        self.name = "+".join([network.name, clip.name, *([compat.NAME] if flow_grpo_compat else [])])
+        self._network, self._colors, self._compat = network, Colors(clip), flow_grpo_compat
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[dict[str, list[Detection]]]:
+        if self._compat:
+            images = [np.ascontiguousarray(compat.jpeg(image)[..., ::-1]) for image in images]
+        return [_by_class(found) for found in self._network(images, SCORE_THRESHOLD)]
+
+    def with_colors(self, image: np.ndarray, name: str, detections: Sequence[Detection]) -> list[Detection]:
+        seen = compat.jpeg(image) if self._compat else image
+        colors = self._colors(seen, name, detections)
+        return [replace(detection, color=color) for detection, color in zip(detections, colors, strict=True)]
+
+
+def _by_class(found: Instances) -> dict[str, list[Detection]]:
+    objects: dict[str, list[Detection]] = {}
+    labels, scores, boxes = found.labels.tolist(), found.scores.tolist(), found.boxes.tolist()
+    for label, score, box, mask in zip(labels, scores, boxes, found.masks.cpu().numpy(), strict=True):
+        objects.setdefault(COCO_NAMES[label], []).append(Detection(tuple(box), score, mask=mask))
+    return objects
+
+
+def _mask2former(device: str) -> Network:
+    return mask2former.official(Path(os.environ.get(FOLDER_VARIABLE) or FOLDER), device)
+
+
+def _mmdet(device: str) -> Network:
+    return mmdetection.official(Path(os.environ.get(mmdetection.FILE_VARIABLE) or FILE), device)
+
+
+def _clip(device: str, activation: str = "quick_gelu") -> Clip:
+    return TransformersClip(os.environ.get(clips.FOLDER_VARIABLE) or clips.PUBLISHED, device, activation)
+
+
+def _plain(network: Callable[[str], Network]) -> Callable[[str], Detector]:
+    return lambda device: OfficialDetector(network(device), _clip(device))
+
+
+def _compatible(network: Callable[[str], Network]) -> Callable[[str], Detector]:
+    # The server's open_clip is 2.31, which builds this CLIP with the ordinary GELU.
+    return lambda device: OfficialDetector(network(device), _clip(device, "gelu"), flow_grpo_compat=True)
+
+
+def _with_open_clip(network: Callable[[str], Network]) -> Callable[[str], Detector]:
+    return lambda device: OfficialDetector(network(device), clips.published_open_clip(device))
+
+
+ENGINES: dict[str, Callable[[str], Detector]] = {
+    "mask2former": _plain(_mask2former),
+    "mask2former_open_clip": _with_open_clip(_mask2former),
+    "mask2former_flow_grpo_compat": _compatible(_mask2former),
+    "mmdet": _plain(_mmdet),
+    "mmdet_flow_grpo_compat": _compatible(_mmdet),
+    "hf-coco": _plain(mask2former.proxy),
+}
+
+
+def make(engine: str) -> Detector:
+    """The detector of a name in :data:`ENGINES`, on the GPU if there is one.
+
+    Raises:
+        UserError: weights or packages are missing; the message gives the command that gets them.
+    """
+    return ENGINES[engine]("cuda" if torch.cuda.is_available() else "cpu")

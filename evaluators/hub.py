@@ -1,0 +1,77 @@
+"""Models that the evaluators take from local folders and from the cache of the Hugging Face hub. Nothing is downloaded."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import CLIPConfig, CLIPModel
+
+from star.errors import UserError
+
+
+class Published(NamedTuple):
+    """A repository of the Hugging Face hub at a commit."""
+
+    repository: str
+    revision: str
+
+
+Source = str | Path | Published
+
+
+def locate(source: Source, user: str, only: str = "") -> Path:
+    """The local folder of a model or processor.
+
+    Args:
+        source: a folder, or a repository in the hub's cache.
+        user: who needs it, for the error.
+        only: options of ``hf download`` for a repository that also holds much that is not needed.
+
+    Raises:
+        UserError: it is neither; the message gives the command that gets it.
+    """
+    if not isinstance(source, Published) and Path(source).is_dir():
+        return Path(source)
+    repository, revision = source if isinstance(source, Published) else (str(source), None)
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:  # not in the cache; no name that a repository could have
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"{user} needs {repository}, which is no folder here and not in the hub's cache; "
+            f"`hf download {repository}{at}{only}` gets it"
+        ) from error
+
+
+def model_name(source: Source, folder: Path) -> str:
+    """A model's name for protocols: with the commit of a hub's repository, which is what its folder in the cache is called,
+    or with the start of a digest of a folder's weights."""
+    if isinstance(source, Published) or not Path(source).is_dir():
+        repository = source.repository if isinstance(source, Published) else str(source)
+        return f"{repository.split('/')[-1]}@{folder.name[:8]}"
+    return f"{folder.resolve().name}@{digest(folder)[:8]}"
+
+
+def digest(folder: Path) -> str:
+    """A sha256 over the sha256 of every file of weights of a folder."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        with open(file, "rb") as weights:
+            total.update(hashlib.file_digest(weights, "sha256").digest())
+    return total.hexdigest()
+
+
+def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
+    """The CLIP model of a folder in transformers' format, in float32 and in eval mode; ``config`` instead of its own.
+
+    Raises:
+        OSError, ValueError, SafetensorError: it holds none, or not all of its weights.
+    """
+    model, report = CLIPModel.from_pretrained(
+        folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
+    if report["missing_keys"]:  # they would be random
+        raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    return model.eval()
