@@ -85,7 +85,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
     rows = read(Path("results/mini/geneval.csv"))
     assert {row.method for row in rows} == {"base", "flow_grpo", "star"}
     macro = {row.method: row for row in rows if row.metric == "geneval_official_macro"}
-    assert macro["star"].prompts == macro["base"].prompts == 196
+    assert macro["star"].prompts == macro["base"].prompts == 197
     assert (macro["star"].updates, macro["star"].images_seen, macro["base"].updates) == (2, 16, 0)
     assert all(row.protocol == "geneval-v1/mini-2/mini" for row in rows)
     for text in (out, Path("results/mini/geneval.md").read_text()):

@@ -10,7 +10,7 @@ from star.core_words import core_spans, token_columns
 from star.ema import EMA
 from star.mini import signs
 from star.mini.build import TEXT_LENGTH, clip_tokenizer, t5_tokenizer, untrained_pipeline
-from star.mini.pretrain import Recipe, encode, guided_velocity, pretrain
+from star.mini.pretrain import Recipe, encode, guided_velocity, pretrain, scales
 from star.mini.scenes import RGB, SIZE, draw_scene
 from star.mini.world import example
 
@@ -127,7 +127,7 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
 def test_guided_velocity_is_that_of_two_separate_passes():
     pipeline = untrained_pipeline(width=32, blocks=3)
     noisy, sigma = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.9])
-    texts = ["a photo of a ring", "a photo of two red stars"]
+    texts = ["a photo of a ring", signs.prompt("OPEN")]
 
     @torch.no_grad()
     def velocity(captions):
@@ -135,8 +135,10 @@ def test_guided_velocity_is_that_of_two_separate_passes():
 
     free, bound = velocity(["", ""]), velocity(texts)
     assert (bound - free).abs().max() > 1e-3
-    guided = guided_velocity(pipeline, noisy, sigma, texts, 2.5)
-    assert torch.allclose(guided.double(), free + 2.5 * (bound - free), atol=1e-5)
+    scale = scales(texts, Recipe(guidance=2.5, sign_guidance=0.5))
+    guided = guided_velocity(pipeline, noisy, sigma, texts, scale)
+    expected = torch.stack([f + s * (b - f) for f, b, s in zip(free, bound, (2.5, 0.5), strict=True)])
+    assert torch.allclose(guided.double(), expected, atol=1e-5)
 
 
 def _failing(update, outcomes):

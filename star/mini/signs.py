@@ -17,6 +17,7 @@ LEFT, PITCH, FONT_SIZE = 5, 11, 18
 ROWS = (27, 39, 51)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LENGTHS = (3, 4, 5)
+PROMPT = "a sign that says "
 _TEXT = """
 ACE ACT ADD AGE AIR ALL AND ANT APE ARC ARM ART ASK BAG BAR BAT BAY BED BEE BET BIG BIN BOX BOY BUD BUS BUY CAB CAP CAR
 CAT COW CRY CUP CUT DAY DEN DIG DOG DRY EAR EAT EGG END EYE FAN FAR FAT FIG FIT FIX FLY FOG FOX FUN GAP GAS GEM GET GUM
@@ -43,7 +44,11 @@ TRAIN_WORDS = tuple(word for word in WORDS if word not in TEST_WORDS)
 
 
 def prompt(word: str) -> str:
-    return f'a sign that says "{word}"'
+    return f'{PROMPT}"{word}"'
+
+
+def is_prompt(text: str) -> bool:
+    return text.startswith(PROMPT)
 
 
 def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
