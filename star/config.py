@@ -278,7 +278,7 @@ def load(overrides: Sequence[str]) -> Config:
         group, _, value = word.partition("=")
         if group not in GROUPS:
             _check_key(group)
-        elif value not in options(group) and value != "null":
+        elif value not in options(group):
             raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
     try:
         with initialize_config_module("star.conf", version_base=None):

@@ -70,13 +70,13 @@ def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:
     return list(range(start, start + sampling.window))
 
 
-def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor, kind: type[Relevance] = Relevance) -> Relevance:
-    """The configured capture for the core words' columns, bool (B, columns); ``kind`` may be one that also measures.
+def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor) -> Relevance:
+    """The configured capture for the core words' columns, bool (B, columns).
 
     Raises:
         UserError: blocks or heads that the transformer does not have.
     """
-    return kind(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
+    return Relevance(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
 
 
 @torch.no_grad()

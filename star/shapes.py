@@ -93,8 +93,11 @@ def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOE
         transformer = SD3Transformer2DModel(**shape).to(dtype)
     transformer.to_empty(device="cpu")
     with torch.no_grad():
-        for tensor in [*transformer.parameters(), *transformer.buffers()]:
-            tensor.normal_(std=0.02)
+        for name, tensor in transformer.state_dict().items():
+            if "norm" in name and name.endswith("weight") and tensor.dim() == 1:
+                tensor.fill_(1.0)
+            else:
+                tensor.normal_(std=0.02)
     # CLIP-L and CLIP-G, side by side, are as wide as the pooled embedding: 768 + 1280.
     pooled = shape["pooled_projection_dim"]
     narrow = pooled * 3 // 8

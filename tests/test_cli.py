@@ -34,7 +34,7 @@ def star(monkeypatch, capsys, tmp_path):
 def test_help_teaches(star):
     code, out, _ = star("--help")
     assert code == 0
-    for word in ("train", "evaluate", "reproduce", "diff", "mini", "bench", "key=value"):
+    for word in ("train", "evaluate", "reproduce", "diff", "mini", "bench", "doctor", "calibrate", "key=value"):
         assert word in out
 
 

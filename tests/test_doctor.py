@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST
+from test_cli import star  # noqa: F401 (a fixture)
 
 from star import cli
 from star.config import load
@@ -11,7 +12,7 @@ from star.doctor import checks, dry_run
 from star.doctor.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed
 from star.errors import UserError
 from star.pipeline import Base
-from star.shapes import AUTOENCODER, SD35_MEDIUM, random_pipeline, shape_of
+from star.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, random_pipeline, shape_of
 
 GIB = 2**30
 NARROW = {
@@ -41,6 +42,12 @@ def test_the_published_size_is_known_without_weights():
 def test_presets_fit_the_gpus_they_name(preset, memory):
     need = needed(load(["scale=paper", f"preset={preset}"]), SD35_MEDIUM)
     assert need.gpu < 0.9 * memory * GIB
+
+
+def test_the_large_model_fits_80_gb_with_any_preset():
+    for preset in ("gpu1", "gpu4", "gpu8"):
+        need = needed(load(["scale=paper", f"preset={preset}", "model=sd35_large"]), SD35_LARGE)
+        assert need.gpu < 0.9 * 80 * GIB
 
 
 def test_offloading_and_checkpointing_save_memory():
@@ -105,7 +112,7 @@ def test_a_small_model_on_this_machine_is_fine(monkeypatch, capsys, tmp_path, pi
     words = [word for word in FAST.split() if "group_size" not in word]
     found = by_name(checks.check(load([*words, f"model.path={pipeline_folder}", "evaluation.cross_images=0"])))
     assert all(finding.fine for finding in found.values()), found
-    assert "MiB" not in found["model"].found and "196 test prompts" in found["task geneval"].found
+    assert "of weights" in found["model"].found and "test prompts" in found["task geneval"].found
 
 
 def test_what_is_missing_says_what_to_do(monkeypatch, tmp_path):
@@ -146,6 +153,15 @@ def test_a_flag_may_be_written_as_a_setting(words, expected):
     assert cli._flag(words, "dry_run") == expected
     with pytest.raises(UserError, match="dry_run=maybe must be true or false"):
         cli._flag(["dry_run=maybe"], "dry_run")
+
+
+def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  # noqa: F811
+    code, out, _ = star("doctor", *FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0")
+    assert code == 0 and "fine" in out and "caution" in out
+    code, out, _ = star("doctor", "scale=paper", "task=ocr")
+    assert code == 1 and "hf download" in out and "what to do" in out
+    code, _, err = star("doctor", "dry_run=perhaps")
+    assert code == 2 and "dry_run=perhaps must be true or false" in err
 
 
 def test_help_names_presets_and_variants():

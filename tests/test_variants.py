@@ -7,7 +7,7 @@ import pytest
 import torch
 from fake_task import RedTask
 
-from star.config import options
+from star.config import load, options
 from star.shapes import AUTOENCODER, SD3_MEDIUM, SD35_LARGE, random_pipeline
 from star.trainer import Trainer
 
@@ -52,13 +52,10 @@ def test_the_guard_changes_the_gradient(make_config, tmp_path):
 
 @pytest.mark.parametrize("preset", options("preset"))
 def test_presets_train(make_config, preset):
-    """Checkpointing, offloading and the micro-batch of the preset, with few groups."""
-    size = {"gpu1": 8, "gpu4": 8, "gpu8": 9}[preset]
-    config = make_config(
-        f"preset={preset}", "train.epochs=1", "train.groups=2", f"train.micro_batch={size}", "train.group_size=9"
-    )
-    if preset != "gpu8":
-        config = make_config(f"preset={preset}", "train.epochs=1", "train.groups=2", f"train.micro_batch={size}")
+    """Checkpointing, offloading and the micro-batch of the preset, with two groups of that size."""
+    size = load(["scale=paper", f"preset={preset}"]).train.micro_batch
+    sizes = ["train.groups=2", f"train.group_size={size}", f"train.micro_batch={size}"]
+    config = make_config(f"preset={preset}", "train.epochs=1", *sizes)
     trainer = Trainer(config, RedTask())
     assert trainer.base.transformer.is_gradient_checkpointing == config.model.gradient_checkpointing
     figures = trainer.epoch(0)

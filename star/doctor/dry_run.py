@@ -6,11 +6,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from star.doctor.memory import needed
 from star.files import write_text
 from star.pipeline import Base
 from star.progress import bar
-from star.rollout import Sample, relevance_of, sample
+from star.rollout import Sample, sample
 from star.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.tasks import Prompt, Score
 from star.trainer import Part, Trainer
@@ -101,9 +102,9 @@ class Red:
     name = "dry run"
     protocol = "none"
     primary = "reward"
-    paired: dict[str, str] = {}
-    train = [PROMPT]
-    test = [PROMPT]
+    paired: Mapping[str, str] = MappingProxyType({})
+    train: Sequence[Prompt] = (PROMPT,)
+    test: Sequence[Prompt] = (PROMPT,)
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
         return [{"reward": float(image[..., 0].mean())} for image in images]
@@ -231,8 +232,9 @@ def _rollout_steps(trainer: Trainer) -> tuple[float, float, float]:
     """Median seconds of a rollout step without maps, with maps, and of the maps alone."""
     base, config = trainer.base, trainer.config
     texts = [PROMPT.text] * config.train.micro_batch
-    mask = base.core_columns(texts, [PROMPT.spans] * len(texts), config.relevance.columns)
-    timed = relevance_of(base, config.relevance, mask, Timed)
+    maps = config.relevance
+    mask = base.core_columns(texts, [PROMPT.spans] * len(texts), maps.columns)
+    timed = Timed(base.transformer, maps.blocks, mask, heads=maps.heads or "mean", softmax_over=maps.softmax_over)
     x = torch.randn(len(texts), *base.latent_shape, device=base.device)
 
     @torch.no_grad()
@@ -243,7 +245,9 @@ def _rollout_steps(trainer: Trainer) -> tuple[float, float, float]:
 
     step(timed)  # warm-up
     timed.seconds.clear()
-    plain, captured, started = [], [], time.monotonic()
+    plain: list[float] = []
+    captured: list[float] = []
+    started = time.monotonic()
     while not plain or time.monotonic() - started < SECONDS:
         plain.append(step(None))
         captured.append(step(timed))
