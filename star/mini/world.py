@@ -5,11 +5,11 @@ import numpy as np
 from evaluators.geneval import prompts
 from star.mini import scenes, signs
 
-SIGN_SHARE = 0.12
+SIGN_SHARE = 0.18
 # Objects and letters stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
 HAZE, SIGN_HAZE = 0.6, 0.95
-# Two objects and counting are what small models learn last, so they are drawn more often.
-TAG_SHARES = dict(zip(prompts.TAGS, (0.05, 0.32, 0.2, 0.07, 0.14, 0.22), strict=True))
+# Counting and two coloured objects are what small models learn last, so they are drawn more often.
+TAG_SHARES = dict(zip(prompts.TAGS, (0.08, 0.22, 0.16, 0.08, 0.26, 0.2), strict=True))
 
 
 def example(seed: int, index: int) -> tuple[np.ndarray, str]:
