@@ -296,7 +296,12 @@ sys.exit(run.matrix(sys.argv[2:]))
 
 
 def start(module: str, *words: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", PARENT, module, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, module, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
 
 
 def wait_for(condition, seconds: float = 120.0) -> None:
