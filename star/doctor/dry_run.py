@@ -170,7 +170,7 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
     """Write what was found to ``results/<scale>/dry_run.md``; gives the file and the rows of its table."""
     rows = _rows(run)
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    machine = f"{run.device}; {load}; {platform.platform()}; Python {platform.python_version()}"
+    machine = f"{run.device}; {load}; {platform.system()} {platform.machine()}; Python {platform.python_version()}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
     lines = [
         "# Dry run",
