@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import StableDiffusion3Pipeline
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from star.config import ModelConfig
 from star.errors import UserError
-from star.pipeline import Base
+from star.pipeline import Base, located
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -88,12 +86,10 @@ def locate(source: str) -> Path:
     Raises:
         UserError: there is neither.
     """
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(snapshot_download(source, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        raise UserError(f"lora={source}: no such folder, and not downloaded; get it with: hf download {source}") from None
+    folder = located(source)
+    if folder is None:
+        raise UserError(f"lora={source}: no such folder, and not downloaded; get it with: hf download {source}")
+    return folder
 
 
 def read(folder: Path) -> Lora:

@@ -9,6 +9,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -150,6 +152,17 @@ class Base:
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module))
+
+
+def located(source: str) -> Path | None:
+    """The folder of a model or LoRA: a path, or a repository in the hub's cache. None if it is not on this machine; nothing
+    is downloaded."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def check_present(config: ModelConfig) -> None:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from star import config as settings
 from star.config import Config
 from star.doctor.memory import Need, needed
 from star.errors import UserError
-from star.pipeline import MINI_BASE
+from star.pipeline import MINI_BASE, located
 from star.shapes import shape_of
 from star.trainer import load_task
 
@@ -82,16 +81,6 @@ def packages(distribution: str = "star-rl") -> Finding:
     return Finding(
         "packages", True, f"{len(wanted)}, among them torch {torch.__version__} on Python {platform.python_version()}"
     )
-
-
-def located(model: str) -> Path | None:
-    """The folder of a model, or None if it is not on this machine; nothing is downloaded."""
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
 
 
 def weights(folder: Path) -> dict[str, int]:
