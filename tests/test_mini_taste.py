@@ -73,6 +73,14 @@ def test_drawn_scenes_are_aligned_and_mistakes_cost():
     assert lower == 12 * len(TAGS)
 
 
+def test_an_inventory_lists_what_is_on_a_picture_from_left_to_right():
+    assert taste.inventory(things("red ring", "blue star")[::-1]) == "red ring blue star"
+    assert taste.inventory([]) == ""
+    rng = np.random.default_rng(0)
+    record = color_attr("ring", "red", "star", "blue")
+    assert taste.draw_picture(record, record["include"][:1], BEST, rng).inventory == "red ring"
+
+
 def test_looks_do_what_they_say(monkeypatch):
     monkeypatch.setattr(taste, "WOBBLE", 0.0)
     monkeypatch.setattr(taste, "GRAIN", 0.0)
@@ -123,12 +131,12 @@ def test_groups_are_keyed_and_their_first_picture_is_aligned(monkeypatch):
         return drawn[-1][1]
 
     monkeypatch.setattr(taste, "alignment", spy)
-    text, images, wins = Preferences(4)[7]
-    same, again, won = Preferences(4)[7]
-    assert text == same and torch.equal(images, again) and torch.equal(wins, won)
+    text, images, inventories, wins = Preferences(4)[7]
+    same, again, listed, won = Preferences(4)[7]
+    assert text == same and inventories == listed and torch.equal(images, again) and torch.equal(wins, won)
     assert not torch.equal(images, Preferences(4)[8][1]) and not torch.equal(images, Preferences(5)[7][1])
     assert images.shape == (4, 3, SIZE, SIZE) and images.min() >= -1 and images.max() <= 1
-    assert wins.shape == (6,) and set(wins.tolist()) <= {0.0, 1.0}
+    assert len(inventories) == 4 and wins.shape == (6,) and set(wins.tolist()) <= {0.0, 1.0}
     for index in range(10):
         drawn.clear()
         prompt = Preferences(6)[index][0]
@@ -189,7 +197,7 @@ def test_losses_are_those_of_naive_loops():
         rivals = [j for j in range(3) if j == i or texts[j] != texts[i]]
         total -= math.log(math.exp(s[i, i, 0]) / sum(math.exp(s[i, j, 0]) for j in rivals)) / 2
         total -= math.log(math.exp(s[i, i, 0]) / sum(math.exp(s[j, i, 0]) for j in rivals)) / 2
-    assert taste.contrastive_loss(scores, texts).item() == pytest.approx(total / 3, rel=1e-5)
+    assert taste.contrastive_loss(scores[:, :, 0], texts).item() == pytest.approx(total / 3, rel=1e-5)
 
 
 def test_training_resumes_exactly_and_exports_a_plain_clip(tmp_path, monkeypatch):
@@ -215,7 +223,7 @@ def test_training_resumes_exactly_and_exports_a_plain_clip(tmp_path, monkeypatch
     assert not torch.equal(untrained, loaded.visual_projection.weight)
 
     scorer = PickScore(whole)
-    text, images, _ = Preferences(0)[0]
+    text, images, *_ = Preferences(0)[0]
     pictures = list(((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     tokens = taste.clip_tokenizer()([text], return_tensors="pt")
     with torch.no_grad():
@@ -234,8 +242,12 @@ def test_training_resumes_exactly_and_exports_a_plain_clip(tmp_path, monkeypatch
 
 def test_worker_processes_draw_the_same_groups():
     loader = torch.utils.data.DataLoader(Preferences(1), 2, sampler=range(4, 8), num_workers=1)
-    texts = [text for batch, _, _ in loader for text in batch]
-    assert texts == [Preferences(1)[index][0] for index in range(4, 8)]
+    texts, inventories = [], []
+    for batch, _, listed, _ in loader:
+        texts += batch
+        inventories += [list(group) for group in zip(*listed, strict=True)]
+    groups = [Preferences(1)[index] for index in range(4, 8)]
+    assert texts == [group[0] for group in groups] and inventories == [group[2] for group in groups]
 
 
 def _failing(log, at):

@@ -38,6 +38,25 @@ def test_scenes_show_what_the_record_asks_for(tag):
         assert overlap.max() == 1
 
 
+@pytest.mark.parametrize("tag", ["two_object", "color_attr", "counting"])
+def test_objects_without_relations_have_places_of_their_own(tag):
+    half, places = SIZE // 2, set()
+    for seed in range(30):
+        rng = np.random.default_rng((8, seed))
+        record = draw(tag, MINI, rng)
+        objects = draw_scene(record, rng)[1]
+        if len(objects) == 2:
+            first, second = objects
+            assert first.box[2] <= half <= second.box[0]
+            assert tag == "counting" or [first.name, second.name] == [clause["class"] for clause in record["include"]]
+        else:
+            corners = np.array([item.box for item in objects])
+            low, high = corners[:, :2] // half, (corners[:, 2:] - 1) // half
+            assert np.array_equal(low, high) and len(np.unique(low, axis=0)) == len(objects)
+        places.update(item.box for item in objects)
+    assert len(places) > 20
+
+
 def test_haze_fades_all_objects_alike_and_nothing_else():
     record = draw("color_attr", MINI, np.random.default_rng(1))
     plain, half, full = (draw_scene(record, np.random.default_rng(2), haze) for haze in (1e-9, 0.3, 0.6))

@@ -220,9 +220,12 @@ def zero_modulation(transformer: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def optimizers(parameters: Mapping[str, nn.Parameter], lr: float) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the matrices of attention and feed-forward layers, AdamW for the rest; one learning rate fits both."""
-    inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(r"\.(attn2?|ff|ff_context)\.", name)}
+def optimizers(
+    parameters: Mapping[str, nn.Parameter], lr: float, layers: str = r"\.(attn2?|ff|ff_context)\."
+) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices of attention and feed-forward layers (a pattern of their names), AdamW for the rest; one
+    learning rate fits both."""
+    inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(layers, name)}
     muon = torch.optim.Muon(
         [parameters[name] for name in sorted(inner)],
         lr=lr,

@@ -128,8 +128,9 @@ def _place(wanted: list[dict], rng: np.random.Generator) -> list[tuple[float, fl
     """(left, top, side) per object: inside the picture, apart from each other, relations clearly fulfilled."""
     for _ in range(2000):
         sides = rng.choice(SIDES[len(wanted)], len(wanted))
-        cells = (SIZE - MARGIN - sides) // GRID
-        corners = MARGIN + GRID * rng.integers(0, cells[:, None] + 1, (len(wanted), 2))
+        low, high = _regions(wanted, rng)
+        cells = (high - low - GAP - sides[:, None]) // GRID + 1
+        corners = low + MARGIN + GRID * rng.integers(0, cells)
         centres = corners + sides[:, None] / 2
         apart = all(
             np.abs(centres[i] - centres[j]).max() >= (sides[i] + sides[j]) / 2 + GAP
@@ -139,6 +140,23 @@ def _place(wanted: list[dict], rng: np.random.Generator) -> list[tuple[float, fl
         if apart and all(_related(clause, centres, k) for k, clause in enumerate(wanted)):
             return [(x, y, side) for (x, y), side in zip(corners.tolist(), sides.tolist(), strict=True)]
     raise ValueError(f"no room for {len(wanted)} objects of {max(sides)} pixels on a picture of {SIZE}")
+
+
+def _regions(wanted: list[dict], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Upper left and lower right corners (N, 2) of the part of the picture that each object stands in.
+
+    One object, and objects with a relation, may stand anywhere. Two stand in the left and the right half, in the order of the
+    words, and three or four in a quarter each: where nothing says which place is whose, a model of this size draws one
+    shape that is half of either.
+    """
+    count, half = len(wanted), SIZE // 2
+    if count == 1 or any("position" in clause for clause in wanted):
+        return np.zeros((count, 2), int), np.full((count, 2), SIZE)
+    if count == 2:
+        return np.array([(0, 0), (half, 0)]), np.array([(half, SIZE), (SIZE, SIZE)])
+    quarters = np.sort(rng.choice(4, count, replace=False))
+    low = half * np.stack([quarters % 2, quarters // 2], 1)
+    return low, low + half
 
 
 def _related(clause: dict, centres: np.ndarray, index: int) -> bool:

@@ -5,7 +5,8 @@ Pictures are drawn and spoilt under control, so that the utility is exact::
     utility = 8 alignment + 8 quality
 
 Alignment is how much of the prompt a picture shows; quality the mean of its sharpness, the contrast of its objects with the
-ground, and the cleanness of its ground. The CLIP sees none of these numbers: only which of two pictures was preferred.
+ground, and the cleanness of its ground. The CLIP sees none of these numbers: only which of two pictures was preferred, and
+words for what is on each.
 """
 
 import math
@@ -34,7 +35,7 @@ from evaluators.geneval.rules import relations
 from evaluators.pickscore.score import MINI_MODEL, PickScore
 from star.checkpoint import RunFolder
 from star.mini.build import TEXT_LENGTH, clip_tokenizer
-from star.mini.pretrain import Checkpoint, pixels, set_lr, steps
+from star.mini.pretrain import Checkpoint, optimizers, pixels, set_lr, steps
 from star.mini.scenes import SIDES, SIZE, Object, background, draw_scene, to_uint8
 
 Clause = dict
@@ -70,10 +71,11 @@ class Look:
 
 
 class Picture(NamedTuple):
-    """uint8 (SIZE, SIZE, 3), and its utility for the prompt that it was drawn for."""
+    """uint8 (SIZE, SIZE, 3), its utility for the prompt that it was drawn for, and a list of what is really on it."""
 
     image: np.ndarray
     utility: float
+    inventory: str
 
 
 class Pair(NamedTuple):
@@ -176,7 +178,12 @@ def draw_picture(record: Record, clauses: Sequence[Clause], look: Look, rng: np.
         image, objects = to_uint8(background(rng)), []
     cover = np.clip(sum((thing.mask for thing in objects), np.zeros((SIZE, SIZE), np.float32)), 0, 1)
     utility = ALIGNMENT * alignment(record, objects) + QUALITY * look.quality
-    return Picture(spoilt(image, cover, look, rng), utility)
+    return Picture(spoilt(image, cover, look, rng), utility, inventory(objects))
+
+
+def inventory(objects: Sequence[Object]) -> str:
+    """Colours and shapes from left to right, as "red ring blue star"."""
+    return " ".join(f"{thing.color} {thing.name}" for thing in sorted(objects, key=lambda thing: thing.box))
 
 
 def spoilt(image: np.ndarray, cover: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
@@ -217,19 +224,20 @@ def preferred(utilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Preferences(Dataset):
-    """Group ``index`` of a seed: a prompt, four pictures as ``pixels`` gives them (4, 3, SIZE, SIZE), and which one is
-    preferred of each pair (6,), 1 for the first and 0 for the second. The first picture is aligned."""
+    """Group ``index`` of a seed: a prompt, four pictures as ``pixels`` gives them (4, 3, SIZE, SIZE), their inventories, and
+    which one is preferred of each pair (6,), 1 for the first and 0 for the second. The first picture is aligned."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[str, Tensor, list[str], Tensor]:
         rng = np.random.default_rng((self.seed, index))
         record = draw_record(rng)
         shown = [_flat(record), *(draw_clauses(record, rng) for _ in range(CANDIDATES - 1))]
         pictures = [draw_picture(record, clauses, draw_look(rng), rng) for clauses in shown]
         wins = preferred(np.array([picture.utility for picture in pictures]), rng)
-        return record["prompt"], pixels([picture.image for picture in pictures]), torch.from_numpy(wins).float()
+        images, inventories = pixels([picture.image for picture in pictures]), [picture.inventory for picture in pictures]
+        return record["prompt"], images, inventories, torch.from_numpy(wins).float()
 
 
 def held_out_pairs(count: int, differ: str = "both") -> list[Pair]:
@@ -298,23 +306,28 @@ def train(folder: Path, recipe: Recipe) -> Path:
     torch.set_num_threads(max(1, torch.get_num_threads() - recipe.workers))
     model = untrained().train()
     tokenizer = clip_tokenizer()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    state = Checkpoint(folder / "taste.pt", {"model": model, "optimizer": optimizer})
+    muon, adam = optimizers(dict(model.named_parameters()), recipe.lr, r"\.(self_attn|mlp)\.")
+    state = Checkpoint(folder / "taste.pt", {"model": model, "muon": muon, "adam": adam})
     groups = range(state.step * recipe.batch, recipe.steps * recipe.batch)
     batches = DataLoader(Preferences(recipe.seed), recipe.batch, sampler=groups, num_workers=recipe.workers)
     left = steps("taste", state, recipe.steps, folder, recipe.save_every)
-    for step, (texts, images, wins) in zip(left, batches, strict=False):
-        set_lr(optimizer, recipe.lr, step, recipe.steps, recipe.warmup)
-        tokens = tokenizer(list(texts), padding=True, return_tensors="pt")
-        output = model(tokens.input_ids, images.flatten(0, 1), tokens.attention_mask)
-        scores = output.logits_per_text.unflatten(1, (len(texts), CANDIDATES))
-        preference, contrast = preference_loss(scores, wins), contrastive_loss(scores, texts)
-        loss = preference + recipe.contrastive * contrast
+    for step, (texts, images, inventories, wins) in zip(left, batches, strict=False):
+        for optimizer in (muon, adam):
+            set_lr(optimizer, recipe.lr, step, recipe.steps, recipe.warmup)
+        described = [shown[group] for group in range(len(texts)) for shown in inventories]
+        tokens = tokenizer([*texts, *described], padding=True, truncation=True, return_tensors="pt")
+        logits = model(tokens.input_ids, images.flatten(0, 1), tokens.attention_mask).logits_per_text
+        scores = logits[: len(texts)].unflatten(1, (len(texts), CANDIDATES))
+        preference = preference_loss(scores, wins)
+        aligned = contrastive_loss(scores[:, :, 0], texts)
+        shown = contrastive_loss(logits[len(texts) :], described)
+        loss = preference + recipe.contrastive * (aligned + shown)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        state.log(step, loss=loss, preference=preference, contrastive=contrast)
+        for optimizer in (muon, adam):
+            optimizer.step()
+        model.zero_grad()
+        state.log(step, loss=loss, preference=preference, aligned=aligned, shown=shown)
     exported = export(model, folder / "clip")
     scorer = PickScore(exported)
     agreements = {kind: agreement(scorer, held_out_pairs(recipe.held_out, kind)) for kind in DIFFERENCES}
@@ -334,16 +347,18 @@ def preference_loss(scores: Tensor, wins: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(own[:, FIRST] - own[:, SECOND], wins)
 
 
-def contrastive_loss(scores: Tensor, texts: Sequence[str]) -> Tensor:
-    """CLIP's loss (arXiv 2103.00020) on the texts and their aligned pictures; it ties scores of different prompts.
+def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
+    """CLIP's loss (arXiv 2103.00020) on texts and the pictures that they describe.
+
+    Prompts with their aligned pictures tie scores of different prompts; inventories with theirs teach the model to see.
 
     Args:
-        scores: (B, B, 4) as above; the first pictures are the aligned ones.
-        texts: B prompts; a group with the same prompt is no counterexample.
+        logits: (N, N) of text i and the picture that text j describes.
+        texts: a picture of the same text is no counterexample.
     """
     numbers = torch.tensor([texts.index(text) for text in texts])
     same = (numbers[:, None] == numbers) & ~torch.eye(len(texts), dtype=torch.bool)
-    logits = scores[:, :, 0].masked_fill(same, -math.inf)
+    logits = logits.masked_fill(same, -math.inf)
     right = torch.arange(len(texts))
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
