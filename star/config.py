@@ -66,6 +66,8 @@ class ModelConfig:
         gradient_checkpointing: trade a second forward for memory.
         name: of a base model that is not the scale's own; it becomes part of the method's name in results.
         offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work.
+        shard: each process keeps only its part of the transformer's frozen weights (FSDP2); for ``lora``. It changes where
+            weights are and not what is computed, so it is no part of a run's identity.
     """
 
     path: str | None
@@ -79,6 +81,7 @@ class ModelConfig:
     gradient_checkpointing: bool
     offload: bool
     name: str | None = None
+    shard: bool = False
 
 
 @dataclass
@@ -332,6 +335,11 @@ def check(config: Config) -> None:
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
     if sampling.kind == "cps" and train.guard:
         raise UserError("train.guard normalises the log-ratios of densities, which cps transitions do not have; use kind=sde")
+    if config.model.shard and config.model.parameters == "full":
+        raise UserError(
+            "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
+            "or model.shard=false"
+        )
     for name in config.rewards.others:
         if name not in config.evaluators or name == config.task.name:
             known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
@@ -399,10 +407,12 @@ def to_dict(config: Config) -> dict:
 
 
 def identity(config: Config, evaluation: bool = True) -> dict:
-    """What makes a run the run that it is: all settings but its place and its tracker, and, for training alone, but the
-    evaluation."""
+    """What makes a run the run that it is: all settings but its place, its tracker and where its weights are, and, for
+    training alone, but the evaluation."""
     outside = {"run", "tracker"} if evaluation else {"run", "tracker", "evaluation"}
-    return {name: value for name, value in to_dict(config).items() if name not in outside}
+    known = {name: value for name, value in to_dict(config).items() if name not in outside}
+    del known["model"]["shard"]
+    return known
 
 
 def base_identity(config: Config) -> dict:

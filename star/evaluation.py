@@ -46,6 +46,9 @@ def evaluate(
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
+    if base.sharded and len(mine) < len(batches[:: accelerator.num_processes]):
+        # Sharded weights want equally many calls of every process: this one draws the first batch once more.
+        mine += batches[:1]
     base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
     judged: list[tuple[tuple[int, int], dict, Tensor]] = []
     samples: dict[str, np.ndarray] = {}
@@ -55,8 +58,8 @@ def evaluate(
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
         judged += zip(part, task.judge(prompts, list(drawn.numpy())), thumbnails(drawn), strict=True)
         samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
-    judged = gather(accelerator, judged)
-    judged.sort(key=lambda item: item[0])
+    by_job = {item[0]: item for item in gather(accelerator, judged)}
+    judged = [by_job[job] for job in jobs]
     prompts = [task.test[number] for (number, _), *_ in judged]
     verdicts = [verdict for _, verdict, _ in judged]
     scores = task.summarise(prompts, verdicts)

@@ -18,6 +18,7 @@ from star.config import ModelConfig
 from star.core_words import Span, token_columns
 from star.ema import swapped
 from star.errors import UserError
+from star.sharding import several_processes, shard
 from star.text import EMPTY, TextCache, visiting
 
 MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
@@ -30,6 +31,7 @@ class Base:
         pipeline: the ``StableDiffusion3Pipeline``.
         transformer: its transformer, with adapters if ``parameters`` is ``lora``.
         trained: name -> trained parameter, float32.
+        sharded: whether processes hold the frozen weights together, so that all must call :meth:`velocity` equally often.
         encode: texts -> embeddings (B, columns, width) and pooled embeddings (B, width).
     """
 
@@ -48,9 +50,13 @@ class Base:
         """
         self.config, self.device = config, device
         self.pipeline = pipeline or _load(config)
-        self._rest = torch.device("cpu") if config.offload else device
+        self.sharded = config.shard and several_processes()
+        main_memory = torch.device("cpu")
+        self._rest = main_memory if config.offload else device
+        # The whole transformer need not fit on the device where it is sharded.
+        start = main_memory if self.sharded else device
         for name, module in self._modules():
-            module.requires_grad_(False).to(device if name == "transformer" else self._rest).eval()
+            module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
         self.pipeline.vae.float()
         self.transformer = self.pipeline.transformer
@@ -61,7 +67,9 @@ class Base:
             self.transformer.float().requires_grad_(True)
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
         for parameter in self.trained.values():
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(device, torch.float32)
+        if self.sharded:
+            shard(self.transformer, self.trained.values(), device)
         # Full fine-tuning needs a copy of where it started; adapters are simply left out.
         self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
         if config.gradient_checkpointing:

@@ -16,24 +16,24 @@ def gather(accelerator: Accelerator, items: list) -> list:
     Raises:
         RunStopped: another process has died.
     """
-    with _together():
+    with together():
         return gather_object(items) if accelerator.num_processes > 1 else items
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
     """The sum over all processes; raises what :func:`gather` does."""
-    with _together():
+    with together():
         return accelerator.reduce(values, "sum")
 
 
 def wait(accelerator: Accelerator) -> None:
     """Until all processes are here; raises what :func:`gather` does."""
-    with _together():
+    with together():
         accelerator.wait_for_everyone()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """Inside is communication alone, whose errors mean that somebody is not there any more."""
     try:
         yield

@@ -24,7 +24,7 @@ from star.bench.results import commit, config_hash
 from star.checkpoint import RunFolder
 from star.config import Config
 from star.ema import EMA
-from star.errors import RunStopped
+from star.errors import RunStopped, UserError
 from star.evaluation import evaluate
 from star.noise import generator
 from star.objective import advantages, clip_range_for, guarded, kl, log_prob_map, mixed_rewards, policy_loss, zero_std_share
@@ -71,6 +71,8 @@ class Trainer:
         self.base = base or Base(config.model, self.accelerator.device, config.seed)
         self.task = task or load_task(config, config.task.name)
         self.others = {name: load_task(config, name) for name in config.rewards.others}
+        if self.base.sharded:
+            self._check_shares()
         # Blocks that the model does not have are told before anything is written.
         relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
         self.schedule = sigmas(config.sampling.steps).to(self.base.device)
@@ -273,6 +275,16 @@ class Trainer:
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
 
+    def _check_shares(self) -> None:
+        """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""
+        train, ranks = self.config.train, self.accelerator.num_processes
+        batches = train.groups * train.group_size // train.micro_batch
+        if any(len(share) % ranks for share in self._shares(batches, 0)):
+            raise UserError(
+                f"model.shard=true: {batches} micro-batches in {train.updates_per_epoch} updates are no equal shares for "
+                f"{ranks} processes; use another number of processes, another train.micro_batch or model.shard=false"
+            )
+
     def _learning_rate(self, epoch: int) -> float:
         train = self.config.train
         return train.lr if train.schedule == "constant" else train.lr * (1 - epoch / train.epochs)
@@ -287,7 +299,10 @@ class Trainer:
         config, trajectory = self.config, part.trajectory
         train, method = config.train, config.method
         if train.beta == 0 and not part.advantages.any():
-            return
+            if not self.base.sharded:
+                return
+            # Its gradient is 0 and its figures do not count, but other processes need this one's part of the weights.
+            figures = defaultdict(list)
         texts = [self._text(s) for s in trajectory.samples]
         gains = part.advantages.to(self.base.device)
         for row, step in enumerate(trajectory.steps):

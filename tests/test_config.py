@@ -1,7 +1,7 @@
 import pytest
 
 from star.allocation import ARMS
-from star.config import CHOICES, cautions, get, label, load, options, to_yaml
+from star.config import CHOICES, base_identity, cautions, get, identity, label, load, options, to_yaml
 from star.errors import UserError
 
 
@@ -68,6 +68,11 @@ def test_no_change_of_the_scale_is_no_part_of_the_run():
     assert cautions(config) == [] and config.run == "runs/mini/geneval/star/seed0" and config.variant is None
 
 
+def test_where_the_weights_are_is_no_part_of_the_run():
+    whole, shared = (load([f"model.shard={shard}"]) for shard in (False, True))
+    assert identity(whole) == identity(shared) and base_identity(whole) == base_identity(shared)
+
+
 def test_paper_scale_holds_flow_grpos_published_settings():
     config = load(["scale=paper", "method=flow_grpo"])
     expected = {
@@ -127,6 +132,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
         (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),
         (["variant=guard", "sampling.kind=cps"], "train.guard normalises the log-ratios of densities"),
+        (["model.parameters=full", "model.shard=true"], "use model.parameters=lora or model.shard=false"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(words, message):

@@ -58,6 +58,15 @@ def test_offloading_and_checkpointing_save_memory():
     assert gpu("sampling.guidance=1", "train.micro_batch=16") <= gpu("train.micro_batch=8")
 
 
+def test_gpus_that_share_the_weights_need_less_memory():
+    words = ["scale=paper", "preset=gpu4", "model=sd35_large"]
+    whole, shared = (load([*words, f"model.shard={shard}"]) for shard in (False, True))
+    assert needed(whole, SD35_LARGE, processes=4) == needed(shared, SD35_LARGE, processes=1) == needed(whole, SD35_LARGE)
+    saved = needed(whole, SD35_LARGE).gpu - needed(shared, SD35_LARGE, processes=4).gpu
+    assert saved == pytest.approx((3 / 4 - 2 / 38) * 2 * needed(whole, SD35_LARGE).parameters)
+    assert needed(shared, SD35_LARGE, processes=4).process == needed(whole, SD35_LARGE).process
+
+
 @pytest.mark.parametrize(("dual", "keeps"), [((), BLOCK_KEEPS), ((0, 1, 2), DUAL_BLOCK_KEEPS)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_a_block_keeps_is_what_the_estimate_says(dual, keeps, checkpointing):

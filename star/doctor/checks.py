@@ -55,7 +55,7 @@ def check(config: Config) -> list[Finding]:
     model = config.model.path or str(MINI_BASE)
     folder = located(model)
     others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None
-    need = needed(config, shape_of(model), others)
+    need = needed(config, shape_of(model), others, _processes())
     return [
         packages(),
         _device(need),
@@ -159,12 +159,19 @@ def _device_memory(config: Config, need: Need) -> Finding:
     if need.gpu <= have:
         return Finding("GPU memory", True, found)
     ways = ["model.gradient_checkpointing=true"] * (not config.model.gradient_checkpointing)
-    ways += ["model.offload=true"] * (not config.model.offload) + [f"train.micro_batch below {config.train.micro_batch}"]
+    ways += ["model.offload=true"] * (not config.model.offload)
+    ways += ["model.shard=true"] * (_processes() > 1 and config.model.parameters == "lora" and not config.model.shard)
+    ways += [f"train.micro_batch below {config.train.micro_batch}"]
     return Finding("GPU memory", False, found, " or ".join(ways))
 
 
+def _processes() -> int:
+    """That a run would have on this machine: one per GPU."""
+    return max(1, torch.cuda.device_count())
+
+
 def _main_memory(need: Need) -> Finding:
-    processes = max(1, torch.cuda.device_count())
+    processes = _processes()
     have, wanted = psutil.virtual_memory().available, processes * need.process
     found = f"{_gib(have)} available, {_gib(wanted)} needed by {processes} process{'es' * (processes > 1)} (estimate)"
     return Finding("main memory", wanted <= have, found, "" if wanted <= have else "fewer processes, or a larger machine")

@@ -53,17 +53,20 @@ class Need:
     checkpoint: float
 
 
-def needed(config: Config, shape: Shape, others: float | None = None) -> Need:
+def needed(config: Config, shape: Shape, others: float | None = None, processes: int = 1) -> Need:
     """What a run of these settings needs with a model of this shape.
 
     Args:
         config: the settings.
         shape: of the transformer.
         others: bytes of text encoders and autoencoder; by default those of the SD3 family.
+        processes: that share the weights, if the settings say so.
     """
     size = SIZES[config.model.dtype]
     total, trained = _parameters(config, shape)
     transformer = size * total
+    # Of sharded weights a GPU holds its part and two blocks, the one that computes and the next, which is being gathered.
+    part = min(1, 1 / processes + 2 / shape["num_layers"]) if config.model.shard else 1
     if others is None:
         others = size * TEXT_ENCODER_PARAMETERS + 4 * AUTOENCODER_PARAMETERS
     # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
@@ -71,7 +74,7 @@ def needed(config: Config, shape: Shape, others: float | None = None) -> Need:
     beside = max(activations, others) if config.model.offload else activations + others
     return Need(
         parameters=total,
-        gpu=transformer + TRAINED_BYTES * trained + beside + GPU_OVERHEAD,
+        gpu=part * transformer + TRAINED_BYTES * trained + beside + GPU_OVERHEAD,
         process=transformer + others + PROCESS_OVERHEAD,
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
