@@ -156,8 +156,8 @@ def test_every_chapter_has_what_it_is_for(whole):
 
 
 def test_text_keeps_numbers_whole_and_shows_code():
-    assert _inline("95 % of `a < b`: +0.1 [−0.2, +0.3] (0.11, 0.12)") == (
-        "95\xa0% of <code>a &lt; b</code>: +0.1 [−0.2,\xa0+0.3] (0.11,\xa00.12)"
+    assert _inline("95 % of `a < b`: +0.1 [−0.2, +0.3] (0.11, 0.12) 0.5 ± 0.1") == (
+        "95\xa0% of <code>a &lt; b</code>: +0.1 [−0.2,\xa0+0.3] (0.11,\xa00.12) 0.5\xa0±\xa00.1"
     )
 
 

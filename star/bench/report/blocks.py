@@ -17,8 +17,8 @@ from PIL import Image
 from star.bench.statistics import Estimate
 
 MISSING = "–"
-UNBROKEN = re.compile(r"(?<=\d) (?=%)|(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
-"""Spaces at which a number must not part from its unit, nor what is in brackets."""
+UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
+"""Spaces at which a number must not part from its unit or error, nor what is in brackets."""
 
 
 @dataclass(frozen=True)
