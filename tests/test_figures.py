@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import pytest
 
@@ -68,6 +69,10 @@ def test_curves_are_running_means_and_short_runs_are_shown_as_they_are():
     long = max(lines(svg), key=len)
     steps = [long[i + 1][1] - long[i][1] for i in range(3)]
     assert steps == pytest.approx([steps[0]] * 3, rel=1e-3) and steps[0] < 0
+    assert [text for text in texts(svg) if text in ("0", "3")] == ["3", "0"]  # the seeds, from the lowest end
+    alike = curves_svg(dict.fromkeys(range(4), CURVES[0]), {}, "#D55E00", (0, 0.6), "alike")
+    places = [float(y) for y in re.findall(r' y="([-\d.]+)"[^>]*>[0-3]</text>', alike)]
+    assert len(places) == 4 and min(abs(a - b) for a, b in pairwise(places)) > 8  # readable, also above the axis
     with_reference = curves_svg(CURVES, {1: CURVES[0]}, "#D55E00", (0, 1), "curves")
     assert sorted(len(points) for points in lines(with_reference)) == [2, 4, 4]
 

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import FAST
-from fake_results import ARMS, EVALUATION_SEED, SEEDS, TASKS, hashed, rows, verdicts, write_matrix, write_run
+from fake_results import ARMS, EVALUATION_SEED, PROTOCOLS, SEEDS, TASKS, hashed, rows, verdicts, write_matrix, write_run
 from PIL import Image
 from safetensors.torch import save_file
 
 from star.bench.comparison import compare, variances
 from star.bench.report import report
+from star.bench.report.blocks import _inline
 from star.bench.report.collect import METHODS, collect
 from star.bench.report.made import overrides
-from star.bench.report.pictures import read_config
+from star.bench.report.pictures import read_config, trained_steps
 from star.bench.results import read, write
 from star.bench.statistics import paired_difference, score_variances
 from star.config import load, to_dict, to_yaml
@@ -84,8 +85,10 @@ def test_the_page_needs_nothing_but_itself(whole):
             assert value.startswith(("data:image/png;base64,", "#")) or not value
     style = re.search(r"<style>(.*?)</style>", whole[1], re.DOTALL)[1]
     assert "@import" not in style and "url(http" not in whole[1]
-    for needed in ("prefers-color-scheme: dark", "@media print"):
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", whole[1]))
+    for needed in ("prefers-color-scheme: dark", "@media print", "@media (max-width: 40rem)"):
         assert needed in style
+    assert len(whole[1]) < 3_000_000
 
 
 def test_the_page_can_be_read_by_machines(whole):
@@ -125,11 +128,86 @@ def test_every_chapter_is_there(whole):
     ]
 
 
+def test_every_chapter_has_what_it_is_for(whole):
+    """Tables, drawings and pictures of each chapter of the page, and words that must be in it."""
+    parts = re.split(r'<section id="(\w+)">', whole[1])
+    chapters = {name: Page(text[: text.rindex("</section>")]) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    arms = len(ARMS)
+    expected = {
+        "says": (0, 0, 0, "STAR minus star_shuffled is"),
+        "paper": (6, 0, 0, "not comparable (mini) 0.9759"),
+        "learning": (6, 3 * arms, 0, "a line per seed"),
+        "ablation": (1 + 6 + 6, 6, 0, "does the map have to match the prompt?"),
+        "uncertainty": (3, 0, 0, "evaluation noise"),
+        "maps": (0, 0, 0, "Not drawn"),
+        "samples": (0, 0, 1, "not chosen by eye"),
+        "elsewhere": (2, 6, 0, "trained for"),
+        "tags": (2, 2, 0, "published 0.98"),
+        "cost": (6, 0, 0, "seconds of an epoch"),
+        "made": (3, 0, 0, "star train task=geneval scale=mini method=star seed=2"),
+    }
+    for name, (tables, svgs, images, words) in expected.items():
+        page = chapters[name]
+        assert [len(page.all(tag)) for tag in ("table", "svg", "img")] == [tables, svgs, images], name
+        assert words in " ".join(" ".join(page.text).split()).replace("\xa0", " "), name
+    assert list(chapters) == list(expected)
+    assert all(f"seed={seed}" in whole[2] and hashed("ocr", "star", seed) in whole[2] for seed in SEEDS)
+    assert {"abc1234567", *PROTOCOLS.values(), "torch"} <= set(re.findall(r"[\w./-]+", whole[2]))
+
+
+def test_text_keeps_numbers_whole_and_shows_code():
+    assert _inline("95 % of `a < b`: +0.1 [−0.2, +0.3] (0.11, 0.12) 0.5 ± 0.1") == (
+        "95\xa0% of <code>a &lt; b</code>: +0.1 [−0.2,\xa0+0.3] (0.11,\xa00.12) 0.5\xa0±\xa00.1"
+    )
+
+
+def test_star_is_set_against_the_controls_too(whole):
+    page = Page(whole[1])
+    forests = [svg["aria-label"] for svg in page.all("svg") if "STAR minus every other arm" in svg["aria-label"]]
+    assert len(forests) == len(TASKS)
+    ours = compare(images_of("ocr", "star", "star_shuffled"), "star", "star_shuffled", "reward", "accuracy")
+    low, high = ours.delta.interval
+    assert f"star_shuffled {ours.delta.value:+.3f} [{low:+.3f}, {high:+.3f}]" in forests[1]
+    lines = table(section(whole[2], "Ablation"), "ocr, accuracy: STAR minus every other arm")
+    assert [line[0] for line in lines[1:]] == [
+        *("dense_uniform", "spatial only", "temporal only", "star_shuffled", "star_random"),
+    ]
+
+
+def test_differences_by_tag_are_those_of_its_prompts(whole):
+    images = images_of("geneval", "star", "flow_grpo")
+    ours = compare(images[images["stratum"] == "counting"], "star", "flow_grpo", "correct", "official macro")
+    lines = table(section(whole[2], "GenEval by kind"), "GenEval, official rule, by tag: paired differences")
+    (line,) = (line for line in lines if line[0] == "counting")
+    assert line[1].startswith(f"{ours.delta.value:+.3f} [") and line[3] == f"{ours.images} of {ours.prompts} prompts"
+    seeds = [r.value for s in SEEDS for r in rows("geneval", "star", s) if r.metric == "geneval_official_counting"]
+    (line,) = (
+        line
+        for line in table(section(whole[2], "GenEval by kind"), "GenEval, official rule, by tag: mean")
+        if line[0] == "STAR"
+    )
+    assert line[4] == f"{np.mean(seeds):.2f} ({', '.join(f'{value:.2f}' for value in seeds)})"
+
+
+def test_what_is_worked_out_is_written_for_programs(whole):
+    folder = whole[0] / "results" / "mini" / "tables"
+    differences = pd.read_csv(folder / "differences.csv")
+    ours = compare(images_of("ocr", "star", "flow_grpo"), "star", "flow_grpo", "reward", "accuracy")
+    (line,) = differences.query(
+        "task == 'ocr' and score == 'accuracy' and arm == 'star' and reference == 'flow_grpo'"
+    ).to_dict("records")
+    assert (line["difference"], line["low"], line["high"]) == pytest.approx((ours.delta.value, *ours.delta.interval), abs=1e-6)
+    assert line["seeds"] == "0 1 2" and line["images"] == 48
+    paper = pd.read_csv(folder / "against_paper.csv")
+    (line,) = paper.query("task == 'ocr' and metric == 'ocr_accuracy' and method == 'star'").to_dict("records")
+    assert (line["status"], line["reference"]) == ("not comparable (mini)", 0.9757)
+
+
 def test_a_claim_is_made_of_the_paired_difference(whole):
     star, other = (pd.concat([verdicts("ocr", m, s).assign(seed=s) for s in SEEDS]) for m in ("star", "flow_grpo"))
     delta = paired_difference(star["reward"], other["reward"], list(star["prompt"]), seeds=list(star["seed"]))
     low, high = delta.interval
-    expected = f"STAR minus Flow-GRPO is {delta.value:+.3f} [{low:+.3f}, {high:+.3f}] on the reward"
+    expected = f"STAR minus Flow-GRPO is {delta.value:+.3f} [{low:+.3f}, {high:+.3f}] on the accuracy"
     says = section(whole[2], "What this says")
     assert f"**ocr: A gain of STAR.** {expected} (48 images of 24 prompts, 3 training seeds)" in says
     assert says.count("not comparable with the paper") == 3
@@ -175,6 +253,9 @@ def test_costs_are_relative_to_the_reference(whole):
     costs = {line[0]: line[-2:] for line in lines[1:]}
     assert costs["Flow-GRPO"] == ["× 1.00", f"× {630 / 650:.2f}"]
     assert costs["STAR"] == [f"× {650 / 630:.2f}", "× 1.00"]
+    lines = table(section(whole[2], "What training cost"), "ocr: seconds of an epoch")
+    assert lines[1] == ["Flow-GRPO", "30.00", "20.00", "50.00", "× 1.00", f"× {50 / 55:.2f}"]
+    assert lines[5][:4] == ["STAR", "35.00", "20.00", "55.00"]
 
 
 def test_five_seeds_are_enough_for_an_aggregate(whole, tmp_path):
@@ -196,6 +277,9 @@ def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, who
     with Image.open(picture) as image:
         assert f"star seed 0, settings {hashed('geneval', 'star', 0)}" in image.info["Source"]
         assert "thing 00 <&>" in image.info["Description"]
+        first = verdicts("geneval", "star", 0).query("image == 0").set_index("prompt")["correct"]
+        for prompt, verdict in re.findall(r"“([^”]+)”: [^;]*STAR (\w+)", image.info["Description"]):
+            assert verdict == ("right" if first[prompt] else "wrong")
     before = picture.stat().st_mtime_ns
     page, _ = report(results, tmp_path / "gone", tmp_path / "again.html")
     assert picture.stat().st_mtime_ns == before
@@ -228,6 +312,7 @@ def test_the_least_that_reproduce_leaves(tmp_path):
     page, markdown = report(results, tmp_path / "runs")
     Page(page.read_text())
     says = section(markdown.read_text(), "What this says")
+    assert "; training seed 0." in markdown.read_text()
     for sentence in (
         "**geneval: Not measured.**",
         "Not run: dense_uniform, spatial, temporal, star_shuffled, star_random.",
@@ -238,6 +323,17 @@ def test_the_least_that_reproduce_leaves(tmp_path):
         "No run folders of these results",
     ):
         assert sentence in says
+    _, markdown = report(
+        write_matrix(tmp_path / "two", arms=("flow_grpo", "star"), seeds=(0, 1), tasks=("geneval",)), tmp_path
+    )
+    text = markdown.read_text()
+    for sentence in (
+        "training seeds 0, 1.",
+        "STAR is the only arm with maps here",
+        "12.7 times as wide",
+        "The base was not measured on ocr, pickscore",
+    ):
+        assert sentence in text
 
 
 def test_run_folders_stand_in_for_missing_tables(tmp_path):
@@ -358,6 +454,12 @@ def test_maps_before_and_after_training_are_drawn_from_the_run(make_config, tmp_
     before, after = re.search(r"Weights reach ([\d.]+) times the mean before and ([\d.]+) after", picture["alt"]).groups()
     assert "Two rows of 4 maps" in picture["alt"] and float(before) >= 1 and float(after) >= 1 and before != after
     assert f"+model.path={config.model.path}" in page.read_text() or f"model.path={config.model.path}" in page.read_text()
+
+
+def test_the_steps_that_training_uses(make_config):
+    assert trained_steps(make_config("sampling.window=0", "sampling.steps=5").sampling) == range(4)
+    window = make_config("sampling.steps=6", "sampling.window=2", "sampling.window_range=[1,4]").sampling
+    assert trained_steps(window) == range(1, 4)
 
 
 def test_maps_that_cannot_be_drawn_are_said(tmp_path):

@@ -26,6 +26,7 @@ ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0
         (made(*ABOVE), None, rules.NO_CONTROL),
         (made(*ABOVE), made(None, None), rules.NO_CONTROL),
         (made(*ABOVE, seeds=2), made(*ABOVE), rules.FEW_SEEDS),
+        (made(*ABOVE, seeds=1), None, rules.FEW_SEEDS),
         (made(*ABOVE), made(*ABOVE, seeds=1), rules.FEW_SEEDS),
         (made(*AROUND), made(*ABOVE), rules.UNCLEAR),
         (made(*TOUCHING), made(*ABOVE), rules.UNCLEAR),

@@ -76,7 +76,7 @@ def curves_svg(
 ) -> str:
     """Training reward of one arm over images seen: a line per seed, and those of a reference arm thin and dashed.
 
-    Lines are running means of :data:`star.bench.speed.WINDOW` epochs.
+    Lines are running means of :data:`star.bench.speed.WINDOW` epochs, with the seed at the end.
 
     Args:
         curves: seed -> its curve.
@@ -93,6 +93,7 @@ def curves_svg(
         for curve in curves.values():
             axis.plot(*_smooth(curve), color=color, lw=1.4)
         axis.set_ylim(limits)
+        _name_ends(axis, {str(seed): _smooth(curve) for seed, curve in curves.items()})
         axis.set_xlabel("images seen")
         axis.set_ylabel("training reward")
         return to_svg(figure, alt)
@@ -178,10 +179,21 @@ def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return (costs[WINDOW - 1 :], mean) if len(mean) else (costs, rewards)
 
 
+def _name_ends(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write each curve's name behind its end, far enough apart to be read."""
+    low, high = axis.get_ylim()
+    place = -np.inf
+    for name, (costs, rewards) in sorted(curves.items(), key=lambda item: item[1][1][-1]):
+        place = max(rewards[-1], place + 0.08 * (high - low))
+        spot = (costs[-1], place)
+        axis.annotate(name, spot, (4, 0), textcoords="offset points", va="center", fontsize=8, annotation_clip=False)
+
+
 def _rows(axis: Axes, labels: Sequence[str]) -> None:
     """Label rows 0, 1, ... from the top."""
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5)
     axis.spines["left"].set_visible(False)
     axis.grid(axis="x", color=INK, alpha=0.15, lw=0.6)

@@ -19,7 +19,7 @@ class Task:
 
     name = "ocr"
     primary = "ocr_accuracy"
-    paired = MappingProxyType({"reward": "reward", "exact": "exact"})
+    paired = MappingProxyType({"reward": "accuracy", "exact": "exact"})
 
     def __init__(self, engine_name: str, scale: str) -> None:
         self.pool = Pool(engine(engine_name))

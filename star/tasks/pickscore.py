@@ -31,7 +31,7 @@ class Task:
 
     name = "pickscore"
     primary = "pickscore"
-    paired = MappingProxyType({"score": "pickscore"})
+    paired = MappingProxyType({"score": "PickScore"})
 
     def __init__(self, engine_name: str, scale: str) -> None:
         self.scorer = engine(engine_name)

@@ -1,7 +1,11 @@
-"""``star report``: a results folder as one page that people look at, and the same as Markdown."""
+"""``star report``: a results folder as one page that people look at, the same as Markdown, and what it works out as CSV."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from star.bench.comparison import Comparison
+from star.bench.report import numbers
+from star.bench.report.ablation import comparisons
 from star.bench.report.blocks import Page, to_html, to_markdown
 from star.bench.report.collect import Collection, collect
 from star.bench.report.sections import sections
@@ -20,10 +24,11 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
     Args:
         folder: ``results/<scale>``: result files, and ``curves.csv`` and ``images.csv.gz`` if there.
         runs: where the run folders are, from which settings and pictures come; need not exist.
-        out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``.
+        out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``. Pictures and
+            CSV files go into ``figures`` and ``tables`` in the results folder.
 
     Returns:
-        the two files.
+        page and Markdown.
 
     Raises:
         UserError: there are no results, a file does not follow its schema, or ``out`` is no HTML file in a folder.
@@ -32,19 +37,21 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
     page_file = out or folder / "report.html"
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
-    page = _page(found)
+    compared = {task: comparisons(found, task) for task in found.tasks}
+    page = _page(found, compared)
+    numbers.write(found, compared)
     markdown_file = page_file.with_suffix(".md")
     write_text(page_file, to_html(page))
     write_text(markdown_file, to_markdown(page, markdown_file.parent))
     return page_file, markdown_file
 
 
-def _page(found: Collection) -> Page:
+def _page(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Page:
     seeds = sorted({row.seed for row in found.rows if row.method.partition(":")[0] != "base"})
-    counted = f"training seeds {', '.join(map(str, seeds))}" if seeds else "nothing trained"
+    counted = f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "nothing trained"
     return Page(
         title=f"STAR and its baselines, scale {found.scale}",
         subtitle=f"Tasks: {', '.join(found.tasks)}; {counted}. An open reproduction of STAR (arXiv 2606.17979).",
         warning=MINI if found.mini else "",
-        sections=sections(found),
+        sections=sections(found, compared),
     )

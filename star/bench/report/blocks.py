@@ -3,18 +3,22 @@
 import base64
 import html
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from star.bench.statistics import Estimate
 
 MISSING = "–"
+UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
+"""Spaces at which a number must not part from its unit or error, nor what is in brackets."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,25 @@ class Page:
     sections: Sequence[Section]
 
 
+class Sized(Protocol):
+    """A number that was measured on images of prompts."""
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def prompts(self) -> int: ...
+
+
 def to_html(page: Page) -> str:
     """The page as one HTML file that needs nothing else: no network, no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(resources.files("star.bench.report").joinpath("page.html").read_text(encoding="utf-8"))
     style = resources.files("star.bench.report").joinpath("page.css").read_text(encoding="utf-8")
-    return template.render(page=page, style=Markup(style), kind=lambda block: type(block).__name__, svg=Markup) + "\n"
+    return (
+        template.render(page=page, style=Markup(style), kind=lambda block: type(block).__name__, svg=Markup, inline=_inline)
+        + "\n"
+    )
 
 
 def to_markdown(page: Page, folder: Path) -> str:
@@ -135,6 +152,16 @@ def signed(value: Estimate, digits: int = 3) -> str:
     """``+0.021 [−0.002, +0.044]``."""
     texts = [f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in (value.value, *(value.interval or ()))]
     return texts[0] if value.interval is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def sizes(measured: Iterable[Sized]) -> str:
+    """``788 images of 197 prompts``, or all such sizes if they differ."""
+    return " or ".join(dict.fromkeys(f"{m.images:,} images of {m.prompts:,} prompts" for m in measured))
+
+
+def _inline(text: str) -> Markup:
+    """Text for the page: what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(UNBROKEN.sub("\N{NO-BREAK SPACE}", text)))))
 
 
 def _section(section: Section, level: int, folder: Path) -> list[str]:

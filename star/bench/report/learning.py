@@ -55,7 +55,10 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
         color = color_of(METHODS.index(method) - 1) if method in METHODS[1:] else color_of(len(METHODS))
         gallery.append((method_label(method), curves_svg(runs, reference, color, limits, alt)))
-    caption = f"Running mean over {WINDOW} epochs of the training reward, a line per seed; dashed: the seeds of Flow-GRPO."
+    caption = (
+        f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: the "
+        "seeds of Flow-GRPO."
+    )
     return [Gallery(caption, gallery), *_speed(task, own)]
 
 
@@ -94,7 +97,7 @@ def _speed(task: str, own: Runs) -> list[Block]:
         f"{task}: what it took until the running mean of the reward reached half and all of the way from the start "
         f"({start:.3f}) to where Flow-GRPO ended ({goal:.3f}); median over seeds, “never” counted as later than all else"
     )
-    return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds that got there"], lines)]
+    return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds there"], lines)]
 
 
 def _reach_line(method: str, runs: Mapping[int, pd.DataFrame], level: float) -> list[str]:

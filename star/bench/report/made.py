@@ -1,6 +1,7 @@
 """How the numbers were made: protocols, code, versions and the exact commands."""
 
 import json
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from star import config as settings
+from star.bench.report import numbers
 from star.bench.report.blocks import MISSING, Code, Section, Table, Text
-from star.bench.report.collect import Collection, primary
+from star.bench.report.collect import CURVES, IMAGES, Collection, primary
 from star.bench.report.pictures import read_config
-from star.bench.results import commit
+from star.bench.results import Row, commit
+from star.bench.tables import method_label
 from star.errors import UserError
 
 PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
@@ -23,21 +26,43 @@ def made(found: Collection) -> Section:
     section = Section("made", "How these numbers were made")
     sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == primary(r.task)})
     rows = [[protocol, f"{images:,}", f"{prompts:,}"] for protocol, images, prompts in sizes]
-    commits = ", ".join(sorted({row.commit for row in found.rows}))
     section.blocks += [
         Table("Evaluation protocols", ["protocol", "images of a run", "prompts"], rows),
-        Table("Code", ["what", "commit"], [["results", commits], ["report", commit()]]),
-        Table("Versions where the report was made", ["package", "version"], _versions()),
+        Table("Runs", ["method", "task", "seed", "commit", "settings"], _runs(found), numbers=5),
+        Table("Where the report was made", ["what", "version"], [["commit", commit()], *_versions()], numbers=2),
     ]
     lines, notes = _commands(found)
     section.blocks.append(Code("Every run; what is done is not done again:", "\n".join(lines)))
     section.blocks += [Text(note, missing=True) for note in notes]
     section.blocks.append(Code("This report:", f"star report results/{found.scale}"))
+    section.blocks.append(
+        Text(
+            f"The same for programs, in `results/{found.scale}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
+            f"`{numbers.FOLDER}/{numbers.DIFFERENCES}` with the paired differences and "
+            f"`{numbers.FOLDER}/{numbers.AGAINST_PAPER}` with every number beside the paper's."
+        )
+    )
     return section
 
 
+def _runs(found: Collection) -> list[list[str]]:
+    """What tells each run from all others: the commit of its code and the hash of its settings."""
+    runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash] for r in _own(found)}
+    order = [(task, method) for task in found.tasks for method in found.methods(task)]
+    cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), cell[2]))
+    return [[method_label(method), task, str(seed), *runs[task, method, seed]] for task, method, seed in cells]
+
+
+def _own(found: Collection) -> list[Row]:
+    """Rows of runs on the task they were trained for."""
+    return [row for row in found.rows if ":" not in row.method]
+
+
 def _versions() -> list[list[str]]:
-    rows = [["python", platform.python_version()]]
+    rows = [
+        ["system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"],
+        ["python", platform.python_version()],
+    ]
     for name in PACKAGES:
         try:
             rows.append([name, metadata.version(name)])
@@ -48,7 +73,7 @@ def _versions() -> list[list[str]]:
 
 def _commands(found: Collection) -> tuple[list[str], list[str]]:
     """The command of every run, as recorded, or else from the settings in its folder; and what is not known of them."""
-    cells = sorted({(r.task, r.method, r.seed) for r in found.rows if ":" not in r.method})
+    cells = sorted({(r.task, r.method, r.seed) for r in _own(found)})
     lines, notes = [], []
     for task, method, seed in cells:
         cell = task, method, seed

@@ -20,11 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from star.allocation import allocate
+from star.bench.comparison import paired_scores
 from star.bench.report.blocks import Block, Picture, Text
 from star.bench.report.collect import Collection
 from star.bench.tables import method_label
 from star.checkpoint import load_trained
-from star.config import Config
+from star.config import Config, SamplingConfig
 from star.errors import UserError
 from star.files import replacing
 from star.noise import normal
@@ -36,6 +37,8 @@ from star.trainer import load_task
 
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6
+PER_LINE = 4
+"""Maps side by side, so that their titles can be read on a phone."""
 DPI = 100
 PLAIN: Any = {"font.family": "sans-serif", "font.size": 8}
 
@@ -44,15 +47,16 @@ def filmstrip(found: Collection, task: str) -> Block:
     """STAR's weights over the denoising steps of one prompt, before and after training, or what keeps it from being shown."""
     runs = _runs(found, task, ("star",))
     caption = (
-        "STAR's weights (mean 1 over steps and positions) at every denoising step, of the base and of the model that STAR "
-        "trained, from the same noise, without noise on the way; left the finished image. The prompt is the first of the "
-        "test prompts with the most core words."
+        "STAR's weights (mean 1 over steps and positions) at every denoising step, before training (above) and after "
+        "(below), from the same noise, without noise on the way; left the finished image. Bold: steps that training uses, "
+        "whose weights it scales among themselves. The prompt is the first of the test prompts with the most core words."
     )
 
     def draw() -> tuple[Figure, str]:
         config = read_config(runs["star"] / "config.yaml")
         prompt = _richest(list(load_task(config, task).test))
-        return _strip(prompt, *_maps(config, prompt, runs["star"] / "final" / "trained.safetensors"))
+        images, maps = _maps(config, prompt, runs["star"] / "final" / "trained.safetensors")
+        return _strip(prompt, images, maps, trained_steps(config.sampling))
 
     return _kept(found.folder / "figures" / f"maps-{task}.png", _source(runs), draw if runs else None, caption)
 
@@ -62,11 +66,12 @@ def samples(found: Collection, task: str) -> Block:
     runs = _runs(found, task, SHOWN)
     caption = (
         f"Test prompts at equal distances in alphabetical order, not chosen by eye; the first image of each, from the same "
-        f"noise for every method: {', '.join(method_label(method) for method in SHOWN)}."
+        f"noise for every method: {', '.join(method_label(method) for method in SHOWN)}. Below each image its verdict, of "
+        "which the main score is made."
     )
 
     def draw() -> tuple[Figure, str]:
-        return _grid({method: path / "final" for method, path in runs.items()})
+        return _grid({method: path / "final" for method, path in runs.items()}, next(iter(paired_scores(task))))
 
     return _kept(
         found.folder / "figures" / f"samples-{task}.png", _source(runs), draw if len(runs) == len(SHOWN) else None, caption
@@ -165,21 +170,28 @@ def _denoised(base: Base, config: Config, prompt: Prompt) -> tuple[np.ndarray, t
     return base.decode(x)[0].cpu().numpy(), torch.stack(maps)
 
 
-def _strip(prompt: Prompt, images: list[np.ndarray], maps: list[np.ndarray]) -> tuple[Figure, str]:
+def trained_steps(sampling: SamplingConfig) -> range:
+    """The steps that training may use: the window's range, or all but the last."""
+    return range(*sampling.window_range) if sampling.window else range(sampling.steps - 1)
+
+
+def _strip(prompt: Prompt, images: list[np.ndarray], maps: list[np.ndarray], trained: range) -> tuple[Figure, str]:
     steps, highest = len(maps[0]), max(float(weights.max()) for weights in maps)
+    lines = -(-steps // PER_LINE)
     with matplotlib.rc_context(PLAIN):
-        figure = Figure(figsize=(9.6, 0.75 + 2 * 9.2 / (steps + 1)), layout="constrained")
-        axes = figure.subplots(2, steps + 1)
-        figure.suptitle(prompt.text, fontsize=9, x=0.01, ha="left")
-        for row, label in enumerate(("base", "STAR")):
-            axes[row, 0].imshow(images[row], interpolation="nearest")
-            axes[row, 0].set_title(label)
-            for step in range(steps):
-                shown = axes[row, step + 1].imshow(maps[row][step], cmap="magma", vmin=0, vmax=highest)
-                axes[row, step + 1].set_title(f"step {step + 1}")
+        figure = Figure(figsize=(5.6, 0.9 + 2.55 * lines), layout="constrained")
+        axes = figure.subplots(2 * lines, PER_LINE + 1)
+        figure.suptitle(prompt.text, fontsize=10, x=0.01, ha="left")
         for axis in axes.flat:
             axis.set_axis_off()
-        figure.colorbar(shown, ax=axes, shrink=0.8, pad=0.01, label="weight")
+        for row in range(2 * lines):
+            axes[row, 0].imshow(images[row % 2], interpolation="nearest")
+            axes[row, 0].set_title(("before", "after")[row % 2])
+            for step in range(row // 2 * PER_LINE, min(steps, (row // 2 + 1) * PER_LINE)):
+                axis = axes[row, step % PER_LINE + 1]
+                shown = axis.imshow(maps[row % 2][step], cmap="magma", vmin=0, vmax=highest)
+                axis.set_title(f"step {step + 1}", weight="bold" if step in trained else "normal")
+        figure.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=40, label="weight")
     return figure, (
         f"Two rows of {steps} maps for the prompt “{prompt.text}”, above of the base and below of the model that STAR "
         f"trained, each after the finished image. Weights reach {maps[0].max():.1f} times the mean before and "
@@ -193,33 +205,44 @@ def _per_step(weights: np.ndarray) -> str:
     return f"{means[0]:.2f} at the first to {means[-1]:.2f} at the last"
 
 
-def _grid(folders: Mapping[str, Path]) -> tuple[Figure, str]:
-    """Samples of the methods side by side, a row per prompt.
+def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
+    """Samples of the methods side by side, a row per prompt, with the verdicts of a column of ``images.csv``.
 
     Raises:
         UserError: a folder has no sample for some prompt, or the methods have other prompts.
     """
-    texts = {method: sorted(pd.read_csv(folder / "images.csv")["prompt"].unique()) for method, folder in folders.items()}
+    verdicts = {method: _first_images(folder, column) for method, folder in folders.items()}
     files = {method: sorted((folder / "samples").glob("*.png")) for method, folder in folders.items()}
-    prompts = next(iter(texts.values()))
-    if any(texts[method] != prompts or len(files[method]) != len(prompts) for method in folders):
+    prompts = list(next(iter(verdicts.values())).index)
+    if any(list(verdicts[method].index) != prompts or len(files[method]) != len(prompts) for method in folders):
         raise UserError("the run folders do not have a sample of each of the same prompts")
     chosen = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
     with matplotlib.rc_context(PLAIN):
-        figure = Figure(figsize=(1.25 * len(folders), 1.45 * len(chosen) + 0.2))
+        figure = Figure(figsize=(1.25 * len(folders), 1.75 * len(chosen)))
         axes = figure.subplots(len(chosen), len(folders), squeeze=False)
-        for row, number in enumerate(chosen):
-            for column, method in enumerate(folders):
+        for row, number in zip(axes, chosen, strict=True):
+            for axis, method in zip(row, folders, strict=True):
                 with Image.open(files[method][number]) as image:
-                    axes[row, column].imshow(image, interpolation="nearest")
-                axes[row, column].set_axis_off()
-                if row == 0:
-                    axes[row, column].annotate(
-                        method_label(method), (0.5, 1.18), xycoords="axes fraction", ha="center", weight="bold"
-                    )
-            axes[row, 0].set_title(prompts[number].removeprefix("a photo of "), fontsize=7, loc="left", pad=2)
-        figure.subplots_adjust(
-            left=0.01, right=0.99, bottom=0.01, top=1 - 0.4 / figure.get_figheight(), hspace=0.2, wspace=0.05
-        )
-    listed = "; ".join(f"“{prompts[number]}”" for number in chosen)
-    return figure, f"Samples of {', '.join(method_label(m) for m in folders)} side by side for the prompts {listed}."
+                    axis.imshow(image, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.set_xlabel(f"{method_label(method)}: {_verdict(verdicts[method].iloc[number])}", labelpad=3)
+                axis.spines[:].set_visible(False)
+            row[0].set_title(prompts[number].removeprefix("a photo of "), fontsize=9, loc="left", pad=3)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.975, hspace=0.4, wspace=0.05)
+    listed = "; ".join(
+        f"“{prompts[number]}”: " + ", ".join(f"{method_label(m)} {_verdict(verdicts[m].iloc[number])}" for m in folders)
+        for number in chosen
+    )
+    return figure, f"Samples of {', '.join(method_label(m) for m in folders)} side by side. {listed}."
+
+
+def _first_images(folder: Path, column: str) -> pd.Series:
+    """Prompt -> the verdict on its first image, in the order of the samples."""
+    table = pd.read_csv(folder / "images.csv")
+    return table[table["image"] == 0].drop_duplicates("prompt").set_index("prompt")[column].sort_index()
+
+
+def _verdict(value: bool | float) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "right" if value else "wrong"
+    return f"{value:.2f}"

@@ -38,9 +38,11 @@ def verdict(gain: Comparison | None, control: Comparison | None) -> str:
         return LOSS
     if low <= 0:
         return UNCLEAR
+    if len(gain.seeds) < SEEDS_FOR_A_CLAIM:
+        return FEW_SEEDS
     if control is None or control.delta.interval is None:
         return NO_CONTROL
-    if min(len(gain.seeds), len(control.seeds)) < SEEDS_FOR_A_CLAIM:
+    if len(control.seeds) < SEEDS_FOR_A_CLAIM:
         return FEW_SEEDS
     return GAIN if control.delta.interval[0] > 0 else SHARED
 

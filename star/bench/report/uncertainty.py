@@ -30,7 +30,7 @@ def uncertainty(found: Collection) -> Section:
                 _, label = next(iter(paired_scores(task).items()))
                 head = ["method", "training seed", "prompts", "evaluation noise", "interaction"]
                 section.blocks.append(Table(f"{task}, {label}: standard deviation by source", head, rows))
-    section.parts.append(Section("aggregate", "Across tasks", _aggregate(found)))
+    section.parts.append(Section("uncertainty-aggregate", "Across tasks", _aggregate(found)))
     return section
 
 

@@ -1,0 +1,118 @@
+"""The ablation: what each arm is, and the paired differences between arms."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from star.bench.comparison import UNTRAINED, Comparison, compare, paired_scores
+from star.bench.figures import forest_svg
+from star.bench.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
+from star.bench.report.collect import METHODS, REFERENCE, Collection
+from star.bench.statistics import Estimate
+from star.bench.tables import method_label
+
+ARMS = {
+    "base": ("–", "not trained", "where do all start?"),
+    "flow_grpo": ("per image", "1 everywhere", "the published baseline"),
+    "dense_uniform": ("per position", "1 everywhere", "what do ratios per position do alone?"),
+    "spatial": ("per position", "attention, mean over steps", "does it matter where?"),
+    "temporal": ("per position", "attention, mean over positions", "does it matter when?"),
+    "star": ("per position", "attention to the prompt's core words", "where and when together"),
+    "star_shuffled": ("per position", "STAR's, of another prompt", "does the map have to match the prompt?"),
+    "star_random": ("per position", "STAR's values in a smooth random field", "does it have to be a map at all?"),
+}
+"""Arm -> its probability ratio, its weights, and the question that it answers."""
+
+
+def comparisons(found: Collection, task: str) -> list[Comparison]:
+    """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm."""
+    if found.images is None:
+        return []
+    images = found.images[found.images["task"] == task]
+    methods = found.methods(task)
+    pairs = [(method, REFERENCE) for method in methods if method != REFERENCE]
+    pairs += [("star", method) for method in methods if method not in ("star", REFERENCE, UNTRAINED)]
+    made = (compare(images, *pair, column, label) for column, label in paired_scores(task).items() for pair in pairs)
+    return [comparison for comparison in made if comparison]
+
+
+def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Section:
+    """The chapter, from the :func:`comparisons` of each task."""
+    section = Section("ablation", "Ablation: every arm minus Flow-GRPO")
+    section.blocks.append(_arms(found))
+    section.blocks.append(
+        Text(
+            "Same prompts, same noise, image by image. With several training seeds the 95 % interval holds for new prompts "
+            "and new trainings at once: prompts are resampled, seeds enter by Student's t. It is not corrected for the "
+            "number of arms."
+        )
+    )
+    for task, own in compared.items():
+        if own:
+            section.parts.append(Section(f"ablation-{task}", task, _blocks(task, own)))
+        else:
+            text = f"{task}: no image-by-image comparison with Flow-GRPO can be made from what is here."
+            section.blocks.append(Text(text, missing=True))
+    return section
+
+
+def difference_row(c: Comparison, name: str) -> list[str]:
+    """A line of a table: the difference with its interval, and that of every seed."""
+    seeds = ", ".join(signed(Estimate(value, None, None)) for value in c.per_seed)
+    return [name, signed(c.delta), seeds]
+
+
+def _arms(found: Collection) -> Table:
+    shown = {method for task in found.tasks for method in found.methods(task)}
+    rows = [[method_label(m), *ARMS[m], "yes" if m in shown else "not run"] for m in METHODS]
+    return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
+
+
+def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
+    arms = [c for c in own if c.reference == REFERENCE]
+    controls = [c for c in own if c.reference != REFERENCE]
+    label = own[0].label
+    # The base is far off and would squeeze the arms; it is in the table.
+    ours = [(c.arm, c) for c in arms if c.arm != UNTRAINED and c.label == label]
+    others = [(c.reference, c) for c in controls if c.label == label]
+    forests = [
+        _forest("Every arm minus Flow-GRPO", task, label, ours),
+        _forest("STAR minus every other arm", task, label, others),
+    ]
+    blocks: list[Block] = []
+    if drawn := [forest for forest in forests if forest]:
+        caption = f"{task}: paired differences with 95 % intervals; ticks above a line are single seeds."
+        blocks.append(Gallery(caption, drawn))
+    if not controls and any(c.arm == "star" for c in arms):
+        text = "STAR is the only arm with maps here: nothing tells whether its result comes from them."
+        blocks.append(Text(text, missing=True))
+    for label, part in _by_label(arms):
+        rows = [difference_row(c, method_label(c.arm)) for c in part]
+        blocks.append(
+            Table(
+                f"{task}, {label}: paired differences, {sizes(part)}", ["method", "minus Flow-GRPO [95 %]", "every seed"], rows
+            )
+        )
+    for label, part in _by_label(controls):
+        rows = [difference_row(c, method_label(c.reference)) for c in part]
+        blocks.append(
+            Table(
+                f"{task}, {label}: STAR minus every other arm, {sizes(part)}",
+                ["method", "STAR minus it [95 %]", "every seed"],
+                rows,
+            )
+        )
+    return blocks
+
+
+def _by_label(own: Sequence[Comparison]) -> Iterable[tuple[str, list[Comparison]]]:
+    for label in dict.fromkeys(c.label for c in own):
+        yield label, [c for c in own if c.label == label]
+
+
+def _forest(title: str, task: str, label: str, rows: Sequence[tuple[str, Comparison]]) -> tuple[str, str] | None:
+    """Title and drawing; None if there is nothing to draw."""
+    if not rows:
+        return None
+    told = "; ".join(f"{method_label(method)} {signed(c.delta)}" for method, c in rows)
+    alt = f"{task}, {label}: {title}, 95 % intervals: {told}."
+    drawn = [(method_label(method), c.delta, c.per_seed) for method, c in rows]
+    return title, forest_svg(drawn, f"difference in {label}", alt)

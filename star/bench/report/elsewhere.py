@@ -1,0 +1,102 @@
+"""What training for one task does to the others, and to the diversity of a prompt's images."""
+
+from collections.abc import Mapping
+
+from star.bench.figures import dots_svg
+from star.bench.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
+from star.bench.report.collect import METHODS, TASKS, Collection, primary
+from star.bench.statistics import Estimate
+from star.bench.tables import method_label, metric_labels
+
+
+def elsewhere(found: Collection) -> Section:
+    """The chapter."""
+    section = Section("elsewhere", "On the other tasks, and diversity")
+    section.blocks.append(
+        Text(
+            "What a checkpoint gained on its own task it may have lost elsewhere. Each row is one arm trained for one task; "
+            "in parentheses the distance from the base. Other tasks are scored with fewer images per prompt."
+        )
+    )
+    measured = {task: primary(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
+    section.blocks += _across(found, measured)
+    section.blocks += _diversity(found)
+    return section
+
+
+def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
+    """Every score of every checkpoint, as a figure per scored task and as a table."""
+    arms = [(m, t) for m in METHODS[1:] for t in measured if found.summary(t, measured[t], m)]
+    if len(measured) < 2 or not arms:
+        return [Text("Only one task was scored, so there is no cross-task table.", missing=True)]
+    base = ["base", "nothing", *(_value(found, task, metric, "base") for task, metric in measured.items())]
+    rows = [[method_label(m), own, *(_value(found, t, measured[t], _name(m, own, t)) for t in measured)] for m, own in arms]
+    blocks: list[Block] = [
+        Gallery(
+            "Each task's main score after training for it or for another: a dot per seed, a bar at their mean.",
+            [drawing for task, metric in measured.items() if (drawing := _scores(found, task, metric, arms))],
+        ),
+        Table(
+            "Main score of each task (columns) after training for each task (rows)",
+            ["method", "trained for", *measured],
+            [base, *rows],
+            numbers=2,
+        ),
+    ]
+    if lacking := [task for task, metric in measured.items() if found.summary(task, metric, "base") is None]:
+        text = f"The base was not measured on {', '.join(lacking)}, so the distance from it is not known there."
+        blocks.append(Text(text, missing=True))
+    return blocks
+
+
+def _scores(found: Collection, task: str, metric: str, arms: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Title and drawing of one task's scores under all checkpoints."""
+    dots: dict[str, dict[str, tuple[float, ...]]] = {}
+    for method, trained in arms:
+        if summary := found.summary(task, metric, _name(method, trained, task)):
+            dots.setdefault(method_label(method), {})[f"trained for {trained}"] = summary.values
+    if not dots:
+        return None
+    label = metric_labels(task, [metric]).get(metric, metric)
+    told = "; ".join(f"{m} {name} {', '.join(map(number, v))}" for m, of in dots.items() for name, v in of.items())
+    base = found.summary(task, metric, "base")
+    line = ("base", base.estimate.value) if base else None
+    alt = f"{task}, {label} after training for each task: {told}."
+    return f"{task}, {label}", dots_svg(dots, label, alt, line)
+
+
+def _name(method: str, trained: str, task: str) -> str:
+    """What rows of a task call a method that was trained for a task."""
+    return method if task == trained else f"{method}:{trained}"
+
+
+def _value(found: Collection, task: str, metric: str, method: str) -> str:
+    own, base = (found.summary(task, metric, name) for name in (method, "base"))
+    if own is None:
+        return MISSING
+    if base is None or method == "base":
+        return number(own.estimate.value)
+    return f"{number(own.estimate.value)} ({signed(Estimate(own.estimate.value - base.estimate.value, None, None))})"
+
+
+def _diversity(found: Collection) -> list[Block]:
+    """Every seed's diversity as a figure per task, and one table of all."""
+    runs = {task: {m: s for m in found.methods(task) if (s := found.summary(task, "diversity", m))} for task in found.tasks}
+    blocks: list[Block] = [
+        Text(f"{task}: no diversity; it needs several images per prompt.", missing=True) for task, of in runs.items() if not of
+    ]
+    drawings, rows = [], []
+    for task, of in runs.items():
+        rows += [[method_label(m), task, estimate(s.estimate), ", ".join(map(number, s.values))] for m, s in of.items()]
+        dots = {method_label(m): {"seeds": s.values} for m, s in of.items() if m != "base"}
+        if dots:
+            told = "; ".join(f"{method_label(m)} {estimate(s.estimate)}" for m, s in of.items())
+            alt = f"{task}: diversity of the images of a prompt, by method: {told}."
+            line = ("base", of["base"].estimate.value) if "base" in of else None
+            drawings.append((task, dots_svg(dots, "mean distance of two images of a prompt", alt, line)))
+    if drawings:
+        blocks.append(Gallery("Diversity of a prompt's images, a dot per seed, a bar at their mean.", drawings))
+    if rows:
+        head = ["method", "trained for and drawn from", "mean [95 %]", "every seed"]
+        blocks.append(Table("Diversity of a prompt's images", head, rows, numbers=2))
+    return blocks
