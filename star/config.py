@@ -4,8 +4,10 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses here, so a wrong key or value is one clear line.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -406,18 +408,39 @@ def to_dict(config: Config) -> dict:
     return result
 
 
-def identity(config: Config, evaluation: bool = True) -> dict:
-    """What makes a run the run that it is: all settings but its place, its tracker and where its weights are, and, for
-    training alone, but the evaluation."""
-    outside = {"run", "tracker"} if evaluation else {"run", "tracker", "evaluation"}
+def identity(config: Config, measured: str | None = None) -> dict:
+    """What makes a run the run that it is: all settings but its place, its tracker and where its weights are.
+
+    Weights that ship with this package go by what is in them, since they change.
+
+    Args:
+        measured: the task of an evaluation of the run; None for its training alone, which no setting of evaluations and no
+            evaluator changes but those that give rewards.
+    """
+    outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
     known = {name: value for name, value in to_dict(config).items() if name not in outside}
     del known["model"]["shard"]
+    known["model"]["path"] = config.model.path or shipped("weights")
+    used = {config.task.name, measured, *config.rewards.others}
+    known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
+    if known["evaluators"].get("pickscore") == "mini":
+        known["evaluators"]["pickscore"] = shipped("taste_weights")
     return known
+
+
+@cache
+def shipped(folder: str) -> str:
+    """The name of a folder of weights that ships with the mini world, with the start of a sha256 of all of them."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(str(resources.files("star.mini"))).joinpath(folder).rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{folder}@{digest.hexdigest()[:12]}"
 
 
 def base_identity(config: Config) -> dict:
     """What an evaluation of the untrained model depends on."""
-    return {name: identity(config)[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
+    known = identity(config, config.task.name)
+    return {name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
 
 
 def base_folder(config: Config) -> Path:

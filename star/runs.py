@@ -50,10 +50,11 @@ def trained(config: Config) -> list[Row]:
 
     own, final = config.task.name, trainer.folder.path / "final"
     method = settings.label(config, config.method.name)
-    kept = Kept(config, summary, config.seed, settings.identity(config), measure)
-    rows = kept.rows(trainer.task, method, final, config.evaluation.images)
+    kept = Kept(config, summary, config.seed, measure)
+    rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
     for task in others:
-        rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images)
+        known = settings.identity(config, task.name)
+        rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images, known)
     return rows
 
 
@@ -86,8 +87,8 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     task = load_task(config, config.task.name)
-    kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, identity, measure)
-    return kept.rows(task, method, folder / "final", config.evaluation.images)
+    kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
+    return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
 
 
 @dataclass(frozen=True)
@@ -98,19 +99,17 @@ class Kept:
         config: the settings.
         summary: of its training.
         seed: of its rows.
-        identity: what the rows depend on.
         measure: (task, images per prompt) -> evaluation.
     """
 
     config: Config
     summary: dict
     seed: int
-    identity: dict
     measure: Measure
 
-    def rows(self, task: Task, method: str, folder: Path, images: int) -> list[Row]:
-        """The rows of one evaluation: those kept in its folder if they are of the same settings, or else measured now."""
-        hashed, file = config_hash(self.identity), folder / "rows.json"
+    def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
+        """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
+        hashed, file = config_hash(identity), folder / "rows.json"
         if file.exists():
             rows = [Row(**row) for row in json.loads(file.read_text())]
             if rows[0].config_hash == hashed:

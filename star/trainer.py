@@ -105,7 +105,7 @@ class Trainer:
         """
         main = self.accelerator.is_main_process
         if main:
-            identity = config_hash(settings.identity(self.config, evaluation=False))
+            identity = config_hash(settings.identity(self.config))
             self.folder.open(settings.to_yaml(self.config), identity)
         processes.wait(self.accelerator)
         if done := self.folder.summary():

@@ -1,7 +1,7 @@
 import pytest
 
 from star.allocation import ARMS
-from star.config import CHOICES, base_identity, cautions, get, identity, label, load, options, to_yaml
+from star.config import CHOICES, base_identity, cautions, get, identity, label, load, options, shipped, to_yaml
 from star.errors import UserError
 
 
@@ -71,6 +71,29 @@ def test_no_change_of_the_scale_is_no_part_of_the_run():
 def test_where_the_weights_are_is_no_part_of_the_run():
     whole, shared = (load([f"model.shard={shard}"]) for shard in (False, True))
     assert identity(whole) == identity(shared) and base_identity(whole) == base_identity(shared)
+
+
+def test_only_evaluators_that_give_rewards_are_part_of_a_training():
+    config, other = load(["task=geneval"]), load(["task=geneval", "evaluators.ocr=paddleocr", "evaluation.images=1"])
+    assert identity(config) == identity(other) and identity(config)["evaluators"] == {"geneval": "mini"}
+    assert identity(config, "geneval") != identity(other, "geneval")  # another number of images
+    assert set(identity(config, "ocr")["evaluators"]) == {"geneval", "ocr"}
+    assert set(identity(load(["task=geneval", "+rewards.others.ocr=0.5"]))["evaluators"]) == {"geneval", "ocr"}
+    assert identity(config) != identity(load(["task=geneval", "evaluators.geneval=mmdet"]))
+
+
+def test_shipped_weights_are_part_of_the_run_and_a_folder_goes_by_its_name(tmp_path, monkeypatch):
+    config = load(["scale=mini"])
+    assert identity(config)["model"]["path"] == base_identity(config)["model"]["path"] == shipped("weights")
+    assert identity(load(["model.path=elsewhere"]))["model"]["path"] == "elsewhere"
+    (tmp_path / "weights" / "transformer").mkdir(parents=True)
+    file = tmp_path / "weights" / "transformer" / "some.safetensors"
+    monkeypatch.setattr("star.config.resources.files", lambda package: tmp_path)
+    names = set()
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        names.add(shipped.__wrapped__("weights"))
+    assert len(names) == 2 and all(name.startswith("weights@") for name in names)
 
 
 def test_paper_scale_holds_flow_grpos_published_settings():

@@ -56,10 +56,7 @@ if not method:
 from star import config as settings
 from star.bench.results import Row, config_hash
 config = settings.load(words)
-known = settings.identity(config)
 base = command == "base"
-if base:
-    known = {name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
 folder = Path(f"runs/mini/{config.task.name}/base" if base else config.run)
 (folder / "final").mkdir(parents=True, exist_ok=True)
 if not base:
@@ -71,6 +68,9 @@ for name in [config.task.name] if base else config.evaluators:
     final.mkdir(exist_ok=True)
     label = method if name == config.task.name else f"{method}:{config.task.name}"
     seed = 1000 if base else config.seed
+    known = settings.identity(config, name)
+    if base:
+        known = {part: known[part] for part in ("task", "scale", "model", "evaluation", "evaluators")}
     row = Row(name, "score", "v1/mini", label, seed, 0.5, None, 2, 1, 0, 0, 0.0, "c", config_hash(known))
     (final / "images.csv").write_text(f'prompt,image,stratum,{name}\\n"a, b",0,all,True\\n"a, b",1,all,0.10\\n')
     (final / "rows.json").write_text(json.dumps([vars(row)]))
@@ -134,7 +134,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
     words = ["task=geneval", "method=star", "seed=0"]
     _, cell = expand(words)
     assert cell.folder.parent == Path("runs/mini/geneval/star")
-    assert cell.folder.name == f"seed0-{config_hash(settings.identity(settings.load(words), evaluation=False))[:8]}"
+    assert cell.folder.name == f"seed0-{config_hash(settings.identity(settings.load(words)))[:8]}"
     for same in ("evaluation.images=1", "tracker=tensorboard"):
         assert expand([*words, same])[1].folder == cell.folder
     for other in ("train.epochs=5", "method.cap=4", "relevance.blocks=[1]"):
@@ -348,12 +348,11 @@ def test_a_cell_that_outlives_its_matrix_is_waited_for(fake_star):
 
 def finish(cell: Cell, verdicts: str, figure: float) -> None:
     """Make up the folder of a cell that is done."""
-    for folder in cell.measured():
+    for name, folder in cell.measured().items():
         folder.mkdir(parents=True, exist_ok=True)
-        name = cell.task if folder.name == "final" else folder.name
         label = cell.method if name == cell.task else f"{cell.method}:{cell.task}"
         number = 1000 if cell.seed is None else cell.seed
-        row = Row(name, "score", "v1/mini", label, number, figure, None, 2, 1, 4, 8, 1.0, "c", cell.config_hash())
+        row = Row(name, "score", "v1/mini", label, number, figure, None, 2, 1, 4, 8, 1.0, "c", cell.config_hash(name))
         (folder / "rows.json").write_text(json.dumps([vars(row)]))
         (folder / "images.csv").write_text(verdicts)
     if cell.seed is not None:
@@ -385,7 +384,7 @@ def test_files_hold_what_comparisons_need_and_do_not_depend_on_the_order(tmp_pat
     own = [row for row in images if (row["task"], row["method"], row["seed"]) == ("geneval", "star", "10")]
     star = next(cell for cell in cells if cell.label == "geneval star seed 10")
     assert [list(row.values()) for row in own] == [
-        ["geneval", "star", "10", star.config_hash(), "two", prompt, "0", "True", "3", ""] for prompt in "ba"
+        ["geneval", "star", "10", star.config_hash("geneval"), "two", prompt, "0", "True", "3", ""] for prompt in "ba"
     ]
     assert next(row["text"] for row in images if row["task"] == "ocr" and row["method"] == "base") == 'NA "x", y'
     assert {row["method"] for row in images if row["task"] == "ocr"} == {

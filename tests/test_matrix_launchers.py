@@ -27,9 +27,9 @@ names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 place = [os.environ.get(name, "-") for name in names]
 Path(f"started-{place[0]}").write_text(" ".join(place + sys.argv[1:]))
 if os.environ.get("LEAVE"):
-    for folder in json.loads(os.environ["LEAVE"]):
+    for folder, hashed in json.loads(os.environ["LEAVE"]).items():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "rows.json").write_text(json.dumps([{"config_hash": os.environ["HASH"]}]))
+        Path(folder, "rows.json").write_text(json.dumps([{"config_hash": hashed}]))
 """
 
 
@@ -58,9 +58,14 @@ def cell(monkeypatch, tmp_path) -> Cell:
 @pytest.fixture
 def finishing(cell, monkeypatch) -> Cell:
     """The same, and the fake does its work."""
-    monkeypatch.setenv("LEAVE", json.dumps([str(folder) for folder in cell.measured()]))
-    monkeypatch.setenv("HASH", cell.config_hash())
+    leave([cell], monkeypatch)
     return cell
+
+
+def leave(cells, monkeypatch) -> None:
+    """What the fake leaves behind: the rows of these cells' evaluations."""
+    rows = {str(folder): cell.config_hash(task) for cell in cells for task, folder in cell.measured().items()}
+    monkeypatch.setenv("LEAVE", json.dumps(rows))
 
 
 def test_one_gpu_needs_no_launcher(cell):
@@ -96,7 +101,7 @@ def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
 def test_cells_run_side_by_side(finishing, at_once, most, monkeypatch):
     """Of three cells, never more than asked for are running, and each has its share of the cores."""
     cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
-    monkeypatch.setenv("LEAVE", json.dumps([str(folder) for cell in cells for folder in cell.measured()]))
+    leave(cells, monkeypatch)
     monkeypatch.setattr(launchers.os, "cpu_count", lambda: 8)
     shares = []
     attempt = launchers.attempt

@@ -64,26 +64,26 @@ class Cell:
         train = self.config.train
         return 0 if self.seed is None else train.epochs * train.groups * train.group_size
 
-    def measured(self) -> list[Path]:
-        """The folders of its evaluations: of the own task first, then of the others."""
-        final = self.folder / "final"
-        return [final] if self.seed is None else [final, *(final / name for name in settings.other_tasks(self.config))]
+    def measured(self) -> dict[str, Path]:
+        """The folders of its evaluations by task: of its own first, then of the others."""
+        own = {self.task: self.folder / "final"}
+        return own if self.seed is None else own | {name: own[self.task] / name for name in settings.other_tasks(self.config)}
 
-    def config_hash(self) -> str:
-        """What its result rows have as ``config_hash``."""
-        return config_hash(settings.base_identity(self.config) if self.seed is None else settings.identity(self.config))
+    def config_hash(self, task: str) -> str:
+        """What the result rows of its evaluation on a task have as ``config_hash``."""
+        return config_hash(settings.base_identity(self.config) if self.seed is None else settings.identity(self.config, task))
 
     def state(self) -> State:
         """How far it got, from its folder."""
-        if all(self._has_rows(folder / "rows.json") for folder in self.measured()):
+        if all(self._has_rows(folder / "rows.json", task) for task, folder in self.measured().items()):
             return State.DONE
         tries = attempts(self.folder)
         if tries and tries[-1]["reason"]:
             return State.FAILED
         return State.CUT_OFF if tries or (self.folder / "metrics.jsonl").exists() else State.NEW
 
-    def _has_rows(self, file: Path) -> bool:
-        return file.exists() and json.loads(file.read_text())[0]["config_hash"] == self.config_hash()
+    def _has_rows(self, file: Path, task: str) -> bool:
+        return file.exists() and json.loads(file.read_text())[0]["config_hash"] == self.config_hash(task)
 
 
 def attempts(folder: Path) -> list[dict]:
@@ -146,7 +146,7 @@ def _arm(task: str, method: str, seed: str, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", f"method={method}", f"seed={seed}", *overrides]
     config = _load(words)
     # Evaluating in another way is no other training: the folder's name tells trainings apart.
-    hashed = config_hash(settings.identity(config, evaluation=False))[:8]
+    hashed = config_hash(settings.identity(config))[:8]
     config.run = f"runs/{config.scale}/{task}/{method}/seed{seed}-{hashed}"
     return Cell(("star", "train", *words, f"run={config.run}"), config, int(seed))
 

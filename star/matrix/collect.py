@@ -25,7 +25,7 @@ COMMANDS = [*KEY, "config_hash", "command"]
 
 def rows(cell: Cell) -> list[Row]:
     """The result rows of a cell that is done: of the own task, then of the others."""
-    return [Row(**row) for folder in cell.measured() for row in json.loads((folder / "rows.json").read_text())]
+    return [Row(**row) for folder in cell.measured().values() for row in json.loads((folder / "rows.json").read_text())]
 
 
 def publish(cell: Cell, folder: Path) -> None:
@@ -45,17 +45,17 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
         publish(cell, folder)
     _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells))
     _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)))
-    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.measured()[0], [_command(cell)]) for cell in cells))
+    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells))
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
     lines = read_jsonl(cell.folder / "metrics.jsonl")
     figures = [{name: json.dumps(value) for name, value in line.items() if _is_number(value)} for line in lines]
-    return _labelled(cell.measured()[0], figures)
+    return _labelled(cell.folder / "final", figures)
 
 
 def _images(cell: Cell) -> Iterable[pd.DataFrame]:
-    for folder in cell.measured():
+    for folder in cell.measured().values():
         yield _labelled(folder, _read(folder / "images.csv"))
 
 
