@@ -213,10 +213,11 @@ def policy_loss(
 
 
 def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
-    """The clip range that clips about the same share of ratios per position as ``image_clip`` does per image.
+    """The clip range per position within which one position alone moves the image's ratio by at most ``image_clip``.
 
-    A position's log-ratio is a mean over ``positions`` times fewer elements than the image's, so its standard
-    deviation is about ``sqrt(positions)`` times larger.
+    The image's log-ratio is the mean of its positions', so that is ``positions`` times as far. A range that clips as often
+    as the image's, ``sqrt(positions)`` times as wide, is no trust region: at a single position the sampled noise decides
+    which ratios leave it, and the positions that stay pull the policy back to the one that sampled (results/LOG.md).
 
     Args:
         reduction: ``image`` or ``position``.
@@ -224,7 +225,7 @@ def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
         positions: H times W of the latents.
     """
     _check_reduction(reduction)
-    return image_clip if reduction == "image" else image_clip * math.sqrt(positions)
+    return image_clip if reduction == "image" else image_clip * positions
 
 
 def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | float, kind: str = "flow_grpo") -> Tensor:

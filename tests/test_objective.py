@@ -231,20 +231,27 @@ def test_shapes_that_would_broadcast_are_refused(new, old, advantage, weights):
         )
 
 
-@pytest.mark.parametrize("spreads", [0.7, 1.0, 1.6])
-def test_clip_ranges_of_both_reductions_clip_the_same_share(spreads):
-    samples, channels, side, shift = 5000, 16, 6, 0.004
-    old = torch.randn((samples, channels, side, side), generator=generator(1))
-    new = old + shift * torch.randn(old.shape, generator=generator(2))
-    following = old + torch.randn(old.shape, generator=generator(3))
-    image_clip = spreads * shift / math.sqrt(channels * side * side)
-    fractions = {}
-    for reduction in ("image", "position"):
-        logp = [log_prob_map(following, mean, 1.0, "sde", reduction) for mean in (new, old)]
-        clip_range = clip_range_for(reduction, image_clip, side * side)
-        fractions[reduction] = policy_loss(*logp, torch.ones(samples), None, clip_range).clip_fraction.item()
-    assert fractions["image"] == pytest.approx(math.erfc(spreads / math.sqrt(2)), abs=0.02)
-    assert fractions["position"] == pytest.approx(fractions["image"], abs=0.03)
+def test_one_position_at_its_bound_moves_the_image_to_its_own():
+    log_ratio = torch.zeros(1, 8, 8, dtype=torch.float64)
+    log_ratio[0, 3, 5] = math.log1p(clip_range_for("position", 1e-4, 64))
+    assert log_ratio.mean().exp().item() - 1 == pytest.approx(clip_range_for("image", 1e-4, 64), rel=0.01)
+
+
+def test_clipping_positions_as_often_as_images_pulls_the_policy_back_and_the_default_does_not():
+    """Advantages without meaning: what is left of the gradient along a step just made is the work of clipping."""
+    samples, side, moved, image_clip = 2000, 16, 1e-3, 1e-4
+    noise = torch.randn((samples, side, side), generator=generator(1))
+    coins = torch.randint(0, 2, (samples,), generator=generator(2)) * 2.0 - 1
+
+    def pull(clip_range):
+        length = torch.tensor(1.0, requires_grad=True)
+        log_ratio = noise * moved * length - (moved * length).square() / 2
+        policy_loss(log_ratio, torch.zeros_like(noise), coins, None, clip_range).loss.mean().backward()
+        return length.grad.item()
+
+    as_often = pull(image_clip * side)
+    assert as_often > 20 * abs(pull(1.0))
+    assert pull(clip_range_for("position", image_clip, side * side)) == pull(1.0)
 
 
 @pytest.mark.parametrize("index", range(10))
