@@ -247,19 +247,16 @@ def pretrain(
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
-    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 16_200,
-    guidance: Annotated[float, typer.Option(help="Guidance that is built in last: of captions of scenes.")] = 1.44,
-    sign_guidance: Annotated[float, typer.Option(help="The same of captions of signs; below 1 they count less.")] = 0.9,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 20_000,
 ) -> None:
-    """Rebuild the base model from nothing: about three and a half hours on two cores.
+    """Rebuild the base model from nothing: about four hours on two cores.
 
     Example: star mini pretrain runs/base --compile
     """
     from star.mini.pretrain import Recipe, install_base
     from star.mini.pretrain import pretrain as run
 
-    recipe = Recipe(compile=compiled, flow_steps=flow_steps, guidance=guidance, sign_guidance=sign_guidance)
-    pipeline = run(folder, recipe, start)
+    pipeline = run(folder, Recipe(compile=compiled, flow_steps=flow_steps), start)
     if install:
         install_base(pipeline)
 

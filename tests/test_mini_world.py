@@ -9,8 +9,8 @@ from evaluators.geneval.rules import relations
 from star.core_words import core_spans, token_columns
 from star.ema import EMA
 from star.mini import signs
-from star.mini.build import TEXT_LENGTH, clip_tokenizer, t5_tokenizer, untrained_pipeline
-from star.mini.pretrain import Recipe, encode, guided_velocity, pretrain, scales
+from star.mini.build import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
+from star.mini.pretrain import Recipe, pretrain
 from star.mini.scenes import RGB, SIZE, draw_scene
 from star.mini.world import example
 
@@ -118,7 +118,6 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
         bank=6,
         flow_steps=4,
         flow_batch=2,
-        guidance_steps=2,
         warmup=1,
         score_every=100,
         save_every=2,
@@ -142,23 +141,6 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
     further = pretrain(tmp_path / "further", recipe, start=cut)
     files = [next((folder / "vae").glob("*.safetensors")) for folder in (cut, further)]
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_guided_velocity_is_that_of_two_separate_passes():
-    pipeline = untrained_pipeline(width=32, blocks=3)
-    noisy, sigma = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.9])
-    texts = ["a photo of a ring", signs.prompt("OPEN")]
-
-    @torch.no_grad()
-    def velocity(captions):
-        return pipeline.transformer(noisy, *encode(pipeline, captions), 1000 * sigma, return_dict=False)[0].double()
-
-    free, bound = velocity(["", ""]), velocity(texts)
-    assert (bound - free).abs().max() > 1e-3
-    scale = scales(texts, Recipe(guidance=2.5, sign_guidance=0.5))
-    guided = guided_velocity(pipeline, noisy, sigma, texts, scale)
-    expected = torch.stack([f + s * (b - f) for f, b, s in zip(free, bound, (2.5, 0.5), strict=True)])
-    assert torch.allclose(guided.double(), expected, atol=1e-5)
 
 
 def _failing(update, outcomes):

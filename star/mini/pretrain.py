@@ -1,5 +1,4 @@
-"""Pretraining of the mini base: the autoencoder; text encoders and transformer together by flow matching; and guidance
-distilled into them, so that sampling needs one pass a step.
+"""Pretraining of the mini base: the autoencoder, then text encoders and transformer together by flow matching.
 
 Everything lives in one work folder. Each stage saves itself as it goes and continues where it was cut off; a stage that is
 done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
@@ -9,8 +8,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from torch import Tensor, nn
 from star.checkpoint import RunFolder
 from star.ema import EMA, swapped
 from star.files import replacing
-from star.mini import signs
 from star.mini.build import TEXT_LENGTH, untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
@@ -41,12 +38,8 @@ class Recipe:
     kl_weight: float = 3e-4
     bank: int = 60_000
     flow_batch: int = 64
-    flow_steps: int = 16_200
+    flow_steps: int = 20_000
     flow_lr: float = 9e-4
-    guidance: float = 1.44
-    sign_guidance: float = 0.9
-    guidance_steps: int = 150
-    guidance_lr: float = 5e-4
     warmup: int = 200
     caption_dropout: float = 0.1
     ema: float = 0.999
@@ -76,8 +69,7 @@ def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
         pipeline = StableDiffusion3Pipeline.from_pretrained(start)
         pipeline.vae.requires_grad_(False)
     bank = encode_world(pipeline.vae, folder, recipe)
-    train_flow("flow", pipeline, bank, folder, recipe)
-    train_flow("guidance", pipeline, bank, folder, recipe, teacher=deepcopy(pipeline))
+    train_flow(pipeline, bank, folder, recipe)
     return export(pipeline, folder / "pipeline")
 
 
@@ -132,46 +124,37 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
     return bank["latents"], bank["captions"]
 
 
-def train_flow(
-    stage: str,
-    pipeline: StableDiffusion3Pipeline,
-    bank: tuple[Tensor, list[str]],
-    folder: Path,
-    recipe: Recipe,
-    teacher: StableDiffusion3Pipeline | None = None,
-) -> None:
+def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]], folder: Path, recipe: Recipe) -> None:
     """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; some captions empty.
 
-    s is shifted towards noise as much as in sampling: there the layout of a picture is decided. With a teacher the target
-    is its velocity under classifier-free guidance instead (guidance distillation, arXiv 2210.03142, at one fixed scale),
-    and no caption is empty. The pipeline ends with the average of the weights.
+    s is shifted towards noise as much as in sampling: there the layout of a picture is decided. The pipeline ends with the
+    average of the weights.
 
     Args:
-        stage: ``flow`` or ``guidance``; names the settings in the recipe, and the checkpoint.
         pipeline: what is trained, in place.
         bank: scaled latents (N, 4, 16, 16) and captions.
     """
     latents, captions = bank
-    total, lr = getattr(recipe, f"{stage}_steps"), getattr(recipe, f"{stage}_lr")
+    total, lr = recipe.flow_steps, recipe.flow_lr
     modules = flow_modules(pipeline)
     parameters = dict(modules.named_parameters())
     ema = EMA(parameters, recipe.ema)
     muon, adam = optimizers(parameters, lr)
-    state = Checkpoint(folder / f"{stage}.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
+    state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
-    for step in steps(stage, state, total, folder, recipe.save_every):
+    for step in steps("flow", state, total, folder, recipe.save_every):
         for optimizer in (muon, adam):
             set_lr(optimizer, lr, step, total, recipe.warmup)
-        generator = keyed(recipe.seed, 2 + (teacher is not None), step)
+        generator = keyed(recipe.seed, 2, step)
         rows = torch.randint(len(latents), (recipe.flow_batch,), generator=generator)
-        dropped = torch.rand(recipe.flow_batch, generator=generator) < (0 if teacher else recipe.caption_dropout)
+        dropped = torch.rand(recipe.flow_batch, generator=generator) < recipe.caption_dropout
         texts = ["" if drop else captions[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
         clean = latents[rows].float()
         noise = torch.randn(clean.shape, generator=generator)
         sigma = (torch.randn(recipe.flow_batch, generator=generator) + math.log(pipeline.scheduler.config.shift)).sigmoid()
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-        target = guided_velocity(teacher, noisy, sigma, texts, scales(texts, recipe)) if teacher else noise - clean
-        loss = F.mse_loss(transformer(noisy, *encode(pipeline, texts), 1000 * sigma, return_dict=False)[0], target)
+        velocity = transformer(noisy, *encode(pipeline, texts), 1000 * sigma, return_dict=False)[0]
+        loss = F.mse_loss(velocity, noise - clean)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         for optimizer in (muon, adam):
@@ -181,7 +164,7 @@ def train_flow(
         state.log(step, loss=loss, grad_norm=norm)
         if (step + 1) % recipe.score_every == 0 or step + 1 == total:
             with swapped(parameters, ema.values):
-                line = {"stage": "score", "step": step + 1, **score(pipeline, 1.0 if teacher else 3.0)}
+                line = {"stage": "score", "step": step + 1, **score(pipeline)}
             RunFolder(folder).log(line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     modules.load_state_dict(ema.values, strict=False)
@@ -193,23 +176,6 @@ def encode(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> tuple[Tensor
         texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
     )
     return embeds, pooled
-
-
-@torch.no_grad()
-def guided_velocity(
-    pipeline: StableDiffusion3Pipeline, noisy: Tensor, sigma: Tensor, texts: list[str], scale: Tensor
-) -> Tensor:
-    """v(empty) + scale (v(text) - v(empty)), shape of ``noisy``; ``scale`` is (B,)."""
-    embeds, pooled = encode(pipeline, ["", *texts])
-    both = [torch.cat([part[:1].expand(len(texts), *part.shape[1:]), part[1:]]) for part in (embeds, pooled)]
-    free, bound = pipeline.transformer(noisy.repeat(2, 1, 1, 1), *both, 1000 * sigma.repeat(2), return_dict=False)[0].chunk(2)
-    return torch.lerp(free, bound, scale[:, None, None, None])
-
-
-def scales(texts: Sequence[str], recipe: Recipe) -> Tensor:
-    """The guidance scale of each caption, (B,): scenes follow theirs more than before, signs less, so that the base starts
-    about where SD3.5 Medium starts on both tasks."""
-    return torch.tensor([recipe.sign_guidance if signs.is_prompt(text) else recipe.guidance for text in texts])
 
 
 def zero_modulation(transformer: nn.Module) -> None:

@@ -47,10 +47,6 @@ def prompt(word: str) -> str:
     return f'{PROMPT}"{word}"'
 
 
-def is_prompt(text: str) -> bool:
-    return text.startswith(PROMPT)
-
-
 def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
     """A training word (with probability ``real``) or a random string of letters; never a test word."""
     if rng.random() < real:
