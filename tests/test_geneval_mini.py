@@ -73,6 +73,7 @@ def test_scenes_of_other_records_are_judged_as_their_true_objects_are(tag):
 
 
 def test_boxes_masks_and_colors_are_those_drawn():
+    shared = []
     for tag in ("counting", "color_attr"):
         _, scenes = draw_scenes(tag, seed=5, count=20)
         for (_, objects), raw in zip(scenes, DETECTOR([image for image, _ in scenes]), strict=True):
@@ -81,8 +82,10 @@ def test_boxes_masks_and_colors_are_those_drawn():
                 overlaps = [(d.mask & (item.mask > 0.5)).sum() for d in raw[item.name]]
                 best = raw[item.name][int(np.argmax(overlaps))]
                 assert best.color == item.color
-                assert max(overlaps) / (best.mask | (item.mask > 0.5)).sum() > 0.85
+                shared.append(max(overlaps) / (best.mask | (item.mask > 0.5)).sum())
                 assert np.abs(np.subtract(best.box, item.box)).max() <= 2
+    # The smallest crosses have arms of 7 pixels, of which the detector may miss the outermost: 208 of 256 pixels.
+    assert min(shared) >= 208 / 256 and np.mean(shared) > 0.95
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -439,7 +439,7 @@ def test_a_terminal_gets_a_table_with_a_mark_per_seed(tmp_path, monkeypatch):
     assert lines[1].startswith("matrix: 4 done, 1 running, 1 failed, 8 left, ")
     cells_shown = [line.split() for line in text.splitlines() if "flow_grpo" in line and "│" in line]
     assert cells_shown[-1] == ["│", "flow_grpo", "│", "▶●●", "│", "✗◐◐", "│"]
-    assert "geneval flow_grpo seed 0: epoch 2 of 36, reward 0.500" in lines
+    assert f"geneval flow_grpo seed 0: epoch 2 of {settings.load([]).train.epochs}, reward 0.500" in lines
     assert "ocr flow_grpo seed 0 failed: collapsed [x]" in lines
 
 
