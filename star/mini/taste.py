@@ -90,7 +90,7 @@ class Recipe:
     """How the shipped CLIP was made. A batch is prompts, with four pictures and six preferences each."""
 
     seed: int = 0
-    steps: int = 1000
+    steps: int = 6000
     batch: int = 32
     lr: float = 1e-3
     warmup: int = 100
