@@ -1,6 +1,6 @@
 """The ablation: what each arm is, and the paired differences between arms."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.bench.comparison import UNTRAINED, Comparison, compare, paired_scores
 from star.bench.figures import forest_svg
@@ -84,28 +84,19 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
     if not controls and any(c.arm == "star" for c in arms):
         text = "STAR is the only arm with maps here: nothing tells whether its result comes from them."
         blocks.append(Text(text, missing=True))
-    for label, part in _by_label(arms):
-        rows = [difference_row(c, method_label(c.arm)) for c in part]
-        blocks.append(
-            Table(
-                f"{task}, {label}: paired differences, {sizes(part)}", ["method", "minus Flow-GRPO [95 %]", "every seed"], rows
-            )
-        )
-    for label, part in _by_label(controls):
-        rows = [difference_row(c, method_label(c.reference)) for c in part]
-        blocks.append(
-            Table(
-                f"{task}, {label}: STAR minus every other arm, {sizes(part)}",
-                ["method", "STAR minus it [95 %]", "every seed"],
-                rows,
-            )
-        )
+    blocks += _tables(task, arms, "paired differences", "minus Flow-GRPO", lambda c: c.arm)
+    blocks += _tables(task, controls, "STAR minus every other arm", "STAR minus it", lambda c: c.reference)
     return blocks
 
 
-def _by_label(own: Sequence[Comparison]) -> Iterable[tuple[str, list[Comparison]]]:
+def _tables(
+    task: str, own: Sequence[Comparison], what: str, column: str, method: Callable[[Comparison], str]
+) -> Iterable[Table]:
+    """A table for each score; ``method`` says which side of a comparison names its line."""
     for label in dict.fromkeys(c.label for c in own):
-        yield label, [c for c in own if c.label == label]
+        part = [c for c in own if c.label == label]
+        rows = [difference_row(c, method_label(method(c))) for c in part]
+        yield Table(f"{task}, {label}: {what}, {sizes(part)}", ["method", f"{column} [95 %]", "every seed"], rows)
 
 
 def _forest(title: str, task: str, label: str, rows: Sequence[tuple[str, Comparison]]) -> tuple[str, str] | None:
