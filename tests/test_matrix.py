@@ -415,6 +415,28 @@ def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
     assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
 
 
+def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["task=ocr", "method=star,spatial", "seed=0..2"]
+    cells = expand(words)
+    (again,) = expand(["task=ocr", "method=star", "seed=1", "train.epochs=2"])[1:]
+    for cell in (*cells, again):
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect(cells, Path("results"))
+    assert capsys.readouterr().err == ""
+    collect([again], Path("results"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "star: results/ocr.csv: star seed 0, 2 had other settings, left out now"
+    assert len(lines) == len(again.measured())
+    kept = {("base", 1000), ("spatial", 0), ("spatial", 1), ("spatial", 2), ("star", 1)}
+    assert {(row.method, row.seed) for row in results.read(Path("results/ocr.csv"))} == kept
+    for file in ("curves.csv", "images.csv.gz", "commands.csv"):
+        table = pd.read_csv(Path("results", file)).query("task == 'ocr' and not method.str.contains(':')")
+        assert set(table[["method", "seed"]].itertuples(index=False, name=None)) == kept - (
+            {("base", 1000)} if file == "curves.csv" else set()
+        )
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -69,9 +69,11 @@ class Cell:
         own = {self.task: self.folder / "final"}
         return own if self.seed is None else own | {name: own[self.task] / name for name in settings.other_tasks(self.config)}
 
-    def config_hash(self, task: str) -> str:
-        """What the result rows of its evaluation on a task have as ``config_hash``."""
-        return config_hash(settings.base_identity(self.config) if self.seed is None else settings.identity(self.config, task))
+    def config_hash(self, task: str, seed: int | None = None) -> str:
+        """What the result rows of its evaluation on a task have as ``config_hash``, or would have with another seed."""
+        if self.seed is None:
+            return config_hash(settings.base_identity(self.config))
+        return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
     def state(self) -> State:
         """How far it got, from its folder."""

@@ -1,12 +1,14 @@
 """From run folders to result files: everything that tables and reports read, so that they do not need the run folders.
 
-What a file holds of other runs stays; the rows of the given cells replace what was there of the same task, method and seed.
+What a file holds of other runs stays. The rows of the given cells replace what was there of the same task, method and seed,
+and of the same method with other settings, whatever the seed: a table is a mean over seeds of one thing.
 """
 
 import gzip
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Sequence, Set
 from itertools import groupby
 from pathlib import Path
 
@@ -14,13 +16,15 @@ import pandas as pd
 
 from star.bench import results
 from star.bench.results import Row
+from star.config import options
 from star.files import read_jsonl, replacing
 from star.matrix.cells import Cell
 
 KEY = ["task", "method", "seed"]
-CURVES = [*KEY, "config_hash", "epoch", "updates", "images_seen", "seconds", "reward"]
-IMAGES = [*KEY, "config_hash", "stratum", "prompt", "image"]
-COMMANDS = [*KEY, "config_hash", "command"]
+EVALUATION = [*KEY, "config_hash"]
+CURVES = [*EVALUATION, "epoch", "updates", "images_seen", "seconds", "reward"]
+IMAGES = [*EVALUATION, "stratum", "prompt", "image"]
+COMMANDS = [*EVALUATION, "command"]
 
 
 def rows(cell: Cell) -> list[Row]:
@@ -31,7 +35,19 @@ def rows(cell: Cell) -> list[Row]:
 def publish(cell: Cell, folder: Path) -> None:
     """Put a cell's rows into the result files of the tasks that it was measured on."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
-        results.upsert(folder / f"{task}.csv", list(part))
+        new, file = list(part), folder / f"{task}.csv"
+        old = results.read(file) if file.exists() else []
+        outdated = [row for row in old if _has_other_settings(row, cell, new)]
+        if seeds := sorted({row.seed for row in outdated} - {row.seed for row in new}):
+            numbers = ", ".join(map(str, seeds))
+            print(f"star: {file}: {new[0].method} seed {numbers} had other settings, left out now", file=sys.stderr)
+        results.write({row.key: row for row in [*old, *new] if row not in outdated}.values(), file)
+
+
+def _has_other_settings(row: Row, cell: Cell, new: Sequence[Row]) -> bool:
+    """Whether a row is of the method and protocol of a cell's new ones, but not of its settings with the row's seed."""
+    same = (row.protocol, row.method) in {(other.protocol, other.method) for other in new}
+    return same and row.config_hash != cell.config_hash(row.task, row.seed)
 
 
 def collect(cells: Sequence[Cell], folder: Path) -> None:
@@ -43,9 +59,11 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     """
     for cell in cells:
         publish(cell, folder)
-    _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells))
-    _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)))
-    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells))
+    files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
+    known = {(row.task, row.method, str(row.seed), row.config_hash) for file in files for row in results.read(file)}
+    _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells), known)
+    _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)), known)
+    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells), known)
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
@@ -66,7 +84,7 @@ def _command(cell: Cell) -> dict:
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
     """A table with the names that the result rows of an evaluation have in front."""
     row = json.loads((folder / "rows.json").read_text())[0]
-    return pd.DataFrame(table).assign(**{name: str(row[name]) for name in [*KEY, "config_hash"]})
+    return pd.DataFrame(table).assign(**{name: str(row[name]) for name in EVALUATION})
 
 
 def _is_number(value: object) -> bool:
@@ -78,12 +96,16 @@ def _read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame]) -> None:
-    """Put tables into a file: columns ``first`` and then by name, rows by task, method and seed, else in their order."""
+def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame], known: Set[tuple[str, ...]]) -> None:
+    """Put tables into a file: columns ``first`` and then by name, rows by task, method and seed, else in their order.
+
+    Old rows stay if they are of ``known`` evaluations: (task, method, seed, config_hash).
+    """
     new = pd.concat([pd.DataFrame(columns=list(first)), *parts])
     if file.exists():
         old = _read(file)
-        new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
+        stays = pd.MultiIndex.from_frame(old[EVALUATION]).isin(known) & ~_keys(old).isin(_keys(new))
+        new = pd.concat([old[stays], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
     data = new.to_csv(index=False, lineterminator="\n").encode()
