@@ -1,6 +1,5 @@
 """Models that the evaluators take from local folders and from the cache of the Hugging Face hub. Nothing is downloaded."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ from huggingface_hub import snapshot_download
 from transformers import CLIPConfig, CLIPModel
 
 from star.errors import UserError
+from star.files import weights_digest
 
 
 class Published(NamedTuple):
@@ -51,16 +51,7 @@ def model_name(source: Source, folder: Path) -> str:
     if isinstance(source, Published) or not Path(source).is_dir():
         repository = source.repository if isinstance(source, Published) else str(source)
         return f"{repository.split('/')[-1]}@{folder.name[:8]}"
-    return f"{folder.resolve().name}@{digest(folder)[:8]}"
-
-
-def digest(folder: Path) -> str:
-    """A sha256 over the sha256 of every file of weights of a folder."""
-    total = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-        with open(file, "rb") as weights:
-            total.update(hashlib.file_digest(weights, "sha256").digest())
-    return total.hexdigest()
+    return f"{folder.resolve().name}@{weights_digest(folder)[:8]}"
 
 
 def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:

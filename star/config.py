@@ -4,7 +4,6 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses here, so a wrong key or value is one clear line.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from star.errors import UserError
+from star.files import weights_digest
 
 
 @dataclass
@@ -430,11 +430,8 @@ def identity(config: Config, measured: str | None = None) -> dict:
 
 @cache
 def shipped(folder: str) -> str:
-    """The name of a folder of weights that ships with the mini world, with the start of a sha256 of all of them."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(str(resources.files("star.mini"))).joinpath(folder).rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{folder}@{digest.hexdigest()[:12]}"
+    """The name of a folder of weights that ships with the mini world, with the start of their digest."""
+    return f"{folder}@{weights_digest(Path(str(resources.files('star.mini')), folder))[:12]}"
 
 
 def base_identity(config: Config) -> dict:

@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is in files of weights."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -34,3 +35,13 @@ def append_jsonl(file: Path, line: dict) -> None:
     """Add a line to a JSON Lines file."""
     with open(file, "a") as log:
         log.write(json.dumps(line) + "\n")
+
+
+def weights_digest(folder: Path) -> str:
+    """A sha256 of all weights of a folder and those in it, in the order of their paths; of a single file it is the file's."""
+    total = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("*.bin")):
+        with open(file, "rb") as weights:
+            while part := weights.read(2**24):
+                total.update(part)
+    return total.hexdigest()

@@ -81,6 +81,13 @@ def test_an_inventory_lists_what_is_on_a_picture_from_left_to_right():
     assert taste.draw_picture(record, record["include"][:1], BEST, rng).inventory == "red ring"
 
 
+def test_an_empty_picture_has_no_quality_but_its_cleanness():
+    rng = np.random.default_rng(0)
+    picture = taste.draw_picture(colors("ring", "red"), [], Look(sharpness=1, contrast=0.75, cleanness=0.5), rng)
+    assert picture.inventory == "" and picture.utility == pytest.approx(taste.QUALITY * 0.5 / 3)
+    assert taste.draw_picture(colors("ring", "red"), colors("ring", "red")["include"], BEST, rng).utility == 32
+
+
 def test_looks_do_what_they_say(monkeypatch):
     monkeypatch.setattr(taste, "WOBBLE", 0.0)
     monkeypatch.setattr(taste, "GRAIN", 0.0)
@@ -195,8 +202,7 @@ def test_losses_are_those_of_naive_loops():
     texts, total = ["a ring", "a star", "a ring"], 0.0
     for i in range(3):
         rivals = [j for j in range(3) if j == i or texts[j] != texts[i]]
-        total -= math.log(math.exp(s[i, i, 0]) / sum(math.exp(s[i, j, 0]) for j in rivals)) / 2
-        total -= math.log(math.exp(s[i, i, 0]) / sum(math.exp(s[j, i, 0]) for j in rivals)) / 2
+        total -= math.log(math.exp(s[i, i, 0]) / sum(math.exp(s[j, i, 0]) for j in rivals))
     assert taste.contrastive_loss(scores[:, :, 0], texts).item() == pytest.approx(total / 3, rel=1e-5)
 
 

@@ -2,18 +2,18 @@
 
 Pictures are drawn and spoilt under control, so that the utility is exact::
 
-    utility = 8 alignment + 8 quality
+    utility = 16 alignment + 16 quality
 
 Alignment is how much of the prompt a picture shows; quality the mean of its sharpness, the contrast of its objects with the
-ground, and the cleanness of its ground. The CLIP sees none of these numbers: only which of two pictures was preferred, and
-words for what is on each.
+ground, and the cleanness of its ground; without objects the first two are 0. The CLIP sees none of these numbers: only which
+of two pictures was preferred, and words for what is on each.
 """
 
 import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +40,7 @@ from star.mini.scenes import SIDES, SIZE, Object, background, draw_scene, to_uin
 
 Clause = dict
 
-ALIGNMENT, QUALITY = 8.0, 8.0
+ALIGNMENT, QUALITY = 16.0, 16.0
 # What alignment gives for the shape of an object whose colour is wrong, and takes for an object too many and for a
 # relation that does not hold.
 SHAPE_CREDIT, EXTRA, RELATION = 0.6, 0.25, 0.5
@@ -176,6 +176,7 @@ def draw_picture(record: Record, clauses: Sequence[Clause], look: Look, rng: np.
         image, objects = draw_scene({"include": list(clauses)}, rng)
     else:
         image, objects = to_uint8(background(rng)), []
+        look = replace(look, sharpness=0.0, contrast=0.0)  # of objects; there is nothing to see them in
     cover = np.clip(sum((thing.mask for thing in objects), np.zeros((SIZE, SIZE), np.float32)), 0, 1)
     utility = ALIGNMENT * alignment(record, objects) + QUALITY * look.quality
     return Picture(spoilt(image, cover, look, rng), utility, inventory(objects))
@@ -348,19 +349,18 @@ def preference_loss(scores: Tensor, wins: Tensor) -> Tensor:
 
 
 def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
-    """CLIP's loss (arXiv 2103.00020) on texts and the pictures that they describe.
+    """Which text describes each picture: CLIP's loss (arXiv 2103.00020) in one of its two directions.
 
-    Prompts with their aligned pictures tie scores of different prompts; inventories with theirs teach the model to see.
+    Prompts with their aligned pictures tie scores of different prompts; inventories with theirs teach the model to see. The
+    other direction, which picture a text describes, would punish scores that are higher for pictures of better quality.
 
     Args:
         logits: (N, N) of text i and the picture that text j describes.
-        texts: a picture of the same text is no counterexample.
+        texts: the same text elsewhere is no counterexample.
     """
     numbers = torch.tensor([texts.index(text) for text in texts])
     same = (numbers[:, None] == numbers) & ~torch.eye(len(texts), dtype=torch.bool)
-    logits = logits.masked_fill(same, -math.inf)
-    right = torch.arange(len(texts))
-    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+    return F.cross_entropy(logits.masked_fill(same, -math.inf).T, torch.arange(len(texts)))
 
 
 def export(model: CLIPModel, folder: Path) -> Path:

@@ -12,8 +12,8 @@ from transformers import Mask2FormerConfig, SwinConfig
 from evaluators.geneval.official import names
 from evaluators.geneval.official.checkpoint import SHA256, read, verify
 from evaluators.geneval.prompts import COCO_NAMES
-from evaluators.hub import digest
 from star.errors import UserError
+from star.files import weights_digest
 
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
@@ -65,7 +65,7 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     result = names.converted(weights, sizes)
     save_file(result, partial / "model.safetensors", {"format": "pt"})
     config(sizes).save_pretrained(partial)
-    record = {"checkpoint": checkpoint.name, "sha256": found, "weights": digest(partial)}
+    record = {"checkpoint": checkpoint.name, "sha256": found, "weights": weights_digest(partial)}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

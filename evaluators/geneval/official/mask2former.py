@@ -19,6 +19,7 @@ from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES
 from star.errors import UserError
+from star.files import weights_digest
 
 PROXY = "facebook/mask2former-swin-small-coco-instance"
 # Large images take half a GB each.
@@ -85,7 +86,7 @@ def official(folder: Path, device: str | torch.device) -> Mask2Former:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RECORD} cannot be read: {error!r}; `star convert geneval-detector` writes it") from None
-    if hub.digest(folder) != weights:
+    if weights_digest(folder) != weights:
         raise UserError(f"the weights in {folder} are not those that were converted; convert the checkpoint again")
     return Mask2Former(folder, f"mask2former-{sha256[:8]}" + ("" if sha256 == SHA256 else "-unofficial"), device)
 
