@@ -246,8 +246,8 @@ def held_out_pairs(count: int, differ: str = "both") -> list[Pair]:
 
     Args:
         count: how many.
-        differ: in what the two pictures differ: ``alignment`` (their looks are the same), ``quality`` (the scene is the
-            same) or ``both``.
+        differ: in what the two pictures differ: ``alignment`` (their looks are the same, as far as there are objects to
+            see them in), ``quality`` (the scene is the same) or ``both``.
     """
     return [_pair((HELD_OUT_SEED, DIFFERENCES.index(differ), index), differ) for index in range(count)]
 
