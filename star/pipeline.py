@@ -196,7 +196,8 @@ def _told(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # What follows in parentheses is how the hub was asked.
+        reason = str(error).strip().splitlines()[0].partition(" (")[0]
         raise UserError(
             f"model.path={config.path or MINI_BASE}: no SD3 pipeline could be loaded ({reason}); download it with "
             f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
