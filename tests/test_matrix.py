@@ -294,12 +294,12 @@ sys.exit(run.matrix(sys.argv[2:]))
 """
 
 
-def start(module: str, *words: str) -> subprocess.Popen:
+def start(module: str, *words: str, interrupt: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", PARENT, module, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),  # a shell's background jobs ignore Ctrl-C
     )
 
 
@@ -315,16 +315,19 @@ def alive(pid: int) -> bool:
     return bool(state) and not state.startswith("Z")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ending_a_matrix_ends_its_cell(fake_star, number):
+@pytest.mark.parametrize(
+    ("number", "interrupt"),
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+)
+def test_ending_a_matrix_ends_its_cell(fake_star, number, interrupt):
     fake_star(base="sleep 60")
     words = ["task=ocr", "method=star", "seed=0"]
-    parent = start("fake_star", *words)
+    parent = start("fake_star", *words, interrupt=interrupt)
     wait_for(lambda: Path("child").exists() and Path("child").read_text())
     child = int(Path("child").read_text())
     assert alive(child)
     parent.send_signal(number)
-    assert b"KeyboardInterrupt" in parent.communicate(timeout=30)[1]
+    assert b"KeyboardInterrupt" in parent.communicate(timeout=15)[1]  # by force it would take 20 s
     assert not alive(child)
     base, _ = expand(words)
     assert base.state() is State.CUT_OFF

@@ -225,8 +225,7 @@ def _running(
         stderr=subprocess.STDOUT,
         start_new_session=True,
         env={**os.environ, **environment},
-        # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
-        preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+        preexec_fn=_set_signals,
         # The lock is held for as long as the child lives, whatever happens to this process.
         pass_fds=[lock.fileno()] if lock else [],
     )
@@ -238,6 +237,14 @@ def _running(
     finally:
         if child.poll() is None:
             _end(child)
+
+
+def _set_signals() -> None:
+    """In a child: it can be ended by :func:`_end`, and only by that."""
+    # What a shell runs in the background ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _end(child: subprocess.Popen) -> None:
