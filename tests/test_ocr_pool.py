@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -81,9 +82,18 @@ import numpy as np
 from evaluators.ocr.pool import Pool
 from fake_engines import PROCESS, FakeEngine
 if __name__ == "__main__":
-    print(Pool(FakeEngine(Path("."))).submit([np.full((1, 1, 3), PROCESS, np.uint8)])()[0][0], flush=True)
+    pool = Pool(FakeEngine(Path(".")))
+    print(pool.submit([np.full((1, 1, 3), PROCESS, np.uint8)])()[0][0], flush=True)
     time.sleep(60)
 """
+
+
+def test_workers_end_with_a_pool_that_is_forgotten(tmp_path):
+    pool = Pool(FakeEngine(tmp_path))
+    assert pool.submit(images(3))() == [["3", "x"]]
+    assert multiprocessing.active_children()
+    del pool
+    assert not multiprocessing.active_children()
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

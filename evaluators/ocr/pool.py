@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -87,6 +88,8 @@ class Pool:
             # Spawned: a fork of a process with the threads of torch and accelerate may hang.
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self._workers, context, _prepare, (self.engine,))
+            # An executor that is forgotten ends beside Python, and they trip over each other: wait for it.
+            weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
         return self._executor.submit(_lines, image)
 
     def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
