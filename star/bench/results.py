@@ -117,10 +117,22 @@ def write(rows: Iterable[Row], path: Path) -> None:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
 
 
-def upsert(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a result file; a row with the key of an old one replaces it. The file is created if need be."""
+def upsert(path: Path, rows: Iterable[Row], outdated: Callable[[Row], bool] = lambda row: False) -> list[Row]:
+    """Add rows to a result file; a row with the key of an old one replaces it. The file is created if need be.
+
+    Args:
+        path: the file.
+        rows: the new ones.
+        outdated: tells which old rows are to go.
+
+    Returns:
+        the old rows that went because they are outdated.
+    """
     old = read(path) if path.exists() else []
-    write({row.key: row for row in [*old, *rows]}.values(), path)
+    left_out = {row.key: row for row in old if outdated(row)}
+    kept = {row.key: row for row in old if row.key not in left_out}
+    write((kept | {row.key: row for row in rows}).values(), path)
+    return list(left_out.values())
 
 
 def read(path: Path) -> list[Row]:

@@ -8,7 +8,8 @@ import gzip
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -35,19 +36,21 @@ def rows(cell: Cell) -> list[Row]:
 def publish(cell: Cell, folder: Path) -> None:
     """Put a cell's rows into the result files of the tasks that it was measured on."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
-        new, file = list(part), folder / f"{task}.csv"
-        old = results.read(file) if file.exists() else []
-        outdated = [row for row in old if _has_other_settings(row, cell, new)]
-        if seeds := sorted({row.seed for row in outdated} - {row.seed for row in new}):
-            numbers = ", ".join(map(str, seeds))
-            print(f"star: {file}: {new[0].method} seed {numbers} had other settings, left out now", file=sys.stderr)
-        results.write({row.key: row for row in [*old, *new] if row not in outdated}.values(), file)
+        _put(list(part), cell, folder / f"{task}.csv")
 
 
-def _has_other_settings(row: Row, cell: Cell, new: Sequence[Row]) -> bool:
-    """Whether a row is of the method and protocol of a cell's new ones, but not of its settings with the row's seed."""
-    same = (row.protocol, row.method) in {(other.protocol, other.method) for other in new}
-    return same and row.config_hash != cell.config_hash(row.task, row.seed)
+def _put(new: Sequence[Row], cell: Cell, file: Path) -> None:
+    """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
+    task, method = new[0].task, new[0].method
+    measured = {(row.protocol, row.method) for row in new}
+    current = cache(partial(cell.config_hash, task))  # it takes milliseconds, and rows are many
+
+    def outdated(row: Row) -> bool:
+        return (row.protocol, row.method) in measured and row.config_hash != current(row.seed)
+
+    left_out = results.upsert(file, new, outdated)
+    if seeds := sorted({row.seed for row in left_out} - {row.seed for row in new}):
+        print(f"star: {file}: {method} seed {', '.join(map(str, seeds))} had other settings, left out now", file=sys.stderr)
 
 
 def collect(cells: Sequence[Cell], folder: Path) -> None:
@@ -60,10 +63,16 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     for cell in cells:
         publish(cell, folder)
     files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
-    known = {(row.task, row.method, str(row.seed), row.config_hash) for file in files for row in results.read(file)}
+    known = [row for file in files for row in results.read(file)]
     _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells), known)
     _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)), known)
     _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells), known)
+
+
+def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
+    """The lines of a table that belong to result rows, rather than to runs whose results were replaced since."""
+    evaluations = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash) for r in known], columns=EVALUATION)
+    return table.merge(evaluations.drop_duplicates().astype(table[EVALUATION].dtypes), on=EVALUATION)
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
@@ -96,16 +105,15 @@ def _read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame], known: Set[tuple[str, ...]]) -> None:
+def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
     """Put tables into a file: columns ``first`` and then by name, rows by task, method and seed, else in their order.
 
-    Old rows stay if they are of ``known`` evaluations: (task, method, seed, config_hash).
+    Old lines stay if they belong to ``known`` result rows.
     """
     new = pd.concat([pd.DataFrame(columns=list(first)), *parts])
     if file.exists():
-        old = _read(file)
-        stays = pd.MultiIndex.from_frame(old[EVALUATION]).isin(known) & ~_keys(old).isin(_keys(new))
-        new = pd.concat([old[stays], new])
+        old = belonging(_read(file), known)
+        new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
     data = new.to_csv(index=False, lineterminator="\n").encode()

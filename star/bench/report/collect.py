@@ -14,6 +14,7 @@ from star.bench.results import PaperRow, Row, read, read_paper
 from star.bench.summary import Summary, is_mini, summarise
 from star.checkpoint import RunFolder
 from star.errors import UserError
+from star.matrix.collect import EVALUATION, KEY, belonging
 from star.tasks import find
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -26,7 +27,6 @@ REFERENCE = "flow_grpo"
 CURVES = "curves.csv"
 IMAGES = "images.csv.gz"
 COMMANDS = "commands.csv"
-KEY = ["task", "method", "seed", "config_hash"]
 
 Cell = tuple[str, str, int]
 """Task, method, training seed."""
@@ -110,7 +110,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     if (folder / COMMANDS).exists():
         found.commands = {
             (line["task"], line["method"], line["seed"]): line["command"]
-            for line in _current(_read(folder / COMMANDS), rows).to_dict("records")
+            for line in belonging(_read(folder / COMMANDS), rows).to_dict("records")
         }
     if not found.runs:
         found.missing.append(
@@ -160,8 +160,8 @@ def _table(
 ) -> pd.DataFrame | None:
     """What a file of the results folder has of these results, and of the rest what the run folders have."""
     file = found.folder / name
-    current = _current(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=KEY)
-    there = set(current[KEY[:3]].itertuples(index=False, name=None))
+    current = belonging(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
+    there = set(current[KEY].itertuples(index=False, name=None))
     cells = {(row.task, row.method, row.seed) for row in found.rows if ":" not in row.method}
     needed = {cell for cell in cells if name != CURVES or cell[1] != "base"}
     parts = [current] if len(current) else []
@@ -177,18 +177,12 @@ def _table(
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
-def _current(table: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:
-    """The lines of a table that belong to the results, rather than to runs whose results were replaced since."""
-    known = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash) for r in rows], columns=KEY).drop_duplicates()
-    return table.merge(known, on=KEY)
-
-
 def _read(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(file, dtype={"config_hash": str})
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} cannot be read ({error}); delete it, or write it again with `star matrix`") from None
-    if lacking := [name for name in KEY if name not in table]:
+    if lacking := [name for name in EVALUATION if name not in table]:
         raise UserError(f"{file} has no column {', '.join(lacking)}; write it again with `star matrix`")
     return table
 
