@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
-from star import tasks
 from star.bench import diff, results, tables
+from star.bench.comparison import Comparison, compare, paired_scores
 from star.bench.figures import reward_curves
-from star.bench.statistics import Estimate, paired_difference
+from star.bench.report.blocks import signed
+from star.bench.report.collect import Collection, collect
+from star.bench.report.learning import by_seed, curve
+from star.bench.statistics import Estimate
 from star.bench.tables import method_label
-from star.files import read_jsonl, write_text
-from star.matrix.cells import Cell
+from star.files import write_text
 from star.matrix.run import plan, run
 
 METHODS = ("flow_grpo", "star")
@@ -34,42 +35,52 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])
     if code := run(cells, options):
         return code
-    arms = [cell for cell in cells if cell.seed is not None]
-    scale = arms[0].config.scale
+    scale = cells[0].config.scale
     file = Path("results", scale, f"{task}.csv")
-    table = tables.markdown(results.read(file), results.read_paper(diff.find_paper()))
-    pairs = zip(*[[cell for cell in arms if cell.method == method] for method in METHODS], strict=True)
-    differences = "\n\n".join(_difference(star, flow_grpo) for flow_grpo, star in pairs)
-    write_text(file.with_suffix(".md"), f"{table}\n{differences}\n\n![Reward curves]({task}.png)\n")
-    curves = {f"{method_label(cell.method)}, seed {cell.seed}": read_jsonl(cell.folder / "metrics.jsonl") for cell in arms}
-    reward_curves(curves, f"{task}, {scale}", file.with_suffix(".png"))
+    gain = write_summary(file)
     code = diff.run(file, None, as_json=False)
     console = Console()
     console.print(f"\n{tables.MINI_WARNING}" if scale == "mini" else "", markup=False, soft_wrap=True)
-    console.print(f"\n{differences}", markup=False, soft_wrap=True)
+    console.print(f"\n{gain}", markup=False, soft_wrap=True)
     console.print(f"\nresults: {file} and {file.with_suffix('.md')}", markup=False, soft_wrap=True)
     return code
 
 
-def _difference(star: Cell, flow_grpo: Cell) -> str:
-    """One sentence on STAR against Flow-GRPO, from the same prompts and noise."""
-    ours, theirs = (_verdicts(cell) for cell in (star, flow_grpo))
-    gains = []
-    for column, label in tasks.find(star.task).paired.items():
-        one, other = (frame[column].to_numpy(float) for frame in (ours, theirs))
-        gain = paired_difference(one, other, ours["prompt"].to_numpy(), strata=ours["stratum"].to_numpy())
-        gains.append(f"{label} {_signed(gain)}")
+def write_summary(file: Path) -> str:
+    """Write the table of a task and the curves of its main comparison beside its result file, as ``.md`` and ``.png``.
+
+    Args:
+        file: ``results/<scale>/<task>.csv``, with the verdicts and curves that a matrix has put beside it.
+
+    Returns:
+        a sentence on STAR against Flow-GRPO, with every seed that the results hold of both.
+    """
+    task, found = file.stem, collect(file.parent, Path("runs"))
+    table = tables.markdown(results.read(file), found.paper)
+    gain = _gain(found, task)
+    write_text(file.with_suffix(".md"), f"{table}\n{gain}\n\n![Reward curves]({task}.png)\n")
+    assert found.curves is not None, "a matrix writes them"
+    runs = by_seed(found.curves, task)
+    lines = {method_label(method): [curve(part, "images_seen") for part in runs[method].values()] for method in METHODS}
+    reward_curves(lines, f"{task}, {found.scale}", file.with_suffix(".png"))
+    return gain
+
+
+def _gain(found: Collection, task: str) -> str:
+    assert found.images is not None, "a matrix writes them"
+    images = found.images[found.images["task"] == task]
+    made = (compare(images, "star", "flow_grpo", column, label) for column, label in paired_scores(task).items())
+    gains = [gain for gain in made if gain]
+    seeds = gains[0].seeds
+    known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing of others"
     return (
-        f"STAR minus Flow-GRPO, seed {star.seed}, same prompts and noise, paired bootstrap by prompt "
-        f"(95 % interval; the variance between training seeds is not in it): {'; '.join(gains)}."
+        f"STAR minus Flow-GRPO, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, paired by prompt and noise "
+        f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
     )
 
 
-def _verdicts(cell: Cell) -> pd.DataFrame:
-    return pd.read_csv(cell.folder / "final" / "images.csv").sort_values(["prompt", "image"])
-
-
-def _signed(delta: Estimate) -> str:
-    assert delta.interval is not None
-    low, high = delta.interval
-    return f"{delta.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+def _told(gain: Comparison) -> str:
+    text = f"{gain.label} {signed(gain.delta, 4)}"
+    if len(gain.seeds) == 1:
+        return text
+    return f"{text} (by seed {', '.join(signed(Estimate(value, None, None), 4) for value in gain.per_seed)})"

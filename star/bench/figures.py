@@ -41,20 +41,19 @@ Curve = tuple[Sequence[float], Sequence[float]]
 """(cost, reward) of one run, epoch by epoch."""
 
 
-def reward_curves(runs: Mapping[str, Sequence[dict]], title: str, file: Path) -> None:
+def reward_curves(runs: Mapping[str, Sequence[Curve]], title: str, file: Path) -> None:
     """Training reward over images seen, as a PNG: every epoch as a dot, the mean of the last epochs as a line.
 
     Args:
-        runs: label -> the lines of its ``metrics.jsonl``.
+        runs: method -> the curve of each seed.
         title: above the picture.
         file: where to write.
     """
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    for (label, lines), color in zip(runs.items(), COLORS, strict=False):
-        images = [line["images_seen"] for line in lines]
-        reward = [line["reward"] for line in lines]
-        axis.plot(images, reward, ".", color=color, alpha=0.3)
-        axis.plot(*_smooth((images, reward)), color=color, label=label)
+    for (label, curves), color in zip(runs.items(), COLORS, strict=False):
+        for number, curve in enumerate(curves):
+            axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
+            axis.plot(*_smooth(curve), color=color, label="" if number else label)
     axis.set_xlabel("images seen")
     axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
     axis.set_title(title, loc="left", fontsize=10)

@@ -25,13 +25,13 @@ def learning(found: Collection) -> Section:
         section.blocks.append(Text("There are no training curves here.", missing=True))
         return section
     for task in found.tasks:
-        own = _curves(found.curves, task)
+        own = by_seed(found.curves, task)
         if own:
             section.parts.append(Section(f"learning-{task}", task, _learning_blocks(task, own)))
     return section
 
 
-def _curves(curves: pd.DataFrame, task: str) -> dict[str, dict[int, pd.DataFrame]]:
+def by_seed(curves: pd.DataFrame, task: str) -> dict[str, dict[int, pd.DataFrame]]:
     """Method -> seed -> its lines in order of epochs."""
     own = curves[curves["task"] == task]
     ordered = [method for method in METHODS if method in set(own["method"])]
@@ -44,7 +44,7 @@ def _curves(curves: pd.DataFrame, task: str) -> dict[str, dict[int, pd.DataFrame
 
 
 def _learning_blocks(task: str, own: Runs) -> list[Block]:
-    lines = {method: {seed: _curve(part, "images_seen") for seed, part in runs.items()} for method, runs in own.items()}
+    lines = {method: {seed: curve(part, "images_seen") for seed, part in runs.items()} for method, runs in own.items()}
     rewards = np.concatenate([_shown(curve) for runs in lines.values() for curve in runs.values()])
     margin = 0.05 * (np.ptp(rewards) or 1.0)
     limits = (float(rewards.min() - margin), float(rewards.max() + margin))
@@ -62,7 +62,8 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
     return [Gallery(caption, gallery), *_speed(task, own)]
 
 
-def _curve(part: pd.DataFrame, cost: str) -> Curve:
+def curve(part: pd.DataFrame, cost: str) -> Curve:
+    """The reward of one run, epoch by epoch, over one of :data:`COSTS`."""
     return part[cost].tolist(), part["reward"].tolist()
 
 
@@ -80,7 +81,7 @@ def _speed(task: str, own: Runs) -> list[Block]:
     rows = []
     for method, runs in own.items():
         long = [part for part in runs.values() if len(part) > 1 and part["images_seen"].iloc[0] < until]
-        areas = [area_under_curve(*_curve(part, "images_seen"), until=until) for part in long]
+        areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in long]
         if areas:
             rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
     caption = f"{task}: training reward averaged over the first {until:,} images (area under the curve)"
@@ -88,7 +89,7 @@ def _speed(task: str, own: Runs) -> list[Block]:
     if REFERENCE not in own:
         return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]
     start = float(np.mean([part["reward"].iloc[0] for part in curves]))
-    goal = float(np.mean([_shown(_curve(part, "images_seen"))[-1] for part in own[REFERENCE].values()]))
+    goal = float(np.mean([_shown(curve(part, "images_seen"))[-1] for part in own[REFERENCE].values()]))
     goals = levels(start, goal)
     if not goals:
         return [*blocks, Text("Flow-GRPO's reward did not grow, so there is no reward to set as a goal.", missing=True)]
@@ -101,6 +102,6 @@ def _speed(task: str, own: Runs) -> list[Block]:
 
 
 def _reach_line(method: str, runs: Mapping[int, pd.DataFrame], level: float) -> list[str]:
-    reaches = {cost: Reach(tuple(cost_to_reach(*_curve(part, cost), level) for part in runs.values())) for cost in COSTS}
+    reaches = {cost: Reach(tuple(cost_to_reach(*curve(part, cost), level) for part in runs.values())) for cost in COSTS}
     medians = ["never" if reach.median is None else number(reach.median, 0) for reach in reaches.values()]
     return [method_label(method), number(level), *medians, f"{reaches['images_seen'].reached} of {len(runs)}"]

@@ -1,0 +1,34 @@
+"""What ``star reproduce`` writes from the results of several seeds, which may come from several machines."""
+
+import numpy as np
+import pytest
+from fake_results import verdicts, write_matrix
+from PIL import Image
+
+from star.reproduce import write_summary
+
+SEEDS = (0, 2, 5)
+
+
+@pytest.mark.parametrize("task, score", [("geneval", "correct"), ("pickscore", "score")])
+def test_all_seeds_of_the_results_count(tmp_path, task, score):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=(task,))
+    sentence = write_summary(results / f"{task}.csv")
+
+    def mean(method: str, seed: int) -> float:
+        return verdicts(task, method, seed).groupby("stratum")[score].mean().mean()
+
+    expected = [mean("star", seed) - mean("flow_grpo", seed) for seed in SEEDS]
+    told = ", ".join(f"{gain:+.4f}" for gain in expected).replace("-", "\N{MINUS SIGN}")
+    assert "STAR minus Flow-GRPO, seeds 0, 2, 5," in sentence and "new prompts and trainings" in sentence
+    assert f" {np.mean(expected):+.4f} [" in sentence and f"(by seed {told})" in sentence
+    text = (results / f"{task}.md").read_text()
+    assert sentence in text and "| STAR | this project, **mini** | 3 |" in text and f"({task}.png)" in text
+    with Image.open(results / f"{task}.png") as curves:
+        assert curves.width > 500
+
+
+def test_one_seed_says_that_it_is_one(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(3,), tasks=("ocr",))
+    sentence = write_summary(results / "ocr.csv")
+    assert "seed 3," in sentence and "one training seed says nothing of others" in sentence and "by seed" not in sentence
