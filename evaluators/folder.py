@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +59,35 @@ def score_folder(
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
-    _make_room(target)
-    rows: list[dict] = []
     scored = _scored(root, pairs, judge, batch)
+    return keep(track(scored, protocol, total=len(pairs)) if progress else scored, protocol, target)
+
+
+def keep(scored: Iterable[dict], protocol: str, out: Path) -> pd.DataFrame:
+    """Write rows to a CSV file when all are there; if one cannot be had, those before it, and its error goes on.
+
+    Args:
+        scored: a row per image.
+        protocol: becomes their last column.
+        out: the file; its folder is made if need be.
+
+    Raises:
+        UserError: the file cannot be written, and whatever ``scored`` raises.
+        RunStopped: whatever ``scored`` raises.
+    """
+    _make_room(out)
+    rows: list[dict] = []
     try:
-        for row in track(scored, protocol, total=len(pairs)) if progress else scored:
+        for row in scored:
             rows.append(row)
     except FAILURES as error:
         kept = "nothing was scored before it"
         if rows:
-            write(_frame(rows, protocol), target)
-            kept = f"the scores of the {len(rows)} images before it are in {target}"
-        raise type(error)(f"{error}; stopped at {pairs[len(rows)][0].name}, {kept}") from error
+            _write(_frame(rows, protocol), out)
+            kept = f"the scores of the {len(rows)} images before it are in {out}"
+        raise type(error)(f"{error}; {kept}") from error
     frame = _frame(rows, protocol)
-    write(frame, target)
+    _write(frame, out)
     return frame
 
 
@@ -194,7 +209,10 @@ def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iter
             rows = _rows(root, part, judge)
         except FAILURES:
             for pair in part:
-                yield from _rows(root, [pair], judge)
+                try:
+                    yield from _rows(root, [pair], judge)
+                except FAILURES as error:
+                    raise type(error)(f"{error}; stopped at {pair[0].name}") from error
         else:
             yield from rows
 
@@ -228,7 +246,7 @@ def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(protocol=protocol)
 
 
-def write(frame: pd.DataFrame, out: Path) -> None:
+def _write(frame: pd.DataFrame, out: Path) -> None:
     """Write a CSV file whole or not at all."""
     with replacing(out) as part:
         frame.to_csv(part, index=False)

@@ -40,9 +40,8 @@ def score(
             raise UserError("task=geneval takes no prompts=: its folders hold them (00000/metadata.jsonl)")
         from evaluators.geneval import evaluate
 
-        rows = evaluate.evaluate_folder(images, evaluate.detector(engine))
-        folder.write(rows, file)
-        return evaluate.summarise(rows)
+        detector = evaluate.detector(engine)
+        return evaluate.summarise(folder.keep(evaluate.judge_folder(images, detector), evaluate.protocol(detector), file))
     if not prompts:
         raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
     if task == "ocr":

@@ -101,7 +101,7 @@ def test_what_was_scored_before_a_failure_is_kept(folder, batch, damage, error, 
             (folder / "images/2.png").write_bytes((folder / "images/2.png").read_bytes()[:45])
         case "judge":
             save(folder / "images/2.png", 13)
-    with pytest.raises(error, match=rf"{message}.*; stopped at 2.png, the scores of the 1 images before it are in .*out.csv$"):
+    with pytest.raises(error, match=rf"{message}.*; stopped at 2.png; the scores of the 1 images before it are in .*out.csv$"):
         score(folder, batch=batch)
     kept = pd.read_csv(folder / "deep/out.csv")
     assert kept.values.tolist() == [["1.png", "one", 1, "ONE", "shade-v1"]]
@@ -111,7 +111,7 @@ def test_a_failure_at_the_first_image_leaves_older_scores_alone(folder):
     score(folder)
     before = (folder / "deep/out.csv").read_bytes()
     (folder / "prompts.txt").write_text("bad\ntwo\nten\n")
-    with pytest.raises(UserError, match="stopped at 1.png, nothing was scored before it$"):
+    with pytest.raises(UserError, match="stopped at 1.png; nothing was scored before it$"):
         score(folder)
     assert (folder / "deep/out.csv").read_bytes() == before
 

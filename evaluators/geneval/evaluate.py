@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,17 @@ def reward(records: Sequence[Record], images: Sequence[np.ndarray], detector: De
 
 
 def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
-    """Judge every image of a folder in GenEval's layout.
+    """The rows of :func:`judge_folder` as a table, with a column ``protocol``; arguments and errors are the same."""
+    return pd.DataFrame(judge_folder(folder, detector, progress)).assign(protocol=protocol(detector))
+
+
+def protocol(detector: Detector) -> str:
+    """Name and version of the evaluation, with its engine."""
+    return f"{PROTOCOL}/{detector.name}"
+
+
+def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) -> Iterator[dict]:
+    """Judge every image of a folder in GenEval's layout, prompt by prompt.
 
     Args:
         folder: holds one folder per prompt.
@@ -86,11 +96,12 @@ def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = Tru
 
     Returns:
         One row per image, in the order of the names: filename (relative to the folder), tag, prompt, index (the number
-        that is the prompt folder's name), correct, strict, score, reason (see
-        :class:`~evaluators.geneval.rules.Verdict`) and protocol.
+        that is the prompt folder's name), correct, strict, score and reason (see
+        :class:`~evaluators.geneval.rules.Verdict`).
 
     Raises:
-        UserError: the folder is missing or holds no prompts, a prompt has no images, or a file cannot be read.
+        UserError: at once if the folder is missing or holds no prompts; while going on, if a prompt has no images or a
+            file cannot be read.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -98,22 +109,24 @@ def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = Tru
     prompts = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
     if not prompts:
         raise UserError(f"{root} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/00000.png")
-    rows = []
-    for path in track(prompts, description="GenEval", disable=not progress):
-        record = _read_record(path / "metadata.jsonl")
-        files = _image_files(path / "samples")
-        results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
-        rows += [
-            {
-                "filename": file.relative_to(root).as_posix(),
-                "tag": record["tag"],
-                "prompt": record["prompt"],
-                "index": int(path.name),
-                **vars(verdict),
-            }
-            for file, verdict in zip(files, results, strict=True)
-        ]
-    return pd.DataFrame(rows).assign(protocol=f"{PROTOCOL}/{detector.name}")
+    tracked = track(prompts, description="GenEval", disable=not progress)
+    return (row for path in tracked for row in _judge_prompt(path, root, detector))
+
+
+def _judge_prompt(path: Path, root: Path, detector: Detector) -> list[dict]:
+    record = _read_record(path / "metadata.jsonl")
+    files = _image_files(path / "samples")
+    results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
+    return [
+        {
+            "filename": file.relative_to(root).as_posix(),
+            "tag": record["tag"],
+            "prompt": record["prompt"],
+            "index": int(path.name),
+            **vars(verdict),
+        }
+        for file, verdict in zip(files, results, strict=True)
+    ]
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
