@@ -73,22 +73,19 @@ class RunFolder:
         return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
 
     def restore(self, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> dict:
-        """Load the newest checkpoint into the given tensors and parts and drop what was logged after it.
+        """Load the newest checkpoint into the given tensors and parts.
 
         Returns:
             its progress, with the number of finished epochs; ``{"epoch": 0}`` if there is no checkpoint.
         """
         folders = self.checkpoints()
         if not folders:
-            self._truncate(0)
             return {"epoch": 0}
         load_trained(folders[-1] / "trained.safetensors", trained)
         state = torch.load(folders[-1] / "state.pt", map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        progress = json.loads((folders[-1] / "progress.json").read_text())
-        self._truncate(progress["epoch"])
-        return progress
+        return json.loads((folders[-1] / "progress.json").read_text())
 
     def log(self, line: dict) -> None:
         append_jsonl(self.path / "metrics.jsonl", line)
@@ -109,7 +106,8 @@ class RunFolder:
         file = self.path / "final" / "summary.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def _truncate(self, epochs: int) -> None:
+    def truncate(self, epochs: int) -> None:
+        """Drop what was logged of later epochs."""
         write_lines = [json.dumps(line) for line in self.metrics() if line["epoch"] <= epochs]
         write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in write_lines))
 

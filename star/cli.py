@@ -360,6 +360,8 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes of a run one is enough
     table = Table("metric", "value", "± standard error", title=title, title_justify="left")
     for metric, value, stderr in scores:
         table.add_row(metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")

@@ -56,7 +56,9 @@ def evaluate(
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
-        judged += zip(part, task.judge(prompts, list(drawn.numpy())), thumbnails(drawn), strict=True)
+        # Copies, because a view is sent to other processes with all of its batch.
+        small = [row.clone() for row in thumbnails(drawn)]
+        judged += zip(part, task.judge(prompts, list(drawn.numpy())), small, strict=True)
         samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
     by_job = {item[0]: item for item in gather(accelerator, judged)}
     judged = [by_job[job] for job in jobs]

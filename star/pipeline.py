@@ -60,6 +60,9 @@ class Base:
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
         self.pipeline.vae.float()
         self.transformer = self.pipeline.transformer
+        token = self.pipeline.vae_scale_factor * self.patch
+        if config.resolution % token:
+            raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
         torch.manual_seed(seed)
         if config.parameters == "lora":
             add_lora(self.transformer, config)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from star import config as settings
+from star import processes
 from star.bench.results import Row, commit, config_hash
 from star.checkpoint import load_trained
 from star.config import Config
@@ -33,8 +34,11 @@ def trained(config: Config) -> list[Row]:
     per prompt and the method's name as ``star:geneval``.
     """
     trainer = Trainer(config)
-    # Before training: what an evaluator lacks is told before hours of work, not after.
-    others = [load_task(config, name) for name in settings.other_tasks(config)]
+    others = settings.other_tasks(config)
+    for name in others:
+        if name not in trainer.others:
+            # What an evaluator lacks is told before hours of work, not after. It is not kept: its weights take memory.
+            load_task(config, name)
     if trainer.accelerator.is_main_process:
         for line in settings.cautions(config):
             print(f"star: caution: {line}", file=sys.stderr)
@@ -52,8 +56,9 @@ def trained(config: Config) -> list[Row]:
     method = settings.label(config, config.method.name)
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
-    for task in others:
-        known = settings.identity(config, task.name)
+    for name in others:
+        task = trainer.others.get(name) or load_task(config, name)
+        known = settings.identity(config, name)
         rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images, known)
     return rows
 
@@ -86,6 +91,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
+    Accelerator()  # gives each process its GPU, before an evaluator takes its place there
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
     return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
@@ -118,7 +124,7 @@ class Kept:
         rows = [
             Row(
                 task=task.name,
-                protocol=f"{task.protocol}/{self.config.scale}",
+                protocol=_protocol(task, self.config),
                 method=method,
                 seed=self.seed,
                 updates=self.summary["updates"],
@@ -130,9 +136,14 @@ class Kept:
             )
             for score in result.scores
         ]
-        if PartialState().is_main_process:
-            _keep(folder, result, rows)
+        _keep(folder, result, rows)
         return rows
+
+
+def _protocol(task: Task, config: Config) -> str:
+    """``geneval-v1/mini-2/mini``, with what an evaluation does differently from the scale behind it: ``.../guidance=1.0``."""
+    changes = settings.evaluation_changes(config)
+    return "/".join([task.protocol, config.scale, *(f"{name}={value}" for name, value in changes.items())])
 
 
 def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
@@ -140,9 +151,19 @@ def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator:
 
 
 def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
-    """Per-image verdicts, sample images and the rows; the rows last, because their presence says that all is there."""
+    """Per-image verdicts, sample images and the rows; the rows last, because their presence says that all is there.
+
+    Every process writes the samples that it drew, the main one the rest.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        (folder / "rows.json").unlink(missing_ok=True)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
-    for number, (_, image) in enumerate(sorted(result.samples.items())):
-        Image.fromarray(image).save(folder / "samples" / f"{number:05d}.png")
-    write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
+    numbers = {prompt: number for number, prompt in enumerate(sorted({row["prompt"] for row in result.rows}))}
+    for prompt, image in result.samples.items():
+        Image.fromarray(image).save(folder / "samples" / f"{numbers[prompt]:05d}.png")
+    with processes.together():
+        state.wait_for_everyone()
+    if state.is_main_process:
+        pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
+        write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
 from star import config as settings
@@ -66,6 +67,10 @@ class Trainer:
         Raises:
             UserError: the model, the evaluator or the run folder is not usable.
         """
+        installed = [str(tracker) for tracker in get_available_trackers()]
+        if config.tracker and config.tracker not in installed:
+            known = ", ".join(installed) or "none"
+            raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
         self.base = base or Base(config.model, self.accelerator.device, config.seed)
@@ -77,8 +82,11 @@ class Trainer:
         relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
         self.schedule = sigmas(config.sampling.steps).to(self.base.device)
         _, height, width = self.base.latent_shape
-        self.clip_range = config.method.clip_range or clip_range_for(
-            config.method.reduction, config.train.clip_range, height * width
+        method = config.method
+        self.clip_range = (
+            clip_range_for(method.reduction, config.train.clip_range, height * width)
+            if method.clip_range is None
+            else method.clip_range
         )
         train = config.train
         first, second = train.betas
@@ -132,7 +140,10 @@ class Trainer:
             if self.config.model.parameters == "lora":
                 lora.write(self.folder.path / "final" / "lora", self.ema.values, self.config.model)
             self.folder.finish(self.ema.values, summary)
-        self.accelerator.end_training()
+        # Not end_training: that also parts the processes, which still have to evaluate.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        processes.wait(self.accelerator)  # until the weights are there
         return summary
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
@@ -356,6 +367,8 @@ class Trainer:
         flat = processes.total(self.accelerator, flat)
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
+        # A process whose samples all had no advantage has scaled nothing yet, and the scaler would fail.
+        self.scaler.scale(torch.zeros((), device=self.base.device))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
@@ -407,12 +420,10 @@ class Trainer:
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
-        """Load the newest checkpoint, one process after the other because the first also tidies the log."""
+        """Load the newest checkpoint, and drop what was logged after it."""
+        progress = self.folder.restore(self.base.trained, self.parts)
         if self.accelerator.is_main_process:
-            progress = self.folder.restore(self.base.trained, self.parts)
-        processes.wait(self.accelerator)
-        if not self.accelerator.is_main_process:
-            progress = self.folder.restore(self.base.trained, self.parts)
+            self.folder.truncate(progress["epoch"])
         return progress
 
     def _gather(self, items: list) -> list:

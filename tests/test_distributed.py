@@ -55,11 +55,45 @@ with report_errors():
     Path(f"{folder}.held{rank}").write_text(str(held))
 """
 
+WHOLE = """
+import os, sys, time
+from omegaconf import OmegaConf
+from star import runs, trainer
+from star.checkpoint import RunFolder
+from star.cli import report_errors
+from star.config import Config
+from fake_task import RedTask
 
-def launch(config: Config, folder: Path, processes: int, dying: int = 0) -> subprocess.CompletedProcess:
-    """Train; with ``dying`` the process of rank 1 kills itself when it judges for the so-many-th time."""
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
+def task(config, name):
+    made = RedTask()
+    made.name = name
+    return made
+
+trainer.load_task = runs.load_task = task
+folder = sys.argv[1]
+config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder + ".yaml")))
+finish = RunFolder.finish
+
+def slowly(*arguments):
+    time.sleep(2)  # the others must not look for the weights before they are there
+    finish(*arguments)
+
+RunFolder.finish = slowly
+os.makedirs(folder + ".base", exist_ok=True)
+with report_errors():
+    rows = runs.trained(config)
+    os.chdir(folder + ".base")
+    rows += runs.base(config)
+    assert len(rows) == 6, rows
+"""
+
+
+def launch(
+    config: Config, folder: Path, processes: int, dying: int = 0, program: str = PROGRAM
+) -> subprocess.CompletedProcess:
+    """Run a program; with ``dying`` the process of rank 1 kills itself when it judges for the so-many-th time."""
+    file = folder / "program.py"
+    file.write_text(program)
     Path(f"{config.run}.yaml").write_text(to_yaml(config))
     here = Path(__file__).parent
     environment = {
@@ -70,7 +104,7 @@ def launch(config: Config, folder: Path, processes: int, dying: int = 0) -> subp
     }
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [*words, str(program), config.run, str(dying)], env=environment, timeout=600, capture_output=True, text=True
+        [*words, str(file), config.run, str(dying)], env=environment, timeout=600, capture_output=True, text=True
     )
 
 
@@ -148,6 +182,25 @@ def test_processes_that_share_the_weights_are_one(make_config, tmp_path, words):
     whole = int(Path(f"{one.run}.held0").read_text())
     parts = [int(Path(f"{two.run}.held{rank}").read_text()) for rank in (0, 1)]
     assert sum(parts) == whole and max(parts) < 0.55 * whole
+
+
+def test_a_whole_run_leaves_the_same_results(make_config, tmp_path):
+    """Training, evaluation on three tasks, and the base: numbers, verdicts and the samples that all processes drew."""
+    words = ("train.epochs=1", "evaluation.images=3", "evaluation.cross_images=1")
+    one, two = (make_config(*words, f"run={tmp_path / str(number)}") for number in (1, 2))
+    for processes, config in ((1, one), (2, two)):
+        done = launch(config, tmp_path, processes, program=WHOLE)
+        assert done.returncode == 0, done.stderr
+    for inside, evaluations in (("", 3), (".base/runs/mini/geneval/base", 1)):
+        ours, theirs = (Path(f"{config.run}{inside}", "final") for config in (one, two))
+        found = sorted(file.relative_to(ours) for file in ours.rglob("rows.json"))
+        assert len(found) == evaluations
+        for file in found:
+            kept, other = (json.loads((folder / file).read_text()) for folder in (ours, theirs))
+            assert [row["metric"] for row in kept] == [row["metric"] for row in other]
+            assert all(abs(row["value"] - theirs["value"]) < 1e-3 for row, theirs in zip(kept, other, strict=True))
+            samples = [sorted(path.name for path in (folder / file).parent.glob("samples/*")) for folder in (ours, theirs)]
+            assert samples[0] == samples[1] == ["00000.png", "00001.png"]
 
 
 def test_sharing_that_would_make_processes_wait_for_ever_is_refused(make_config, tmp_path):

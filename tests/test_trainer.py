@@ -44,6 +44,14 @@ def test_first_update_is_on_policy_and_second_is_not(make_config, method):
     assert any(not torch.equal(before[name], value) for name, value in trainer.base.trained.items())
 
 
+def test_half_precision_goes_on_where_no_sample_has_an_advantage(make_config):
+    """As a process may have it whose samples are of a group with equal rewards."""
+    config = make_config("model.dtype=float16", "train.epochs=1", "train.beta=0", "train.ratio_tolerance=1")
+    Trainer(config, RedTask(lambda images: [1.0] * len(images))).run()
+    (line,) = lines(config)
+    assert line["grad_norm"] == 0 and line["zero_std_share"] == 1
+
+
 def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
     """Arms differ in nothing but the weights, and that shows in the first gradient."""
     norms = {}

@@ -31,6 +31,12 @@ PROCESS_OVERHEAD = 4 * 2**30
 
 TEXT_ENCODER_PARAMETERS = 123.7e6 + 694.7e6 + 4_762e6
 AUTOENCODER_PARAMETERS = 84e6
+T5_OUTPUT_PARAMETERS = 24 * 10240 * 4096
+"""Of the feed-forward outputs of T5-XXL, which transformers keeps in float32 in a model of half precision."""
+
+EVALUATOR_PARAMETERS = {"geneval": 428e6 + 69e6, "pickscore": 986e6}
+"""Of what judges on the GPU, in float32 and while training too: CLIP-L and Mask2Former; PickScore's CLIP-H. OCR needs none."""
+
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -69,13 +75,17 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     part = min(1, 1 / processes + 2 / shape["num_layers"]) if config.model.shard else 1
     if others is None:
         others = size * TEXT_ENCODER_PARAMETERS + 4 * AUTOENCODER_PARAMETERS
+    kept = T5_OUTPUT_PARAMETERS / TEXT_ENCODER_PARAMETERS if config.model.dtype == "float16" else 0
+    resident = others * (1 + kept)
+    rewards = [config.task.name, *config.rewards.others]
+    judges = 4 * sum(EVALUATOR_PARAMETERS.get(name, 0) for name in rewards if config.evaluators.get(name) != "mini")
     # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
     activations = activation_bytes(config, shape)
-    beside = max(activations, others) if config.model.offload else activations + others
+    beside = max(activations, resident) if config.model.offload else activations + resident
     return Need(
         parameters=total,
-        gpu=part * transformer + TRAINED_BYTES * trained + beside + GPU_OVERHEAD,
-        process=transformer + others + PROCESS_OVERHEAD,
+        gpu=part * transformer + TRAINED_BYTES * trained + beside + judges + GPU_OVERHEAD,
+        process=transformer + resident + PROCESS_OVERHEAD,
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
     )
