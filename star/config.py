@@ -260,12 +260,21 @@ CHOICES = {
     "train.std": ("batch", "group"),
     "train.kl": ("flow_grpo", "paper"),
 }
+NOT_NEGATIVE = ("sampling.window", "train.weight_decay", "train.beta", "evaluation.cross_images", "evaluation.every", "seed")
+PAIRS = ("sampling.window_range", "train.betas")
 _POSITIVE = """model.resolution model.text_length model.lora_rank sampling.steps train.epochs train.groups train.group_size
     train.micro_batch train.updates_per_epoch train.lr train.clip_range train.adv_clip train.max_grad_norm train.ema_every
-    train.checkpoint_every train.keep evaluation.steps evaluation.images evaluation.every_images"""
+    train.checkpoint_every train.keep train.collapse_epochs sampling.noise_level evaluation.steps evaluation.images
+    evaluation.every_images"""
 POSITIVE = _POSITIVE.split()
 GROUPS = ("task", "method", "scale", "model", "variant", "preset")
 STABLE_GROUP = 12
+DRAWING = ("steps", "guidance", "seed")
+"""The settings of an evaluation that change its images, rather than their number."""
+THRIFT = ("model.gradient_checkpointing", "model.offload", "train.checkpoint_every", "train.keep")
+"""Settings that change where things are and how often they are computed or kept, but not what is computed."""
+UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
+"""The settings of a model that matter before it is trained."""
 
 
 def load(overrides: Sequence[str]) -> Config:
@@ -327,7 +336,21 @@ def check(config: Config) -> None:
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise UserError(f"{name}={get(config, name)} must be greater than 0")
+    for name in NOT_NEGATIVE:
+        if not get(config, name) >= 0:
+            raise UserError(f"{name}={get(config, name)} must not be negative")
+    for name in PAIRS:
+        if len(get(config, name)) != 2:
+            raise UserError(f"{name}={get(config, name)} must be two numbers")
     sampling, train, method = config.sampling, config.train, config.method
+    if not all(0 <= beta < 1 for beta in train.betas):
+        raise UserError(f"train.betas={train.betas} must lie in [0, 1)")
+    if method.clip_range is not None and not method.clip_range > 0:
+        raise UserError(f"method.clip_range={method.clip_range} must be above 0, or null for the scale's")
+    if sampling.kind == "cps" and not sampling.noise_level <= 1:
+        raise UserError(f"sampling.noise_level={sampling.noise_level} must be at most 1 for sampling.kind=cps")
+    if not sampling.window and sampling.steps < 2:
+        raise UserError(f"sampling.steps={sampling.steps} must be at least 2, because the last one is never trained")
     if not (0 <= method.mix <= 1 and method.exponent > 0 and (method.cap is None or method.cap > 1)):
         raise UserError(
             f"method.mix={method.mix} must be in [0, 1], method.exponent={method.exponent} above 0 and "
@@ -385,8 +408,23 @@ def cautions(config: Config) -> list[str]:
 
 
 def label(config: Config, method: str) -> str:
-    """A method's name in results: with the base model and the variant, where they are not the scale's own."""
-    return method + _suffix(config.model.name, None if method == "base" else config.variant)
+    """A method's name in results: with the base model and the variant, where they are not the scale's own.
+
+    The base has no variant, unless that evaluates in another way.
+    """
+    shared = method == "base" and not evaluation_changes(config)
+    return method + _suffix(config.model.name, None if shared else config.variant)
+
+
+def evaluation_changes(config: Config) -> dict[str, Any]:
+    """How images are drawn for the evaluation, where that is not the scale's own way: ``{"guidance": 1.0}``."""
+    own = _scale(config.scale).evaluation
+    return {name: value for name in DRAWING if (value := getattr(config.evaluation, name)) != getattr(own, name)}
+
+
+@cache
+def _scale(name: str) -> Config:
+    return load([f"scale={name}"])
 
 
 def get(config: Config, name: str) -> Any:
@@ -409,7 +447,7 @@ def to_dict(config: Config) -> dict:
 
 
 def identity(config: Config, measured: str | None = None) -> dict:
-    """What makes a run the run that it is: all settings but its place, its tracker and where its weights are.
+    """What makes a run the run that it is: all settings but its place, its tracker, and what only saves memory or disk.
 
     Weights that ship with this package go by what is in them, since they change.
 
@@ -420,6 +458,10 @@ def identity(config: Config, measured: str | None = None) -> dict:
     outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
     known = {name: value for name, value in to_dict(config).items() if name not in outside}
     del known["model"]["shard"]
+    # Whatever they are, they count as the scale's own.
+    for name in THRIFT:
+        group, _, key = name.partition(".")
+        known[group][key] = get(_scale(config.scale), name)
     known["model"]["path"] = config.model.path or shipped("weights")
     used = {config.task.name, measured, *config.rewards.others}
     known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
@@ -437,7 +479,9 @@ def shipped(folder: str) -> str:
 def base_identity(config: Config) -> dict:
     """What an evaluation of the untrained model depends on."""
     known = identity(config, config.task.name)
-    return {name: known[name] for name in ("task", "scale", "model", "evaluation", "evaluators")}
+    model = {name: known["model"][name] for name in UNTRAINED}
+    evaluation = {name: known["evaluation"][name] for name in (*DRAWING, "images")}
+    return {name: known[name] for name in ("task", "scale", "evaluators")} | {"model": model, "evaluation": evaluation}
 
 
 def base_folder(config: Config) -> Path:

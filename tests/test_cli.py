@@ -55,6 +55,8 @@ def test_help_teaches(star):
         (["data", "ocr", "missing"], "no such file or folder: missing"),
         (["diff", "missing.csv"], "missing.csv"),
         (["train", "relevance.blocks=[99]"], "block"),
+        (["train", "model.resolution=60"], "model.resolution=60 must be a multiple of"),
+        (["train", "tracker=nosuch"], "tracker=nosuch is not installed, or not known to accelerate"),
         (["train", "model.lora_targets=[nothing]"], "model.lora_targets"),
     ],
 )
@@ -76,6 +78,14 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     assert code == 0
     assert re.search(r"geneval_official_macro\W+1\.0000", out)
     assert "geneval-v1/mini-2" in out and "12 images of 6 prompts" in out
+    assert len(Path("images/geneval.csv").read_text().splitlines()) == 13
+
+    (tmp_path / "images/00003/samples/00001.png").write_bytes(b"broken")
+    code, _, err = star("evaluate", "task=geneval", "images=images", "out=new/folder/scores.csv")
+    assert code == 2 and "the scores of the 6 images before it are in new/folder/scores.csv" in err
+    assert len(Path("new/folder/scores.csv").read_text().splitlines()) == 7
+    code, _, err = star("evaluate", "task=geneval", "images=images", "out=images")
+    assert code == 2 and "it is a folder; name a CSV file" in err
 
 
 def test_reproduce_writes_tables_once(star, pipeline_folder):
@@ -87,7 +97,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
     macro = {row.method: row for row in rows if row.metric == "geneval_official_macro"}
     assert macro["star"].prompts == macro["base"].prompts == 197
     assert (macro["star"].updates, macro["star"].images_seen, macro["base"].updates) == (2, 16, 0)
-    assert all(row.protocol == "geneval-v1/mini-2/mini" for row in rows)
+    assert all(row.protocol == "geneval-v1/mini-2/mini/steps=2" for row in rows)  # FAST evaluates in two steps
     for text in (out, Path("results/mini/geneval.md").read_text()):
         assert "STAR minus Flow-GRPO" in text and "0.9759" in text and "not comparable" in text
     with Image.open("results/mini/geneval.png") as curves:

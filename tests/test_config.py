@@ -1,7 +1,19 @@
 import pytest
 
 from star.allocation import ARMS
-from star.config import CHOICES, base_identity, cautions, get, identity, label, load, options, shipped, to_yaml
+from star.config import (
+    CHOICES,
+    base_identity,
+    cautions,
+    evaluation_changes,
+    get,
+    identity,
+    label,
+    load,
+    options,
+    shipped,
+    to_yaml,
+)
 from star.errors import UserError
 
 
@@ -22,9 +34,11 @@ def test_every_change_of_the_paper_scale_is_valid(model, variant, preset):
     given = {"model": model, "variant": variant, "preset": preset}
     config = load(["scale=paper", "method=star", *(f"{group}={name}" for group, name in given.items() if name)])
     assert cautions(config) == []
-    assert label(config, "base") == "base" + (f"+{model}" if model else "")
     changes = "".join(f"+{change}" for change in (model, variant) if change)
+    unguided = variant in ("fast", "nocfg")
+    assert evaluation_changes(config) == ({"guidance": 1.0} if unguided else {})
     assert label(config, "star") == f"star{changes}"
+    assert label(config, "base") == (f"base{changes}" if unguided else "base" + (f"+{model}" if model else ""))
     assert config.run == f"runs/paper/geneval/star{changes}/seed0"
 
 
@@ -71,6 +85,23 @@ def test_no_change_of_the_scale_is_no_part_of_the_run():
 def test_where_the_weights_are_is_no_part_of_the_run():
     whole, shared = (load([f"model.shard={shard}"]) for shard in (False, True))
     assert identity(whole) == identity(shared) and base_identity(whole) == base_identity(shared)
+
+
+def test_what_only_saves_memory_or_disk_is_no_part_of_the_run():
+    for scale in options("scale"):
+        plain = load([f"scale={scale}"])
+        for word in ("model.offload", "model.gradient_checkpointing"):
+            assert identity(load([f"scale={scale}", f"{word}={not get(plain, word)}"])) == identity(plain)
+        assert identity(load([f"scale={scale}", "train.keep=7", "train.checkpoint_every=3"])) == identity(plain)
+        assert identity(plain)["model"]["offload"] == plain.model.offload
+
+
+def test_what_the_base_depends_on():
+    base = base_identity(load([]))
+    for word in ("model.lora_rank=4", "model.offload=true", "train.epochs=2", "method=flow_grpo", "evaluation.cross_images=0"):
+        assert base_identity(load([word])) == base, word
+    for word in ("model.path=other", "model.resolution=32", "task=ocr", "evaluation.steps=4", "evaluators.geneval=mmdet"):
+        assert base_identity(load([word])) != base, word
 
 
 def test_only_evaluators_that_give_rewards_are_part_of_a_training():
@@ -145,6 +176,17 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["train.groups=7", "train.micro_batch=48"], "train.micro_batch=48 must divide"),
         (["train.group_size=1"], "at least 2"),
         (["train.lr=0"], "train.lr=0.0 must be greater than 0"),
+        (["train.weight_decay=-1"], "train.weight_decay=-1.0 must not be negative"),
+        (["train.betas=[0.9]"], "train.betas=\\[0.9\\] must be two numbers"),
+        (["train.betas=[0.9, 1.0]"], "must lie in \\[0, 1\\)"),
+        (["train.collapse_epochs=0"], "train.collapse_epochs=0 must be greater than 0"),
+        (["seed=-1"], "seed=-1 must not be negative"),
+        (["sampling.window=-1"], "sampling.window=-1 must not be negative"),
+        (["sampling.window_range=[0]"], "sampling.window_range=\\[0\\] must be two numbers"),
+        (["sampling.noise_level=0"], "sampling.noise_level=0.0 must be greater than 0"),
+        (["sampling.kind=cps", "sampling.noise_level=2"], "must be at most 1 for sampling.kind=cps"),
+        (["sampling.window=0", "sampling.steps=1"], "sampling.steps=1 must be at least 2"),
+        (["method.clip_range=0"], "method.clip_range=0.0 must be above 0"),
         (["sampling.window=9"], "must fit into sampling.window_range"),
         (["train.updates_per_epoch=100"], "only .* micro-batches"),
         (["sampling.kind=cps", "train.beta=0.1"], "use train.kl=paper"),
