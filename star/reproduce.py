@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from star import config as settings
 from star.bench import diff, results, tables
 from star.bench.comparison import Comparison, compare, paired_scores
 from star.bench.figures import reward_curves
@@ -37,7 +38,8 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
         return code
     scale = cells[0].config.scale
     file = Path("results", scale, f"{task}.csv")
-    gain = write_summary(file)
+    reference, arm = dict.fromkeys(settings.label(cell.config, cell.method) for cell in cells if cell.seed is not None)
+    gain = write_summary(file, arm, reference)
     code = diff.run(file, None, as_json=False)
     console = Console()
     console.print(f"\n{tables.MINI_WARNING}" if scale == "mini" else "", markup=False, soft_wrap=True)
@@ -46,35 +48,38 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     return code
 
 
-def write_summary(file: Path) -> str:
+def write_summary(file: Path, arm: str = "star", reference: str = "flow_grpo") -> str:
     """Write the table of a task and the curves of its main comparison beside its result file, as ``.md`` and ``.png``.
 
     Args:
         file: ``results/<scale>/<task>.csv``, with the verdicts and curves that a matrix has put beside it.
+        arm, reference: the methods that are compared, by their names in the file.
 
     Returns:
-        a sentence on STAR against Flow-GRPO, with every seed that the results hold of both.
+        a sentence on the difference, with every seed that the results hold of both.
     """
     task, found = file.stem, collect(file.parent, Path("runs"))
     table = tables.markdown(results.read(file), found.paper)
-    gain = _gain(found, task)
+    gain = _gain(found, task, arm, reference)
     write_text(file.with_suffix(".md"), f"{table}\n{gain}\n\n![Reward curves]({task}.png)\n")
     assert found.curves is not None, "a matrix writes them"
     runs = by_seed(found.curves, task)
-    lines = {method_label(method): [curve(part, "images_seen") for part in runs[method].values()] for method in METHODS}
+    methods = (reference, arm)
+    lines = {method_label(method): [curve(part, "images_seen") for part in runs[method].values()] for method in methods}
     reward_curves(lines, f"{task}, {found.scale}", file.with_suffix(".png"))
     return gain
 
 
-def _gain(found: Collection, task: str) -> str:
+def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     assert found.images is not None, "a matrix writes them"
     images = found.images[found.images["task"] == task]
-    made = (compare(images, "star", "flow_grpo", column, label) for column, label in paired_scores(task).items())
+    made = (compare(images, arm, reference, column, label) for column, label in paired_scores(task).items())
     gains = [gain for gain in made if gain]
     seeds = gains[0].seeds
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing of others"
     return (
-        f"STAR minus Flow-GRPO, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, paired by prompt and noise "
+        f"{method_label(arm)} minus {method_label(reference)}, {named}, paired by prompt and noise "
         f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
     )
 

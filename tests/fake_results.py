@@ -50,6 +50,11 @@ def verdicts(task: str, method: str, seed: int, prompts: int = 24, images: int =
 TASKS = tuple(PROTOCOLS)
 
 
+def first_images(task: str, method: str, seed: int) -> pd.DataFrame:
+    """What a checkpoint of another task is judged on: one image per prompt."""
+    return verdicts(task, method, seed).query("image == 0")
+
+
 def rows(task: str, method: str, seed: int) -> list[Row]:
     """The result rows of one run on its own task, and on the others."""
     trained = method != "base"
@@ -122,6 +127,9 @@ def write_matrix(folder: Path, arms=ARMS, seeds=SEEDS, tasks=TASKS) -> Path:
     base = [(task, "base", EVALUATION_SEED) for task in tasks]
     keys = {cell: dict(zip(names, (*cell, hashed(*cell)), strict=True)) for cell in base + cells}
     images = [verdicts(*cell).assign(**keys[cell]) for cell in base + cells]
+    for task, method, seed in cells:
+        own = keys[task, method, seed] | {"method": f"{method}:{task}"}
+        images += [first_images(other, method, seed).assign(**own | {"task": other}) for other in TASKS if other != task]
     curves = [curve(*cell).assign(**keys[cell]) for cell in cells] or [pd.DataFrame(columns=names)]
     pd.concat(images).to_csv(results / "images.csv.gz", index=False)
     pd.concat(curves).to_csv(results / "curves.csv", index=False)

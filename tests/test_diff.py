@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from star.bench import diff as diff_module
-from star.bench.diff import diff, difference, exit_code, find_paper, main_rows, run, to_json, to_markdown, verdict
+from star.bench.diff import diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
 from star.bench.results import PaperRow, Row, write
 from star.bench.statistics import Estimate, wilson
 from star.bench.summary import is_mini, summarise
@@ -240,11 +240,11 @@ def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
     assert "1 more rows" in printed and "dense_grpo" not in printed
 
 
-def test_markdown_of_the_diff(tmp_path, paper):
-    lines = to_markdown(diff(results(tmp_path, replace(ROW, value=0.96)), paper)).splitlines()
-    star = next(line for line in lines if line.startswith("| STAR "))
-    assert star == "| STAR | official macro | 0.9759 | 0.9600 [0.9502, 0.9698] | -0.0159 | 1 | 2,212 | differs |"
-    assert "| dense_grpo | official macro | 0.97 | – | – | – | – | not run |" in lines
+def test_the_table_of_the_diff(tmp_path, paper, capsys):
+    assert run(results(tmp_path, replace(ROW, value=0.96)), paper, as_json=False) == 1
+    lines = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert ["STAR", "official macro", "0.9759", "0.9600 [0.9502, 0.9698]", "-0.0159", "1", "2,212", "differs"] in lines
+    assert ["Flow-GRPO", "official macro", "0.95", "–", "–", "–", "–", "not run"] in lines
 
 
 def test_bad_input_is_the_users_error(tmp_path, paper):

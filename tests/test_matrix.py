@@ -68,9 +68,7 @@ for name in [config.task.name] if base else config.evaluators:
     final.mkdir(exist_ok=True)
     label = method if name == config.task.name else f"{method}:{config.task.name}"
     seed = 1000 if base else config.seed
-    known = settings.identity(config, name)
-    if base:
-        known = {part: known[part] for part in ("task", "scale", "model", "evaluation", "evaluators")}
+    known = settings.base_identity(config) if base else settings.identity(config, name)
     row = Row(name, "score", "v1/mini", label, seed, 0.5, None, 2, 1, 0, 0, 0.0, "c", config_hash(known))
     (final / "images.csv").write_text(f'prompt,image,stratum,{name}\\n"a, b",0,all,True\\n"a, b",1,all,0.10\\n')
     (final / "rows.json").write_text(json.dumps([vars(row)]))
@@ -152,6 +150,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
         (["seed="], "'' is no seed"),
         (["seed"], "'seed' is no setting; write key=value"),
         (["run=here"], "run=...: the cells of a matrix have their own folders"),
+        (["method=star,spatial", "method.name=mine"], "method.name=mine: star, spatial would share a name in the results"),
         (["scale=mini,paper"], "no scale 'mini,paper'"),
         (["train.lr=fast"], "train.lr"),
         (["task=ocr", "~evaluators.ocr=rapidocr"], "scale=mini has no evaluator for it, only for geneval"),
@@ -428,7 +427,7 @@ def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeyp
     assert capsys.readouterr().err == ""
     collect([again], Path("results"))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "star: results/ocr.csv: star seed 0, 2 had other settings, left out now"
+    assert lines[0] == "star: results/ocr.csv: star seed 0, 1, 2 had other settings, left out now"
     assert len(lines) == len(again.measured())
     kept = {("base", 1000), ("spatial", 0), ("spatial", 1), ("spatial", 2), ("star", 1)}
     assert {(row.method, row.seed) for row in results.read(Path("results/ocr.csv"))} == kept

@@ -2,27 +2,43 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import FAST
-from fake_results import ARMS, EVALUATION_SEED, PROTOCOLS, SEEDS, TASKS, hashed, rows, verdicts, write_matrix, write_run
+from fake_results import (
+    ARMS,
+    EVALUATION_SEED,
+    PROTOCOLS,
+    SEEDS,
+    TASKS,
+    first_images,
+    hashed,
+    rows,
+    verdicts,
+    write_matrix,
+    write_run,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
 from star.bench.comparison import compare, variances
 from star.bench.report import report
-from star.bench.report.blocks import _inline
+from star.bench.report.ablation import comparisons
+from star.bench.report.blocks import _inline, signed
 from star.bench.report.collect import METHODS, collect
 from star.bench.report.made import overrides
 from star.bench.report.pictures import read_config, trained_steps
+from star.bench.report.tags import ENOUGH_PROMPTS, by_tag
 from star.bench.results import read, write
 from star.bench.statistics import paired_difference, score_variances
 from star.config import load, to_dict, to_yaml
 from star.errors import UserError
 from star.pipeline import Base
+from star.reproduce import write_summary
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -179,7 +195,12 @@ def test_differences_by_tag_are_those_of_its_prompts(whole):
     ours = compare(images[images["stratum"] == "counting"], "star", "flow_grpo", "correct", "official macro")
     lines = table(section(whole[2], "GenEval by kind"), "GenEval, official rule, by tag: paired differences")
     (line,) = (line for line in lines if line[0] == "counting")
-    assert line[1].startswith(f"{ours.delta.value:+.3f} [") and line[3] == f"{ours.images} of {ours.prompts} prompts"
+    # Four prompts are too few for an interval.
+    assert line[1] == f"{ours.delta.value:+.3f}" and line[3] == f"{ours.images} of {ours.prompts} prompts"
+    assert ours.prompts < ENOUGH_PROMPTS
+    many = pd.concat([images, images.assign(prompt=images["prompt"] + "2"), images.assign(prompt=images["prompt"] + "3")])
+    many = pd.concat([many, many.assign(prompt=many["prompt"] + "4")]).assign(task="geneval")
+    assert by_tag(many)["counting"].prompts == 24 and by_tag(many)["counting"].delta.interval
     seeds = [r.value for s in SEEDS for r in rows("geneval", "star", s) if r.metric == "geneval_official_counting"]
     (line,) = (
         line
@@ -244,8 +265,13 @@ def test_the_other_tasks_are_a_table_of_three_by_three(whole):
     assert lines[0] == ["method", "trained for", *TASKS]
     assert len(lines) == 2 + len(ARMS) * 3
     star = next(line for line in lines if line[:2] == ["STAR", "ocr"])
-    base = [row.value for row in rows("geneval", "base", 0) if row.metric == "geneval_official_macro"][0]
-    assert star[2] == f"0.400 ({0.4 - base:+.3f})".replace("-", "−") and star[3].startswith("0.8")
+    other = pd.concat([first_images("geneval", "star", s).assign(seed=s) for s in SEEDS]).assign(
+        method="star:ocr", trained_on=2304
+    )
+    images = pd.concat([images_of("geneval", "base"), other.assign(protocol=PROTOCOLS["geneval"], trained_on=2304)])
+    gain = compare(images, "star:ocr", "base", "correct", "official macro")
+    assert gain.images == 24
+    assert star[2] == f"0.400 ({signed(gain.delta)})" and star[3].startswith("0.8")
 
 
 def test_costs_are_relative_to_the_reference(whole):
@@ -344,7 +370,8 @@ def test_run_folders_stand_in_for_missing_tables(tmp_path):
     for method in ("base", "flow_grpo", "star"):
         write_run(tmp_path / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
     found = collect(results, tmp_path / "runs")
-    for ours, theirs in ((found.images, whole.images), (found.curves, whole.curves)):
+    own = whole.images[~whole.images["method"].str.contains(":")].dropna(axis="columns", how="all")
+    for ours, theirs in ((found.images, own), (found.curves, whole.curves)):
         columns = [name for name in theirs if name != "config_hash"]
         order = ["method", "prompt" if "prompt" in theirs else "epoch", "image" if "image" in theirs else "seed"]
         pd.testing.assert_frame_equal(
@@ -360,7 +387,7 @@ def test_verdicts_of_replaced_results_do_not_count(tmp_path):
     changed = [type(r)(**{**vars(r), "config_hash": "newer"}) if r.method == "star" else r for r in read(results / "ocr.csv")]
     write(changed, results / "ocr.csv")
     found = collect(results, tmp_path)
-    assert set(found.images["method"]) == {"base", "flow_grpo"}
+    assert set(found.images.query("task == 'ocr'")["method"]) == {"base", "flow_grpo"}
     assert "per-image verdicts of ocr star seed 0: they are in no paired comparison." in " ".join(found.missing)
 
 
@@ -391,7 +418,8 @@ def test_bad_input_is_the_users_error(tmp_path):
 
 def images_of(task, *methods, seeds=SEEDS):
     of = {method: (EVALUATION_SEED,) if method == "base" else seeds for method in methods}
-    return pd.concat([verdicts(task, m, s).assign(method=m, seed=s) for m in methods for s in of[m]], ignore_index=True)
+    terms = {m: {"method": m, "protocol": PROTOCOLS[task], "trained_on": 0 if m == "base" else 2304} for m in methods}
+    return pd.concat([verdicts(task, m, s).assign(seed=s, **terms[m]) for m in methods for s in of[m]], ignore_index=True)
 
 
 def test_comparison_pairs_by_seed_prompt_and_image_whatever_the_order():
@@ -404,6 +432,7 @@ def test_comparison_pairs_by_seed_prompt_and_image_whatever_the_order():
         per_seed.append(gains.groupby(star["stratum"]).mean().mean())
     assert ours.per_seed == pytest.approx(per_seed)
     assert ours.delta.value == pytest.approx(np.mean(per_seed))
+    assert ours == compare(images.sort_index(), "star", "flow_grpo", "correct", "official macro")
     assert (ours.seeds, ours.prompts, ours.images) == (SEEDS, 24, 48)
 
 
@@ -425,6 +454,10 @@ def test_only_shared_seeds_and_images_are_compared():
     assert compare(fewer, "star", "flow_grpo", "reward", "reward").seeds == (0, 1)
     other = images.assign(seed=images["seed"] + 10 * (images["method"] == "star"))
     assert compare(other, "star", "flow_grpo", "reward", "reward") is None
+    engine = images.assign(protocol=np.where(images["method"] == "star", "ocr-v1/another/mini", images["protocol"]))
+    assert compare(engine, "star", "flow_grpo", "reward", "reward") is None
+    longer = images.assign(trained_on=np.where(images["method"] == "star", 23_040, 2304))
+    assert compare(longer, "star", "flow_grpo", "reward", "reward").trained_on == (23_040, 2304)
     assert compare(images, "star", "spatial", "reward", "reward") is None
     assert compare(images, "star", "flow_grpo", "score", "score") is None
     twice = pd.concat([images, images[images["prompt"].str.endswith('01"')]])
@@ -494,3 +527,55 @@ def test_recorded_commands_are_used(tmp_path):
 
 def test_the_arms_are_those_of_the_methods():
     assert ("base", *ARMS) == METHODS
+
+
+def changed(folder, task, method, **values):
+    """Give the rows of a method other values."""
+    file = folder / f"{task}.csv"
+    write([replace(row, **values) if row.method == method else row for row in read(file)], file)
+
+
+def test_a_longer_training_or_another_engine_is_no_gain(tmp_path):
+    results = write_matrix(tmp_path, tasks=("ocr",))
+    changed(results, "ocr", "star", images_seen=23_040, updates=400)
+    says = section(report(results, tmp_path)[1].read_text(), "What this says")
+    assert "**ocr: Not trained alike.**" in says and "STAR was trained on 23,040 images and Flow-GRPO on 2,304" in says
+    changed(results, "ocr", "star", protocol="ocr-v1/another/mini")
+    assert "**ocr: Not measured.**" in section(report(results, tmp_path)[1].read_text(), "What this says")
+
+
+def test_a_method_under_two_protocols_shows_both_numbers(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), tasks=("ocr",))
+    rows_now = read(results / "ocr.csv")
+    other = [replace(r, protocol="ocr-v1/other/mini", value=0.123) for r in rows_now if (r.method, r.seed) == ("star", 0)]
+    write([*rows_now, *other], results / "ocr.csv")
+    lines = table(section(report(results, tmp_path)[1].read_text(), "Beside the paper"), "ocr, accuracy: the paper's number")
+    shown = {line[0]: line[4] for line in lines if line[0].startswith("STAR")}
+    assert shown["STAR (ocr-v1/other/mini)"] == "0.123" and "0.123" not in shown[f"STAR ({PROTOCOLS['ocr']})"]
+
+
+def test_released_weights_are_not_trained_here(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), tasks=("ocr",))
+    released = [replace(r, method="flow_grpo@released") for r in read(results / "ocr.csv") if r.method == "base"]
+    write([*read(results / "ocr.csv"), *released], results / "ocr.csv")
+    text = report(results, tmp_path)[1].read_text()
+    assert "training seeds 0, 1, 2." in text and "fewer than" not in section(text, "What this says")
+    assert "star calibrate task=ocr" in text and "method=flow_grpo@released" not in text
+
+
+def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
+    names = {"flow_grpo": "flow_grpo+fast", "star": "star+fast", "spatial": "star_mix1"}
+    for file in ("ocr.csv", "geneval.csv", "images.csv.gz", "curves.csv"):
+        frame = pd.read_csv(results / file, dtype=str, keep_default_na=False)
+        own = frame["method"].str.partition(":")
+        frame["method"] = own[0].replace(names) + own[1] + own[2]
+        frame.to_csv(results / file, index=False)
+    assert set(collect(results, tmp_path).methods("ocr")) == {"base", *names.values()}
+    pairs = {(c.arm, c.reference) for c in comparisons(collect(results, tmp_path), "ocr")}
+    assert pairs == {("star+fast", "flow_grpo+fast")}
+    text = report(results, tmp_path)[1].read_text()
+    lines = table(section(text, "On the other tasks"), "Main score")
+    assert {line[0] for line in lines[1:]} == {"base", "Flow-GRPO, fast", "STAR, fast", "star_mix1"}
+    sentence = write_summary(results / "ocr.csv", "star+fast", "flow_grpo+fast")
+    assert sentence.startswith("STAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2")

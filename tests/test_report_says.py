@@ -8,9 +8,9 @@ from star.bench.report.says import says, verdict
 from star.bench.statistics import Estimate
 
 
-def made(low, high, seeds=3, reference="flow_grpo"):
+def made(low, high, seeds=3, reference="flow_grpo", trained_on=(5760, 5760)):
     delta = Estimate((low + high) / 2, 0.01, (low, high)) if low is not None else Estimate(0.1, None, None)
-    return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80)
+    return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80, trained_on)
 
 
 ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0.0, 0.05)
@@ -32,6 +32,10 @@ ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0
         (made(*TOUCHING), made(*ABOVE), rules.UNCLEAR),
         (made(None, None), made(*ABOVE), rules.UNCLEAR),
         (made(*BELOW), made(*ABOVE), rules.LOSS),
+        (made(*BELOW, seeds=2), made(*ABOVE), rules.FEW_SEEDS_LOSS),
+        (made(*ABOVE, trained_on=(23_040, 5760)), made(*ABOVE), rules.UNEQUAL),
+        (made(*ABOVE, trained_on=(5760, 0)), made(*ABOVE), rules.GAIN),
+        (made(*ABOVE), made(*ABOVE, trained_on=(5760, 23_040)), rules.NO_CONTROL),
         (None, made(*ABOVE), rules.NOT_MEASURED),
         (None, None, rules.NOT_MEASURED),
     ],
@@ -51,6 +55,16 @@ def test_the_numbers_behind_a_claim_are_in_it():
     assert "STAR minus star_shuffled is +0.030 [+0.020, +0.040]" in text
     assert "Flow-GRPO minus base is −0.030 [−0.050, −0.010]: training made it worse." in text
     assert "Not run: spatial." in text and "not comparable with the paper's numbers" in text
+
+
+def test_terms_that_differ_are_said():
+    longer = says("ocr", made(*ABOVE, trained_on=(23_040, 5760)), None, None, [], mini=False).text
+    assert "but STAR was trained on 23,040 images and Flow-GRPO on 5,760." in longer
+    control = made(*ABOVE, reference="star_shuffled", trained_on=(5760, 23_040))
+    text = says("ocr", made(*ABOVE), control, None, [], mini=False).text
+    assert "+0.050], but it was trained on 23,040 images and STAR on 5,760." in text
+    few = says("ocr", made(*ABOVE), made(*ABOVE, seeds=1), None, [], mini=False).text
+    assert "+0.050] (1 training seed)." in few and "The control has fewer than 3 training seeds." in few
 
 
 def test_what_is_missing_is_said():

@@ -10,7 +10,6 @@ from star.bench.statistics import Estimate, Variances, paired_difference, score_
 from star.errors import UserError
 
 IMAGE = ["stratum", "prompt", "image"]
-UNTRAINED = "base"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Comparison:
         seeds: the training seeds that both have.
         per_seed: the difference of each.
         prompts, images: of one seed.
+        trained_on: how many images the training of either has drawn; 0 for what was not trained.
     """
 
     arm: str
@@ -34,6 +34,12 @@ class Comparison:
     per_seed: tuple[float, ...]
     prompts: int
     images: int
+    trained_on: tuple[int, int]
+
+    @property
+    def equal_terms(self) -> bool:
+        """Whether both were trained as long, or one not at all."""
+        return 0 in self.trained_on or self.trained_on[0] == self.trained_on[1]
 
 
 def paired_scores(task: str) -> dict[str, str]:
@@ -47,11 +53,12 @@ def paired_scores(task: str) -> dict[str, str]:
 def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: str) -> Comparison | None:
     """One score of two methods, or None if they share no images.
 
-    Runs of the same training seed are paired, image by image; the base, which has no training seed, with every one. Only
-    images that all shared seeds have count.
+    Runs of the same training seed and evaluation protocol are paired, image by image; what was not trained, and so has no
+    training seed, with every one. Only images that all shared seeds have count.
 
     Args:
-        images: verdicts of one task: ``method``, ``seed``, ``stratum``, ``prompt``, ``image`` and the score's column.
+        images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``stratum``, ``prompt``,
+            ``image`` and the score's column.
         arm, reference: methods.
         column, label: of the score.
     """
@@ -59,12 +66,13 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         return None
     known = _known(images, column)
     ours, theirs = (known[known["method"] == method] for method in (arm, reference))
-    keys = [*IMAGE, "seed"]
-    if arm == UNTRAINED:
-        ours, keys = ours.drop(columns="seed"), IMAGE
-    elif reference == UNTRAINED:
-        theirs, keys = theirs.drop(columns="seed"), IMAGE
-    pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference"))
+    keys = [*IMAGE, "protocol", "seed"]
+    if not ours["trained_on"].any():
+        ours, keys = ours.drop(columns="seed"), keys[:-1]
+    elif not theirs["trained_on"].any():
+        theirs, keys = theirs.drop(columns="seed"), keys[:-1]
+    # In an order of its own, because the bootstrap's draws depend on it.
+    pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference")).sort_values([*IMAGE, "seed"])
     if pairs.empty:
         return None
     seeds = np.sort(pairs["seed"].unique())
@@ -82,6 +90,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         tuple(seed_means(a - b, clusters, of_seed, strata=strata)),
         pairs["prompt"].nunique(),
         len(pairs) // len(seeds),
+        (int(pairs["trained_on_arm"].min()), int(pairs["trained_on_reference"].min())),
     )
 
 

@@ -231,16 +231,6 @@ def to_json(rows: Sequence[DiffRow]) -> str:
     return json.dumps(document, indent=2)
 
 
-def to_markdown(rows: Sequence[DiffRow]) -> str:
-    """Every row as one Markdown table per task."""
-    sections = []
-    for task in dict.fromkeys(row.task for row in rows):
-        lines = [f"### {task}", "", "| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows if row.task == task]
-        sections.append("\n".join([*lines, ""]))
-    return "\n".join(sections)
-
-
 HEADINGS = ("method", "metric", "reference", "ours [95 %]", "difference", "seeds", "images", "status")
 
 

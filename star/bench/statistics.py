@@ -293,12 +293,16 @@ def _strata(values: Column, clusters: Column, strata: Column | None) -> list[tup
 
 
 def _resampled_means(total: np.ndarray, size: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """(draws,) means of a stratum whose clusters are drawn with replacement."""
+    """(draws,) means of a stratum whose clusters are drawn with replacement.
+
+    Draws from n clusters vary by (n - 1) / n of what their mean does, which is made up for.
+    """
     means = []
     for start in range(0, draws, BATCH):
         picked = rng.integers(len(size), size=(min(BATCH, draws - start), len(size)))
         means.append(total[picked].sum(axis=1) / size[picked].sum(axis=1))
-    return np.concatenate(means)
+    mean = total.sum() / size.sum()
+    return mean + (np.concatenate(means) - mean) * np.sqrt(len(size) / (len(size) - 1))
 
 
 def _macro(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -49,9 +49,24 @@ def markdown(rows: Iterable[Row], paper: Iterable[PaperRow]) -> str:
     An arm that the paper has and that was not run is shown as "not run".
     """
     summaries = summarise(rows)
-    published = {row.key: row for row in paper}
     tasks = sorted({summary.task for summary in summaries})
-    return "\n".join(_section(task, [s for s in summaries if s.task == task], published) for task in tasks)
+    return "\n".join(_section(task, [s for s in summaries if s.task == task], paper) for task in tasks)
+
+
+def table(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[list[str]]:
+    """The cells of a task's table, the head first: method, whose numbers, seeds, and the metrics."""
+    published = {row.key: row for row in paper}
+    metrics = metric_labels(task, (summary.metric for summary in summaries))
+    methods = {summary.method for summary in summaries}
+    arms_published = [arm for arm in ARMS if any((task, metric, arm) in published for metric in metrics)]
+    ordered = [arm for arm in ARMS if arm in methods or arm in arms_published] + sorted(methods - set(ARMS))
+    lines = [["method", "numbers", "seeds", *metrics.values()]]
+    for method in ordered:
+        lines += _own_lines(method, metrics, [s for s in summaries if s.method == method])
+        answers = [published.get((task, metric, method)) for metric in metrics]
+        if any(answers):
+            lines.append([method_label(method), "published", "", *map(_published_cell, answers)])
+    return lines
 
 
 def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
@@ -66,33 +81,24 @@ def method_label(method: str) -> str:
     return ", ".join([ARMS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
 
 
-def _section(task: str, summaries: Sequence[Summary], published: dict[tuple[str, str, str], PaperRow]) -> str:
-    metrics = metric_labels(task, (summary.metric for summary in summaries))
-    methods = {summary.method for summary in summaries}
-    arms_published = [arm for arm in ARMS if any((task, metric, arm) in published for metric in metrics)]
-    ordered = [arm for arm in ARMS if arm in methods or arm in arms_published] + sorted(methods - set(ARMS))
-    lines = [f"### {task}", "", _line(["method", "numbers", "seeds", *metrics.values()])]
-    lines.append("|---|---|--:|" + "--:|" * len(metrics))
-    for method in ordered:
-        lines += _own_lines(method, metrics, [s for s in summaries if s.method == method])
-        answers = [published.get((task, metric, method)) for metric in metrics]
-        if any(answers):
-            lines.append(_line([method_label(method), "published", "", *map(_published_cell, answers)]))
+def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:
+    head, *rows = table(task, summaries, paper)
+    lines = [f"### {task}", "", _line(head), "|---|---|" + "--:|" * (len(head) - 2), *map(_line, rows)]
     notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
     return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
 
 
-def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary]) -> list[str]:
+def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary]) -> list[list[str]]:
     """One line per protocol that the method was measured with, or one that says "not run"."""
     if not summaries:
-        return [_line([method_label(method), "this project", "0", "not run", *["–"] * (len(metrics) - 1)])]
+        return [[method_label(method), "this project", "0", "not run", *["–"] * (len(metrics) - 1)]]
     lines = []
     for protocol in sorted({summary.protocol for summary in summaries}):
         cells = {summary.metric: summary for summary in summaries if summary.protocol == protocol}
         origin = "this project, **mini**" if is_mini(protocol) else "this project"
         seeds = str(max(summary.seeds for summary in cells.values()))
         values = [_own_cell(cells.get(metric)) for metric in metrics]
-        lines.append(_line([method_label(method), origin, seeds, *values]))
+        lines.append([method_label(method), origin, seeds, *values])
     return lines
 
 
@@ -113,8 +119,16 @@ def _published_cell(row: PaperRow | None) -> str:
 
 def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
     """What each protocol measured on, so that no number stands without it."""
-    widest = {s.protocol: s for s in sorted(summaries, key=lambda summary: summary.images)}
-    return [f"- `{name}`: {s.images:,} images of {s.prompts:,} prompts" for name, s in sorted(widest.items())]
+    lines = []
+    for protocol in sorted({s.protocol for s in summaries}):
+        own = [s for s in summaries if s.protocol == protocol]
+        sizes = []
+        for other, what in ((False, ""), (True, " after training for another task")):
+            if of := [s for s in own if (":" in s.method) == other]:
+                widest = max(of, key=lambda summary: summary.images)
+                sizes.append(f"{widest.images:,} images of {widest.prompts:,} prompts{what}")
+        lines.append(f"- `{protocol}`: {'; '.join(sizes)}")
+    return lines
 
 
 def _line(cells: Sequence[str]) -> str:

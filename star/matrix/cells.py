@@ -115,7 +115,12 @@ def expand(words: Sequence[str]) -> list[Cell]:
     methods = _names("method", given["method"]) if "method" in given else METHODS
     seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]
-    return bases + [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
+    arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
+    if len({(cell.task, cell.method, cell.seed) for cell in arms}) < len(arms):
+        raise UserError(
+            f"method.name={arms[0].method}: {', '.join(methods)} would share a name in the results; run them one by one"
+        )
+    return bases + arms
 
 
 def _names(axis: str, word: str) -> list[str]:

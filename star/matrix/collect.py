@@ -49,7 +49,7 @@ def _put(new: Sequence[Row], cell: Cell, file: Path) -> None:
         return (row.protocol, row.method) in measured and row.config_hash != current(row.seed)
 
     left_out = results.upsert(file, new, outdated)
-    if seeds := sorted({row.seed for row in left_out} - {row.seed for row in new}):
+    if seeds := sorted({row.seed for row in left_out}):
         print(f"star: {file}: {method} seed {', '.join(map(str, seeds))} had other settings, left out now", file=sys.stderr)
 
 

@@ -47,7 +47,7 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
 
 
 def _page(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Page:
-    seeds = sorted({row.seed for row in found.rows if row.method.partition(":")[0] != "base"})
+    seeds = sorted({row.seed for row in found.rows if row.updates})
     counted = f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "nothing trained"
     return Page(
         title=f"STAR and its baselines, scale {found.scale}",

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from star.bench.comparison import UNTRAINED, Comparison, compare, paired_scores
+from star.bench.comparison import Comparison, compare, paired_scores
 from star.bench.figures import forest_svg
 from star.bench.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
-from star.bench.report.collect import METHODS, REFERENCE, Collection
+from star.bench.report.collect import METHODS, REFERENCE, Collection, family
 from star.bench.statistics import Estimate
 from star.bench.tables import method_label
 
@@ -23,13 +23,17 @@ ARMS = {
 
 
 def comparisons(found: Collection, task: str) -> list[Comparison]:
-    """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm."""
+    """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm.
+
+    Both are of the method's :func:`family`.
+    """
     if found.images is None:
         return []
     images = found.images[found.images["task"] == task]
     methods = found.methods(task)
-    pairs = [(method, REFERENCE) for method in methods if method != REFERENCE]
-    pairs += [("star", method) for method in methods if method not in ("star", REFERENCE, UNTRAINED)]
+    pairs = [(method, REFERENCE + family(method)) for method in methods]
+    pairs += [("star" + family(m), m) for m in methods if found.trained(task, m) and m != REFERENCE + family(m)]
+    pairs = [(arm, reference) for arm, reference in pairs if arm != reference]
     made = (compare(images, *pair, column, label) for column, label in paired_scores(task).items() for pair in pairs)
     return [comparison for comparison in made if comparison]
 
@@ -42,7 +46,7 @@ def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
         Text(
             "Same prompts, same noise, image by image. With several training seeds the 95 % interval holds for new prompts "
             "and new trainings at once: prompts are resampled, seeds enter by Student's t. It is not corrected for the "
-            "number of arms."
+            "number of arms. The arms of a variant are compared with those of the same variant."
         )
     )
     for task, own in compared.items():
@@ -67,11 +71,11 @@ def _arms(found: Collection) -> Table:
 
 
 def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
-    arms = [c for c in own if c.reference == REFERENCE]
-    controls = [c for c in own if c.reference != REFERENCE]
+    arms = [c for c in own if c.reference == REFERENCE + family(c.reference)]
+    controls = [c for c in own if c not in arms]
     label = own[0].label
-    # The base is far off and would squeeze the arms; it is in the table.
-    ours = [(c.arm, c) for c in arms if c.arm != UNTRAINED and c.label == label]
+    # What was not trained is far off and would squeeze the arms; it is in the table.
+    ours = [(c.arm, c) for c in arms if c.trained_on[0] and c.label == label]
     others = [(c.reference, c) for c in controls if c.label == label]
     forests = [
         _forest("Every arm minus Flow-GRPO", task, label, ours),

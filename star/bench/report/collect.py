@@ -22,7 +22,7 @@ METHODS = ("base", "flow_grpo", "dense_uniform", "spatial", "temporal", "star", 
 """The base and the arms of the ablation, in reading order."""
 
 REFERENCE = "flow_grpo"
-"""What every arm is compared with."""
+"""What every arm is compared with; a variant's arms with Flow-GRPO of the same variant, see :func:`family`."""
 
 CURVES = "curves.csv"
 IMAGES = "images.csv.gz"
@@ -41,7 +41,8 @@ class Collection:
         scale: its name, which is the scale's.
         rows: of all result files.
         paper: the published numbers.
-        images: per-image verdicts with ``task``, ``method`` and ``seed``; None if there are none.
+        images: per-image verdicts with ``task``, ``method``, ``seed``, and their rows' ``protocol`` and images seen in
+            training (``trained_on``); None if there are none.
         curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
         commands: the command of each run, as far as they are known.
         runs: the run folders whose results these are.
@@ -72,14 +73,18 @@ class Collection:
         found = {row.method for row in self.rows if row.task == task and ":" not in row.method}
         return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
 
+    def trained(self, task: str, method: str) -> bool:
+        """Whether this project trained it, unlike the base and released weights."""
+        return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
+
     @cached_property
     def summaries(self) -> list[Summary]:
         return summarise(self.rows)
 
-    def summary(self, task: str, metric: str, method: str) -> Summary | None:
-        """One number; under the protocol with the most seeds if there are several."""
+    def summary(self, task: str, metric: str, method: str, protocol: str | None = None) -> Summary | None:
+        """One number; without a protocol, under that with the most seeds if there are several."""
         found = [s for s in self.summaries if (s.task, s.metric, s.method) == (task, metric, method)]
-        return max(found, key=lambda s: s.seeds, default=None)
+        return max((s for s in found if protocol in (None, s.protocol)), key=lambda s: s.seeds, default=None)
 
     @property
     def mini(self) -> bool:
@@ -105,7 +110,8 @@ def collect(folder: Path, runs: Path) -> Collection:
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
     found.runs = _runs(runs / found.scale, rows)
     found.missing += _unmeasured(found)
-    found.images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
+    images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
+    found.images = None if images is None else _with_terms(images, rows)
     found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if (folder / COMMANDS).exists():
         found.commands = {
@@ -118,6 +124,11 @@ def collect(folder: Path, runs: Path) -> Collection:
             "reports or are left out."
         )
     return found
+
+
+def family(method: str) -> str:
+    """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast``, or nothing."""
+    return "".join(method.partition("+")[1:])
 
 
 def primary(task: str) -> str | None:
@@ -133,11 +144,22 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
     found = {}
     for file in sorted([*folder.glob("*/*/final/rows.json"), *folder.glob("*/*/*/final/rows.json")]):
-        first = json.loads(file.read_text())[0]
+        first = _first_row(file.parent.parent)
         cell = first["task"], first["method"], first["seed"]
         if (*cell, first["config_hash"]) in known:
             found[cell] = file.parent.parent
     return found
+
+
+def _first_row(run: Path) -> dict:
+    return json.loads((run / "final" / "rows.json").read_text())[0]
+
+
+def _with_terms(images: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:
+    """Verdicts with what else decides whether two methods may be compared."""
+    terms = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen) for r in rows])
+    terms.columns = [*EVALUATION, "protocol", "trained_on"]
+    return images.merge(terms.drop_duplicates(EVALUATION), on=EVALUATION)
 
 
 def _unmeasured(found: Collection) -> list[str]:
@@ -146,11 +168,12 @@ def _unmeasured(found: Collection) -> list[str]:
     if absent := [task for task in TASKS if task not in found.tasks]:
         sentences.append(f"Tasks that were not run: {', '.join(absent)}.")
     for task in found.tasks:
-        seeds = {m: len({r.seed for r in found.rows if (r.task, r.method) == (task, m)}) for m in found.methods(task)}
-        most = max((count for method, count in seeds.items() if method != "base"), default=0)
+        trained = [method for method in found.methods(task) if found.trained(task, method)]
+        seeds = {m: len({r.seed for r in found.rows if (r.task, r.method) == (task, m)}) for m in trained}
+        most = max(seeds.values(), default=0)
         if 0 < most < SEEDS_FOR_A_CLAIM:
             sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")
-        if few := [f"{method} ({count})" for method, count in seeds.items() if method != "base" and count < most]:
+        if few := [f"{method} ({count})" for method, count in seeds.items() if count < most]:
             sentences.append(f"On {task} some arms have fewer than {most} seeds: {', '.join(few)}.")
     return sentences
 
@@ -163,13 +186,13 @@ def _table(
     current = belonging(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
     there = set(current[KEY].itertuples(index=False, name=None))
     cells = {(row.task, row.method, row.seed) for row in found.rows if ":" not in row.method}
-    needed = {cell for cell in cells if name != CURVES or cell[1] != "base"}
+    needed = {cell for cell in cells if name != CURVES or found.trained(*cell[:2])}
     parts = [current] if len(current) else []
     for task, method, seed in sorted(needed - there):
         path = found.runs.get((task, method, seed))
         part = None if path is None else of_run(path)
-        if part is not None:
-            parts.append(part.assign(task=task, method=method, seed=seed))
+        if path is not None and part is not None:
+            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=_first_row(path)["config_hash"]))
             there.add((task, method, seed))
     if lacking := sorted(needed - there):
         runs = "any run" if len(lacking) == len(needed) else ", ".join(f"{t} {m} seed {s}" for t, m, s in lacking)

@@ -20,9 +20,8 @@ def cost(found: Collection) -> Section:
         return section
     section.blocks.append(
         Text(
-            "Means over seeds are of runs made one after another: the machine's load is in them, less so in medians over "
-            "epochs. Against dense_uniform is what the maps add to a loss per position; `star bench overhead` measures that "
-            "in turn, in one process."
+            "Runs may have shared a machine, or come from different ones, and all that is in these times. What maps cost is "
+            "measured by `star bench overhead`, with and without them in turn, in one process."
         )
     )
     return section

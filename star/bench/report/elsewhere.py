@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from star.bench.comparison import compare, paired_scores
 from star.bench.figures import dots_svg
 from star.bench.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
-from star.bench.report.collect import METHODS, TASKS, Collection, primary
-from star.bench.statistics import Estimate
+from star.bench.report.collect import TASKS, Collection, primary
 from star.bench.tables import method_label, metric_labels
 
 
@@ -14,8 +14,9 @@ def elsewhere(found: Collection) -> Section:
     section = Section("elsewhere", "On the other tasks, and diversity")
     section.blocks.append(
         Text(
-            "What a checkpoint gained on its own task it may have lost elsewhere. Each row is one arm trained for one task; "
-            "in parentheses the distance from the base. Other tasks are scored with fewer images per prompt."
+            "What a checkpoint gained on its own task it may have lost elsewhere. Each row is one arm trained for one task. "
+            "Other tasks are scored with fewer images per prompt, so scores of different rows may be of different images; in "
+            "parentheses is the distance from the base on the same prompts and noise, with its 95 % interval."
         )
     )
     measured = {task: primary(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
@@ -26,7 +27,9 @@ def elsewhere(found: Collection) -> Section:
 
 def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
     """Every score of every checkpoint, as a figure per scored task and as a table."""
-    arms = [(m, t) for m in METHODS[1:] for t in measured if found.summary(t, measured[t], m)]
+    trained = {t: [m for m in found.methods(t) if found.trained(t, m)] for t in measured}
+    methods = dict.fromkeys(m for of in trained.values() for m in of)
+    arms = [(m, t) for m in methods for t in measured if m in trained[t]]
     if len(measured) < 2 or not arms:
         return [Text("Only one task was scored, so there is no cross-task table.", missing=True)]
     base = ["base", "nothing", *(_value(found, task, metric, "base") for task, metric in measured.items())]
@@ -60,7 +63,7 @@ def _scores(found: Collection, task: str, metric: str, arms: list[tuple[str, str
     label = metric_labels(task, [metric]).get(metric, metric)
     told = "; ".join(f"{m} {name} {', '.join(map(number, v))}" for m, of in dots.items() for name, v in of.items())
     base = found.summary(task, metric, "base")
-    line = ("base", base.estimate.value) if base else None
+    line = ("base, all its images", base.estimate.value) if base else None
     alt = f"{task}, {label} after training for each task: {told}."
     return f"{task}, {label}", dots_svg(dots, label, alt, line)
 
@@ -74,9 +77,12 @@ def _value(found: Collection, task: str, metric: str, method: str) -> str:
     own, base = (found.summary(task, metric, name) for name in (method, "base"))
     if own is None:
         return MISSING
-    if base is None or method == "base":
-        return number(own.estimate.value)
-    return f"{number(own.estimate.value)} ({signed(Estimate(own.estimate.value - base.estimate.value, None, None))})"
+    score = number(own.estimate.value)
+    if base is None or method == "base" or found.images is None:
+        return score
+    column, label = next(iter(paired_scores(task).items()))
+    gain = compare(found.images[found.images["task"] == task], method, "base", column, label)
+    return f"{score} ({signed(gain.delta)})" if gain else score
 
 
 def _diversity(found: Collection) -> list[Block]:
@@ -88,7 +94,7 @@ def _diversity(found: Collection) -> list[Block]:
     drawings, rows = [], []
     for task, of in runs.items():
         rows += [[method_label(m), task, estimate(s.estimate), ", ".join(map(number, s.values))] for m, s in of.items()]
-        dots = {method_label(m): {"seeds": s.values} for m, s in of.items() if m != "base"}
+        dots = {method_label(m): {"seeds": s.values} for m, s in of.items() if found.trained(task, m)}
         if dots:
             told = "; ".join(f"{method_label(m)} {estimate(s.estimate)}" for m, s in of.items())
             alt = f"{task}: diversity of the images of a prompt, by method: {told}."

@@ -77,13 +77,14 @@ def _commands(found: Collection) -> tuple[list[str], list[str]]:
     lines, notes = [], []
     for task, method, seed in cells:
         cell = task, method, seed
-        words = [f"task={task}", f"scale={found.scale}"] + [f"method={method}", f"seed={seed}"] * (method != "base")
-        if cell not in found.commands and cell in found.runs and method != "base":
+        trained = found.trained(task, method)
+        words = [f"task={task}", f"scale={found.scale}"] + [f"method={method}", f"seed={seed}"] * trained
+        if cell not in found.commands and cell in found.runs and trained:
             try:
                 words += overrides(found.runs[cell] / "config.yaml", words)
             except UserError as error:
                 notes.append(f"{error}: its settings are not in the command.")
-        verb = "base" if method == "base" else "train"
+        verb = "train" if trained else "calibrate" if "@" in method else "base"
         lines.append(found.commands.get(cell) or shlex.join(["star", verb, *words]))
     if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
         notes.append(

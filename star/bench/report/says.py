@@ -5,7 +5,8 @@ A gain of STAR is claimed if, and only if, all of these hold:
 1. the 95 % interval of STAR minus Flow-GRPO (paired by prompt and noise) lies above 0;
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
-3. both rest on at least three training seeds.
+3. both rest on at least three training seeds;
+4. all were trained on as many images.
 
 Otherwise the text says which of these failed, and what was found.
 """
@@ -16,11 +17,13 @@ from star.bench.report.blocks import Text, signed
 SEEDS_FOR_A_CLAIM = 3
 
 GAIN = "A gain of STAR."
-SHARED = "Better than Flow-GRPO, but not because of the map."
+SHARED = "Better than Flow-GRPO; not shown to come from the map."
 NO_CONTROL = "Better than Flow-GRPO; whether because of the map is not known."
 FEW_SEEDS = "Better than Flow-GRPO on these seeds; too few for a claim."
 UNCLEAR = "No difference shown."
 LOSS = "Worse than Flow-GRPO."
+FEW_SEEDS_LOSS = "Worse than Flow-GRPO on these seeds; too few for a claim."
+UNEQUAL = "Not trained alike."
 NOT_MEASURED = "Not measured."
 
 
@@ -33,14 +36,17 @@ def verdict(gain: Comparison | None, control: Comparison | None) -> str:
     """
     if gain is None:
         return NOT_MEASURED
+    if not gain.equal_terms:
+        return UNEQUAL
     low, high = gain.delta.interval or (-float("inf"), float("inf"))
+    enough = len(gain.seeds) >= SEEDS_FOR_A_CLAIM
     if high < 0:
-        return LOSS
+        return LOSS if enough else FEW_SEEDS_LOSS
     if low <= 0:
         return UNCLEAR
-    if len(gain.seeds) < SEEDS_FOR_A_CLAIM:
+    if not enough:
         return FEW_SEEDS
-    if control is None or control.delta.interval is None:
+    if control is None or control.delta.interval is None or not control.equal_terms:
         return NO_CONTROL
     if len(control.seeds) < SEEDS_FOR_A_CLAIM:
         return FEW_SEEDS
@@ -63,6 +69,8 @@ def says(
     sentences = [_gain(found, gain), _control(found, gain, control, absent), _trained(trained)]
     if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
         sentences.append(_seeds(len(gain.seeds)))
+    elif found == FEW_SEEDS:
+        sentences.append(f"The control has fewer than {SEEDS_FOR_A_CLAIM} training seeds.")
     if absent:
         sentences.append(f"Not run: {', '.join(absent)}.")
     if mini:
@@ -73,24 +81,29 @@ def says(
 def _gain(found: str, gain: Comparison | None) -> str:
     if gain is None:
         return "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here, so they cannot be compared."
-    seeds = "1 training seed" if len(gain.seeds) == 1 else f"{len(gain.seeds)} training seeds"
     text = (
         f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
-        f"({gain.images:,} images of {gain.prompts:,} prompts, {seeds})"
+        f"({gain.images:,} images of {gain.prompts:,} prompts, {_training_seeds(gain)})"
     )
+    if not gain.equal_terms:
+        return f"{text}, but STAR was trained on {gain.trained_on[0]:,} images and Flow-GRPO on {gain.trained_on[1]:,}."
     if gain.delta.interval is None:
         return f"{text}; there is no interval, because a group of prompts has a single one."
-    side = {LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
+    side = {LOSS: "below", FEW_SEEDS_LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
     return f"{text}; the interval lies {side} 0."
 
 
 def _control(found: str, gain: Comparison | None, control: Comparison | None, absent: list[str]) -> str:
     if control is None:
-        if gain is None or found in (UNCLEAR, LOSS):
+        if found not in (NO_CONTROL, FEW_SEEDS):
             return ""
         why = "was not run" if "star_shuffled" in absent else "has no images to compare with"
         return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be put down to the map."
     text = f"STAR minus star_shuffled is {signed(control.delta)}"
+    if gain is None or control.seeds != gain.seeds:
+        text += f" ({_training_seeds(control)})"
+    if not control.equal_terms:
+        return f"{text}, but it was trained on {control.trained_on[1]:,} images and STAR on {control.trained_on[0]:,}."
     if found == GAIN:
         return f"{text}, also above 0: the map has to match the prompt."
     if found == SHARED:
@@ -104,6 +117,10 @@ def _trained(trained: Comparison | None) -> str:
     low, high = trained.delta.interval or (0.0, 0.0)
     effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
     return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
+
+
+def _training_seeds(c: Comparison) -> str:
+    return "1 training seed" if len(c.seeds) == 1 else f"{len(c.seeds)} training seeds"
 
 
 def _seeds(count: int) -> str:

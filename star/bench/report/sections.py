@@ -121,7 +121,7 @@ def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> 
     label = tables.metric_labels(task, [rows[0].metric]).get(rows[0].metric, rows[0].metric)
     head = ["method", "status", "paper", "this project [95 %]", "every seed"]
     lines = [_paper_line(found, row) for row in rows]
-    size = sizes(s for row in rows if (s := found.summary(row.task, row.metric, row.method)))
+    size = sizes(s for row in rows if (s := found.summary(row.task, row.metric, row.method, row.protocol)))
     blocks: list[Block] = [Table(f"{task}, {label}: the paper's number and ours, {size}", head, lines, numbers=2)]
     if source := sorted({row.source for row in rows if row.source}):
         blocks.append(Text(f"Published numbers: {'; '.join(source)}."))
@@ -129,17 +129,19 @@ def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> 
 
 
 def _paper_line(found: Collection, row: diff.DiffRow) -> list[str]:
-    summary = found.summary(row.task, row.metric, row.method)
+    summary = found.summary(row.task, row.metric, row.method, row.protocol)
     ours = estimate(summary.estimate) if summary else MISSING
     seeds = ", ".join(number(value) for value in summary.values) if summary else MISSING
     published = row.reference or ("not known" if row.source else MISSING)
-    return [method_label(row.method), row.status, published, ours, seeds]
+    protocols = {s.protocol for s in found.summaries if (s.task, s.metric, s.method) == (row.task, row.metric, row.method)}
+    name = method_label(row.method) + (f" ({row.protocol})" if len(protocols) > 1 else "")
+    return [name, row.status, published, ours, seeds]
 
 
 def _all_metrics(found: Collection, task: str) -> Table:
     """The table of :mod:`star.bench.tables`, as a block; GenEval's tags have a chapter of their own."""
-    text = tables.markdown([row for row in found.rows if row.task == task and ":" not in row.method], found.paper)
-    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    own = [summary for summary in found.summaries if summary.task == task and ":" not in summary.method]
+    lines = tables.table(task, own, found.paper)
     columns = [column for column, name in enumerate(lines[0]) if name not in TAGS]
     head, *rows = [[_typeset(line[column]) for column in columns] for line in lines]
     return Table(f"{task}, all metrics: mean over seeds, and beneath it what was published", head, rows, numbers=2)
