@@ -73,6 +73,7 @@ def test_what_is_missing_is_said():
     assert "With one training seed the interval knows nothing of the spread between trainings" in text
     assert "training has no effect that shows" in text and "not comparable" not in text
     assert "has no images to compare with" in says("ocr", made(*ABOVE), None, None, [], mini=False).text
+    assert "two seeds is too wide to tell" in says("ocr", None, None, made(*AROUND, seeds=2), [], mini=False).text
     assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
     assert "there is no interval" in says("ocr", made(None, None), None, None, [], mini=False).text
     assert "spread between trainings is hardly known" in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text

@@ -116,6 +116,8 @@ def _trained(trained: Comparison | None) -> str:
         return ""
     low, high = trained.delta.interval or (0.0, 0.0)
     effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
+    if low <= 0 <= high and len(trained.seeds) == 2:
+        effect = "the interval of two seeds is too wide to tell"
     return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
 
 
