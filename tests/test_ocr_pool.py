@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_engines import CRASH, FAIL, LACK, LEAVE, PROCESS, THREADS, WAIT, FakeEngine
 
-from evaluators.ocr.pool import Pool
+from evaluators.ocr.pool import FAILURES_IN_A_ROW, Pool
 from star.errors import RunStopped, UserError
 
 pytestmark = pytest.mark.timeout(60)
@@ -65,10 +65,23 @@ def test_a_worker_that_dies_once_is_replaced(pool, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_failures_of_the_engine_are_told(tmp_path, workers):
+def test_failures_of_the_engine_are_told(tmp_path, workers, capsys):
     pool = Pool(FakeEngine(tmp_path), workers)
-    with pytest.raises(RunStopped, match="fake-1 failed on image 2 of its batch: RuntimeError: the net is broken"):
-        pool.submit(images(1, 2, FAIL))()
+    for _ in range(FAILURES_IN_A_ROW):
+        assert pool.submit(images(1, FAIL, 2))() == [["1", "x"], [], ["2", "x"]]
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        told
+        == [
+            "star: caution: fake-1 failed on image 1 of its batch: RuntimeError: the net is broken; "
+            "the image counts as one without text"
+        ]
+        * FAILURES_IN_A_ROW
+    )
+    with pytest.raises(
+        RunStopped, match="failed on image 10 of its batch: RuntimeError: the net is broken; so it did on the 9"
+    ):
+        pool.submit(images(1, *[FAIL] * FAILURES_IN_A_ROW))()
     with pytest.raises(UserError, match="^no models; get them$"):
         pool.submit(images(LACK))()
     assert pool.submit(images(6))() == [["6", "x"]]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 from star.errors import RunStopped, UserError
 
 Lines = list[str]
+
+FAILURES_IN_A_ROW = 10
 
 
 class Engine(Protocol):
@@ -37,7 +40,8 @@ class Engine(Protocol):
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
-    A worker that dies is replaced, and the images it left undone are tried once more.
+    A worker that dies is replaced, and the images it left undone are tried once more. An image on which the engine fails has
+    no lines, as in the published reward, and a caution says so; an engine that fails again and again is broken.
 
     Attributes:
         engine: what recognises.
@@ -52,6 +56,7 @@ class Pool:
         self.engine = engine
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
+        self._failed = 0  # images in a row
 
     def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
         """Start to recognise images.
@@ -62,8 +67,8 @@ class Pool:
         Returns:
             A function that waits and gives the lines of every image. Without workers, it is what does the work. It
             raises :class:`~star.errors.UserError` where the engine does (it lacks its models, say) and
-            :class:`~star.errors.RunStopped`, with the number of the image, where the engine fails or twice kills its
-            worker.
+            :class:`~star.errors.RunStopped`, with the number of the image, where the engine fails on
+            :data:`FAILURES_IN_A_ROW` images or twice kills its worker.
         """
         jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
@@ -96,18 +101,28 @@ class Pool:
         image, job = work
         for attempt in (job, lambda: self._job(image)()):
             try:
-                return attempt()
+                lines = attempt()
             except BrokenProcessPool:
                 continue
             except UserError:
                 raise
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise RunStopped(f"{self.engine.name} failed on image {index} of its batch: {reason}") from error
+                lines = self._without_lines(index, error)
+            else:
+                self._failed = 0
+            return lines
         raise RunStopped(
             f"{self.engine.name} twice ended its worker process on image {index} of its batch: it crashed, or the "
             "system killed it, e.g. for want of memory"
         )
+
+    def _without_lines(self, index: int, error: Exception) -> Lines:
+        self._failed += 1
+        what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {error}"
+        if self._failed == FAILURES_IN_A_ROW:
+            raise RunStopped(f"{what}; so it did on the {FAILURES_IN_A_ROW - 1} images before") from error
+        print(f"star: caution: {what}; the image counts as one without text", file=sys.stderr)
+        return []
 
 
 _engine: Engine
