@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from star import config as settings
-from star.bench import diff, results, tables
+from star.bench import diff, tables
 from star.bench.comparison import Comparison, compare, paired_scores
 from star.bench.figures import reward_curves
 from star.bench.report.blocks import signed
@@ -59,7 +59,7 @@ def write_summary(file: Path, arm: str = "star", reference: str = "flow_grpo") -
         a sentence on the difference, with every seed that the results hold of both.
     """
     task, found = file.stem, collect(file.parent, Path("runs"))
-    table = tables.markdown(results.read(file), found.paper)
+    table = tables.markdown([row for row in found.rows if row.task == task], found.paper)
     gain = _gain(found, task, arm, reference)
     write_text(file.with_suffix(".md"), f"{table}\n{gain}\n\n![Reward curves]({task}.png)\n")
     assert found.curves is not None, "a matrix writes them"

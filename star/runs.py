@@ -65,9 +65,9 @@ def trained(config: Config) -> list[Row]:
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
+    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        accelerator = Accelerator()
         model = Base(config.model, accelerator.device, config.seed)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator)
@@ -78,9 +78,9 @@ def base(config: Config) -> list[Row]:
 
 def released(config: Config, lora: Lora, method: str) -> list[Row]:
     """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
+    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        accelerator = Accelerator()
         model = Base(lora.model_config(config.model), accelerator.device, config.seed)
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator)
@@ -91,7 +91,6 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
-    Accelerator()  # gives each process its GPU, before an evaluator takes its place there
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
     return kept.rows(task, method, folder / "final", config.evaluation.images, identity)

@@ -67,8 +67,7 @@ class Trainer:
         Raises:
             UserError: the model, the evaluator or the run folder is not usable.
         """
-        installed = [str(tracker) for tracker in get_available_trackers()]
-        if config.tracker and config.tracker not in installed:
+        if config.tracker and config.tracker not in (installed := [str(name) for name in get_available_trackers()]):
             known = ", ".join(installed) or "none"
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.config = config

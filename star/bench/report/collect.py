@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from star.bench.comparison import Comparison, compare, paired_scores
 from star.bench.diff import find_paper
 from star.bench.report.says import SEEDS_FOR_A_CLAIM
 from star.bench.results import PaperRow, Row, read, read_paper
@@ -85,6 +86,13 @@ class Collection:
         """One number; without a protocol, under that with the most seeds if there are several."""
         found = [s for s in self.summaries if (s.task, s.metric, s.method) == (task, metric, method)]
         return max((s for s in found if protocol in (None, s.protocol)), key=lambda s: s.seeds, default=None)
+
+    def difference(self, task: str, arm: str, reference: str) -> Comparison | None:
+        """Arm minus reference on the task's main score; None if they cannot be compared."""
+        if self.images is None:
+            return None
+        column, label = next(iter(paired_scores(task).items()), ("", ""))
+        return compare(self.images[self.images["task"] == task], arm, reference, column, label)
 
     @property
     def mini(self) -> bool:

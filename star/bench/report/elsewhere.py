@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from star.bench.comparison import compare, paired_scores
 from star.bench.figures import dots_svg
 from star.bench.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
 from star.bench.report.collect import TASKS, Collection, primary
@@ -78,10 +77,9 @@ def _value(found: Collection, task: str, metric: str, method: str) -> str:
     if own is None:
         return MISSING
     score = number(own.estimate.value)
-    if base is None or method == "base" or found.images is None:
+    if base is None or method == "base":
         return score
-    column, label = next(iter(paired_scores(task).items()))
-    gain = compare(found.images[found.images["task"] == task], method, "base", column, label)
+    gain = found.difference(task, method, "base")
     return f"{score} ({signed(gain.delta)})" if gain else score
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.bench import diff, tables
-from star.bench.comparison import Comparison, compare, paired_scores
+from star.bench.comparison import Comparison
 from star.bench.report import pictures
 from star.bench.report.ablation import ablation
 from star.bench.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
@@ -65,20 +65,11 @@ def _findings(found: Collection) -> Section:
     for task in found.tasks:
         absent = [method for method in METHODS if method not in found.methods(task)]
         gain, control, trained = (
-            _main(found, task, *pair) for pair in (("star", REFERENCE), ("star", "star_shuffled"), (REFERENCE, "base"))
+            found.difference(task, *pair) for pair in (("star", REFERENCE), ("star", "star_shuffled"), (REFERENCE, "base"))
         )
         blocks.append(says(task, gain, control, trained, absent, found.mini))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
-
-
-def _main(found: Collection, task: str, arm: str, reference: str) -> Comparison | None:
-    """The comparison of two methods on the task's main score."""
-    if found.images is None:
-        return None
-    images = found.images[found.images["task"] == task]
-    column, label = next(iter(paired_scores(task).items()), ("", ""))
-    return compare(images, arm, reference, column, label)
 
 
 def _beside_the_paper(found: Collection) -> Section:
