@@ -5,7 +5,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from star.progress import track
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FAILURES = (UserError, RunStopped)
+ENDINGS = (*FAILURES, KeyboardInterrupt)
 
 Judge = Callable[[Sequence[str], Sequence[np.ndarray]], list[dict]]
 Pair = tuple[Path, str]
@@ -74,18 +77,19 @@ def keep(scored: Iterable[dict], protocol: str, out: Path) -> pd.DataFrame:
     Raises:
         UserError: the file cannot be written, and whatever ``scored`` raises.
         RunStopped: whatever ``scored`` raises.
+        KeyboardInterrupt: the same, with a text.
     """
     _make_room(out)
     rows: list[dict] = []
     try:
         for row in scored:
             rows.append(row)
-    except FAILURES as error:
+    except ENDINGS as error:
         kept = "nothing was scored before it"
         if rows:
             _write(_frame(rows, protocol), out)
             kept = f"the scores of the {len(rows)} images before it are in {out}"
-        raise type(error)(f"{error}; {kept}") from error
+        raise type(error)(f"{str(error) or 'interrupted'}; {kept}") from error
     frame = _frame(rows, protocol)
     _write(frame, out)
     return frame
@@ -133,15 +137,17 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
     """
     if not folder.is_dir():
         raise UserError(f"no such folder of images: {folder}")
-    files = sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
-    if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     if prompts.suffix.lower() in (*SEPARATORS, ".jsonl"):
         pairs = [(folder / file, prompt) for file, prompt in _read_table(prompts)]
         for path, _ in pairs:
+            if not path.is_relative_to(folder):
+                raise UserError(f"{prompts} names {path}; files are named relative to {folder}")
             if not path.is_file():
                 raise UserError(f"{prompts} names {path.relative_to(folder)}, which is not in {folder}")
         return pairs
+    files = sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    if not files:
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     texts = read_lines(prompts)
     if len(texts) != len(files):
         raise UserError(
@@ -234,12 +240,12 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 def _make_room(out: Path) -> None:
     """The folder of a file to be written; tells before hours of scoring if that cannot be."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the scores cannot be written to {out}: {error}") from None
     if out.is_dir():
         raise UserError(f"the scores cannot be written to {out}: it is a folder; name a CSV file")
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
 
 
 def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
@@ -248,5 +254,13 @@ def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
     """Write a CSV file whole or not at all."""
-    with replacing(out) as part:
+    with _writing(out), replacing(out) as part:
         frame.to_csv(part, index=False)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"the scores cannot be written to {out}: {error}; name another file with out=FILE") from None

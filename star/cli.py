@@ -45,7 +45,8 @@ def train(overrides: Settings = None) -> None:
     from star import config, runs
 
     settings = config.load(overrides or [])
-    rows = runs.trained(settings)
+    with _resumable():
+        rows = runs.trained(settings)
     own = settings.task.name
     labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
     scores = [(label, row.value, row.stderr) for label, row in zip(labels, rows, strict=True)]
@@ -82,7 +83,8 @@ def matrix(
     """
     from star.matrix.run import matrix as run
 
-    raise typer.Exit(run(words or [], dry_run))
+    with _resumable():
+        raise typer.Exit(run(words or [], dry_run))
 
 
 @app.command(epilog=MATRIX_HELP)
@@ -93,7 +95,8 @@ def reproduce(task: Annotated[str, typer.Argument(help="geneval, ocr or pickscor
     """
     from star.reproduce import reproduce as run
 
-    raise typer.Exit(run(task, overrides or []))
+    with _resumable():
+        raise typer.Exit(run(task, overrides or []))
 
 
 EVALUATE_HELP = """task=geneval images=FOLDER in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
@@ -256,7 +259,8 @@ def pretrain(
     from star.mini.pretrain import Recipe, install_base
     from star.mini.pretrain import pretrain as run
 
-    pipeline = run(folder, Recipe(compile=compiled, flow_steps=flow_steps), start)
+    with _resumable():
+        pipeline = run(folder, Recipe(compile=compiled, flow_steps=flow_steps), start)
     if install:
         install_base(pipeline)
 
@@ -274,7 +278,8 @@ def taste(
     from star.mini.taste import Recipe, train
     from star.mini.taste import install as install_taste
 
-    model = train(folder, Recipe(steps=steps))
+    with _resumable():
+        model = train(folder, Recipe(steps=steps))
     if install:
         install_taste(model)
 
@@ -327,8 +332,17 @@ def report_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except RunStopped as error:
         _fail(str(error), 1)
+    except KeyboardInterrupt as interrupt:
+        _fail(str(interrupt) or "interrupted", 130)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Inside, an interruption says how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+        raise KeyboardInterrupt("interrupted; the same command goes on from the last checkpoint") from None
 
 
 def _fail(message: str, code: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from star.errors import UserError
 
 CRASH, FAIL, LACK, LEAVE, WAIT, PROCESS, THREADS = range(200, 207)
+BLANK = 255
 
 
 @dataclass
@@ -17,15 +18,18 @@ class FakeEngine:
 
     CRASH: the process ends, with each of the first ``crashes`` such images. FAIL: an ordinary exception. LACK: models are
     missing. LEAVE: killed as for want of memory. WAIT: until the file ``folder/go`` appears. PROCESS: reads the
-    process's number. THREADS: reads the number of threads that libraries are told to use.
+    process's number. THREADS: reads the number of threads that libraries are told to use. A blank image is taken for
+    ``blank``.
     """
 
     folder: Path
     crashes: int = 99
+    blank: int | None = None
     name: str = "fake-1"
 
     def lines(self, image):
         number = int(image.flat[0])
+        number = self.blank if number == BLANK and self.blank is not None else number
         if number == CRASH and len(list(self.folder.glob("crash*"))) < self.crashes:
             (self.folder / f"crash{time.monotonic_ns()}").touch()
             os._exit(3)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,17 @@ def test_a_failure_that_passes_costs_nothing(folder):
     assert calls == [3, 1, 1, 1]
 
 
+def test_an_interruption_keeps_what_was_scored(folder):
+    def judge(prompts, images):
+        if prompts == ["ten"]:
+            raise KeyboardInterrupt
+        return shades(prompts, images)
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; the scores of the 2 images before it are in .*out.csv$"):
+        score(folder, judge=judge, batch=1)
+    assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
+
+
 def never(prompts, images):
     raise AssertionError("judged before the input was checked")
 
@@ -160,6 +172,17 @@ def test_bad_prompt_files_are_one_clear_line(folder, name, content, message):
     assert not (folder / "deep").exists()
 
 
+def test_a_table_may_name_images_in_folders_below_but_no_absolute_paths(folder):
+    images = folder / "images"
+    for shade in (1, 2, 10):
+        (images / f"{shade}.png").rename(images / f"sub/{shade}.png")
+    (folder / "p.csv").write_text("file,prompt\nsub/2.png,two\n")
+    assert score(folder, "p.csv")["file"].tolist() == ["sub/2.png"]
+    (folder / "p.csv").write_text("file,prompt\n/elsewhere/2.png,two\n")
+    with pytest.raises(UserError, match=r"p.csv names /elsewhere/2.png; files are named relative to .*images"):
+        score(folder, "p.csv", judge=never)
+
+
 def test_bad_folders_are_one_clear_line(folder):
     (folder / "empty").mkdir()
     (folder / "empty/notes.txt").write_text("no image")
@@ -169,7 +192,11 @@ def test_bad_folders_are_one_clear_line(folder):
 
 
 def test_a_place_that_cannot_be_written_is_told_before_scoring(folder):
-    for out, message in ((folder / "prompts.txt/out.csv", "cannot be written"), (folder / "images", "it is a folder")):
+    for out, message in (
+        (folder / "prompts.txt/out.csv", "cannot be written"),
+        (folder / "images", "it is a folder"),
+        (Path("/proc/out.csv"), "cannot be written"),
+    ):
         with pytest.raises(UserError, match=message):
             score_folder(folder / "images", folder / "prompts.txt", never, "v", out)
 

@@ -197,13 +197,10 @@ def test_colors_are_asked_for_only_where_needed():
     assert [v.correct for v in results] == [True, True, False]
 
 
-def test_rewards_are_float32_vectors():
+def test_verdicts_of_too_many_objects():
     records = [prompts.single_object("dog")] * 3
-    rewards = evaluate.reward(records, [image_of(n) for n in (1, 2, 3)], CountingDetector())
-    assert {key: value.dtype for key, value in rewards.items()} == dict.fromkeys(("score", "correct", "strict"), np.float32)
-    assert rewards["score"].tolist() == [1, 0, -1]
-    assert rewards["correct"].tolist() == [1, 1, 1]
-    assert rewards["strict"].tolist() == [1, 0, 0]
+    found = evaluate.verdicts(records, [image_of(n) for n in (1, 2, 3)], CountingDetector())
+    assert [(v.score, v.correct, v.strict) for v in found] == [(1, True, True), (0, True, False), (-1, True, False)]
 
 
 def test_mini_scenes_pass_through_a_folder(tmp_path):

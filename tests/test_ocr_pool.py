@@ -79,12 +79,22 @@ def test_failures_of_the_engine_are_told(tmp_path, workers, capsys):
         * FAILURES_IN_A_ROW
     )
     with pytest.raises(
-        RunStopped, match="failed on image 10 of its batch: RuntimeError: the net is broken; so it did on the 9"
+        RunStopped, match="failed on image 10 of its batch: RuntimeError: the net is broken; so it did on at least 9 images before"
     ):
         pool.submit(images(1, *[FAIL] * FAILURES_IN_A_ROW))()
+    with pytest.raises(RunStopped, match="failed on image 0 of its batch"):  # whoever tries again is told again
+        pool.submit(images(FAIL))()
     with pytest.raises(UserError, match="^no models; get them$"):
         pool.submit(images(LACK))()
     assert pool.submit(images(6))() == [["6", "x"]]
+    pool.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_engine_that_reads_nothing_at_all_is_broken_from_the_first_image_on(tmp_path, workers):
+    pool = Pool(FakeEngine(tmp_path, blank=FAIL), workers)
+    with pytest.raises(RunStopped, match="failed on image 0 .* the net is broken; nor can it read a blank image"):
+        pool.submit(images(FAIL))()
     pool.close()
 
 

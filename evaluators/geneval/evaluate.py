@@ -66,16 +66,6 @@ def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: 
     ]
 
 
-def reward(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> dict[str, np.ndarray]:
-    """Rewards of a batch, float32 (n,) each: "score" (continuous, for training), "correct" and "strict" (0 or 1).
-
-    Arguments and errors are those of :func:`verdicts`.
-    """
-    results = verdicts(records, images, detector)
-    keys = ("score", "correct", "strict")
-    return {key: np.array([getattr(verdict, key) for verdict in results], dtype=np.float32) for key in keys}
-
-
 def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
     """The rows of :func:`judge_folder` as a table, with a column ``protocol``; arguments and errors are the same."""
     return pd.DataFrame(judge_folder(folder, detector, progress)).assign(protocol=protocol(detector))
@@ -138,7 +128,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
         (share of prompts with at least one correct image). Standard errors allow for the images of one prompt being
         alike; they are NaN where there is only one prompt. Protocols that end in ``+flow_grpo_compat`` also have
-        ``..._padded_micro``, the mean that Flow-GRPO logs, of images in the order of the rows (see
+        ``..._padded_micro``, the mean that Flow-GRPO logs if the rows are in the order of its test set (see
         :func:`~evaluators.geneval.official.compat.padded_mean`).
 
     Raises:
@@ -157,7 +147,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         entries += [(f"{verdict}_{tag}", *means[tag], by_tag[tag]) for tag in tags]
     solved = rows[["tag", "prompt"]].assign(correct=rows.groupby(["tag", "prompt"])["correct"].transform("max"))
     entries.append(("official_prompts", *_clustered_mean(solved.drop_duplicates(), "correct"), rows))
-    if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}"):  # the mean that Flow-GRPO logs
+    if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}"):
         entries += [
             (f"{verdict}_padded_micro", compat.padded_mean(rows[column].to_numpy()), float("nan"), rows)
             for verdict, column in COLUMNS.items()

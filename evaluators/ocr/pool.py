@@ -18,6 +18,7 @@ from star.errors import RunStopped, UserError
 Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
+BLANK = np.full((64, 64, 3), 255, np.uint8)
 
 
 class Engine(Protocol):
@@ -41,7 +42,8 @@ class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
     A worker that dies is replaced, and the images it left undone are tried once more. An image on which the engine fails has
-    no lines, as in the published reward, and a caution says so; an engine that fails again and again is broken.
+    no lines, as in the published reward, and a caution says so. An engine that fails again and again is broken, and so is
+    one that cannot read a blank image before it has read any other: it lacks its models, say.
 
     Attributes:
         engine: what recognises.
@@ -57,6 +59,7 @@ class Pool:
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
         self._failed = 0  # images in a row
+        self._works = False  # it has read an image
 
     def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
         """Start to recognise images.
@@ -67,8 +70,8 @@ class Pool:
         Returns:
             A function that waits and gives the lines of every image. Without workers, it is what does the work. It
             raises :class:`~star.errors.UserError` where the engine does (it lacks its models, say) and
-            :class:`~star.errors.RunStopped`, with the number of the image, where the engine fails on
-            :data:`FAILURES_IN_A_ROW` images or twice kills its worker.
+            :class:`~star.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills its
+            worker.
         """
         jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
@@ -109,7 +112,7 @@ class Pool:
             except Exception as error:
                 lines = self._without_lines(index, error)
             else:
-                self._failed = 0
+                self._failed, self._works = 0, True
             return lines
         raise RunStopped(
             f"{self.engine.name} twice ended its worker process on image {index} of its batch: it crashed, or the "
@@ -119,8 +122,13 @@ class Pool:
     def _without_lines(self, index: int, error: Exception) -> Lines:
         self._failed += 1
         what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {error}"
-        if self._failed == FAILURES_IN_A_ROW:
-            raise RunStopped(f"{what}; so it did on the {FAILURES_IN_A_ROW - 1} images before") from error
+        if self._failed >= FAILURES_IN_A_ROW:
+            raise RunStopped(f"{what}; so it did on at least {FAILURES_IN_A_ROW - 1} images before") from error
+        if not self._works:
+            try:
+                self._job(BLANK)()
+            except Exception:
+                raise RunStopped(f"{what}; nor can it read a blank image") from error
         print(f"star: caution: {what}; the image counts as one without text", file=sys.stderr)
         return []
 
