@@ -4,10 +4,11 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses here, so a wrong key or value is one clear line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,7 @@ NOT_NEGATIVE = ("sampling.window", "train.weight_decay", "train.beta", "evaluati
 PAIRS = ("sampling.window_range", "train.betas")
 _POSITIVE = """model.resolution model.text_length model.lora_rank sampling.steps train.epochs train.groups train.group_size
     train.micro_batch train.updates_per_epoch train.lr train.clip_range train.adv_clip train.max_grad_norm train.ema_every
+    train.ratio_tolerance model.lora_alpha
     train.checkpoint_every train.keep train.collapse_epochs sampling.noise_level evaluation.steps evaluation.images
     evaluation.every_images"""
 POSITIVE = _POSITIVE.split()
@@ -333,6 +335,8 @@ def check(config: Config) -> None:
     for name, allowed in CHOICES.items():
         if get(config, name) not in allowed:
             raise UserError(f"{name}={get(config, name)} is not known; it is one of {', '.join(allowed)}")
+    if endless := [name for name, value in _numbers(to_dict(config)) if not isfinite(value)]:
+        raise UserError(f"{endless[0]}={get(config, endless[0])} must be a finite number")
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise UserError(f"{name}={get(config, name)} must be greater than 0")
@@ -343,6 +347,8 @@ def check(config: Config) -> None:
         if len(get(config, name)) != 2:
             raise UserError(f"{name}={get(config, name)} must be two numbers")
     sampling, train, method = config.sampling, config.train, config.method
+    if not 0 <= train.ema_decay <= 1:
+        raise UserError(f"train.ema_decay={train.ema_decay} must lie in [0, 1]")
     if not all(0 <= beta < 1 for beta in train.betas):
         raise UserError(f"train.betas={train.betas} must lie in [0, 1)")
     if method.clip_range is not None and not method.clip_range > 0:
@@ -433,6 +439,18 @@ def get(config: Config, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number among nested settings, with the dotted name of the setting that it belongs to."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _numbers(value, f"{name}.{key}" if name else key)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _numbers(value, name)
+    elif isinstance(settings, float):
+        yield name, settings
 
 
 def to_yaml(config: Config) -> str:

@@ -116,12 +116,13 @@ def read(folder: Path) -> Lora:
     if foreign or not weights:
         raise UserError(f"{file} holds {foreign[0] if foreign else 'nothing'}; expected adapters of an SD3 transformer alone")
     odd = [name for name in UNREADABLE if settings.get(name)]
-    if odd or not {"r", "lora_alpha"} <= settings.keys():
-        wrong = f"it has {odd[0]}" if odd else "its rank and alpha are not given"
+    strength = settings.get("r", 0), settings.get("lora_alpha", 0)
+    if odd or not all(isinstance(value, int | float) and float(value).is_integer() and value > 0 for value in strength):
+        wrong = f"it has {odd[0]}" if odd else f"its rank and alpha are {strength[0]} and {strength[1]}, not whole numbers"
         raise UserError(f"{folder}: {wrong}; only plain LoRA is read")
     return Lora(
-        rank=int(settings["r"]),
-        alpha=int(settings["lora_alpha"]),
+        rank=int(strength[0]),
+        alpha=int(strength[1]),
         weights={name.removeprefix(prefix): value for name, value in weights.items()},
         digest=hashlib.sha256(file.read_bytes()).hexdigest()[:12],
     )
@@ -131,11 +132,18 @@ def _diffusers_settings(file: Path, about: Mapping[str, str]) -> dict:
     if METADATA not in about:
         raise UserError(f"{file} does not say its alpha (it has no {METADATA}), without which its strength is unknown")
     prefix = PREFIXES["diffusers"]
-    return {name.removeprefix(prefix): value for name, value in json.loads(about[METADATA]).items()}
+    return {name.removeprefix(prefix): value for name, value in _parsed(about[METADATA], file).items()}
 
 
 def _peft_settings(folder: Path) -> dict:
     file = folder / PEFT_FILES[0]
     if not file.exists():
         raise UserError(f"{folder} has {PEFT_FILES[1]} but no {PEFT_FILES[0]}, which says its rank and alpha")
-    return json.loads(file.read_text())
+    return _parsed(file.read_text(), file)
+
+
+def _parsed(text: str, file: Path) -> dict:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise UserError(f"{file}: its settings are not a JSON object; download it again") from None

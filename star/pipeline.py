@@ -12,6 +12,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from star.config import ModelConfig
@@ -22,6 +23,9 @@ from star.sharding import several_processes, shard
 from star.text import EMPTY, TextCache, visiting
 
 MINI_BASE = Path(str(resources.files("star.mini"))) / "weights"
+
+CPU_PARAMETERS = 100e6
+"""Larger models are not run without a GPU: a step would take minutes."""
 
 
 class Base:
@@ -49,7 +53,7 @@ class Base:
             UserError: the model folder is missing, is no SD3 pipeline, or a LoRA target fits no module.
         """
         self.config, self.device = config, device
-        self.pipeline = pipeline or _load(config)
+        self.pipeline = pipeline or _load(config, device)
         self.sharded = config.shard and several_processes()
         main_memory = torch.device("cpu")
         self._rest = main_memory if config.offload else device
@@ -61,6 +65,9 @@ class Base:
         self.pipeline.vae.float()
         self.transformer = self.pipeline.transformer
         token = self.pipeline.vae_scale_factor * self.patch
+        most = self.transformer.config.pos_embed_max_size * token
+        if config.resolution > most:
+            raise UserError(f"model.resolution={config.resolution} is more than this model has positions for: {most}")
         if config.resolution % token:
             raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
         torch.manual_seed(seed)
@@ -186,9 +193,18 @@ def check_present(config: ModelConfig) -> None:
         StableDiffusion3Pipeline.load_config(config.path or MINI_BASE)
 
 
-def _load(config: ModelConfig) -> StableDiffusion3Pipeline:
+def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    with _told(config):
+        shape = SD3Transformer2DModel.load_config(config.path or MINI_BASE, subfolder="transformer")
+    with torch.device("meta"):
+        count = SD3Transformer2DModel.from_config(shape).num_parameters()
+    if device.type == "cpu" and count > CPU_PARAMETERS:
+        raise UserError(
+            f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "
+            "install it with: pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
+        )
     with _told(config):
         return StableDiffusion3Pipeline.from_pretrained(config.path or MINI_BASE, dtype=getattr(torch, config.dtype))
 
@@ -198,7 +214,7 @@ def _told(config: ModelConfig) -> Iterator[None]:
     """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # What follows in parentheses is how the hub was asked.
         reason = str(error).strip().splitlines()[0].partition(" (")[0]
         raise UserError(

@@ -14,6 +14,7 @@ from star.bench.report.collect import Collection, collect
 from star.bench.report.learning import by_seed, curve
 from star.bench.statistics import Estimate
 from star.bench.tables import method_label
+from star.errors import UserError
 from star.files import write_text
 from star.matrix.run import plan, run
 
@@ -33,6 +34,8 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     Raises:
         UserError: a setting, the model or an evaluator is not usable; nothing was written then.
     """
+    if word := next((word for word in overrides if word.startswith(("task=", "method="))), None):
+        raise UserError(f"{word}: star reproduce {task} is {' and '.join(METHODS)} on one task; star matrix runs all others")
     cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])
     if code := run(cells, options):
         return code

@@ -114,16 +114,16 @@ class Kept:
 
     def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
         """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
-        hashed, file = config_hash(identity), folder / "rows.json"
+        hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / "rows.json"
         if file.exists():
             rows = [Row(**row) for row in json.loads(file.read_text())]
-            if rows[0].config_hash == hashed:
+            if (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
                 return rows
         result = self.measure(task, images)
         rows = [
             Row(
                 task=task.name,
-                protocol=_protocol(task, self.config),
+                protocol=protocol,
                 method=method,
                 seed=self.seed,
                 updates=self.summary["updates"],

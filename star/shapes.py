@@ -1,5 +1,6 @@
 """The shapes of the SD3 family, and pipelines of such a shape with random weights, which need no download."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,9 @@ def shape_of(model: str | None) -> Shape:
     except OSError:
         known = ", ".join(TRANSFORMERS)
         raise UserError(f"model.path={model}: the shape is known of {known} and of diffusers folders, not of this") from None
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+    # Configurations that older versions of diffusers wrote lack what came later.
+    defaults = {name: p.default for name, p in inspect.signature(SD3Transformer2DModel.__init__).parameters.items()}
+    return {name: config.get(name, default) for name, default in defaults.items() if name != "self"}
 
 
 def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOENCODER) -> StableDiffusion3Pipeline:

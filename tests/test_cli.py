@@ -56,6 +56,7 @@ def test_help_teaches(star):
         (["diff", "missing.csv"], "missing.csv"),
         (["train", "relevance.blocks=[99]"], "block"),
         (["train", "model.resolution=60"], "model.resolution=60 must be a multiple of"),
+        (["train", "model.resolution=4096"], "model.resolution=4096 is more than this model has positions for"),
         (["train", "tracker=nosuch"], "tracker=nosuch is not installed, or not known to accelerate"),
         (["train", "model.lora_targets=[nothing]"], "model.lora_targets"),
     ],

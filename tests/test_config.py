@@ -1,4 +1,5 @@
 import pytest
+from hydra import compose, initialize_config_module
 
 from star.allocation import ARMS
 from star.config import (
@@ -176,6 +177,12 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["train.groups=7", "train.micro_batch=48"], "train.micro_batch=48 must divide"),
         (["train.group_size=1"], "at least 2"),
         (["train.lr=0"], "train.lr=0.0 must be greater than 0"),
+        (["train.max_grad_norm=inf"], "train.max_grad_norm=inf must be a finite number"),
+        (["sampling.guidance=nan"], "sampling.guidance=nan must be a finite number"),
+        (["train.betas=[0.9,nan]"], "train.betas=.*must be a finite number"),
+        (["+rewards.others.ocr=inf"], "rewards.others.ocr=inf must be a finite number"),
+        (["train.ema_decay=-1"], "train.ema_decay=-1.0 must lie in \\[0, 1\\]"),
+        (["model.lora_alpha=0"], "model.lora_alpha=0 must be greater than 0"),
         (["train.weight_decay=-1"], "train.weight_decay=-1.0 must not be negative"),
         (["train.betas=[0.9]"], "train.betas=\\[0.9\\] must be two numbers"),
         (["train.betas=[0.9, 1.0]"], "must lie in \\[0, 1\\)"),
@@ -204,6 +211,14 @@ def test_wrong_settings_are_one_clear_line(words, message):
     with pytest.raises(UserError, match=message) as caught:
         load(words)
     assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_ones_own_changes_what_the_scale_says(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("name: mine\narm: star\nmix: 1.0\ncap: 3.0\n")
+    with initialize_config_module("star.conf", version_base=None):
+        composed = compose("config", ["method=mine", f"hydra.searchpath=[pkg://baselines,file://{tmp_path}]"])
+    assert (composed.method.mix, composed.method.cap) == (1.0, 3.0) != (load([]).method.mix, load([]).method.cap)
 
 
 def test_choices_are_those_of_the_code():

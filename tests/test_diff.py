@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from star.bench import diff as diff_module
-from star.bench.diff import diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
+from star.bench.diff import as_published, diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
 from star.bench.results import PaperRow, Row, write
 from star.bench.statistics import Estimate, wilson
 from star.bench.summary import is_mini, summarise
@@ -177,6 +177,31 @@ def test_mini_is_never_compared_with_the_paper(tmp_path, paper):
     rows = diff(results(tmp_path, replace(ROW, protocol=MINI, value=0.1)), paper)
     (star,) = [row for row in rows if row.method == "star"]
     assert (star.status, star.delta, star.reference) == ("not comparable (mini)", None, "0.9759")
+    assert exit_code(rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "expected"),
+    [
+        ("geneval", "geneval-v1/mask2former-743b7d99+clip-vit-large-patch14@32bd6428-quick_gelu-fp32/paper", True),
+        ("geneval", "geneval-v1/mmdet-3.3.0-743b7d99+clip+flow_grpo_compat/paper", True),
+        ("geneval", "geneval-v1/mask2former-0123abcd-unofficial+clip/paper", False),
+        ("geneval", "geneval-v1/proxy-hf-coco+clip/paper", False),
+        ("geneval", "geneval-v1/mask2former-743b7d99+clip/paper/steps=10", False),
+        ("ocr", "ocr-v1/paddleocr-3.7.0+PP-OCRv4_mobile_det+en_PP-OCRv4_mobile_rec+flow_grpo_compat/paper", True),
+        ("ocr", "ocr-v1/rapidocr-3.10.0/paper", False),
+        ("pickscore", "pickscore-v1/PickScore_v1@a4e4367c/paper", True),
+        ("pickscore", "pickscore-v1/my_clip@01234567/paper", False),
+    ],
+)
+def test_what_stands_for_the_published_evaluation(task, protocol, expected):
+    assert as_published(task, protocol) == expected
+
+
+def test_proxies_get_no_verdict_beside_the_paper(tmp_path, paper):
+    rows = diff(results(tmp_path, replace(ROW, protocol="geneval-v1/proxy-hf-coco+clip/paper", value=0.1)), paper)
+    (star,) = [row for row in rows if row.method == "star"]
+    assert (star.status, star.delta, star.reference) == ("not comparable (protocol)", None, "0.9759")
     assert exit_code(rows) == 0
 
 

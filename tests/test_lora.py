@@ -120,6 +120,13 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(UserError, match="it has use_dora; only plain LoRA"):
         lora.read(folder)
+    for alpha in (22.6, 0, None):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": alpha}))
+        with pytest.raises(UserError, match=f"its rank and alpha are 3 and {alpha}, not whole numbers"):
+            lora.read(folder)
+    (folder / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="its settings are not a JSON object"):
+        lora.read(folder)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="no adapter_config.json"):
         lora.read(folder)

@@ -79,7 +79,7 @@ def test_failures_of_the_engine_are_told(tmp_path, workers, capsys):
         * FAILURES_IN_A_ROW
     )
     with pytest.raises(
-        RunStopped, match="failed on image 10 of its batch: RuntimeError: the net is broken; so it did on at least 9 images before"
+        RunStopped, match="failed on image 10 of its batch: RuntimeError: the net is broken; so it did on at least 9"
     ):
         pool.submit(images(1, *[FAIL] * FAILURES_IN_A_ROW))()
     with pytest.raises(RunStopped, match="failed on image 0 of its batch"):  # whoever tries again is told again

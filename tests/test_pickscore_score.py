@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import subprocess
@@ -131,6 +132,12 @@ def test_a_folder_that_is_no_clip_model_is_one_line(folder, tmp_path):
     model.save_pretrained(partly, state_dict=kept)
     with pytest.raises(UserError, match="^[^\n]*weights of a CLIP model are missing: visual_projection[^\n]*$"):
         PickScore(partly, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (partly / "config.json").write_text(json.dumps(settings | {"projection_dim": settings["projection_dim"] + 1}))
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text((partly / "config.json").read_text())
+    with pytest.raises(UserError, match="^PickScore cannot load [^\n]*$"):
+        PickScore(tmp_path / "whole", folder)
     (partly / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="^PickScore cannot load [^\n]*$"):
         PickScore(partly, folder)

@@ -5,7 +5,8 @@ import pytest
 from fake_results import verdicts, write_matrix
 from PIL import Image
 
-from star.reproduce import write_summary
+from star.errors import UserError
+from star.reproduce import reproduce, write_summary
 
 SEEDS = (0, 2, 5)
 
@@ -26,6 +27,12 @@ def test_all_seeds_of_the_results_count(tmp_path, task, score):
     assert sentence in text and "| STAR | this project, **mini** | 3 |" in text and f"({task}.png)" in text
     with Image.open(results / f"{task}.png") as curves:
         assert curves.width > 500
+
+
+def test_other_methods_and_tasks_are_for_the_matrix():
+    for word in ("method=spatial", "task=ocr"):
+        with pytest.raises(UserError, match=f"{word}: star reproduce geneval is flow_grpo and star on one task; star matrix"):
+            reproduce("geneval", [word])
 
 
 def test_one_seed_says_that_it_is_one(tmp_path):

@@ -61,7 +61,7 @@ class PickScore:
             self.model = load_clip(folder).to(self.device)
             self.tokenizer = AutoTokenizer.from_pretrained(beside)
             self.processor = CLIPImageProcessorPil.from_pretrained(beside)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().split("\n")[0]
             raise UserError(
                 f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"

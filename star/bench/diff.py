@@ -10,8 +10,9 @@ number counts as exact but for its rounding: the interval is widened by half a u
 
 A number without an interval (one seed and no standard error) has the rounding alone to agree within.
 
-Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``); nor do two numbers
-of different protocols in two result files. Rows of the reference that were not run stay, as ``not run``.
+Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``); nor do numbers of
+other engines or of images that were drawn in another way, or two numbers of different protocols in two result files
+(``not comparable (protocol)``). Rows of the reference that were not run stay, as ``not run``.
 """
 
 import json
@@ -44,6 +45,9 @@ COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", DIFFERS: "red"}
 # Half-width up to which an interval can confirm a number; independent evaluations of SD3.5 Medium agree to about 0.05.
 RESOLUTION = dict.fromkeys(("pickscore", "aesthetic", "deqa", "image_reward", "unified_reward"), 0.05)
 RESOLUTION_OF_RATES = 0.02
+
+PUBLISHED_ENGINES = {"geneval": ("mask2former", "mmdet"), "ocr": ("paddleocr",), "pickscore": ("PickScore_v1",)}
+"""How the names of the engines begin whose scores may stand beside published ones."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,22 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
             row = replace(_with_published(row, answer), status=NO_PAPER_VALUE)
         elif is_mini(summary.protocol):
             row = replace(_with_published(row, answer), status=NOT_COMPARABLE_MINI)
+        elif not as_published(summary.task, summary.protocol):
+            row = replace(_with_published(row, answer), status=NOT_COMPARABLE_PROTOCOL)
         else:
             exact = Estimate(float(answer.value), 0.0, (float(answer.value), float(answer.value)))
             row = _judged(_with_published(row, answer), difference(summary.estimate, exact), answer.rounding)
         rows.append(row)
     ran = {(summary.task, summary.metric, summary.method) for summary in summaries}
     return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in published.items() if key not in ran]
+
+
+def as_published(task: str, protocol: str) -> bool:
+    """Whether an evaluation is meant to give the published numbers: by the engines that stand for the published ones, with
+    the official weights, and drawn in the scale's own way."""
+    _, engine, *rest = [*protocol.split("/"), ""]
+    own = engine.startswith(PUBLISHED_ENGINES.get(task, "")) and "-unofficial" not in engine
+    return own and not any("=" in part for part in rest)
 
 
 def against_results(ours: Sequence[Summary], theirs: Sequence[Summary], source: str) -> list[DiffRow]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from huggingface_hub import constants
@@ -15,15 +16,12 @@ from packaging.requirements import Requirement
 from star import config as settings
 from star.config import Config
 from star.doctor.memory import Need, needed
-from star.errors import UserError
-from star.pipeline import MINI_BASE, located
+from star.errors import RunStopped, UserError
+from star.pipeline import CPU_PARAMETERS, MINI_BASE, located
 from star.shapes import shape_of
 from star.trainer import load_task
 
 GIB = 2**30
-
-CPU_PARAMETERS = 100e6
-"""Larger models are not trained without a GPU: a step would take minutes."""
 
 RESULTS_BYTES = 2 * GIB
 """Sample images, verdicts and logs of a run: a rule of thumb."""
@@ -54,13 +52,14 @@ def check(config: Config) -> list[Finding]:
     """
     model = config.model.path or str(MINI_BASE)
     folder = located(model)
+    judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
     others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None
     need = needed(config, shape_of(model), others, _processes())
     return [
         packages(),
         _device(need),
         _model(model, folder, need),
-        *(_task(config, name) for name in (config.task.name, *settings.other_tasks(config))),
+        *(_task(config, name) for name in judges),
         _device_memory(config, need),
         _main_memory(need),
         _disk(config, need),
@@ -146,7 +145,9 @@ def _task(config: Config, name: str) -> Finding:
     try:
         task = load_task(config, name)
         prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"
-    except UserError as error:
+        # Some evaluators load their models only now.
+        task.judge(task.test[:1], [np.full((config.model.resolution, config.model.resolution, 3), 255, np.uint8)])
+    except (UserError, RunStopped) as error:
         return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
     return Finding(what, True, f"{task.protocol}, {prompts}")
 

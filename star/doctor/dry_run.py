@@ -23,7 +23,7 @@ from star.bench.results import commit
 from star.config import Config
 from star.doctor.memory import needed
 from star.files import write_text
-from star.pipeline import Base
+from star.pipeline import MINI_BASE, Base
 from star.progress import bar
 from star.rollout import Sample, sample
 from star.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
@@ -126,7 +126,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
     """
     wanted = settings.load(overrides)
     config = _settings(overrides, wanted)
-    shape = shape_of(config.model.path)
+    shape = shape_of(config.model.path or str(MINI_BASE))
     with bar("dry run: building the transformer", 4) as display:
 
         def done(then: str) -> None:
@@ -196,10 +196,10 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
     met = "goal met" if run.share <= GOAL else "above the goal"
-    estimate = needed(config, shape_of(config.model.path)).gpu / GIB
+    estimate = needed(wanted, shape_of(wanted.model.path or str(MINI_BASE))).gpu / GIB
     epoch = wanted.train.groups * wanted.train.group_size
     return [
-        ("model", f"the shape of {config.model.path}, random weights, {config.model.dtype}"),
+        ("model", f"the shape of {config.model.path or 'the mini base'}, random weights, {config.model.dtype}"),
         ("parameters", f"{run.parameters / 1e6:,.0f} M, adapters included"),
         ("trained (LoRA)", f"{run.trained / 1e6:.3f} M parameters, rank {config.model.lora_rank}, float32"),
         ("picture", f"{config.model.resolution} px, guidance {config.sampling.guidance:g}"),
@@ -210,7 +210,10 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
         ("maps within it", f"{run.maps:.4f} s, {100 * run.share:.2f} % (goal: at most {100 * GOAL:g} %, {met})"),
         ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory / GIB:.2f} GiB {memory}"),
         ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory / GIB:.2f} GiB {memory}"),
-        ("estimated for a GPU", f"{estimate:.1f} GiB at most, with the visit of the text encoders (not in this run)"),
+        (
+            "estimated for one GPU",
+            f"{estimate:.1f} GiB at most, for {wanted.train.micro_batch} rollouts at once, {epoch} an epoch",
+        ),
         ("first update on policy", f"ratio off 1 by {run.ratio_error:.1e}"),
         (f"an epoch of {epoch} images at this pace", f"{run.epoch_seconds / 3600:.2f} h on one such device, without judging"),
     ]

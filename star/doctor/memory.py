@@ -20,6 +20,8 @@ Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium'
 TRAINED_BYTES = 24
 """Of a trained parameter in float32: itself, its gradient, two moments, its average, and a flat copy of the gradient."""
 
+LATENT_BYTES = 4
+
 GPU_OVERHEAD = 1.5 * 2**30
 """CUDA's context and what the allocator holds back: a rule of thumb."""
 
@@ -66,7 +68,7 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         config: the settings.
         shape: of the transformer.
         others: bytes of text encoders and autoencoder; by default those of the SD3 family.
-        processes: that share the weights, if the settings say so.
+        processes: that share the images of an epoch, and the weights if the settings say so.
     """
     size = SIZES[config.model.dtype]
     total, trained = _parameters(config, shape)
@@ -84,11 +86,24 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     beside = max(activations, resident) if config.model.offload else activations + resident
     return Need(
         parameters=total,
-        gpu=part * transformer + TRAINED_BYTES * trained + beside + judges + GPU_OVERHEAD,
+        gpu=part * transformer
+        + TRAINED_BYTES * trained
+        + beside
+        + trajectory_bytes(config, shape, processes)
+        + judges
+        + GPU_OVERHEAD,
         process=transformer + resident + PROCESS_OVERHEAD,
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
     )
+
+
+def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
+    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and the
+    means of its transitions."""
+    images = -(-config.train.groups * config.train.group_size // processes)
+    steps = config.sampling.window or config.sampling.steps - 1
+    return images * (2 * steps + 1) * shape["in_channels"] * (config.model.resolution // 8) ** 2 * LATENT_BYTES
 
 
 def activation_bytes(config: Config, shape: Shape) -> float:

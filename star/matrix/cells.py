@@ -76,7 +76,7 @@ class Cell:
         return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
     def state(self) -> State:
-        """How far it got, from its folder."""
+        """How far it got, from its folder. Which version of an evaluator it was measured with is not looked at."""
         if all(self._has_rows(folder / "rows.json", task) for task, folder in self.measured().items()):
             return State.DONE
         tries = attempts(self.folder)

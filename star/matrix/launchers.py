@@ -33,6 +33,7 @@ POLL_SECONDS = 1.0
 END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
 FIRST_PORT, PORTS = 20_000, 10_000
+LOCAL_PORT = 29_500
 PYTHON = (sys.executable, "-m")
 MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
@@ -49,8 +50,8 @@ class Local:
 
     Attributes:
         gpus_per_node: each cell runs on so many GPUs.
-        at_once: how many cells run side by side, each with its share of the cores; null for one, or two if the machine
-            has cores alone: small tensors keep one core busier than two.
+        at_once: how many cells run side by side, each with its share of the cores and GPUs of its own; null for one, or
+            two if the machine has cores alone: small tensors keep one core busier than two.
     """
 
     gpus_per_node: int
@@ -122,26 +123,35 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
     """
     if isinstance(options, Submitit) and find_spec("submitit") is None:
         raise UserError("launcher=submitit needs the package submitit; get it with: pip install 'star-rl[slurm]'")
-    return _local(cells, options) if isinstance(options, Local) else _submitit(cells, options)
+    if isinstance(options, Submitit):
+        return _submitit(cells, options)
+    gpus = _gpus()
+    at_once = options.at_once or (1 if gpus else min(2, os.cpu_count() or 1))
+    if gpus and at_once * options.gpus_per_node > len(gpus):
+        raise UserError(
+            f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
+            f"{len(gpus)} GPUs"
+        )
+    return _local(cells, options, at_once, gpus)
 
 
-def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = 29500) -> list[str]:
+def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = LOCAL_PORT) -> list[str]:
     """What runs a cell, as a user would type it.
 
     Args:
         cell: the cell.
         options: with the number of nodes and of GPUs.
         node: number of the node that it is run on.
-        host, port: where the processes of several nodes meet: an address of node 0.
+        host, port: where processes meet: an address of node 0.
     """
     processes = options.nodes * options.gpus_per_node
     if processes == 1:
         return list(cell.command)
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", options.nodes]
     # Said out loud, so that a user's accelerate configuration does not get in.
-    words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
     if options.nodes > 1:
-        words += ["--machine_rank", node, "--main_process_ip", host, "--main_process_port", port]
+        words += ["--machine_rank", node, "--main_process_ip", host]
     return [*map(str, words), "--module", *cell.command]
 
 
@@ -178,25 +188,40 @@ def outcome(cell: Cell, otherwise: str) -> Event:
     return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
 
 
-def _local(cells: Sequence[Cell], options: Local) -> Generator[Event, None, None]:
-    at_once = options.at_once or (1 if shutil.which("nvidia-smi") else min(2, os.cpu_count() or 1))
-    waiting, running = list(cells), dict[Cell, Generator]()
+def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
+    waiting, running, free = list(cells), dict[Cell, tuple[Generator, int]](), list(range(at_once))
     with ExitStack() as stack:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                cell = waiting.pop(0)
-                running[cell] = stack.enter_context(closing(attempt(cell.folder, command(cell, options), _share(at_once))))
-            for cell, going in list(running.items()):
+            while waiting and free:
+                cell, place = waiting.pop(0), free.pop(0)
+                words = command(cell, options, port=LOCAL_PORT + place)
+                share = _share(place, at_once, gpus, options.gpus_per_node)
+                running[cell] = stack.enter_context(closing(attempt(cell.folder, words, share))), place
+            for cell, (going, place) in list(running.items()):
                 if next(going, State.DONE) is State.DONE:
                     del running[cell]
+                    free.append(place)
                     yield outcome(cell, "it ended well but left no results")
                 else:
                     yield cell, State.RUNNING, ""
 
 
-def _share(at_once: int) -> dict[str, str]:
-    """The environment that gives one of several cells its share of the cores."""
-    return {} if at_once == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str, str]:
+    """The environment that gives one of several cells its share of the cores, and its ``size`` GPUs if there are any."""
+    if at_once == 1:
+        return {}
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    return share | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[place * size : (place + 1) * size])} if gpus else {})
+
+
+def _gpus() -> list[str]:
+    """The GPUs that may be used here, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return [str(index) for index in range(len(listed.stdout.splitlines()))]
 
 
 def _locked(file: IO[str]) -> Iterator[None]:

@@ -72,7 +72,7 @@ class TransformersClip:
             config.text_config.hidden_act = config.vision_config.hidden_act = activation
             self.model = hub.load_clip(folder, config).to(self.device)
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the colours of GenEval cannot load their CLIP from {folder}: {reason}") from error
         self.side = self.model.config.vision_config.image_size
