@@ -488,6 +488,11 @@ def identity(config: Config, measured: str | None = None) -> dict:
     return known
 
 
+def shared_terms(config: Config) -> dict:
+    """What arms that are compared must have in common: all that training depends on but the method, its maps and the seed."""
+    return {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
+
+
 @cache
 def shipped(folder: str) -> str:
     """The name of a folder of weights that ships with the mini world, with the start of their digest."""

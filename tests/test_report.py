@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import FAST
 from fake_results import (
     ARMS,
@@ -266,9 +267,9 @@ def test_the_other_tasks_are_a_table_of_three_by_three(whole):
     assert len(lines) == 2 + len(ARMS) * 3
     star = next(line for line in lines if line[:2] == ["STAR", "ocr"])
     other = pd.concat([first_images("geneval", "star", s).assign(seed=s) for s in SEEDS]).assign(
-        method="star:ocr", trained_on=2304
+        method="star:ocr", trained_on=2304, terms=""
     )
-    images = pd.concat([images_of("geneval", "base"), other.assign(protocol=PROTOCOLS["geneval"], trained_on=2304)])
+    images = pd.concat([images_of("geneval", "base"), other.assign(protocol=PROTOCOLS["geneval"])])
     gain = compare(images, "star:ocr", "base", "correct", "official macro")
     assert gain.images == 24
     assert star[2] == f"0.400 ({signed(gain.delta)})" and star[3].startswith("0.8")
@@ -418,7 +419,8 @@ def test_bad_input_is_the_users_error(tmp_path):
 
 def images_of(task, *methods, seeds=SEEDS):
     of = {method: (EVALUATION_SEED,) if method == "base" else seeds for method in methods}
-    terms = {m: {"method": m, "protocol": PROTOCOLS[task], "trained_on": 0 if m == "base" else 2304} for m in methods}
+    shared = {"protocol": PROTOCOLS[task], "terms": ""}
+    terms = {m: {"method": m, "trained_on": 0 if m == "base" else 2304, **shared} for m in methods}
     return pd.concat([verdicts(task, m, s).assign(seed=s, **terms[m]) for m in methods for s in of[m]], ignore_index=True)
 
 
@@ -458,6 +460,9 @@ def test_only_shared_seeds_and_images_are_compared():
     assert compare(engine, "star", "flow_grpo", "reward", "reward") is None
     longer = images.assign(trained_on=np.where(images["method"] == "star", 23_040, 2304))
     assert compare(longer, "star", "flow_grpo", "reward", "reward").trained_on == (23_040, 2304)
+    for theirs, same in (("a", True), ("b", False), ("", True)):
+        told = images.assign(terms=np.where(images["method"] == "star", "a", theirs))
+        assert compare(told, "star", "flow_grpo", "reward", "reward").equal_terms == same
     assert compare(images, "star", "spatial", "reward", "reward") is None
     assert compare(images, "star", "flow_grpo", "score", "score") is None
     twice = pd.concat([images, images[images["prompt"].str.endswith('01"')]])
@@ -479,7 +484,7 @@ def test_maps_before_and_after_training_are_drawn_from_the_run(make_config, tmp_
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
     path = write_run(tmp_path / "runs", "geneval", "star", 0)
     config = make_config("task=geneval", "method=star", "seed=0")
-    base = Base(config.model, "cpu", config.seed)
+    base = Base(config.model, torch.device("cpu"), config.seed)
     (path / "config.yaml").write_text("# training settings abc\n" + to_yaml(config))
     save_file({name: value.detach() + 1.0 for name, value in base.trained.items()}, path / "final" / "trained.safetensors")
     page, _ = report(results, tmp_path / "runs")
@@ -544,6 +549,18 @@ def test_a_longer_training_or_another_engine_is_no_gain(tmp_path):
     assert "**ocr: Not measured.**" in section(report(results, tmp_path)[1].read_text(), "What this says")
 
 
+def test_another_rate_of_learning_is_no_gain(tmp_path):
+    results = write_matrix(tmp_path, tasks=("ocr",))
+    commands = ["task,method,seed,config_hash,command,terms"]
+    commands += [f"ocr,{m},{s},{hashed('ocr', m, s)},star train,{m == 'star'}" for m in ARMS for s in SEEDS]
+    (results / "commands.csv").write_text("\n".join(commands) + "\n")
+    text = report(results, tmp_path)[1].read_text()
+    says = section(text, "What this says")
+    assert "**ocr: Not trained alike.**" in says and "but Flow-GRPO was trained with other settings." in says
+    unequal = re.search(r"so not of the method alone: (.+)\.", section(text, "Ablation"))[1].split(", ")
+    assert "STAR minus Flow-GRPO" in unequal and "STAR minus star_shuffled" in unequal and len(unequal) == len(ARMS) - 1
+
+
 def test_a_method_under_two_protocols_shows_both_numbers(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), tasks=("ocr",))
     rows_now = read(results / "ocr.csv")
@@ -577,5 +594,10 @@ def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_p
     text = report(results, tmp_path)[1].read_text()
     lines = table(section(text, "On the other tasks"), "Main score")
     assert {line[0] for line in lines[1:]} == {"base", "Flow-GRPO, fast", "STAR, fast", "star_mix1"}
+    says, learned = section(text, "What this says"), section(text, "How the reward grew")
+    assert "**ocr: Not measured.**" in says and "**ocr, fast: Better than Flow-GRPO; whether" in says
+    assert [line[0] for line in table(learned, "ocr: training reward")[1:]] == ["star_mix1"]
+    assert [line[0] for line in table(learned, "ocr, fast: training reward")[1:]] == ["Flow-GRPO, fast", "STAR, fast"]
+    assert "Flow-GRPO was not trained" in learned and "ocr, fast: what it took until" in learned
     sentence = write_summary(results / "ocr.csv", "star+fast", "flow_grpo+fast")
     assert sentence.startswith("STAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2")

@@ -1,5 +1,7 @@
 """The rules of what may be said, one by one."""
 
+from dataclasses import replace
+
 import pytest
 
 from star.bench.comparison import Comparison
@@ -62,7 +64,11 @@ def test_terms_that_differ_are_said():
     assert "but STAR was trained on 23,040 images and Flow-GRPO on 5,760." in longer
     control = made(*ABOVE, reference="star_shuffled", trained_on=(5760, 23_040))
     text = says("ocr", made(*ABOVE), control, None, [], mini=False).text
-    assert "+0.050], but it was trained on 23,040 images and STAR on 5,760." in text
+    assert "+0.050], but STAR was trained on 5,760 images and star_shuffled on 23,040." in text
+    other = says("ocr", replace(made(*ABOVE), same_terms=False), None, None, [], mini=False)
+    assert other.strong == "ocr: Not trained alike." and "but Flow-GRPO was trained with other settings." in other.text
+    worse = says("ocr", made(*ABOVE), made(*BELOW, reference="star_shuffled"), None, [], mini=False).text
+    assert "below 0: maps of other prompts do better." in worse
     few = says("ocr", made(*ABOVE), made(*ABOVE, seeds=1), None, [], mini=False).text
     assert "+0.050] (1 training seed)." in few and "The control has fewer than 3 training seeds." in few
 

@@ -24,6 +24,7 @@ class Comparison:
         per_seed: the difference of each.
         prompts, images: of one seed.
         trained_on: how many images the training of either has drawn; 0 for what was not trained.
+        same_terms: whether their trainings differ in nothing but the method, as far as is known.
     """
 
     arm: str
@@ -35,11 +36,12 @@ class Comparison:
     prompts: int
     images: int
     trained_on: tuple[int, int]
+    same_terms: bool = True
 
     @property
     def equal_terms(self) -> bool:
-        """Whether both were trained as long, or one not at all."""
-        return 0 in self.trained_on or self.trained_on[0] == self.trained_on[1]
+        """Whether both were trained as long and alike, or one not at all."""
+        return 0 in self.trained_on or (self.trained_on[0] == self.trained_on[1] and self.same_terms)
 
 
 def paired_scores(task: str) -> dict[str, str]:
@@ -57,8 +59,8 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     training seed, with every one. Only images that all shared seeds have count.
 
     Args:
-        images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``stratum``, ``prompt``,
-            ``image`` and the score's column.
+        images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``terms`` (of the training; empty
+            if not known), ``stratum``, ``prompt``, ``image`` and the score's column.
         arm, reference: methods.
         column, label: of the score.
     """
@@ -91,6 +93,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         pairs["prompt"].nunique(),
         len(pairs) // len(seeds),
         (int(pairs["trained_on_arm"].min()), int(pairs["trained_on_reference"].min())),
+        _agree(pairs["terms_arm"], pairs["terms_reference"]),
     )
 
 
@@ -105,6 +108,11 @@ def variances(images: pd.DataFrame, method: str, column: str) -> Variances | Non
     known = known[known.groupby(IMAGE)["seed"].transform("nunique") == known["seed"].nunique()]
     strata = [table for _, part in known.groupby("stratum") if (table := _table(part, column)).size]
     return score_variances(strata) if strata else None
+
+
+def _agree(ours: pd.Series, theirs: pd.Series) -> bool:
+    """Whether what is known of both is the same."""
+    return bool(((ours == theirs) | (ours == "") | (theirs == "")).all())
 
 
 def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -75,6 +75,10 @@ class Cell:
             return config_hash(settings.base_identity(self.config))
         return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
+    def terms_hash(self) -> str:
+        """What is the same for all arms that are trained alike; empty for the base, which is not trained."""
+        return "" if self.seed is None else config_hash(settings.shared_terms(self.config))
+
     def state(self) -> State:
         """How far it got, from its folder. Which version of an evaluator it was measured with is not looked at."""
         if all(self._has_rows(folder / "rows.json", task) for task, folder in self.measured().items()):

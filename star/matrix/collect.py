@@ -25,7 +25,7 @@ KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
 CURVES = [*EVALUATION, "epoch", "updates", "images_seen", "seconds", "reward"]
 IMAGES = [*EVALUATION, "stratum", "prompt", "image"]
-COMMANDS = [*EVALUATION, "command"]
+COMMANDS = [*EVALUATION, "command", "terms"]
 
 
 def rows(cell: Cell) -> list[Row]:
@@ -58,7 +58,8 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
 
     Beside the result files of the tasks there are ``curves.csv``, a line per epoch with every figure that training logged;
     ``images.csv.gz``, a line per evaluated image with its verdicts, for comparisons that are paired by prompt and noise;
-    and ``commands.csv``. Their rows are found by (task, method, seed, config_hash), as in the result files.
+    and ``commands.csv``, in which runs that were trained alike have the same ``terms``. Their rows are found by (task,
+    method, seed, config_hash), as in the result files.
     """
     for cell in cells:
         publish(cell, folder)
@@ -87,7 +88,7 @@ def _images(cell: Cell) -> Iterable[pd.DataFrame]:
 
 
 def _command(cell: Cell) -> dict:
-    return {"command": shlex.join(cell.command)}
+    return {"command": shlex.join(cell.command), "terms": cell.terms_hash()}
 
 
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:

@@ -88,6 +88,9 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
     if not controls and any(c.arm == "star" for c in arms):
         text = "STAR is the only arm with maps here: nothing tells whether its result comes from them."
         blocks.append(Text(text, missing=True))
+    if unequal := dict.fromkeys(f"{method_label(c.arm)} minus {method_label(c.reference)}" for c in own if not c.equal_terms):
+        what = "Trained with other settings or on another number of images, so not of the method alone"
+        blocks.append(Text(f"{what}: {', '.join(unequal)}.", missing=True))
     blocks += _tables(task, arms, "paired differences", "minus Flow-GRPO", lambda c: c.arm)
     blocks += _tables(task, controls, "STAR minus every other arm", "STAR minus it", lambda c: c.reference)
     return blocks

@@ -1,7 +1,7 @@
 """All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,8 @@ class Collection:
         scale: its name, which is the scale's.
         rows: of all result files.
         paper: the published numbers.
-        images: per-image verdicts with ``task``, ``method``, ``seed``, and their rows' ``protocol`` and images seen in
-            training (``trained_on``); None if there are none.
+        images: per-image verdicts with ``task``, ``method``, ``seed``, their rows' ``protocol`` and images seen in training
+            (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
         curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
         commands: the command of each run, as far as they are known.
         runs: the run folders whose results these are.
@@ -118,14 +118,14 @@ def collect(folder: Path, runs: Path) -> Collection:
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
     found.runs = _runs(runs / found.scale, rows)
     found.missing += _unmeasured(found)
-    images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
-    found.images = None if images is None else _with_terms(images, rows)
-    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
+    terms: dict[Cell, str] = {}
     if (folder / COMMANDS).exists():
-        found.commands = {
-            (line["task"], line["method"], line["seed"]): line["command"]
-            for line in belonging(_read(folder / COMMANDS), rows).to_dict("records")
-        }
+        for line in belonging(_read(folder / COMMANDS), rows).fillna("").to_dict("records"):
+            cell = line["task"], line["method"], line["seed"]
+            found.commands[cell], terms[cell] = line["command"], line.get("terms", "")
+    images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
+    found.images = None if images is None else _with_terms(images, rows, terms)
+    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if not found.runs:
         found.missing.append(
             f"No run folders of these results in {runs / found.scale}: settings, maps and sample images come from earlier "
@@ -137,6 +137,12 @@ def collect(folder: Path, runs: Path) -> Collection:
 def family(method: str) -> str:
     """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast``, or nothing."""
     return "".join(method.partition("+")[1:])
+
+
+def families(methods: Iterable[str]) -> list[str]:
+    """The families of trained methods, the plain one first; that alone if nothing was trained."""
+    found = sorted({family(method) for method in methods if not method.startswith("base")})
+    return found or [""]
 
 
 def primary(task: str) -> str | None:
@@ -163,11 +169,17 @@ def _first_row(run: Path) -> dict:
     return json.loads((run / "final" / "rows.json").read_text())[0]
 
 
-def _with_terms(images: pd.DataFrame, rows: list[Row]) -> pd.DataFrame:
+def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
     """Verdicts with what else decides whether two methods may be compared."""
-    terms = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen) for r in rows])
-    terms.columns = [*EVALUATION, "protocol", "trained_on"]
-    return images.merge(terms.drop_duplicates(EVALUATION), on=EVALUATION)
+    known = [(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen, terms.get(_training(r), "")) for r in rows]
+    table = pd.DataFrame(known, columns=[*EVALUATION, "protocol", "trained_on", "terms"])
+    return images.merge(table.drop_duplicates(EVALUATION), on=EVALUATION)
+
+
+def _training(row: Row) -> Cell:
+    """The cell that trained what a row was measured on: of ``star:ocr`` on geneval it is that of ocr."""
+    method, _, own = row.method.partition(":")
+    return own or row.task, method, row.seed
 
 
 def _unmeasured(found: Collection) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from star.bench.figures import Curve, color_of, curves_svg
 from star.bench.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
-from star.bench.report.collect import METHODS, REFERENCE, Collection
+from star.bench.report.collect import METHODS, REFERENCE, Collection, families, family
 from star.bench.speed import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
 from star.bench.statistics import mean_interval
 from star.bench.tables import method_label
@@ -50,7 +50,8 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
     limits = (float(rewards.min() - margin), float(rewards.max() + margin))
     gallery = []
     for method, runs in lines.items():
-        reference = lines.get(REFERENCE, {}) if method != REFERENCE else {}
+        baseline = REFERENCE + family(method)
+        reference = lines.get(baseline, {}) if method != baseline else {}
         ends = ", ".join(f"seed {seed} from {_shown(c)[0]:.3f} to {_shown(c)[-1]:.3f}" for seed, c in runs.items())
         alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
         color = color_of(METHODS.index(method) - 1) if method in METHODS[1:] else color_of(len(METHODS))
@@ -59,7 +60,11 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: the "
         "seeds of Flow-GRPO."
     )
-    return [Gallery(caption, gallery), *_speed(task, own)]
+    blocks: list[Block] = [Gallery(caption, gallery)]
+    for variant in families(own):
+        title = ", ".join([task, *variant.split("+")[1:]])
+        blocks += _speed(title, REFERENCE + variant, {m: runs for m, runs in own.items() if family(m) == variant})
+    return blocks
 
 
 def curve(part: pd.DataFrame, cost: str) -> Curve:
@@ -72,8 +77,8 @@ def _shown(curve: Curve) -> np.ndarray:
     return mean if len(mean) else np.asarray(curve[1])
 
 
-def _speed(task: str, own: Runs) -> list[Block]:
-    """Area under the curve, and the cost of reaching given shares of what Flow-GRPO gained."""
+def _speed(title: str, reference: str, own: Runs) -> list[Block]:
+    """Area under the curve, and the cost of reaching given shares of what Flow-GRPO gained, of one family of methods."""
     curves = [part for runs in own.values() for part in runs.values() if len(part) > 1]
     if not curves:
         return [Text("One epoch is no curve: nothing can be said of speed.", missing=True)]
@@ -84,18 +89,18 @@ def _speed(task: str, own: Runs) -> list[Block]:
         areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in long]
         if areas:
             rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
-    caption = f"{task}: training reward averaged over the first {until:,} images (area under the curve)"
+    caption = f"{title}: training reward averaged over the first {until:,} images (area under the curve)"
     blocks: list[Block] = [Table(caption, ["method", "mean [95 % t-interval over seeds]", "every seed"], rows)]
-    if REFERENCE not in own:
+    if reference not in own:
         return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]
     start = float(np.mean([part["reward"].iloc[0] for part in curves]))
-    goal = float(np.mean([_shown(curve(part, "images_seen"))[-1] for part in own[REFERENCE].values()]))
+    goal = float(np.mean([_shown(curve(part, "images_seen"))[-1] for part in own[reference].values()]))
     goals = levels(start, goal)
     if not goals:
         return [*blocks, Text("Flow-GRPO's reward did not grow, so there is no reward to set as a goal.", missing=True)]
     lines = [_reach_line(method, runs, level) for level in goals for method, runs in own.items()]
     caption = (
-        f"{task}: what it took until the running mean of the reward reached half and all of the way from the start "
+        f"{title}: what it took until the running mean of the reward reached half and all of the way from the start "
         f"({start:.3f}) to where Flow-GRPO ended ({goal:.3f}); median over seeds, “never” counted as later than all else"
     )
     return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds there"], lines)]

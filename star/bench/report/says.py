@@ -6,7 +6,7 @@ A gain of STAR is claimed if, and only if, all of these hold:
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
 3. both rest on at least three training seeds;
-4. all were trained on as many images.
+4. all were trained on as many images, and with the same settings but for the method.
 
 Otherwise the text says which of these failed, and what was found.
 """
@@ -54,12 +54,12 @@ def verdict(gain: Comparison | None, control: Comparison | None) -> str:
 
 
 def says(
-    task: str, gain: Comparison | None, control: Comparison | None, trained: Comparison | None, absent: list[str], mini: bool
+    title: str, gain: Comparison | None, control: Comparison | None, trained: Comparison | None, absent: list[str], mini: bool
 ) -> Text:
-    """The paragraph on one task.
+    """The paragraph on one task, or on a variant of its methods.
 
     Args:
-        task: its name.
+        title: names it.
         gain, control: as in :func:`verdict`.
         trained: Flow-GRPO minus base.
         absent: arms that were not run.
@@ -75,7 +75,7 @@ def says(
         sentences.append(f"Not run: {', '.join(absent)}.")
     if mini:
         sentences.append("Small model, own prompts, own evaluator: not comparable with the paper's numbers.")
-    return Text(" ".join(filter(None, sentences)), strong=f"{task}: {found}")
+    return Text(" ".join(filter(None, sentences)), strong=f"{title}: {found}")
 
 
 def _gain(found: str, gain: Comparison | None) -> str:
@@ -86,7 +86,7 @@ def _gain(found: str, gain: Comparison | None) -> str:
         f"({gain.images:,} images of {gain.prompts:,} prompts, {_training_seeds(gain)})"
     )
     if not gain.equal_terms:
-        return f"{text}, but STAR was trained on {gain.trained_on[0]:,} images and Flow-GRPO on {gain.trained_on[1]:,}."
+        return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."
     if gain.delta.interval is None:
         return f"{text}; there is no interval, because a group of prompts has a single one."
     side = {LOSS: "below", FEW_SEEDS_LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
@@ -103,18 +103,28 @@ def _control(found: str, gain: Comparison | None, control: Comparison | None, ab
     if gain is None or control.seeds != gain.seeds:
         text += f" ({_training_seeds(control)})"
     if not control.equal_terms:
-        return f"{text}, but it was trained on {control.trained_on[1]:,} images and STAR on {control.trained_on[0]:,}."
+        return f"{text}, but {_unequal(control, 'star_shuffled')}."
     if found == GAIN:
         return f"{text}, also above 0: the map has to match the prompt."
+    if found == SHARED and control.delta.interval and control.delta.interval[1] < 0:
+        return f"{text}, below 0: maps of other prompts do better."
     if found == SHARED:
         return f"{text}, not above 0: maps of other prompts do as well, or the difference is too small to be seen."
     return f"{text}."
 
 
+def _unequal(c: Comparison, reference: str) -> str:
+    if c.trained_on[0] == c.trained_on[1]:
+        return f"{reference} was trained with other settings"
+    return f"STAR was trained on {c.trained_on[0]:,} images and {reference} on {c.trained_on[1]:,}"
+
+
 def _trained(trained: Comparison | None) -> str:
     if trained is None:
         return ""
-    low, high = trained.delta.interval or (0.0, 0.0)
+    if trained.delta.interval is None:
+        return f"Flow-GRPO minus base is {signed(trained.delta)}."
+    low, high = trained.delta.interval
     effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
     if low <= 0 <= high and len(trained.seeds) == 2:
         effect = "the interval of two seeds is too wide to tell"

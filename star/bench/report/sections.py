@@ -9,7 +9,7 @@ from star.bench.comparison import Comparison
 from star.bench.report import pictures
 from star.bench.report.ablation import ablation
 from star.bench.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
-from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, primary
+from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, families, primary
 from star.bench.report.cost import cost
 from star.bench.report.elsewhere import elsewhere
 from star.bench.report.learning import learning
@@ -25,6 +25,7 @@ STATUS = {
     diff.DIFFERS: "it lies outside",
     diff.NOT_RUN: "this project has not measured it",
     diff.NOT_COMPARABLE_MINI: "ours comes from the embedded small model; no difference is computed",
+    diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator, or of images drawn in another way",
     diff.NO_PAPER_VALUE: "no number of the paper is known",
 }
 TWO_SEEDS = (
@@ -63,11 +64,15 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
 def _findings(found: Collection) -> Section:
     blocks: list[Block] = []
     for task in found.tasks:
-        absent = [method for method in METHODS if method not in found.methods(task)]
-        gain, control, trained = (
-            found.difference(task, *pair) for pair in (("star", REFERENCE), ("star", "star_shuffled"), (REFERENCE, "base"))
-        )
-        blocks.append(says(task, gain, control, trained, absent, found.mini))
+        there = found.methods(task)
+        for variant in families(there):
+            base = f"base{variant}" if f"base{variant}" in there else "base"
+            star, reference, shuffled = (f"{arm}{variant}" for arm in ("star", REFERENCE, "star_shuffled"))
+            absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
+            pairs = (star, reference), (star, shuffled), (reference, base)
+            gain, control, trained = (found.difference(task, *pair) for pair in pairs)
+            title = ", ".join([task, *variant.split("+")[1:]])
+            blocks.append(says(title, gain, control, trained, absent, found.mini))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
 
