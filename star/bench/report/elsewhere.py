@@ -15,7 +15,8 @@ def elsewhere(found: Collection) -> Section:
         Text(
             "What a checkpoint gained on its own task it may have lost elsewhere. Each row is one arm trained for one task. "
             "Other tasks are scored with fewer images per prompt, so scores of different rows may be of different images; in "
-            "parentheses is the distance from the base on the same prompts and noise, with its 95 % interval."
+            "parentheses is the distance from the base on the same prompts and noise, with its 95 % interval, which with one "
+            "seed knows nothing of other trainings."
         )
     )
     measured = {task: primary(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
@@ -31,8 +32,11 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
     arms = [(m, t) for m in methods for t in measured if m in trained[t]]
     if len(measured) < 2 or not arms:
         return [Text("Only one task was scored, so there is no cross-task table.", missing=True)]
-    base = ["base", "nothing", *(_value(found, task, metric, "base") for task, metric in measured.items())]
-    rows = [[method_label(m), own, *(_value(found, t, measured[t], _name(m, own, t)) for t in measured)] for m, own in arms]
+    base = ["base", "nothing", MISSING, *(_value(found, task, metric, "base") for task, metric in measured.items())]
+    rows = [
+        [method_label(m), own, _seeds(found, own, m), *(_value(found, t, measured[t], _name(m, own, t)) for t in measured)]
+        for m, own in arms
+    ]
     blocks: list[Block] = [
         Gallery(
             "Each task's main score after training for it or for another: a dot per seed, a bar at their mean.",
@@ -40,7 +44,7 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
         ),
         Table(
             "Main score of each task (columns) after training for each task (rows)",
-            ["method", "trained for", *measured],
+            ["method", "trained for", "seeds", *measured],
             [base, *rows],
             numbers=2,
         ),
@@ -70,6 +74,10 @@ def _scores(found: Collection, task: str, metric: str, arms: list[tuple[str, str
 def _name(method: str, trained: str, task: str) -> str:
     """What rows of a task call a method that was trained for a task."""
     return method if task == trained else f"{method}:{trained}"
+
+
+def _seeds(found: Collection, task: str, method: str) -> str:
+    return str(len({row.seed for row in found.rows if (row.task, row.method) == (task, method)}))
 
 
 def _value(found: Collection, task: str, metric: str, method: str) -> str:
