@@ -332,6 +332,22 @@ def check(config: Config) -> None:
     Raises:
         UserError: names the setting, its value and what is allowed.
     """
+    _check_values(config)
+    _check_method(config.method)
+    _check_sampling(config.sampling, config.train)
+    _check_batches(config.train)
+    if config.model.shard and config.model.parameters == "full":
+        raise UserError(
+            "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
+            "or model.shard=false"
+        )
+    for name in config.rewards.others:
+        if name not in config.evaluators or name == config.task.name:
+            known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
+            raise UserError(f"rewards.others={name}: not another task; there are: {known}")
+
+
+def _check_values(config: Config) -> None:
     for name, allowed in CHOICES.items():
         if get(config, name) not in allowed:
             raise UserError(f"{name}={get(config, name)} is not known; it is one of {', '.join(allowed)}")
@@ -346,35 +362,41 @@ def check(config: Config) -> None:
     for name in PAIRS:
         if len(get(config, name)) != 2:
             raise UserError(f"{name}={get(config, name)} must be two numbers")
-    sampling, train, method = config.sampling, config.train, config.method
-    if not 0 <= train.ema_decay <= 1:
-        raise UserError(f"train.ema_decay={train.ema_decay} must lie in [0, 1]")
-    if not all(0 <= beta < 1 for beta in train.betas):
-        raise UserError(f"train.betas={train.betas} must lie in [0, 1)")
+    if not 0 <= config.train.ema_decay <= 1:
+        raise UserError(f"train.ema_decay={config.train.ema_decay} must lie in [0, 1]")
+    if not all(0 <= beta < 1 for beta in config.train.betas):
+        raise UserError(f"train.betas={config.train.betas} must lie in [0, 1)")
+
+
+def _check_method(method: MethodConfig) -> None:
     if method.clip_range is not None and not method.clip_range > 0:
         raise UserError(f"method.clip_range={method.clip_range} must be above 0, or null for the scale's")
-    if sampling.kind == "cps" and not sampling.noise_level <= 1:
-        raise UserError(f"sampling.noise_level={sampling.noise_level} must be at most 1 for sampling.kind=cps")
-    if not sampling.window and sampling.steps < 2:
-        raise UserError(f"sampling.steps={sampling.steps} must be at least 2, because the last one is never trained")
     if not (0 <= method.mix <= 1 and method.exponent > 0 and (method.cap is None or method.cap > 1)):
         raise UserError(
             f"method.mix={method.mix} must be in [0, 1], method.exponent={method.exponent} above 0 and "
             f"method.cap={method.cap} above 1 or null"
         )
+
+
+def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
+    if sampling.kind == "cps" and not sampling.noise_level <= 1:
+        raise UserError(f"sampling.noise_level={sampling.noise_level} must be at most 1 for sampling.kind=cps")
     if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
     if sampling.kind == "cps" and train.guard:
         raise UserError("train.guard normalises the log-ratios of densities, which cps transitions do not have; use kind=sde")
-    if config.model.shard and config.model.parameters == "full":
-        raise UserError(
-            "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
-            "or model.shard=false"
-        )
-    for name in config.rewards.others:
-        if name not in config.evaluators or name == config.task.name:
-            known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
-            raise UserError(f"rewards.others={name}: not another task; there are: {known}")
+    if not sampling.window and sampling.steps < 2:
+        raise UserError(f"sampling.steps={sampling.steps} must be at least 2, because the last one is never trained")
+    if sampling.window:
+        first, last = sampling.window_range
+        if not 0 <= first <= last - sampling.window or last > sampling.steps - 1:
+            raise UserError(
+                f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
+                f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
+            )
+
+
+def _check_batches(train: TrainConfig) -> None:
     if train.group_size < 2:
         raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
     rollouts = train.groups * train.group_size
@@ -385,13 +407,6 @@ def check(config: Config) -> None:
             f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only "
             f"{rollouts // train.micro_batch} micro-batches; lower train.micro_batch"
         )
-    if sampling.window:
-        first, last = sampling.window_range
-        if not 0 <= first <= last - sampling.window or last > sampling.steps - 1:
-            raise UserError(
-                f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
-                f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
-            )
 
 
 def cautions(config: Config) -> list[str]:
