@@ -351,8 +351,9 @@ def _check_values(config: Config) -> None:
     for name, allowed in CHOICES.items():
         if get(config, name) not in allowed:
             raise UserError(f"{name}={get(config, name)} is not known; it is one of {', '.join(allowed)}")
-    if endless := [name for name, value in _numbers(to_dict(config)) if not isfinite(value)]:
-        raise UserError(f"{endless[0]}={get(config, endless[0])} must be a finite number")
+    for name, value in _numbers(to_dict(config)):
+        if not isfinite(value):
+            raise UserError(f"{name}={value} must be a finite number")
     for name in POSITIVE:
         if not get(config, name) > 0:
             raise UserError(f"{name}={get(config, name)} must be greater than 0")
