@@ -87,7 +87,11 @@ def matrix(
         raise typer.Exit(run(words or [], dry_run))
 
 
-@app.command(epilog=MATRIX_HELP)
+REPRODUCE_HELP = """seed is a list or range, 0 by default; the methods are flow_grpo and star. Launchers (launcher=submitit,
+launcher.gpus_per_node=8, ...) are those of star matrix; other settings go to every run, e.g. scale=paper train.epochs=5."""
+
+
+@app.command(epilog=REPRODUCE_HELP)
 def reproduce(task: Annotated[str, typer.Argument(help="geneval, ocr or pickscore")], overrides: Settings = None) -> None:
     """Base, Flow-GRPO and STAR on a task: result file, table beside the paper's numbers, and diff.
 
@@ -252,7 +256,7 @@ def pretrain(
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
     flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 20_000,
 ) -> None:
-    """Rebuild the base model from nothing: about four hours on two cores.
+    """Build a base model from nothing, by a recipe like the shipped one's: about five hours on two cores.
 
     Example: star mini pretrain runs/base --compile
     """

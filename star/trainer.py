@@ -37,6 +37,7 @@ from star.tasks import Score, Task
 
 COLLAPSED_REWARD = 0.5
 COLLAPSED_DIVERSITY = 0.05
+SMALLEST_SCALE = 1.0
 # Of these figures an epoch reports the largest value, of the others the mean.
 LARGEST = ("ratio_error", "weight_max")
 
@@ -370,10 +371,11 @@ class Trainer:
         self.scaler.scale(torch.zeros((), device=self.base.device))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # In half precision an update whose gradient overflows is skipped, and the scale halved for the next.
+        if not math.isfinite(norm) and self.scaler.get_scale() <= SMALLEST_SCALE:
+            raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
         self.optimizer.zero_grad()
         self.ema.update(self.base.trained)
         return norm

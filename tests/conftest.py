@@ -18,7 +18,9 @@ def pipeline_folder(tmp_path_factory) -> Path:
     """An untrained SD3 pipeline of the mini base's kind, but smaller, in diffusers' folder format."""
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
-    untrained_pipeline(width=32, blocks=3).save_pretrained(folder)
+    pipeline = untrained_pipeline(width=32, blocks=3)
+    pipeline.vae.register_to_config(scaling_factor=1.5, shift_factor=0.1)
+    pipeline.save_pretrained(folder)
     return folder
 
 

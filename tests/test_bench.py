@@ -5,6 +5,7 @@ from conftest import FAST
 from evaluators.geneval.prompts import MINI
 from evaluators.geneval.rules import Detection
 from star.bench import localisation, overhead
+from star.errors import UserError
 from star.tasks.geneval import Task
 
 
@@ -37,12 +38,22 @@ def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatc
 
 
 def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
+    taken = {"star": (50.0, 3.0, 6.0), "uniform": (70.0, 2.0, 3.0)}  # the first epoch does not count
+
+    def epoch(trainer, number):
+        return {"sampling_seconds": taken[trainer.config.method.arm][number] - 1, "update_seconds": 1.0}
+
     monkeypatch.setattr(overhead, "ROUNDS", 2)
+    monkeypatch.setattr(overhead.Trainer, "epoch", epoch)
     results = overhead.measure([*FAST.split(), f"model.path={pipeline_folder}"])
-    assert [name for name, *_ in results] == [
-        "dense_uniform, seconds",
-        "star, seconds",
-        "ratio star / dense_uniform",
+    assert [(name, value) for name, value, _ in results] == [
+        ("dense_uniform, seconds", 2.5),
+        ("star, seconds", 4.5),
+        ("ratio star / dense_uniform", 1.75),
     ]
-    assert all(value > 0 for _, value, _ in results)
-    assert results[2][1] == pytest.approx(results[1][1] / results[0][1], rel=0.2)
+    assert [error for *_, error in results] == pytest.approx([0.5, 1.5, 0.25])
+
+
+def test_localisation_takes_the_configured_heads(pipeline_folder):
+    with pytest.raises(UserError, match="head 99 does not exist"):
+        localisation.measure([*FAST.split(), f"model.path={pipeline_folder}", "relevance.heads=[99]"])

@@ -52,6 +52,7 @@ def cell(monkeypatch, tmp_path) -> Cell:
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
+    monkeypatch.setattr(launchers, "_gpus", lambda: [])
     return expand(["task=ocr", "method=star", "seed=0"])[1]
 
 
@@ -123,7 +124,7 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
     leave(cells, monkeypatch)
     monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["0", "1", "4", "5"])
     used = []
     attempt = launchers.attempt
 
@@ -137,6 +138,13 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     assert used[:2] == [("0,1", "29500"), ("4,5", "29501")] and used[2] in used[:2]
     with pytest.raises(UserError, match="at_once=3 runs with launcher.gpus_per_node=2 each, but here are 4 GPUs"):
         launch(cells, load(["launcher.at_once=3", "launcher.gpus_per_node=2"]))
+
+
+def test_the_gpus_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
+    assert launchers._gpus() == ["0", "1", "4", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launchers._gpus() == []
 
 
 def test_without_submitit_the_line_says_how_to_get_it(cell, monkeypatch):

@@ -8,6 +8,7 @@ from evaluators.geneval.prompts import MINI, TAGS, draw
 from evaluators.geneval.rules import relations
 from star.core_words import core_spans, token_columns
 from star.ema import EMA
+from star.errors import UserError
 from star.mini import signs
 from star.mini.build import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 from star.mini.pretrain import Recipe, pretrain
@@ -141,6 +142,8 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
     further = pretrain(tmp_path / "further", recipe, start=cut)
     files = [next((folder / "vae").glob("*.safetensors")) for folder in (cut, further)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(UserError, match="bank.pt holds pictures of another autoencoder or recipe"):
+        pretrain(tmp_path / "further", recipe)
 
 
 def _failing(update, outcomes):

@@ -26,12 +26,14 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
     for reward, prompt in zip(rewards, prompts, strict=True):
         groups[prompt].append(reward)
     mean_all = sum(rewards) / len(rewards)
-    deviation = math.sqrt(sum((r - mean_all) ** 2 for r in rewards) / len(rewards))
+    spread = {prompt: math.sqrt(sum((r - sum(g) / len(g)) ** 2 for r in g) / len(g)) for prompt, g in groups.items()}
+    if config.train.std == "batch":
+        spread = dict.fromkeys(groups, math.sqrt(sum((r - mean_all) ** 2 for r in rewards) / len(rewards)))
     total, terms, place = 0.0, 0, 0
     for trajectory in trajectories:
         for row, _ in enumerate(trajectory.samples):
             prompt, reward = prompts[place], rewards[place]
-            advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (deviation + 1e-4)
+            advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (spread[prompt] + 1e-4)
             advantage = max(-5.0, min(5.0, advantage))
             maps = None if relevance is None else relevance[:, place].double()
             for k, step in enumerate(trajectory.steps):
@@ -60,13 +62,13 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
                     squared = (mu - trajectory.means[k, row].double()) ** 2
                     difference = (difference + (squared.mean(0) if position else squared.mean()) / (2 * tau**2)) * tau
                 ratio = difference.exp()
-                gain = torch.full_like(ratio, advantage)
+                gain, weight = torch.full_like(ratio, advantage), 1.0
                 if maps is not None:
-                    weight = maps[k] / maps.mean()
-                    gain = gain * weight.repeat_interleave(2, 0).repeat_interleave(2, 1)
+                    weight = (maps[k] / maps.mean()).repeat_interleave(2, 0).repeat_interleave(2, 1)
+                    gain = gain * weight
                 clipped = ratio.clamp(1 - clip, 1 + clip)
                 surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
-                penalty = (((mu - mu_ref) ** 2) / (2 * std**2)).mean()
+                penalty = (((mu - mu_ref) ** 2) / (2 * std**2) * (weight if config.method.weighted_kl else 1)).mean()
                 total = total - surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
                 terms += 1
             place += 1
@@ -128,3 +130,44 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
     largest = max(grad.abs().max().item() for grad in grads.values())
     for name, parameter in trainer.base.trained.items():
         assert torch.allclose(parameter.grad.double(), grads[name], atol=1e-5 * largest), name
+
+
+@pytest.mark.parametrize(("std", "weighted_kl"), [("batch", False), ("group", True)])
+def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypatch, std, weighted_kl):
+    """The whole of an epoch with one update, from its samples to what the optimizer is given."""
+    config = make_config(
+        "method=star",
+        f"method.weighted_kl={weighted_kl}",
+        "method.mix=1",
+        "method.cap=null",
+        f"train.std={std}",
+        "train.groups=2",
+        "train.group_size=3",
+        "train.micro_batch=3",
+        "train.updates_per_epoch=1",
+        "train.beta=0.3",
+        "train.max_grad_norm=5e-4",
+    )
+    trainer = Trainer(config, RedTask())
+    torch.manual_seed(1)  # away from the reference, so that the penalty counts
+    for parameter in trainer.base.trained.values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    drawn, scored, given = [], [], {}
+    draw, score = trainer._sample, trainer._score
+    monkeypatch.setattr(trainer, "_sample", lambda *words: drawn.append(draw(*words)) or drawn[0])
+    monkeypatch.setattr(trainer, "_score", lambda *words: scored.append(score(*words)) or scored[0])
+    step = lambda: given.update({name: p.grad.clone() for name, p in trainer.base.trained.items()})  # noqa: E731
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    figures = trainer.epoch(0)
+
+    (_, trajectories, _), rewards = drawn[0], scored[0][0][config.task.name].tolist()
+    prompts = [trainer.task.train[s.prompt].text for trajectory in trajectories for s in trajectory.samples]
+    relevance = torch.cat([trajectory.relevance for trajectory in trajectories], dim=1)
+    loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, True, 0.3, trainer.clip_range)
+    norm = math.sqrt(sum(grad.square().sum().item() for grad in grads.values()))
+    assert norm > 1e-3  # so that clipping counts
+    assert figures["grad_norm"] == pytest.approx(norm, rel=1e-4) and figures["loss"] == pytest.approx(loss, abs=1e-5)
+    clip = 5e-4 / (norm + 1e-6)  # torch's own rule
+    largest = clip * max(grad.abs().max().item() for grad in grads.values())
+    for name, grad in given.items():
+        assert torch.allclose(grad.double(), clip * grads[name], atol=1e-4 * largest), name

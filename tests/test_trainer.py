@@ -17,7 +17,7 @@ from star import rollout
 from star.config import to_yaml
 from star.errors import RunStopped, UserError
 from star.pipeline import Base
-from star.rollout import Sample, plan, sample, trained_steps
+from star.rollout import Sample, Trajectory, plan, sample, trained_steps
 from star.trainer import Trainer
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
@@ -232,6 +232,68 @@ def test_off_policy_first_update_stops_the_run(make_config, monkeypatch):
     monkeypatch.setattr(rollout, "log_prob_map", lambda *given: original(*given) + 1e-3)
     with pytest.raises(RunStopped, match="first update"):
         Trainer(make_config(), RedTask()).run()
+
+
+def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
+    """An overflow halves the scale and skips the update; at the smallest scale the gradient itself is not finite."""
+    trainer = Trainer(make_config(), RedTask())
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {name: value.detach().clone() for name, value in trainer.base.trained.items()}
+
+    def overflow():
+        for parameter in trainer.base.trained.values():
+            parameter.grad = torch.full_like(parameter, math.inf)
+        trainer._step(0)
+
+    overflow()
+    assert trainer.scaler.get_scale() == 2
+    assert all(torch.equal(before[name], value) for name, value in trainer.base.trained.items())
+    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 0"):
+        overflow()
+
+
+def test_a_policy_that_draws_one_picture_stops_the_run(make_config, monkeypatch):
+    spreads = iter([1.0, 0.04, 0.06, 0.04, 0.04, 0.04])
+    monkeypatch.setattr("star.trainer.diversity", lambda images, groups: next(spreads))
+    config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=16", "train.updates_per_epoch=1")
+    with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0.04, at the start 1"):
+        Trainer(config, RedTask()).run()
+    assert len(lines(config)) == 4
+
+
+MAPS = torch.tensor([0.1, 0.3, 0.6, 1.0]).repeat(16).view(8, 8)
+
+
+def with_maps(trainer, samples):
+    """Trajectories of one micro-batch each four samples, whose map tells the prompt: a pattern plus its number."""
+    made = []
+    for start in range(0, len(samples), 4):
+        part = samples[start : start + 4]
+        relevance = torch.stack([(MAPS + s.prompt).repeat(2, 1, 1) for s in part], dim=1)
+        made.append(Trajectory(part, [0, 1], *[torch.empty(0)] * 3, relevance, torch.empty(0)))
+    return made
+
+
+def test_the_allocation_gets_the_settings_and_the_groups(make_config):
+    words = ["method.cap=1.5", "method.mix=0.25", "method.exponent=2", "train.micro_batch=4"]
+    trainer = Trainer(make_config(*words), RedTask())
+    samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
+    trajectories = with_maps(trainer, samples)
+    weights = trainer._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0)
+    first = weights[0][0, 0].double()
+    power = MAPS.double() ** 2
+    scaled, scale = power / power.mean(), 1.0
+    while ((scale * scaled).clamp(max=1.5).mean() - 1).abs() > 1e-9:  # what the cap takes goes to the others
+        scale /= (scale * scaled).clamp(max=1.5).mean().item()
+    assert torch.allclose(first, 0.25 * (scale * scaled).clamp(max=1.5) + 0.75, atol=1e-5)
+
+    shuffled = Trainer(
+        make_config("method=star_shuffled", "method.mix=1", "method.cap=null", "train.micro_batch=4"), RedTask()
+    )
+    got = torch.cat(list(shuffled._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0).values()), dim=1)
+    own = torch.stack([(MAPS + s.prompt) / (MAPS + s.prompt).mean() for s in samples])
+    nearest = (got[0][:, None] - own[None, ::4]).abs().amax((2, 3)).argmin(1).tolist()
+    assert all(given != s.prompt for given, s in zip(nearest, samples, strict=True))
 
 
 def test_equal_rewards_teach_nothing(make_config):

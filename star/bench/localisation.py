@@ -5,7 +5,7 @@ the area. 1 means that the map knows nothing of the objects.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.geneval.rules import filter_detections
-from star.attention import Relevance
 from star.config import Config, load
 from star.errors import UserError
 from star.noise import generator, normal
 from star.pipeline import Base
 from star.progress import track
+from star.rollout import relevance_of
 from star.sampling import sigmas, transition
 from star.tasks import Prompt
 from star.tasks.geneval import Task
@@ -84,13 +84,13 @@ def measure(overrides: Sequence[str]) -> Localisation:
 def _measured(base: Base, task: Task, config: Config, prompts: Sequence[Prompt]) -> tuple:
     texts = [prompt.text for prompt in prompts]
     mask = base.core_columns(texts, [prompt.spans for prompt in prompts], config.relevance.columns)
-    blocks = range(len(base.transformer.transformer_blocks))
+    blocks = list(range(len(base.transformer.transformer_blocks)))
     schedule = sigmas(config.sampling.steps).to(base.device)
     x = torch.stack([normal(base.latent_shape, config.seed, "maps", text) for text in texts]).to(base.device)
     noise = [generator(config.seed, "maps steps", text) for text in texts]
     steps = []
     for step in range(config.sampling.steps):
-        with Relevance(base.transformer, blocks, mask, softmax_over=config.relevance.softmax_over) as relevance:
+        with relevance_of(base, replace(config.relevance, blocks=blocks), mask) as relevance:
             v = base.velocity(x, schedule[step], texts, config.sampling.guidance)
         steps.append(relevance.take(per_block=True))
         mean, std, _ = transition(x, v, schedule, step, config.sampling.kind, config.sampling.noise_level)

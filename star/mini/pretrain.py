@@ -4,6 +4,7 @@ Everything lives in one work folder. Each stage saves itself as it goes and cont
 done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 """
 
+import hashlib
 import math
 import re
 import shutil
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from star.checkpoint import RunFolder
 from star.ema import EMA, swapped
+from star.errors import UserError
 from star.files import replacing
 from star.mini.build import TEXT_LENGTH, untrained_pipeline
 from star.mini.score import score
@@ -29,7 +31,8 @@ from star.pipeline import MINI_BASE
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped base was made. Batch sizes are in images, learning rates are AdamW's peak."""
+    """A recipe like that of the shipped base, which took several (``weights/README.md``); what it gives from nothing has not
+    been measured. Batch sizes are in images, learning rates are AdamW's peak."""
 
     seed: int = 0
     autoencoder_steps: int = 1600
@@ -106,8 +109,13 @@ def train_autoencoder(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) 
 
 
 def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tuple[Tensor, list[str]]:
-    """The first ``recipe.bank`` pictures of the world as scaled latents (N, 4, 16, 16) in half precision, and captions."""
+    """The first ``recipe.bank`` pictures of the world as scaled latents (N, 4, 16, 16) in half precision, and captions.
+
+    Raises:
+        UserError: the folder holds those of another autoencoder or recipe.
+    """
     file = folder / "bank.pt"
+    source = f"{recipe.seed} {recipe.bank} {digest(autoencoder)}"
     if not file.exists():
         latents, captions, config = [], [], autoencoder.config
         started = time.monotonic()
@@ -119,8 +127,10 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
             captions += [caption for _, caption in pairs]
             if start % 12800 == 0:
                 print(f"bank {start}/{recipe.bank} {time.monotonic() - started:.0f} s", flush=True)
-        save({"latents": torch.cat(latents), "captions": captions}, file)
+        save({"latents": torch.cat(latents), "captions": captions, "source": source}, file)
     bank = torch.load(file)
+    if bank.get("source") != source:
+        raise UserError(f"{file} holds pictures of another autoencoder or recipe; delete it or name another folder")
     return bank["latents"], bank["captions"]
 
 
@@ -277,6 +287,14 @@ def keyed(*key: int) -> torch.Generator:
     """A generator that depends on the key alone, so that a resumed run draws what an uninterrupted one would."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
+
+
+def digest(module: nn.Module) -> str:
+    """A sha256 of a module's weights."""
+    total = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save(state: dict, file: Path) -> None:

@@ -57,7 +57,7 @@ def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
             return word
 
 
-def draw_sign(word: str, rng: np.random.Generator, font: str | None = None, haze: float = 0.0) -> np.ndarray:
+def draw_sign(word: str, rng: np.random.Generator, haze: float = 0.0) -> np.ndarray:
     """A board with a word of 3 to 5 letters on a busy ground, uint8 (SIZE, SIZE, 3).
 
     Letters stand in fixed columns and one of three rows: a model of this size does not learn to spell in free layout.
@@ -66,7 +66,7 @@ def draw_sign(word: str, rng: np.random.Generator, font: str | None = None, haze
         haze: the letters cover the board by 1 - haze to 1, all of a word alike.
     """
     ground = Image.fromarray(to_uint8(background(rng)))
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", font or FONTS[rng.integers(len(FONTS))])
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", FONTS[rng.integers(len(FONTS))])
     face = ImageFont.truetype(path, FONT_SIZE)
     baseline = ROWS[rng.integers(len(ROWS))]
     board = np.array(list(RGB.values())[rng.integers(len(RGB))]) + rng.uniform(-9, 9, 3)
