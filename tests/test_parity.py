@@ -146,7 +146,7 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
         "train.micro_batch=3",
         "train.updates_per_epoch=1",
         "train.beta=0.3",
-        "train.max_grad_norm=5e-4",
+        "train.max_grad_norm=1e-4",
     )
     trainer = Trainer(config, RedTask())
     torch.manual_seed(1)  # away from the reference, so that the penalty counts
@@ -165,9 +165,9 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
     relevance = torch.cat([trajectory.relevance for trajectory in trajectories], dim=1)
     loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, True, 0.3, trainer.clip_range)
     norm = math.sqrt(sum(grad.square().sum().item() for grad in grads.values()))
-    assert norm > 1e-3  # so that clipping counts
+    assert norm > 2e-4  # so that clipping counts
     assert figures["grad_norm"] == pytest.approx(norm, rel=1e-4) and figures["loss"] == pytest.approx(loss, abs=1e-5)
-    clip = 5e-4 / (norm + 1e-6)  # torch's own rule
+    clip = 1e-4 / (norm + 1e-6)  # torch's own rule
     largest = clip * max(grad.abs().max().item() for grad in grads.values())
     for name, grad in given.items():
         assert torch.allclose(grad.double(), clip * grads[name], atol=1e-4 * largest), name
