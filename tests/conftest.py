@@ -19,7 +19,7 @@ def pipeline_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     pipeline = untrained_pipeline(width=32, blocks=3)
-    pipeline.vae.register_to_config(scaling_factor=1.5, shift_factor=0.1)
+    pipeline.vae.register_to_config(scaling_factor=0.8, shift_factor=0.1)
     pipeline.save_pretrained(folder)
     return folder
 

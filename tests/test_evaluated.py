@@ -81,10 +81,10 @@ def test_images_are_those_of_the_configured_noise_and_guidance(make_config):
 def test_latents_are_scaled_as_diffusers_does(make_config):
     base = Base(make_config().model, CPU, 0)
     vae = base.pipeline.vae
-    assert (vae.config.scaling_factor, vae.config.shift_factor) == (1.5, 0.1)
+    assert (vae.config.scaling_factor, vae.config.shift_factor) == (0.8, 0.1)
     latents = normal((2, *base.latent_shape), 3)
     with torch.no_grad():
-        theirs = base.pipeline.image_processor.postprocess(vae.decode(latents / 1.5 + 0.1).sample, output_type="np")
+        theirs = base.pipeline.image_processor.postprocess(vae.decode(latents / 0.8 + 0.1).sample, output_type="np")
     assert np.abs(base.decode(latents).numpy() - theirs * 255).max() <= 0.51
 
 
