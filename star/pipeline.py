@@ -196,17 +196,23 @@ def check_present(config: ModelConfig) -> None:
 def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    if device.type == "cpu":
+        _check_size(config)
+    with _told(config):
+        return StableDiffusion3Pipeline.from_pretrained(config.path or MINI_BASE, dtype=getattr(torch, config.dtype))
+
+
+def _check_size(config: ModelConfig) -> None:
+    """Refuse a model that is too large for a CPU, before its weights are loaded."""
     with _told(config):
         shape = SD3Transformer2DModel.load_config(config.path or MINI_BASE, subfolder="transformer")
     with torch.device("meta"):
         count = SD3Transformer2DModel.from_config(shape).num_parameters()
-    if device.type == "cpu" and count > CPU_PARAMETERS:
+    if count > CPU_PARAMETERS:
         raise UserError(
             f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "
             "install it with: pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
         )
-    with _told(config):
-        return StableDiffusion3Pipeline.from_pretrained(config.path or MINI_BASE, dtype=getattr(torch, config.dtype))
 
 
 @contextmanager

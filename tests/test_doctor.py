@@ -39,11 +39,11 @@ def test_the_published_size_is_known_without_weights():
     assert need.checkpoint == pytest.approx(16 * trained, rel=1e-3)
 
 
-@pytest.mark.parametrize("task", ["geneval", "ocr", "pickscore"])
+@pytest.mark.parametrize(("task", "share"), [("geneval", 0.9), ("ocr", 0.9), ("pickscore", 0.97)])
 @pytest.mark.parametrize(("preset", "gpus", "memory"), [("gpu1", 1, 24), ("gpu4", 4, 24), ("gpu8", 8, 80)])
-def test_presets_fit_the_gpus_they_name(preset, gpus, memory, task):
+def test_presets_fit_the_gpus_they_name(preset, gpus, memory, task, share):
     need = needed(load(["scale=paper", f"preset={preset}", f"task={task}"]), SD35_MEDIUM, processes=gpus)
-    assert need.gpu < 0.97 * memory * GIB
+    assert need.gpu < share * memory * GIB
 
 
 def test_the_large_model_fits_80_gb_with_any_preset():

@@ -36,8 +36,8 @@ def same(one, other):
 
 
 def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, seen):
-    for module in (runs, "star.trainer"):
-        monkeypatch.setattr(f"{getattr(module, '__name__', module)}.load_task", lambda config, name: RedTask())
+    for module in ("star.runs", "star.trainer"):
+        monkeypatch.setattr(f"{module}.load_task", lambda config, name: RedTask())
     config = make_config("train.epochs=2", "train.lr=1e-2", "evaluation.cross_images=1")
     raw = {}
     finish = Trainer.run

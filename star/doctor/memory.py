@@ -20,8 +20,6 @@ Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium'
 TRAINED_BYTES = 24
 """Of a trained parameter in float32: itself, its gradient, two moments, its average, and a flat copy of the gradient."""
 
-LATENT_BYTES = 4
-
 GPU_OVERHEAD = 1.5 * 2**30
 """CUDA's context and what the allocator holds back: a rule of thumb."""
 
@@ -103,7 +101,7 @@ def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
     means of its transitions."""
     images = -(-config.train.groups * config.train.group_size // processes)
     steps = config.sampling.window or config.sampling.steps - 1
-    return images * (2 * steps + 1) * shape["in_channels"] * (config.model.resolution // 8) ** 2 * LATENT_BYTES
+    return images * (2 * steps + 1) * shape["in_channels"] * (config.model.resolution // 8) ** 2 * SIZES["float32"]
 
 
 def activation_bytes(config: Config, shape: Shape) -> float:

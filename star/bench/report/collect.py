@@ -145,6 +145,11 @@ def families(methods: Iterable[str]) -> list[str]:
     return found or [""]
 
 
+def titled(task: str, variant: str) -> str:
+    """A task with the changes of a family of methods: ``ocr, fast``."""
+    return ", ".join([task, *variant.split("+")[1:]])
+
+
 def primary(task: str) -> str | None:
     """The metric that methods are compared by, or None for an unknown task."""
     try:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from star.bench.figures import Curve, color_of, curves_svg
 from star.bench.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
-from star.bench.report.collect import METHODS, REFERENCE, Collection, families, family
+from star.bench.report.collect import METHODS, REFERENCE, Collection, families, family, titled
 from star.bench.speed import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
 from star.bench.statistics import mean_interval
 from star.bench.tables import method_label
@@ -62,7 +62,7 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
     )
     blocks: list[Block] = [Gallery(caption, gallery)]
     for variant in families(own):
-        title = ", ".join([task, *variant.split("+")[1:]])
+        title = titled(task, variant)
         blocks += _speed(title, REFERENCE + variant, {m: runs for m, runs in own.items() if family(m) == variant})
     return blocks
 

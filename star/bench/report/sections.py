@@ -9,7 +9,7 @@ from star.bench.comparison import Comparison
 from star.bench.report import pictures
 from star.bench.report.ablation import ablation
 from star.bench.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
-from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, families, primary
+from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, families, primary, titled
 from star.bench.report.cost import cost
 from star.bench.report.elsewhere import elsewhere
 from star.bench.report.learning import learning
@@ -71,7 +71,7 @@ def _findings(found: Collection) -> Section:
             absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
             pairs = (star, reference), (star, shuffled), (reference, base)
             gain, control, trained = (found.difference(task, *pair) for pair in pairs)
-            title = ", ".join([task, *variant.split("+")[1:]])
+            title = titled(task, variant)
             blocks.append(says(title, gain, control, trained, absent, found.mini))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
