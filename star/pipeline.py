@@ -172,13 +172,18 @@ class Base:
         return ((name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module))
 
 
-def located(source: str) -> Path | None:
+def source(config: ModelConfig) -> str:
+    """The diffusers folder or hub name of the configured base: by default the mini base's folder."""
+    return config.path or str(MINI_BASE)
+
+
+def located(model: str) -> Path | None:
     """The folder of a model or LoRA: a path, or a repository in the hub's cache. None if it is not on this machine; nothing
     is downloaded."""
-    if Path(source).is_dir():
-        return Path(source)
+    if Path(model).is_dir():
+        return Path(model)
     try:
-        return Path(snapshot_download(source, local_files_only=True))
+        return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 
@@ -190,7 +195,7 @@ def check_present(config: ModelConfig) -> None:
         UserError: the model cannot be had.
     """
     with _told(config):
-        StableDiffusion3Pipeline.load_config(config.path or MINI_BASE)
+        StableDiffusion3Pipeline.load_config(source(config))
 
 
 def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
@@ -199,13 +204,13 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
     if device.type == "cpu":
         _check_size(config)
     with _told(config):
-        return StableDiffusion3Pipeline.from_pretrained(config.path or MINI_BASE, dtype=getattr(torch, config.dtype))
+        return StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
 
 
 def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
     with _told(config):
-        shape = SD3Transformer2DModel.load_config(config.path or MINI_BASE, subfolder="transformer")
+        shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
     with torch.device("meta"):
         count = SD3Transformer2DModel.from_config(shape).num_parameters()
     if count > CPU_PARAMETERS:
@@ -224,7 +229,7 @@ def _told(config: ModelConfig) -> Iterator[None]:
         # What follows in parentheses is how the hub was asked.
         reason = str(error).strip().splitlines()[0].partition(" (")[0]
         raise UserError(
-            f"model.path={config.path or MINI_BASE}: no SD3 pipeline could be loaded ({reason}); download it with "
+            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
             f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
         ) from None
 

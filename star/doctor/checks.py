@@ -17,7 +17,7 @@ from star import config as settings
 from star.config import Config
 from star.doctor.memory import Need, needed
 from star.errors import RunStopped, UserError
-from star.pipeline import CPU_PARAMETERS, MINI_BASE, located
+from star.pipeline import CPU_PARAMETERS, located, source
 from star.shapes import shape_of
 from star.trainer import load_task
 
@@ -50,7 +50,7 @@ def check(config: Config) -> list[Finding]:
     Raises:
         UserError: the shape of the model is not known.
     """
-    model = config.model.path or str(MINI_BASE)
+    model = source(config.model)
     folder = located(model)
     judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
     others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None

@@ -23,7 +23,7 @@ from star.bench.results import commit
 from star.config import Config
 from star.doctor.memory import needed
 from star.files import write_text
-from star.pipeline import MINI_BASE, Base
+from star.pipeline import Base, source
 from star.progress import bar
 from star.rollout import Sample, sample
 from star.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
@@ -126,7 +126,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
     """
     wanted = settings.load(overrides)
     config = _settings(overrides, wanted)
-    shape = shape_of(config.model.path or str(MINI_BASE))
+    shape = shape_of(source(config.model))
     with bar("dry run: building the transformer", 4) as display:
 
         def done(then: str) -> None:
@@ -196,7 +196,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
     met = "goal met" if run.share <= GOAL else "above the goal"
-    estimate = needed(wanted, shape_of(wanted.model.path or str(MINI_BASE))).gpu / GIB
+    estimate = needed(wanted, shape_of(source(wanted.model))).gpu / GIB
     epoch = wanted.train.groups * wanted.train.group_size
     return [
         ("model", f"the shape of {config.model.path or 'the mini base'}, random weights, {config.model.dtype}"),
