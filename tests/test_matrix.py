@@ -127,6 +127,13 @@ def test_a_command_gives_the_settings_of_its_cell():
         assert cell.seed is None or (loaded.seed == 3 and Path(loaded.run) == cell.folder)
 
 
+def test_the_command_of_a_base_names_nothing_that_it_has_no_use_for():
+    words = ["method.mix=1", "method.name=star_mix1", "relevance.blocks=[4]", "sampling.guidance=2"]
+    base, arm = expand(["task=ocr", "method=star", "seed=0", *words, "evaluation.images=2"])
+    assert base.command == ("star", "base", "task=ocr", "evaluation.images=2")
+    assert arm.command[5:-2] == tuple(words)
+
+
 def test_folders_tell_trainings_apart_and_nothing_else():
     words = ["task=geneval", "method=star", "seed=0"]
     _, cell = expand(words)

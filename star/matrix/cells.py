@@ -16,6 +16,8 @@ from star.files import read_jsonl
 METHODS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 SEEDS = ("0", "1", "2")
 AXES = ("task", "method", "seed")
+OF_TRAINING = ("method.", "relevance.", "sampling.")
+"""Groups of settings that an untrained model has no use for."""
 
 
 class State(StrEnum):
@@ -149,7 +151,7 @@ def _seeds(word: str) -> list[str]:
 
 
 def _base(task: str, overrides: Sequence[str]) -> Cell:
-    words = [f"task={task}", *overrides]
+    words = [f"task={task}", *(word for word in overrides if not word.lstrip("+~").startswith(OF_TRAINING))]
     return Cell(("star", "base", *words), _load(words), None)
 
 
