@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -206,15 +207,33 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
     tries = [{"seconds": 100.0, "reason": "killed by SIGKILL"}, {"seconds": 300.0, "reason": None}]
     (finished / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
     assert pace("mini", "geneval") == 0.4
-    assert matrix(words, dry_run=True) == 0
+    assert matrix([*words, "launcher.at_once=1"], dry_run=True) == 0
     lines = capsys.readouterr().out.splitlines()
     comments = [line.partition("  # ")[2] for line in lines[:-1]]
     # 20 epochs of 100 images at 0.4 seconds; of the run that was cut off a quarter is done.
     assert comments == ["to do, ?"] * 2 + ["cut off, about 0:10:00", "to do, ?", "to do, about 0:13:20", "to do, ?"]
     assert [line.partition("  # ")[0] for line in lines[:-1]] == [shlex.join(cell.command) for cell in cells.values()]
     assert lines[-1] == "# matrix: 0 done, 0 running, 0 failed, 6 left, about 0:23:20 and 4 of unknown time"
+    assert matrix([*words, "launcher.at_once=2"], dry_run=True) == 0
+    assert "6 left, about 0:11:40 and 4" in capsys.readouterr().out
     two_at_once = {cell: State.RUNNING for cell in cells.values() if cell.task == "geneval" and cell.seed is not None}
     assert total(two_at_once) == "about 0:11:40"
+
+
+def test_before_anything_ran_the_time_is_that_of_the_results_that_are_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pace("mini", "ocr") is None
+    first = Row("ocr", "score", "v1/mini", "base", 1000, 0.5, None, 2, 1, 0, 0, 0.0, "c", "d")
+    trained = [replace(first, method=m, seed=0, updates=60, images_seen=1000, seconds=s) for m, s in METHOD_SECONDS]
+    results.write([first, *trained], Path("results/mini/ocr.csv"))
+    assert pace("mini", "ocr") == 0.25, "what was measured on the run of another task is no further run"
+
+
+METHOD_SECONDS = (("star", 200.0), ("flow_grpo", 300.0), ("star:geneval", 900.0))
+
+
+def test_all_tasks_and_all_arms_by_one_word_each():
+    assert labels("task=geneval", "method=star", "task=all", "method=all") == labels()
 
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(fake_star, capsys):

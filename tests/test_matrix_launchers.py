@@ -135,7 +135,8 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     monkeypatch.setattr(launchers, "attempt", recorded)
     options = load(["launcher.at_once=2", "launcher.gpus_per_node=2"])
     assert sum(state is State.DONE for _, state, _ in launch(cells, options)) == 3
-    assert used[:2] == [("0,1", "29500"), ("4,5", "29501")] and used[2] in used[:2]
+    assert [gpus for gpus, _ in used[:2]] == ["0,1", "4,5"] and used[2][0] in ("0,1", "4,5")
+    assert used[0][1] != used[1][1], "side by side, two runs cannot meet at the same port"
     with pytest.raises(UserError, match="at_once=3 runs with launcher.gpus_per_node=2 each, but here are 4 GPUs"):
         launch(cells, load(["launcher.at_once=3", "launcher.gpus_per_node=2"]))
 
@@ -171,7 +172,7 @@ def test_a_job_that_leaves_nothing_failed(cell):
 SLURM = {
     "sbatch": 'cp "$1" "$QUEUE/script"; pwd > "$QUEUE/where"; echo "Submitted batch job 4711"',
     "srun": "exit 1",
-    "squeue": '[ -e "$QUEUE/queued" ] && [ "$*" = "--noheader --jobs 4711" ] && echo "4711 gpu RUNNING" || exit 1',
+    "squeue": '[ "$*" = "--noheader --jobs 4711" ] && cat "$QUEUE/queued" 2>&- || { cat "$QUEUE/says" >&2; exit 1; }',
     "sacct": 'echo "JobID|State|NodeList"; echo "4711|$(cat $QUEUE/state)|node[07-08]"',
     "scontrol": 'echo "$*" >> "$QUEUE/requeued"',
 }
@@ -191,6 +192,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("QUEUE", str(queue))
     monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
     (queue / "state").write_text("PENDING")
+    (queue / "says").write_text("slurm_load_jobs error: Invalid job id specified")
     return queue
 
 
@@ -217,7 +219,7 @@ def test_a_matrix_that_is_started_again_watches_the_job_that_is_queued(cell, slu
     next(events)
     events.close()
     assert "jobs go on without being watched: 4711" in capsys.readouterr().err
-    (slurm / "queued").touch()
+    (slurm / "queued").write_text("4711 gpu RUNNING\n")
     (slurm / "script").unlink()
     again = launch([cell], load(WORDS))
     next(again)
@@ -229,6 +231,27 @@ def test_a_matrix_that_is_started_again_watches_the_job_that_is_queued(cell, slu
     next(anew)
     assert (slurm / "script").exists()
     anew.close()
+
+
+def test_a_job_is_not_taken_for_gone_because_slurm_does_not_answer(cell, slurm):
+    events = launch([cell], load(WORDS))
+    next(events)
+    events.close()
+    (slurm / "script").unlink()
+    (slurm / "says").write_text("slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(
+        UserError, match=r"squeue does not say whether job 4711 still runs \(slurm_load.*controller\); try again"
+    ):
+        next(launch([cell], load(WORDS)))
+    assert not (slurm / "script").exists()
+
+
+def test_a_job_that_never_ran_does_not_have_the_reason_of_an_earlier_one(cell):
+    pytest.importorskip("submitit")
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "attempts.jsonl").write_text('{"seconds": 3.0, "reason": "CUDA out of memory"}\n')
+    assert launchers.outcome(cell, 0, "cancelled") == (cell, State.FAILED, "CUDA out of memory")
+    assert launchers.outcome(cell, 1, "cancelled") == (cell, State.FAILED, "cancelled")
 
 
 def test_a_job_that_cannot_be_submitted_is_one_line(cell, slurm, monkeypatch):

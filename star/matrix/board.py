@@ -28,16 +28,18 @@ MARKS = {
 class Board:
     """The states of a matrix' cells, and their display; a context."""
 
-    def __init__(self, states: Mapping[Cell, State]) -> None:
+    def __init__(self, states: Mapping[Cell, State], at_once: int = 1) -> None:
         """
         Args:
             states: of all cells in their order. Failed ones are tried again, so here they count as left.
+            at_once: how many are known to run side by side.
         """
         retried = {State.FAILED: State.CUT_OFF}
         self.states = {cell: retried.get(state, state) for cell, state in states.items()}
         self.reasons: dict[Cell, str] = {}
         self._started = self._looked = self._drawn = time.monotonic()
-        self._left = total(self.states)
+        self._at_once = at_once
+        self._left = total(self.states, at_once)
         console = Console(stderr=True)
         self._live = Live(console=console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
 
@@ -59,7 +61,7 @@ class Board:
         now = time.monotonic()
         due = now - self._looked >= LOG_SECONDS
         if changed or due:
-            self._looked, self._left = now, total(self.states)
+            self._looked, self._left = now, total(self.states, self._at_once)
         if self._live and (changed or now - self._drawn >= DRAW_SECONDS):
             self._drawn = now
             self._live.update(self._table(), refresh=True)

@@ -106,8 +106,9 @@ def expand(words: Sequence[str]) -> list[Cell]:
     whole seeds, and arms that are compared run next to each other.
 
     Args:
-        words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), the last one counts if one is
-            there twice; all others are overrides of every cell.
+        words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), or ``task=all`` and
+            ``method=all`` (the arms of the ablation), the last one counts if one is there twice; all others are overrides of
+            every cell.
 
     Raises:
         UserError: a name, a range or an override that cannot be used.
@@ -117,8 +118,8 @@ def expand(words: Sequence[str]) -> list[Cell]:
     others = [word for word in words if not word.startswith(axes)]
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
-    tasks = _names("task", given["task"]) if "task" in given else settings.options("task")
-    methods = _names("method", given["method"]) if "method" in given else METHODS
+    tasks = _names(given.get("task", "task=all"), settings.options("task"))
+    methods = _names(given.get("method", "method=all"), METHODS)
     seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]
     arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
@@ -129,8 +130,9 @@ def expand(words: Sequence[str]) -> list[Cell]:
     return bases + arms
 
 
-def _names(axis: str, word: str) -> list[str]:
-    names = list(dict.fromkeys(word.partition("=")[2].split(",")))
+def _names(word: str, every: Sequence[str]) -> Sequence[str]:
+    axis, _, value = word.partition("=")
+    names = every if value == "all" else list(dict.fromkeys(value.split(",")))
     for name in names:
         if name not in settings.options(axis):
             raise UserError(f"{word}: no {axis} {name!r}; there are: {', '.join(settings.options(axis))}")

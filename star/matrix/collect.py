@@ -18,7 +18,7 @@ import pandas as pd
 from star.bench import results
 from star.bench.results import Row
 from star.config import options
-from star.files import read_jsonl, replacing
+from star.files import locked, read_jsonl, replacing
 from star.matrix.cells import Cell
 
 KEY = ["task", "method", "seed"]
@@ -35,6 +35,11 @@ def rows(cell: Cell) -> list[Row]:
 
 def publish(cell: Cell, folder: Path) -> None:
     """Put a cell's rows into the result files of the tasks that it was measured on."""
+    with locked(folder):
+        _publish(cell, folder)
+
+
+def _publish(cell: Cell, folder: Path) -> None:
     for task, part in groupby(rows(cell), key=lambda row: row.task):
         _put(list(part), cell, folder / f"{task}.csv")
 
@@ -61,13 +66,15 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     and ``commands.csv``, in which runs that were trained alike have the same ``terms``. Their rows are found by (task,
     method, seed, config_hash), as in the result files.
     """
-    for cell in cells:
-        publish(cell, folder)
-    files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
-    known = [row for file in files for row in results.read(file)]
-    _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells), known)
-    _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)), known)
-    _replace(folder / "commands.csv", COMMANDS, (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells), known)
+    commands = (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells)
+    with locked(folder):
+        for cell in cells:
+            _publish(cell, folder)
+        files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
+        known = [row for file in files for row in results.read(file)]
+        _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells), known)
+        _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)), known)
+        _replace(folder / "commands.csv", COMMANDS, commands, known)
 
 
 def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:

@@ -5,19 +5,23 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
+from star.bench import results
 from star.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
 
 
 def pace(scale: str, task: str) -> float | None:
-    """Seconds per training image of a task's runs, evaluation included where it is known; None before the first epoch.
+    """Seconds per training image of a task's runs, evaluation included where it is known; None if nothing ever ran.
 
-    From the finished runs, or else from those that are under way.
+    From the finished runs, or else from those that are under way, or else from the result file, whose runs may be another
+    machine's.
     """
     folders = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
-    costs = [cost for folder in folders if (cost := _finished(folder))] or [_under_way(folder) for folder in folders]
-    images = sum(images for _, images in costs)
-    return sum(seconds for seconds, _ in costs) / images if images else None
+    for costs in (map(_finished, folders), map(_under_way, folders), _recorded(Path("results", scale, f"{task}.csv"))):
+        known = [cost for cost in costs if cost]
+        if images := sum(images for _, images in known):
+            return sum(seconds for seconds, _ in known) / images
+    return None
 
 
 def left(cell: Cell, state: State, rate: float | None) -> float | None:
@@ -29,16 +33,22 @@ def left(cell: Cell, state: State, rate: float | None) -> float | None:
     return rate * cell.images * (1 - epochs(cell) / cell.config.train.epochs)
 
 
-def total(cells: Mapping[Cell, State]) -> str:
-    """The time until a matrix is done, in words: ``about 5:20:00``. What failed does not count, for it is over."""
+def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
+    """The time until a matrix is done, in words: ``about 5:20:00``. What failed does not count, for it is over.
+
+    Args:
+        cells: with their states.
+        at_once: how many will run side by side; more, if more are running.
+    """
     paces = {cell.task: pace(cell.config.scale, cell.task) for cell in cells}
     times = [left(cell, state, paces[cell.task]) for cell, state in cells.items() if state is not State.FAILED]
     unknown = sum(seconds is None for seconds in times)
     known = sum(seconds for seconds in times if seconds)
     if unknown and not known:
         return "?"
-    at_once = max(1, sum(state is State.RUNNING for state in cells.values()))
-    return f"about {clock(known / at_once)}" + (f" and {unknown} of unknown time" if unknown else "")
+    running = sum(state is State.RUNNING for state in cells.values())
+    side_by_side = max(1, running, min(at_once, sum(seconds != 0 for seconds in times)))
+    return f"about {clock(known / side_by_side)}" + (f" and {unknown} of unknown time" if unknown else "")
 
 
 def epochs(cell: Cell) -> int:
@@ -64,6 +74,12 @@ def _finished(folder: Path) -> tuple[float, int] | None:
     summary = json.loads(file.read_text())
     # An attempt that was killed with its matrix left no record, so the record may be short of the training alone.
     return max(summary["seconds"], spent(folder)), summary["images_seen"]
+
+
+def _recorded(file: Path) -> list[tuple[float, int]]:
+    """Seconds and images of the trainings in a result file."""
+    rows = results.read(file) if file.exists() else []
+    return list({(row.method, row.seed): (row.seconds, row.images_seen) for row in rows if ":" not in row.method}.values())
 
 
 def _under_way(folder: Path) -> tuple[float, int]:

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,14 +126,20 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
         raise UserError("launcher=submitit needs the package submitit; get it with: pip install 'star-rl[slurm]'")
     if isinstance(options, Submitit):
         return _submitit(cells, options)
-    gpus = _gpus()
-    at_once = options.at_once or (1 if gpus else min(2, os.cpu_count() or 1))
+    gpus, at_once = _gpus(), side_by_side(options)
     if gpus and at_once * options.gpus_per_node > len(gpus):
         raise UserError(
             f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
             f"{len(gpus)} GPUs"
         )
     return _local(cells, options, at_once, gpus)
+
+
+def side_by_side(options: Options) -> int:
+    """How many cells run at once on this machine; on a cluster nobody knows before, and it is 1."""
+    if isinstance(options, Submitit):
+        return 1
+    return options.at_once or (1 if _gpus() else min(2, os.cpu_count() or 1))
 
 
 def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = LOCAL_PORT) -> list[str]:
@@ -180,9 +187,15 @@ def attempt(
             append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
 
 
-def outcome(cell: Cell, otherwise: str) -> Event:
-    """What became of a cell whose attempt has ended; ``otherwise`` is the reason if it left none."""
-    tries = attempts(cell.folder)
+def outcome(cell: Cell, before: int, otherwise: str) -> Event:
+    """What became of a cell whose attempt has ended.
+
+    Args:
+        cell: the cell.
+        before: how many attempts at it had ended before this one.
+        otherwise: the reason if this attempt left none.
+    """
+    tries = attempts(cell.folder)[before:]
     if cell.state() is State.DONE:
         return cell, State.DONE, ""
     return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
@@ -190,20 +203,27 @@ def outcome(cell: Cell, otherwise: str) -> Event:
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
     waiting, running, free = list(cells), dict[Cell, tuple[Generator, int]](), list(range(at_once))
+    before = {cell: len(attempts(cell.folder)) for cell in cells}
     with ExitStack() as stack:
         while waiting or running:
             while waiting and free:
                 cell, place = waiting.pop(0), free.pop(0)
-                words = command(cell, options, port=LOCAL_PORT + place)
+                words = command(cell, options, port=_free_port())
                 share = _share(place, at_once, gpus, options.gpus_per_node)
                 running[cell] = stack.enter_context(closing(attempt(cell.folder, words, share))), place
             for cell, (going, place) in list(running.items()):
                 if next(going, State.DONE) is State.DONE:
                     del running[cell]
                     free.append(place)
-                    yield outcome(cell, "it ended well but left no results")
+                    yield outcome(cell, before[cell], "it ended well but left no results")
                 else:
                     yield cell, State.RUNNING, ""
+
+
+def _free_port() -> int:
+    """A port that nothing listens on: another matrix may run on this machine."""
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
 
 
 def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str, str]:
@@ -330,13 +350,15 @@ class Job:
 
 
 def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
+    before = {cell: len(attempts(cell.folder)) for cell in cells}
     jobs = [(cell, _queued(cell) or _submit(cell, options)) for cell in cells]
     try:
         while jobs:
             for cell, job in list(jobs):
                 if job.done():
                     jobs.remove((cell, job))
-                    yield outcome(cell, f"job {job.job_id} ended without results ({job.state}), see {job.paths.folder}")
+                    otherwise = f"job {job.job_id} ended without results ({job.state}), see {job.paths.folder}"
+                    yield outcome(cell, before[cell], otherwise)
                 else:
                     yield cell, State.RUNNING if job.state == "RUNNING" else State.NEW, ""
             time.sleep(POLL_SECONDS)
@@ -370,7 +392,11 @@ def _submit(cell: Cell, options: Submitit) -> Any:
 
 
 def _queued(cell: Cell) -> Any:
-    """The job of a cell that an earlier matrix submitted, if it is still in the queue or runs; or else None."""
+    """The job of a cell that an earlier matrix submitted, if it is still in the queue or runs; or else None.
+
+    Raises:
+        UserError: SLURM does not answer. Taking the job for gone would train twice in one folder.
+    """
     import submitit
 
     file = cell.folder / "job"
@@ -378,4 +404,7 @@ def _queued(cell: Cell) -> Any:
         return None
     number = file.read_text().strip()
     listed = subprocess.run(["squeue", "--noheader", "--jobs", number], capture_output=True, text=True)
+    if listed.returncode and "Invalid job id" not in listed.stderr:
+        reason = " ".join(listed.stderr.split()) or f"exit code {listed.returncode}"
+        raise UserError(f"launcher=submitit: squeue does not say whether job {number} still runs ({reason}); try again")
     return submitit.SlurmJob(cell.folder / "slurm", number) if listed.stdout.strip() else None

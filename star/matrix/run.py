@@ -53,7 +53,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     launched = launchers.launch(waiting, options)
     if waiting:
         _check_present(cells[0].config)
-    with _interruptible(), Board(states) as board, closing(launched) as events:
+    with _interruptible(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         for cell, state, reason in events:
             board.update(cell, state, reason)
             if state is State.DONE:
@@ -75,7 +75,7 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
         console.print(
             f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", markup=False, highlight=False, soft_wrap=True
         )
-    console.print(f"# {Board(states).line()}", highlight=False, soft_wrap=True)
+    console.print(f"# {Board(states, launchers.side_by_side(options)).line()}", highlight=False, soft_wrap=True)
 
 
 def _expected(cell: Cell, state: State) -> str:
