@@ -59,6 +59,15 @@ def test_summary_of_several_seeds_is_the_t_interval():
     assert (summary.values, summary.seeds, summary.images) == (tuple(values), 3, 2212)
 
 
+def test_seeds_that_agree_by_chance_are_as_sure_as_one():
+    rows = [replace(ROW, seed=seed, stderr=stderr) for seed, stderr in ((0, 0.004), (1, 0.006))]
+    (summary,) = summarise(rows)
+    assert (summary.estimate.stderr, summary.seeds) == (0.005, 2)
+    assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))
+    (summary,) = summarise([replace(row, stderr=None) for row in rows])
+    assert summary.estimate.interval == (0.97, 0.97), "without errors of their own there is nothing else to say"
+
+
 def test_summary_of_one_seed_is_its_standard_error():
     (summary,) = summarise([ROW])
     assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))

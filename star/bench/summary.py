@@ -16,9 +16,9 @@ class Summary:
 
     Attributes:
         task, metric, protocol, method: as in :class:`star.bench.results.Row`.
-        estimate: mean over seeds. Several seeds: 95 % t-interval over seeds. One seed: the row's standard error over
-            prompts, and the normal interval from it. A rate of exactly 0 or 1: Wilson's interval over the prompts,
-            since there the other two have no width.
+        estimate: mean over seeds. Several seeds: 95 % t-interval over seeds. One seed, or several that agree by chance: the
+            mean of the rows' standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1:
+            Wilson's interval over the prompts, since there the other two have no width.
         values: every seed's value, in the order of the seeds.
         images, prompts: of one seed's evaluation; updates, images_seen: of one seed's training; the least of the seeds.
     """
@@ -66,11 +66,13 @@ def _summary(rows: list[Row]) -> Summary:
 
 def _estimate(rows: list[Row]) -> Estimate:
     over_seeds = mean_interval([row.value for row in rows])
-    value = over_seeds.value
-    stderr = over_seeds.stderr if len(rows) > 1 else rows[0].stderr
-    if stderr == 0 and value in (0.0, 1.0):
+    value, own = over_seeds.value, [row.stderr for row in rows if row.stderr is not None]
+    spread = over_seeds.stderr if len(rows) > 1 else rows[0].stderr
+    if spread == 0 and value in (0.0, 1.0):
         prompts = min(row.prompts for row in rows)
-        return Estimate(value, stderr, wilson(round(value * prompts), prompts)) if prompts else over_seeds
-    if len(rows) > 1 or stderr is None:
+        return Estimate(value, spread, wilson(round(value * prompts), prompts)) if prompts else over_seeds
+    if over_seeds.stderr or len(own) < len(rows):
         return over_seeds
+    # Seeds share prompts and noise: their standard errors do not shrink with their number.
+    stderr = sum(own) / len(own)
     return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))

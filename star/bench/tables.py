@@ -38,8 +38,8 @@ MINI_WARNING = (
     "comparable with the published numbers beneath them, which are SD3.5 Medium's."
 )
 LEGEND = (
-    "One seed: value ± standard error over prompts. Several seeds: mean over seeds [95 % t-interval over seeds]. "
-    "A rate of exactly 0 or 1: [Wilson's 95 % interval over prompts]. –: no such number."
+    "One seed: value ± standard error over prompts. Several seeds: mean over seeds [95 % t-interval over seeds; over prompts "
+    "where all seeds agree]. A rate of exactly 0 or 1: [Wilson's 95 % interval over prompts]. –: no such number."
 )
 
 
