@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from conftest import FAST
 from fake_results import (
     ARMS,
+    EPOCHS,
     EVALUATION_SEED,
     PROTOCOLS,
     SEEDS,
@@ -29,7 +31,8 @@ from safetensors.torch import save_file
 from star.bench.comparison import compare, variances
 from star.bench.report import report
 from star.bench.report.ablation import comparisons
-from star.bench.report.blocks import _inline, signed
+from star.bench.report.blocks import MISSING, _inline, signed
+from star.bench.report.brief import write_brief
 from star.bench.report.collect import METHODS, collect
 from star.bench.report.made import overrides
 from star.bench.report.pictures import read_config, trained_steps
@@ -39,7 +42,6 @@ from star.bench.statistics import paired_difference, score_variances
 from star.config import load, to_dict, to_yaml
 from star.errors import UserError
 from star.pipeline import Base
-from star.reproduce import write_summary
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -356,7 +358,7 @@ def test_the_least_that_reproduce_leaves(tmp_path):
     text = markdown.read_text()
     for sentence in (
         "training seeds 0, 1.",
-        "STAR is the only arm with maps here",
+        "No arm has maps that mean nothing here",
         "12.7 times as wide",
         "The base was not measured on ocr, pickscore",
     ):
@@ -580,14 +582,63 @@ def test_released_weights_are_not_trained_here(tmp_path):
     assert "star calibrate task=ocr" in text and "method=flow_grpo@released" not in text
 
 
-def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_path):
-    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
-    names = {"flow_grpo": "flow_grpo+fast", "star": "star+fast", "spatial": "star_mix1"}
+def rename(results: Path, names: dict[str, str]) -> None:
+    """Give methods other names, in all files of a results folder."""
     for file in ("ocr.csv", "geneval.csv", "images.csv.gz", "curves.csv"):
         frame = pd.read_csv(results / file, dtype=str, keep_default_na=False)
         own = frame["method"].str.partition(":")
         frame["method"] = own[0].replace(names) + own[1] + own[2]
         frame.to_csv(results / file, index=False)
+
+
+def test_a_family_with_a_base_of_its_own_is_set_against_that(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
+    rename(results, {"base": "base+fast", "flow_grpo": "flow_grpo+fast", "star": "star+fast", "spatial": "spatial+slow"})
+    base = [replace(row, method="base", value=0.9) for row in read(results / "ocr.csv") if row.method == "base+fast"]
+    write([*read(results / "ocr.csv"), *base], results / "ocr.csv")
+    text = report(results, tmp_path)[1].read_text()
+    lines = {line[0]: line for line in table(section(text, "On the other tasks"), "Main score")}
+    assert {"base", "base, fast"} < set(lines)
+    gain = compare(collect(results, tmp_path).images, "star+fast", "base+fast", "reward", "accuracy")
+    assert f"({signed(gain.delta)})" in lines["STAR, fast"][4], "the distance from the base of the family"
+    assert "(" not in lines["spatial only, slow"][4], "no verdicts of the plain base are here"
+    costs = {line[0]: line for line in table(section(text, "What training cost"), "ocr: wall-clock")}
+    assert costs["STAR, fast"][-2].startswith("× 1.0") and costs["spatial only, slow"][-2] == MISSING
+
+
+def test_settings_of_ones_own_are_told_and_drawn_apart(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
+    rename(results, {"spatial": "star_mix1"})
+    hashes = {row.method: row.config_hash for row in read(results / "ocr.csv") if row.seed == 0}
+    command = "star train task=ocr method=star seed=0 method.mix=1 method.name=star_mix1 run=runs/mini/ocr/star/seed0-1"
+    lines = [("ocr", name, 0, hashes[name], text) for name, text in (("star", "star train"), ("star_mix1", command))]
+    pd.DataFrame(lines, columns=["task", "method", "seed", "config_hash", "command"]).to_csv(
+        results / "commands.csv", index=False
+    )
+    page, markdown = report(results, tmp_path)
+    ablation = section(markdown.read_text(), "Ablation")
+    assert table(ablation, "Settings of their own")[1:] == [["star_mix1", "method=star method.mix=1"]]
+    assert "No arm has maps that mean nothing here" in ablation
+    drawn = dict(
+        re.findall(r'aria-label="ocr, accuracy: Every arm minus Flow-GRPO([^,]*), 95 % intervals: ([^"]*)"', page.read_text())
+    )
+    plain, own = drawn[""], drawn[": settings of their own"]
+    assert "STAR +" in plain and "star_mix1" not in plain and "star_mix1 +" in own
+
+
+def test_a_short_trial_of_one_arm_does_not_cut_off_the_others(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
+    curves = pd.read_csv(results / "curves.csv")
+    curves[(curves["method"] != "spatial") | (curves["epoch"] <= 3)].to_csv(results / "curves.csv", index=False)
+    learned = section(report(results, tmp_path)[1].read_text(), "How the reward grew")
+    lines = table(learned, f"ocr: training reward averaged over the first {192 * EPOCHS:,} images")
+    assert [line[0] for line in lines[1:]] == ["Flow-GRPO", "STAR"]
+
+
+def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), tasks=("ocr",))
+    names = {"flow_grpo": "flow_grpo+fast", "star": "star+fast", "spatial": "star_mix1"}
+    rename(results, names)
     assert set(collect(results, tmp_path).methods("ocr")) == {"base", *names.values()}
     pairs = {(c.arm, c.reference) for c in comparisons(collect(results, tmp_path), "ocr")}
     assert pairs == {("star+fast", "flow_grpo+fast")}
@@ -599,5 +650,5 @@ def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_p
     assert [line[0] for line in table(learned, "ocr: training reward")[1:]] == ["star_mix1"]
     assert [line[0] for line in table(learned, "ocr, fast: training reward")[1:]] == ["Flow-GRPO, fast", "STAR, fast"]
     assert "Flow-GRPO was not trained" in learned and "ocr, fast: what it took until" in learned
-    sentence = write_summary(results / "ocr.csv", "star+fast", "flow_grpo+fast")
+    sentence = write_brief(collect(results, tmp_path), "ocr", "star+fast", "flow_grpo+fast")
     assert sentence.startswith("STAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2")

@@ -5,8 +5,10 @@ import pytest
 from fake_results import verdicts, write_matrix
 from PIL import Image
 
+from star.bench.report.brief import write_brief
+from star.bench.report.collect import collect
 from star.errors import UserError
-from star.reproduce import reproduce, write_summary
+from star.reproduce import reproduce
 
 SEEDS = (0, 2, 5)
 
@@ -14,7 +16,7 @@ SEEDS = (0, 2, 5)
 @pytest.mark.parametrize("task, score", [("geneval", "correct"), ("pickscore", "score")])
 def test_all_seeds_of_the_results_count(tmp_path, task, score):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=(task,))
-    sentence = write_summary(results / f"{task}.csv")
+    sentence = write_brief(collect(results, tmp_path), task)
 
     def mean(method: str, seed: int) -> float:
         return verdicts(task, method, seed).groupby("stratum")[score].mean().mean()
@@ -37,5 +39,5 @@ def test_other_methods_and_tasks_are_for_the_matrix():
 
 def test_one_seed_says_that_it_is_one(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(3,), tasks=("ocr",))
-    sentence = write_summary(results / "ocr.csv")
+    sentence = write_brief(collect(results, tmp_path), "ocr")
     assert "seed 3," in sentence and "one training seed says nothing of others" in sentence and "by seed" not in sentence

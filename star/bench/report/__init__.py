@@ -7,6 +7,7 @@ from star.bench.comparison import Comparison
 from star.bench.report import numbers
 from star.bench.report.ablation import comparisons
 from star.bench.report.blocks import Page, to_html, to_markdown
+from star.bench.report.brief import write_brief
 from star.bench.report.collect import Collection, collect
 from star.bench.report.sections import sections
 from star.errors import UserError
@@ -25,7 +26,8 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
         folder: ``results/<scale>``: result files, and ``curves.csv`` and ``images.csv.gz`` if there.
         runs: where the run folders are, from which settings and pictures come; need not exist.
         out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``. Pictures and
-            CSV files go into ``figures`` and ``tables`` in the results folder.
+            CSV files go into ``figures`` and ``tables`` in the results folder, each task's table and curves beside its result
+            file.
 
     Returns:
         page and Markdown.
@@ -40,6 +42,8 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
     compared = {task: comparisons(found, task) for task in found.tasks}
     page = _page(found, compared)
     numbers.write(found, compared)
+    for task in found.tasks:
+        write_brief(found, task)
     markdown_file = page_file.with_suffix(".md")
     write_text(page_file, to_html(page))
     write_text(markdown_file, to_markdown(page, markdown_file.parent))

@@ -1,5 +1,6 @@
 """The ablation: what each arm is, and the paired differences between arms."""
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.bench.comparison import Comparison, compare, paired_scores
@@ -21,6 +22,11 @@ ARMS = {
 }
 """Arm -> its probability ratio, its weights, and the question that it answers."""
 
+NO_SETTINGS = ("task=", "seed=", "run=", "method.name=", "model.name=")
+"""How the words of a command begin that do not say what a method is."""
+
+CONTROLS = ("star_shuffled", "star_random")
+
 
 def comparisons(found: Collection, task: str) -> list[Comparison]:
     """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm.
@@ -41,7 +47,7 @@ def comparisons(found: Collection, task: str) -> list[Comparison]:
 def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Section:
     """The chapter, from the :func:`comparisons` of each task."""
     section = Section("ablation", "Ablation: every arm minus Flow-GRPO")
-    section.blocks.append(_arms(found))
+    section.blocks += [_arms(found), *_named(found)]
     section.blocks.append(
         Text(
             "Same prompts, same noise, image by image. With several training seeds the 95 % interval holds for new prompts "
@@ -70,6 +76,17 @@ def _arms(found: Collection) -> Table:
     return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
 
 
+def _named(found: Collection) -> list[Table]:
+    """What was run under names of their own, with the words of their commands that say what they are."""
+    rows: dict[str, str] = {}
+    for (_, method, _), command in found.commands.items():
+        words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
+        if method not in METHODS and words:
+            rows[method_label(method)] = " ".join(words)
+    caption = "Settings of their own"
+    return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())])] if rows else []
+
+
 def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
     arms = [c for c in own if c.reference == REFERENCE + family(c.reference)]
     controls = [c for c in own if c not in arms]
@@ -78,15 +95,16 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
     ours = [(c.arm, c) for c in arms if c.trained_on[0] and c.label == label]
     others = [(c.reference, c) for c in controls if c.label == label]
     forests = [
-        _forest("Every arm minus Flow-GRPO", task, label, ours),
-        _forest("STAR minus every other arm", task, label, others),
+        _forest(f"{title}{what}", task, label, [(m, c) for m, c in rows if (m in METHODS) == plain])
+        for plain, what in ((True, ""), (False, ": settings of their own"))
+        for title, rows in (("Every arm minus Flow-GRPO", ours), ("STAR minus every other arm", others))
     ]
     blocks: list[Block] = []
     if drawn := [forest for forest in forests if forest]:
         caption = f"{task}: paired differences with 95 % intervals; ticks above a line are single seeds."
         blocks.append(Gallery(caption, drawn))
-    if not controls and any(c.arm == "star" for c in arms):
-        text = "STAR is the only arm with maps here: nothing tells whether its result comes from them."
+    if any(c.arm == "star" for c in arms) and not any(c.reference in CONTROLS for c in controls):
+        text = "No arm has maps that mean nothing here: nothing tells whether STAR's result comes from its maps."
         blocks.append(Text(text, missing=True))
     if unequal := dict.fromkeys(f"{method_label(c.arm)} minus {method_label(c.reference)}" for c in own if not c.equal_terms):
         what = "Trained with other settings or on another number of images, so not of the method alone"

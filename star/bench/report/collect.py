@@ -78,6 +78,10 @@ class Collection:
         """Whether this project trained it, unlike the base and released weights."""
         return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
 
+    def seeds(self, task: str, method: str) -> set[int]:
+        """The seeds that a method was measured with."""
+        return {row.seed for row in self.rows if (row.task, row.method) == (task, method)}
+
     @cached_property
     def summaries(self) -> list[Summary]:
         return summarise(self.rows)
@@ -139,6 +143,12 @@ def family(method: str) -> str:
     return "".join(method.partition("+")[1:])
 
 
+def base_of(found: Collection, task: str, method: str) -> str:
+    """The untrained model that a method began from: that of its :func:`family` if it was measured on the task."""
+    own = f"base{family(method)}"
+    return own if own in found.methods(task) else "base"
+
+
 def families(methods: Iterable[str]) -> list[str]:
     """The families of trained methods, the plain one first; that alone if nothing was trained."""
     found = sorted({family(method) for method in methods if not method.startswith("base")})
@@ -194,7 +204,7 @@ def _unmeasured(found: Collection) -> list[str]:
         sentences.append(f"Tasks that were not run: {', '.join(absent)}.")
     for task in found.tasks:
         trained = [method for method in found.methods(task) if found.trained(task, method)]
-        seeds = {m: len({r.seed for r in found.rows if (r.task, r.method) == (task, m)}) for m in trained}
+        seeds = {method: len(found.seeds(task, method)) for method in trained}
         most = max(seeds.values(), default=0)
         if 0 < most < SEEDS_FOR_A_CLAIM:
             sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from star.bench.report.blocks import MISSING, Block, Section, Table, Text, number
-from star.bench.report.collect import REFERENCE, Collection
+from star.bench.report.collect import REFERENCE, Collection, family
 from star.bench.tables import method_label
 
 PARTS = {"sampling_seconds": "sampling and judging", "update_seconds": "update"}
@@ -75,7 +75,8 @@ AGAINST = ["time against Flow-GRPO", "time against dense_uniform"]
 
 
 def _ratios(times: dict[str, float], method: str) -> list[str]:
-    return [f"× {times[method] / times[other]:.2f}" if other in times else MISSING for other in (REFERENCE, "dense_uniform")]
+    others = (arm + family(method) for arm in (REFERENCE, "dense_uniform"))
+    return [f"× {times[method] / times[other]:.2f}" if other in times else MISSING for other in others]
 
 
 def _median(lines: pd.DataFrame) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from star.bench.figures import dots_svg
 from star.bench.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
-from star.bench.report.collect import TASKS, Collection, primary
+from star.bench.report.collect import TASKS, Collection, base_of, families, family, primary, titled
 from star.bench.tables import method_label, metric_labels
 
 
@@ -32,20 +32,33 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
     arms = [(m, t) for m in methods for t in measured if m in trained[t]]
     if len(measured) < 2 or not arms:
         return [Text("Only one task was scored, so there is no cross-task table.", missing=True)]
-    base = ["base", "nothing", MISSING, *(_value(found, task, metric, "base") for task, metric in measured.items())]
+    bases = [
+        [method_label(m), "nothing", MISSING, *(_value(found, task, metric, m) for task, metric in measured.items())]
+        for m in dict.fromkeys(["base", *(base_of(found, t, m) for m, t in arms)])
+    ]
     rows = [
-        [method_label(m), own, _seeds(found, own, m), *(_value(found, t, measured[t], _name(m, own, t)) for t in measured)]
+        [
+            method_label(m),
+            own,
+            str(len(found.seeds(own, m))),
+            *(_value(found, t, measured[t], _name(m, own, t)) for t in measured),
+        ]
         for m, own in arms
     ]
     blocks: list[Block] = [
         Gallery(
             "Each task's main score after training for it or for another: a dot per seed, a bar at their mean.",
-            [drawing for task, metric in measured.items() if (drawing := _scores(found, task, metric, arms))],
+            [
+                drawing
+                for task, metric in measured.items()
+                for variant in families(methods)
+                if (drawing := _scores(found, task, metric, variant, [arm for arm in arms if family(arm[0]) == variant]))
+            ],
         ),
         Table(
             "Main score of each task (columns) after training for each task (rows)",
             ["method", "trained for", "seeds", *measured],
-            [base, *rows],
+            [*bases, *rows],
             numbers=2,
         ),
     ]
@@ -55,8 +68,8 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
     return blocks
 
 
-def _scores(found: Collection, task: str, metric: str, arms: list[tuple[str, str]]) -> tuple[str, str] | None:
-    """Title and drawing of one task's scores under all checkpoints."""
+def _scores(found: Collection, task: str, metric: str, variant: str, arms: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Title and drawing of one task's scores under all checkpoints of a family of methods."""
     dots: dict[str, dict[str, tuple[float, ...]]] = {}
     for method, trained in arms:
         if summary := found.summary(task, metric, _name(method, trained, task)):
@@ -65,10 +78,10 @@ def _scores(found: Collection, task: str, metric: str, arms: list[tuple[str, str
         return None
     label = metric_labels(task, [metric]).get(metric, metric)
     told = "; ".join(f"{m} {name} {', '.join(map(number, v))}" for m, of in dots.items() for name, v in of.items())
-    base = found.summary(task, metric, "base")
+    base = found.summary(task, metric, base_of(found, task, f"base{variant}"))
     line = ("base, all its images", base.estimate.value) if base else None
-    alt = f"{task}, {label} after training for each task: {told}."
-    return f"{task}, {label}", dots_svg(dots, label, alt, line)
+    title = f"{titled(task, variant)}, {label}"
+    return title, dots_svg(dots, label, f"{title} after training for each task: {told}.", line)
 
 
 def _name(method: str, trained: str, task: str) -> str:
@@ -76,18 +89,14 @@ def _name(method: str, trained: str, task: str) -> str:
     return method if task == trained else f"{method}:{trained}"
 
 
-def _seeds(found: Collection, task: str, method: str) -> str:
-    return str(len({row.seed for row in found.rows if (row.task, row.method) == (task, method)}))
-
-
 def _value(found: Collection, task: str, metric: str, method: str) -> str:
-    own, base = (found.summary(task, metric, name) for name in (method, "base"))
+    own = found.summary(task, metric, method)
     if own is None:
         return MISSING
-    score = number(own.estimate.value)
-    if base is None or method == "base":
+    score, base = number(own.estimate.value), base_of(found, task, method.partition(":")[0])
+    if method == base:
         return score
-    gain = found.difference(task, method, "base")
+    gain = found.difference(task, method, base)
     return f"{score} ({signed(gain.delta)})" if gain else score
 
 

@@ -82,14 +82,20 @@ def _speed(title: str, reference: str, own: Runs) -> list[Block]:
     curves = [part for runs in own.values() for part in runs.values() if len(part) > 1]
     if not curves:
         return [Text("One epoch is no curve: nothing can be said of speed.", missing=True)]
-    until = min(part["images_seen"].iloc[-1] for part in curves)
+    ends = {method: [part["images_seen"].iloc[-1] for part in runs.values() if len(part) > 1] for method, runs in own.items()}
+    # A short trial of one arm must not cut off the curves of all others.
+    until = min(ends.get(reference) or [end for of in ends.values() for end in of])
     rows = []
     for method, runs in own.items():
-        long = [part for part in runs.values() if len(part) > 1 and part["images_seen"].iloc[0] < until]
+        long = [
+            part
+            for part in runs.values()
+            if len(part) > 1 and part["images_seen"].iloc[0] < until <= part["images_seen"].iloc[-1]
+        ]
         areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in long]
         if areas:
             rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
-    caption = f"{title}: training reward averaged over the first {until:,} images (area under the curve)"
+    caption = f"{title}: training reward averaged over the first {until:,} images (area under the curve), of runs that long"
     blocks: list[Block] = [Table(caption, ["method", "mean [95 % t-interval over seeds]", "every seed"], rows)]
     if reference not in own:
         return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]

@@ -9,7 +9,7 @@ from star.bench.comparison import Comparison
 from star.bench.report import pictures
 from star.bench.report.ablation import ablation
 from star.bench.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
-from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, families, primary, titled
+from star.bench.report.collect import METHODS, REFERENCE, TASKS, Collection, base_of, families, primary, titled
 from star.bench.report.cost import cost
 from star.bench.report.elsewhere import elsewhere
 from star.bench.report.learning import learning
@@ -31,6 +31,10 @@ STATUS = {
 TWO_SEEDS = (
     "Two seeds: their t-interval is 12.7 times as wide as they lie apart. It can leave the range of the score, and it is very "
     "narrow where they agree by chance."
+)
+OTHER_SEEDS = (
+    "Not all arms have the same seeds, so that their means, areas and costs are of different trainings. The paired "
+    "differences of the ablation take the seeds that both arms have."
 )
 RULES = (
     "GenEval's rules. Official: all that the prompt names is there, more of it is fine except when counting. Strict: exactly "
@@ -66,7 +70,7 @@ def _findings(found: Collection) -> Section:
     for task in found.tasks:
         there = found.methods(task)
         for variant in families(there):
-            base = f"base{variant}" if f"base{variant}" in there else "base"
+            base = base_of(found, task, f"base{variant}")
             star, reference, shuffled = (f"{arm}{variant}" for arm in ("star", REFERENCE, "star_shuffled"))
             absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
             pairs = (star, reference), (star, shuffled), (reference, base)
@@ -96,6 +100,9 @@ def _reading(found: Collection, statuses: set[str]) -> list[Block]:
     blocks.append(Text(f"Intervals. {tables.LEGEND}"))
     if any(summary.seeds == 2 for summary in found.summaries):
         blocks.append(Text(TWO_SEEDS))
+    trained = [(task, method) for task in found.tasks for method in found.methods(task) if found.trained(task, method)]
+    if len({frozenset(found.seeds(*arm)) for arm in trained}) > 1:
+        blocks.append(Text(OTHER_SEEDS))
     if "geneval" in found.tasks:
         blocks.append(Text(RULES))
     return blocks
