@@ -84,7 +84,7 @@ def _named(found: Collection) -> list[Table]:
         if method not in METHODS and words:
             rows[method_label(method)] = " ".join(words)
     caption = "Settings of their own"
-    return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())])] if rows else []
+    return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())], numbers=2)] if rows else []
 
 
 def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:

@@ -237,7 +237,7 @@ def _table(
 
 def _read(file: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(file, dtype={"config_hash": str})
+        table = pd.read_csv(file, dtype={"config_hash": str}, low_memory=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} cannot be read ({error}); delete it, or write it again with `star matrix`") from None
     if lacking := [name for name in EVALUATION if name not in table]:

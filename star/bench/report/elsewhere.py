@@ -109,12 +109,16 @@ def _diversity(found: Collection) -> list[Block]:
     drawings, rows = [], []
     for task, of in runs.items():
         rows += [[method_label(m), task, estimate(s.estimate), ", ".join(map(number, s.values))] for m, s in of.items()]
-        dots = {method_label(m): {"seeds": s.values} for m, s in of.items() if found.trained(task, m)}
-        if dots:
-            told = "; ".join(f"{method_label(m)} {estimate(s.estimate)}" for m, s in of.items())
-            alt = f"{task}: diversity of the images of a prompt, by method: {told}."
-            line = ("base", of["base"].estimate.value) if "base" in of else None
-            drawings.append((task, dots_svg(dots, "mean distance of two images of a prompt", alt, line)))
+        for variant in families(of):
+            own = {m: s for m, s in of.items() if family(m) == variant and found.trained(task, m)}
+            if not own:
+                continue
+            told = "; ".join(f"{method_label(m)} {estimate(s.estimate)}" for m, s in own.items())
+            title, base = titled(task, variant), of.get(base_of(found, task, f"base{variant}"))
+            alt = f"{title}: diversity of the images of a prompt, by method: {told}."
+            dots = {method_label(m): {"seeds": s.values} for m, s in own.items()}
+            line = ("base", base.estimate.value) if base else None
+            drawings.append((title, dots_svg(dots, "mean distance of two images of a prompt", alt, line)))
     if drawings:
         blocks.append(Gallery("Diversity of a prompt's images, a dot per seed, a bar at their mean.", drawings))
     if rows:
