@@ -453,7 +453,7 @@ def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeyp
     assert capsys.readouterr().err == ""
     collect([again], Path("results"))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "star: results/ocr.csv: star seed 0, 1, 2 had other settings, left out now"
+    assert lines[0] == "star: results/ocr.csv: star seed 0, 1, 2 had other settings or an older evaluator, left out now"
     assert len(lines) == len(again.measured())
     kept = {("base", 1000), ("spatial", 0), ("spatial", 1), ("spatial", 2), ("star", 1)}
     assert {(row.method, row.seed) for row in results.read(Path("results/ocr.csv"))} == kept
@@ -462,6 +462,23 @@ def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeyp
         assert set(table[["method", "seed"]].itertuples(index=False, name=None)) == kept - (
             {("base", 1000)} if file == "curves.csv" else set()
         )
+
+
+def test_what_an_older_evaluator_said_of_the_same_images_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = expand(["task=ocr", "method=star", "seed=0..1"])
+    for cell in cells:
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect(cells, Path("results"))
+    file = Path("results/ocr.csv")
+    before = results.read(file)
+    for rows in cells[1].measured().values():
+        text = (rows / "rows.json").read_text()
+        (rows / "rows.json").write_text(re.sub(r'"protocol": "[^"]*"', '"protocol": "v2/mini"', text))
+    collect([cells[1]], Path("results"))
+    after = {(row.method, row.seed, row.protocol) for row in results.read(file)}
+    older = {(row.method, row.seed, row.protocol) for row in before if (row.method, row.seed) != ("star", 0)}
+    assert after == older | {("star", 0, "v2/mini")}, "the other seed keeps what it has"
 
 
 class Terminal(io.StringIO):

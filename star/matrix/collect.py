@@ -1,7 +1,8 @@
 """From run folders to result files: everything that tables and reports read, so that they do not need the run folders.
 
 What a file holds of other runs stays. The rows of the given cells replace what was there of the same task, method and seed,
-and of the same method with other settings, whatever the seed: a table is a mean over seeds of one thing.
+also if an older evaluator measured it, and of the same method with other settings, whatever the seed: a table is a mean over
+seeds of one thing.
 """
 
 import gzip
@@ -48,14 +49,19 @@ def _put(new: Sequence[Row], cell: Cell, file: Path) -> None:
     """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
     task, method = new[0].task, new[0].method
     measured = {(row.protocol, row.method) for row in new}
+    again = {(row.method, row.seed, row.config_hash) for row in new}
     current = cache(partial(cell.config_hash, task))  # it takes milliseconds, and rows are many
 
     def outdated(row: Row) -> bool:
-        return (row.protocol, row.method) in measured and row.config_hash != current(row.seed)
+        if (row.protocol, row.method) in measured:
+            return row.config_hash != current(row.seed)
+        # The same images in the eyes of an older evaluator: the run folder has no verdicts of it any more.
+        return (row.method, row.seed, row.config_hash) in again
 
     left_out = results.upsert(file, new, outdated)
     if seeds := sorted({row.seed for row in left_out}):
-        print(f"star: {file}: {method} seed {', '.join(map(str, seeds))} had other settings, left out now", file=sys.stderr)
+        told = f"{method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
+        print(f"star: {file}: {told}", file=sys.stderr)
 
 
 def collect(cells: Sequence[Cell], folder: Path) -> None:
