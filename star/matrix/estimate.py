@@ -1,7 +1,7 @@
 """How long the cells of a matrix take, judged by those that ran before."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,10 +76,10 @@ def _finished(folder: Path) -> tuple[float, int] | None:
     return max(summary["seconds"], spent(folder)), summary["images_seen"]
 
 
-def _recorded(file: Path) -> list[tuple[float, int]]:
-    """Seconds and images of the trainings in a result file."""
+def _recorded(file: Path) -> Iterator[tuple[float, int]]:
+    """Seconds and images of the trainings in a result file, which is not read before they are asked for."""
     rows = results.read(file) if file.exists() else []
-    return list({(row.method, row.seed): (row.seconds, row.images_seen) for row in rows if ":" not in row.method}.values())
+    yield from {(row.method, row.seed): (row.seconds, row.images_seen) for row in rows if ":" not in row.method}.values()
 
 
 def _under_way(folder: Path) -> tuple[float, int]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -238,10 +239,16 @@ def _gpus() -> list[str]:
     """The GPUs that may be used here, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(_installed_gpus())]
+
+
+@cache
+def _installed_gpus() -> int:
+    """How many GPUs this machine has; asking takes a second."""
     if shutil.which("nvidia-smi") is None:
-        return []
+        return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return [str(index) for index in range(len(listed.stdout.splitlines()))]
+    return len(listed.stdout.splitlines())
 
 
 def _locked(file: IO[str]) -> Iterator[None]:

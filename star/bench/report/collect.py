@@ -139,13 +139,13 @@ def collect(folder: Path, runs: Path) -> Collection:
 
 
 def family(method: str) -> str:
-    """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast``, or nothing."""
-    return "".join(method.partition("+")[1:])
+    """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast:ocr``, or nothing."""
+    return "".join(method.partition(":")[0].partition("+")[1:])
 
 
-def base_of(found: Collection, task: str, method: str) -> str:
-    """The untrained model that a method began from: that of its :func:`family` if it was measured on the task."""
-    own = f"base{family(method)}"
+def base_of(found: Collection, task: str, variant: str) -> str:
+    """The untrained model that methods of a :func:`family` began from: the family's own if it was measured on the task."""
+    own = f"base{variant}"
     return own if own in found.methods(task) else "base"
 
 

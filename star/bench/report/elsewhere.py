@@ -34,7 +34,7 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
         return [Text("Only one task was scored, so there is no cross-task table.", missing=True)]
     bases = [
         [method_label(m), "nothing", MISSING, *(_value(found, task, metric, m) for task, metric in measured.items())]
-        for m in dict.fromkeys(["base", *(base_of(found, t, m) for m, t in arms)])
+        for m in dict.fromkeys(["base", *(base_of(found, t, family(m)) for m, t in arms)])
     ]
     rows = [
         [
@@ -78,7 +78,7 @@ def _scores(found: Collection, task: str, metric: str, variant: str, arms: list[
         return None
     label = metric_labels(task, [metric]).get(metric, metric)
     told = "; ".join(f"{m} {name} {', '.join(map(number, v))}" for m, of in dots.items() for name, v in of.items())
-    base = found.summary(task, metric, base_of(found, task, f"base{variant}"))
+    base = found.summary(task, metric, base_of(found, task, variant))
     line = ("base, all its images", base.estimate.value) if base else None
     title = f"{titled(task, variant)}, {label}"
     return title, dots_svg(dots, label, f"{title} after training for each task: {told}.", line)
@@ -93,7 +93,7 @@ def _value(found: Collection, task: str, metric: str, method: str) -> str:
     own = found.summary(task, metric, method)
     if own is None:
         return MISSING
-    score, base = number(own.estimate.value), base_of(found, task, method.partition(":")[0])
+    score, base = number(own.estimate.value), base_of(found, task, family(method))
     if method == base:
         return score
     gain = found.difference(task, method, base)
@@ -114,7 +114,7 @@ def _diversity(found: Collection) -> list[Block]:
             if not own:
                 continue
             told = "; ".join(f"{method_label(m)} {estimate(s.estimate)}" for m, s in own.items())
-            title, base = titled(task, variant), of.get(base_of(found, task, f"base{variant}"))
+            title, base = titled(task, variant), of.get(base_of(found, task, variant))
             alt = f"{title}: diversity of the images of a prompt, by method: {told}."
             dots = {method_label(m): {"seeds": s.values} for m, s in own.items()}
             line = ("base", base.estimate.value) if base else None

@@ -79,20 +79,16 @@ def _shown(curve: Curve) -> np.ndarray:
 
 def _speed(title: str, reference: str, own: Runs) -> list[Block]:
     """Area under the curve, and the cost of reaching given shares of what Flow-GRPO gained, of one family of methods."""
-    curves = [part for runs in own.values() for part in runs.values() if len(part) > 1]
+    long = {method: [part for part in runs.values() if len(part) > 1] for method, runs in own.items()}
+    curves = [part for parts in long.values() for part in parts]
     if not curves:
         return [Text("One epoch is no curve: nothing can be said of speed.", missing=True)]
-    ends = {method: [part["images_seen"].iloc[-1] for part in runs.values() if len(part) > 1] for method, runs in own.items()}
     # A short trial of one arm must not cut off the curves of all others.
-    until = min(ends.get(reference) or [end for of in ends.values() for end in of])
+    until = min(part["images_seen"].iloc[-1] for part in long.get(reference) or curves)
     rows = []
-    for method, runs in own.items():
-        long = [
-            part
-            for part in runs.values()
-            if len(part) > 1 and part["images_seen"].iloc[0] < until <= part["images_seen"].iloc[-1]
-        ]
-        areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in long]
+    for method, parts in long.items():
+        there = [part for part in parts if part["images_seen"].iloc[0] < until <= part["images_seen"].iloc[-1]]
+        areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in there]
         if areas:
             rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
     caption = f"{title}: training reward averaged over the first {until:,} images (area under the curve), of runs that long"

@@ -70,7 +70,7 @@ def _findings(found: Collection) -> Section:
     for task in found.tasks:
         there = found.methods(task)
         for variant in families(there):
-            base = base_of(found, task, f"base{variant}")
+            base = base_of(found, task, variant)
             star, reference, shuffled = (f"{arm}{variant}" for arm in ("star", REFERENCE, "star_shuffled"))
             absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
             pairs = (star, reference), (star, shuffled), (reference, base)
