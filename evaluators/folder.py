@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from evaluators.images import read_image
-from star.bench.statistics import clustered_stderr
-from star.errors import RunStopped, UserError
-from star.files import replacing
-from star.progress import track
+from star.common.errors import RunStopped, UserError
+from star.common.files import replacing
+from star.common.progress import track
+from star.common.statistics import clustered_stderr
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -123,7 +123,7 @@ def mean_and_stderr(values: Sequence[float] | pd.Series, prompts: Sequence[Hasha
         prompts: (n,) the prompt of each.
 
     Returns:
-        The mean, and :func:`star.bench.statistics.clustered_stderr`: None where there is one prompt.
+        The mean, and :func:`star.common.statistics.clustered_stderr`: None where there is one prompt.
     """
     numbers = np.asarray(values, dtype=np.float64)
     return float(numbers.mean()), clustered_stderr(numbers, prompts)

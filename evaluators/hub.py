@@ -7,8 +7,8 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import CLIPConfig, CLIPModel
 
-from star.errors import UserError
-from star.files import weights_digest
+from star.common.errors import UserError
+from star.common.files import weights_digest
 
 
 class Published(NamedTuple):
@@ -45,13 +45,13 @@ def locate(source: Source, user: str, only: str = "") -> Path:
         ) from error
 
 
-def model_name(source: Source, folder: Path) -> str:
+def model_name(source: Source, folder: Path, name: str | None = None) -> str:
     """A model's name for protocols: with the commit of a hub's repository, which is what its folder in the cache is called,
-    or with the start of a digest of a folder's weights."""
+    or a folder's (by default its own) with the start of a digest of its weights."""
     if isinstance(source, Published) or not Path(source).is_dir():
         repository = source.repository if isinstance(source, Published) else str(source)
         return f"{repository.split('/')[-1]}@{folder.name[:8]}"
-    return f"{folder.resolve().name}@{weights_digest(folder)[:8]}"
+    return f"{name or folder.resolve().name}@{weights_digest(folder)[:8]}"
 
 
 def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:

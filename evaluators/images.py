@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 
 def read_image(path: Path) -> np.ndarray:

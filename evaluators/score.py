@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluators import folder
-from star.errors import UserError
+from star.common.errors import UserError
 
 ENGINES = {"geneval": "mini", "ocr": "rapidocr", "pickscore": "pickscore"}
 """Task -> the evaluator that is taken if none is named."""

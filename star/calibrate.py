@@ -6,11 +6,12 @@ from pathlib import Path
 from accelerate import PartialState
 
 from star import config as settings
-from star import lora, runs
-from star.bench import results
-from star.bench.diff import find_paper
-from star.bench.results import Row
-from star.errors import UserError
+from star.common.errors import UserError
+from star.models import lora
+from star.records import results
+from star.records.diff import find_paper
+from star.records.results import Row
+from star.training import runs
 
 RELEASED = {
     "geneval": "jieliu/SD3.5M-FlowGRPO-GenEval",

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from star.allocator import keep_freed_memory
-from star.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError
+from star.common.malloc import keep_freed_memory
 
 SETTINGS_HELP = """Settings are words key=value: task=geneval, method=star (flow_grpo, spatial, temporal, dense_uniform,
 star_shuffled, star_random), scale=mini (or paper), seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
@@ -42,7 +42,8 @@ def train(overrides: Settings = None) -> None:
 
     Example: star train task=geneval method=star seed=0
     """
-    from star import config, runs
+    from star import config
+    from star.training import runs
 
     settings = config.load(overrides or [])
     with _resumable():
@@ -59,7 +60,8 @@ def base(overrides: Settings = None) -> None:
 
     Example: star base task=geneval
     """
-    from star import config, runs
+    from star import config
+    from star.training import runs
 
     rows = runs.base(config.load(overrides or []))
     _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
@@ -197,7 +199,7 @@ def data(
 
     Example: star data ocr
     """
-    from star.data import fetch
+    from star.tasks.prompt_files import fetch
 
     Console().print(f"prompts in {fetch(task, source)}")
 
@@ -212,7 +214,7 @@ def diff(
 
     Exit code 0 if nothing differs beyond its interval, 1 if something does, 2 if a file cannot be used.
     """
-    from star.bench.diff import run
+    from star.records.diff import run
 
     raise typer.Exit(run(ours, reference, as_json))
 
@@ -227,7 +229,7 @@ def report(
 
     Example: star report results/mini
     """
-    from star.bench.report import report as run
+    from star.report import report as run
 
     page, markdown = run(folder, runs, out)
     Console().print(f"report: {page} and {markdown}", markup=False, soft_wrap=True)

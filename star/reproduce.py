@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from star import config as settings
-from star.bench import diff, tables
-from star.bench.report.brief import write_brief
-from star.bench.report.collect import collect
-from star.errors import UserError
+from star.common.errors import UserError
 from star.matrix.run import plan, run
+from star.records import diff, tables
+from star.report.brief import write_brief
+from star.report.collection import collect
 
 METHODS = ("flow_grpo", "star")
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 CRASH, FAIL, LACK, LEAVE, WAIT, PROCESS, THREADS = range(200, 207)
 BLANK = 255

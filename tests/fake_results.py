@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluators.geneval.prompts import TAGS
-from star.bench.results import Row, write
+from star.records.results import Row, write
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 GAINS = dict(zip(("base", *ARMS), (0.0, 0.15, 0.13, 0.18, 0.16, 0.30, 0.17, 0.14), strict=True))

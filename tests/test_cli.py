@@ -10,9 +10,9 @@ from PIL import Image
 
 from evaluators.geneval.evaluate import save_folder
 from evaluators.geneval.prompts import MINI, TAGS, generate
-from star.bench.results import read
 from star.cli import main
 from star.mini.scenes import draw_scene
+from star.records.results import read
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 from fake_results import verdicts, write_matrix
 from PIL import Image
 
-from star.bench.report.brief import write_brief
-from star.bench.report.collect import collect
-from star.errors import UserError
+from star.common.errors import UserError
+from star.report.brief import write_brief
+from star.report.collection import collect
 from star.reproduce import reproduce
 
 SEEDS = (0, 2, 5)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from star.mini.build import TEXT_LENGTH, clip_tokenizer
+from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
 
 SIDE = 32
 

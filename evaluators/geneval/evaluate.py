@@ -24,7 +24,7 @@ from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
 from evaluators.geneval.rules import Verdict, filter_detections, judge
 from evaluators.images import read_image
-from star.errors import UserError
+from star.common.errors import UserError
 
 # Raise the version when a change alters what a folder of images scores.
 PROTOCOL = "geneval-v1"

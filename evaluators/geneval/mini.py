@@ -15,8 +15,8 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from evaluators.geneval.rules import Detection
-from star.errors import UserError
-from star.mini.scenes import POLYGONS, RGB, SIZE, shape_mask
+from evaluators.geneval.shapes import POLYGONS, RGB, SIZE, shape_mask
+from star.common.errors import UserError
 
 SHAPES = ("circle", "ring", *POLYGONS)
 COLORS = tuple(RGB)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 Record = dict
 

@@ -12,7 +12,7 @@ from evaluators.ocr.paddle import Paddle
 from evaluators.ocr.pool import Engine, Pool
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import target_text, text_reward
-from star.errors import UserError
+from star.common.errors import UserError
 
 # Raise the version when a change alters what an image scores.
 PROTOCOL = "ocr-v1"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 # Names a folder of local models: det/ and rec/, each with inference.yml and the model's file.
 MODELS_VARIABLE = "STAR_PADDLEOCR_MODELS"

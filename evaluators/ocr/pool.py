@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from star.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError
 
 Lines = list[str]
 
@@ -69,8 +69,8 @@ class Pool:
 
         Returns:
             A function that waits and gives the lines of every image. Without workers, it is what does the work. It
-            raises :class:`~star.errors.UserError` where the engine does (it lacks its models, say) and
-            :class:`~star.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills its
+            raises :class:`~star.common.errors.UserError` where the engine does (it lacks its models, say) and
+            :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills its
             worker.
         """
         jobs = [self._job(image) for image in images]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 
 def target_span(prompt: str) -> tuple[int, int]:

@@ -6,7 +6,6 @@ world have names of their own. For a folder of images, ``judge`` goes into :func
 """
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,12 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from evaluators.hub import Published, Source, load_clip, locate, model_name
-from star.errors import UserError
+from star.common.errors import UserError
+from star.common.shipped import MINI_PICKSCORE
 
 # Raise the version when a change alters what an image scores.
 PROTOCOL = "pickscore-v1"
 METRICS = {"pickscore": "score"}
-MINI_MODEL = Path(str(resources.files("star.mini"))) / "taste_weights"
 BATCH = 32
 
 
@@ -43,13 +42,20 @@ class PickScore:
             of the protocol.
     """
 
-    def __init__(self, model: Source, processor: Source | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        model: Source,
+        processor: Source | None = None,
+        device: str | torch.device = "cpu",
+        name: str | None = None,
+    ) -> None:
         """
         Args:
             model: a folder in transformers' format with a CLIP model, or the name of a repository in the hub's cache;
                 nothing is downloaded.
             processor: the same of a tokenizer and an image processor; by default those beside the model.
             device: where the model computes, in float32.
+            name: what protocols call a folder, with the start of its digest behind it; by default by its own name.
 
         Raises:
             UserError: either is missing or is not what it should be.
@@ -66,7 +72,7 @@ class PickScore:
             raise UserError(
                 f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"
             ) from error
-        self.name = model_name(model, folder)
+        self.name = model_name(model, folder, name)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
@@ -123,9 +129,10 @@ def engine(name: str) -> PickScore:
     if name == "pickscore":
         return PickScore(MODEL, PROCESSOR, device)
     if name == "mini":
-        if not (MINI_MODEL / "config.json").is_file():
-            raise UserError(f"the small CLIP of the mini world is not in {MINI_MODEL}; `star mini taste` builds it")
-        return PickScore(MINI_MODEL, device=device)
+        folder = MINI_PICKSCORE.folder
+        if not (folder / "config.json").is_file():
+            raise UserError(f"the small CLIP of the mini world is not in {folder}; `star mini taste` builds it")
+        return PickScore(folder, device=device, name=MINI_PICKSCORE.name)
     if Path(name).is_dir():
         return PickScore(name, device=device)
     raise UserError(f"no pickscore engine {name!r}; there are mini, pickscore and folders of CLIP models")

@@ -1,1 +1,1 @@
-"""Results: their files, their statistics, the tables and the comparison with published numbers."""
+"""Measurements of the method itself: where its maps lie and what they cost."""

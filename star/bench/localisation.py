@@ -15,16 +15,15 @@ from accelerate import Accelerator
 from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.geneval.rules import filter_detections
+from star.common.errors import UserError
+from star.common.noise import generator, normal
+from star.common.progress import track
 from star.config import Config, load
-from star.errors import UserError
-from star.noise import generator, normal
-from star.pipeline import Base
-from star.progress import track
-from star.rollout import relevance_of
-from star.sampling import sigmas, transition
-from star.tasks import Prompt
+from star.method.sampling import sigmas, transition
+from star.models.sd3 import Base
+from star.tasks import Prompt, load_task
 from star.tasks.geneval import Task
-from star.trainer import load_task
+from star.training.rollout import relevance_of
 
 SHOWN = 8
 

@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from star.common.progress import bar
 from star.config import load
-from star.progress import bar
-from star.trainer import Trainer
+from star.training.trainer import Trainer
 
 METHODS = ("dense_uniform", "star")
 ROUNDS = 5

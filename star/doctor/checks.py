@@ -14,12 +14,12 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from star import config as settings
+from star.common.errors import RunStopped, UserError
 from star.config import Config
 from star.doctor.memory import Need, needed
-from star.errors import RunStopped, UserError
-from star.pipeline import CPU_PARAMETERS, located, source
-from star.shapes import shape_of
-from star.trainer import load_task
+from star.doctor.shapes import shape_of
+from star.models.sd3 import CPU_PARAMETERS, located, source
+from star.tasks import load_task
 
 GIB = 2**30
 

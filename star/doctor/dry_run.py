@@ -17,18 +17,18 @@ import numpy as np
 import torch
 
 from star import config as settings
-from star.allocation import allocate
-from star.attention import Relevance
-from star.bench.results import commit
+from star.common.files import write_text
+from star.common.progress import bar
 from star.config import Config
 from star.doctor.memory import needed
-from star.files import write_text
-from star.pipeline import Base, source
-from star.progress import bar
-from star.rollout import Sample, sample
-from star.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
+from star.doctor.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
+from star.method.allocation import allocate
+from star.method.attention import Relevance
+from star.models.sd3 import Base, source
+from star.records.results import commit
 from star.tasks import Prompt, Score
-from star.trainer import Part, Trainer
+from star.training.rollout import Sample, sample
+from star.training.trainer import Part, Trainer
 
 # The method with all of the work, two denoising steps of which the first is trained, and one update.
 FIXED = (

@@ -6,8 +6,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from star.config import Config
-from star.pipeline import add_lora
-from star.shapes import CLIP_LENGTH, Shape
+from star.doctor.shapes import CLIP_LENGTH, Shape
+from star.models.sd3 import add_lora
 
 BLOCK_KEEPS = 21
 DUAL_BLOCK_KEEPS = 29.5

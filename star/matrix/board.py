@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from star.files import read_jsonl
+from star.common.files import read_jsonl
+from star.common.progress import LOG_SECONDS
 from star.matrix.cells import Cell, State
 from star.matrix.estimate import clock, total
-from star.progress import LOG_SECONDS
 
 DRAW_SECONDS = 1.0
 MARKS = {

@@ -8,10 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from star import config as settings
-from star.bench.results import config_hash
-from star.config import Config
-from star.errors import UserError
-from star.files import read_jsonl
+from star.common.errors import UserError
+from star.common.files import read_jsonl
+from star.config import Config, config_hash
 
 METHODS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 SEEDS = ("0", "1", "2")

@@ -16,17 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.bench import results
-from star.bench.results import Row
+from star.common.files import locked, read_jsonl, replacing
 from star.config import options
-from star.files import locked, read_jsonl, replacing
 from star.matrix.cells import Cell
-
-KEY = ["task", "method", "seed"]
-EVALUATION = [*KEY, "config_hash"]
-CURVES = [*EVALUATION, "epoch", "updates", "images_seen", "seconds", "reward"]
-IMAGES = [*EVALUATION, "stratum", "prompt", "image"]
-COMMANDS = [*EVALUATION, "command", "terms"]
+from star.records import results
+from star.records.folder import COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging
+from star.records.results import Row
 
 
 def rows(cell: Cell) -> list[Row]:
@@ -78,15 +73,9 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
             _publish(cell, folder)
         files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
         known = [row for file in files for row in results.read(file)]
-        _replace(folder / "curves.csv", CURVES, (_curves(cell) for cell in cells), known)
-        _replace(folder / "images.csv.gz", IMAGES, (part for cell in cells for part in _images(cell)), known)
-        _replace(folder / "commands.csv", COMMANDS, commands, known)
-
-
-def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
-    """The lines of a table that belong to result rows, rather than to runs whose results were replaced since."""
-    evaluations = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash) for r in known], columns=EVALUATION)
-    return table.merge(evaluations.drop_duplicates().astype(table[EVALUATION].dtypes), on=EVALUATION)
+        _replace(folder / CURVES, (_curves(cell) for cell in cells), known)
+        _replace(folder / IMAGES, (part for cell in cells for part in _images(cell)), known)
+        _replace(folder / COMMANDS, commands, known)
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
@@ -119,12 +108,13 @@ def _read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 
-def _replace(file: Path, first: Sequence[str], parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
-    """Put tables into a file: columns ``first`` and then by name, rows by task, method and seed, else in their order.
+def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
+    """Put tables into a file: its :data:`FIRST` columns and then by name, rows by task, method and seed, else in their order.
 
     Old lines stay if they belong to ``known`` result rows.
     """
-    new = pd.concat([pd.DataFrame(columns=list(first)), *parts])
+    first = FIRST[file.name]
+    new = pd.concat([pd.DataFrame(columns=first), *parts])
     if file.exists():
         old = belonging(_read(file), known)
         new = pd.concat([old[~_keys(old).isin(_keys(new))], new])

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from star.bench import results
-from star.files import read_jsonl
+from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
+from star.records import results
 
 
 def pace(scale: str, task: str) -> float | None:

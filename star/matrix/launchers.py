@@ -27,8 +27,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from star import config as settings
-from star.errors import UserError
-from star.files import append_jsonl, write_text
+from star.common.errors import UserError
+from star.common.files import append_jsonl, write_text
 from star.matrix.cells import Cell, State, attempts
 
 POLL_SECONDS = 1.0
@@ -100,7 +100,7 @@ def load(words: Sequence[str]) -> Options:
     if name not in settings.options("launcher"):
         raise UserError(f"no launcher {name!r}; there are: {', '.join(settings.options('launcher'))}")
     kind = KINDS[name]
-    file = resources.files("star.conf") / "launcher" / f"{name}.yaml"
+    file = resources.files("star.config.files") / "launcher" / f"{name}.yaml"
     given = [word.removeprefix("launcher.") for word in words if word.startswith("launcher.")]
     try:
         merged = OmegaConf.merge(kind, OmegaConf.create(file.read_text()), OmegaConf.from_dotlist(given))

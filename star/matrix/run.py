@@ -90,8 +90,8 @@ def _check_present(config: Config) -> None:
 
 
 def _load_all(config: Config) -> None:
-    from star.pipeline import check_present
-    from star.trainer import load_task
+    from star.models.sd3 import check_present
+    from star.tasks import load_task
 
     check_present(config.model)
     for name in config.evaluators:

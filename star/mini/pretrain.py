@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from star.checkpoint import RunFolder
-from star.ema import EMA, swapped
-from star.errors import UserError
-from star.files import replacing
-from star.mini.build import TEXT_LENGTH, untrained_pipeline
+from star.common.errors import UserError
+from star.common.files import replacing
+from star.common.shipped import MINI_BASE
+from star.mini.build import untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
-from star.pipeline import MINI_BASE
+from star.models.ema import EMA, swapped
+from star.models.tokenizers import TEXT_LENGTH
+from star.training.checkpoint import RunFolder
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,10 @@ def install_base(pipeline: Path) -> None:
     """Put a finished pipeline in place of the one that ships with the package; the model card stays."""
     for part in pipeline.iterdir():
         if part.is_dir():
-            shutil.rmtree(MINI_BASE / part.name, ignore_errors=True)
-            shutil.copytree(part, MINI_BASE / part.name)
+            shutil.rmtree(MINI_BASE.folder / part.name, ignore_errors=True)
+            shutil.copytree(part, MINI_BASE.folder / part.name)
         else:
-            shutil.copy(part, MINI_BASE / part.name)
+            shutil.copy(part, MINI_BASE.folder / part.name)
 
 
 def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:

@@ -11,8 +11,8 @@ from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.prompts import MINI, TAGS, generate
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import text_reward
-from star.mini import signs
-from star.mini.build import TEXT_LENGTH
+from star.models.tokenizers import TEXT_LENGTH
+from star.tasks import sign_words
 
 BATCH = 49
 SIGNS = 64
@@ -31,9 +31,9 @@ def score(pipeline: StableDiffusion3Pipeline, guidance: float = 1.0, steps: int 
         tag: float(np.mean([good for good, record in zip(correct, records, strict=True) if record["tag"] == tag]))
         for tag in TAGS
     }
-    words = sorted(signs.TEST_WORDS)[:SIGNS]
+    words = sorted(sign_words.TEST_WORDS)[:SIGNS]
     engine = Rapid()
-    drawn = draw(pipeline, [signs.prompt(word) for word in words], guidance, steps)
+    drawn = draw(pipeline, [sign_words.prompt(word) for word in words], guidance, steps)
     read = [text_reward(word, engine.lines(image)) for word, image in zip(words, drawn, strict=True)]
     return {"geneval": float(np.mean(list(tags.values()))), **tags, "ocr": float(np.mean(read))}
 

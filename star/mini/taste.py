@@ -32,11 +32,13 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from evaluators.geneval import prompts
 from evaluators.geneval.prompts import MINI, Record
 from evaluators.geneval.rules import relations
-from evaluators.pickscore.score import MINI_MODEL, PickScore
-from star.checkpoint import RunFolder
-from star.mini.build import TEXT_LENGTH, clip_tokenizer
+from evaluators.geneval.shapes import SIZE
+from evaluators.pickscore.score import PickScore
+from star.common.shipped import MINI_PICKSCORE
 from star.mini.pretrain import Checkpoint, optimizers, pixels, set_lr, steps
-from star.mini.scenes import SIDES, SIZE, Object, background, draw_scene, to_uint8
+from star.mini.scenes import SIDES, Object, background, draw_scene, to_uint8
+from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
+from star.training.checkpoint import RunFolder
 
 Clause = dict
 
@@ -385,9 +387,9 @@ def export(model: CLIPModel, folder: Path) -> Path:
 
 def install(model: Path) -> None:
     """Put a finished model in place of the one that ships with the package; the model card stays."""
-    MINI_MODEL.mkdir(exist_ok=True)
+    MINI_PICKSCORE.folder.mkdir(exist_ok=True)
     for file in model.iterdir():
-        shutil.copy(file, MINI_MODEL / file.name)
+        shutil.copy(file, MINI_PICKSCORE.folder / file.name)
 
 
 def _flat(record: Record) -> list[Clause]:

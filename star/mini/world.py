@@ -4,6 +4,7 @@ import numpy as np
 
 from evaluators.geneval import prompts
 from star.mini import scenes, signs
+from star.tasks import sign_words
 
 SIGN_SHARE = 0.18
 # Objects and letters stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
@@ -17,7 +18,7 @@ def example(seed: int, index: int) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng((seed, index))
     if rng.random() < SIGN_SHARE:
         word = signs.draw_word(rng)
-        return signs.draw_sign(word, rng, haze=SIGN_HAZE), signs.prompt(word)
+        return signs.draw_sign(word, rng, haze=SIGN_HAZE), sign_words.prompt(word)
     tag = rng.choice(prompts.TAGS, p=list(TAG_SHARES.values()))
     record = prompts.draw(tag, prompts.MINI, rng)
     return scenes.draw_scene(record, rng, HAZE)[0], record["prompt"]

@@ -9,8 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from evaluators.folder import mean_and_stderr
-from star.core_words import Span
-from star.errors import UserError
+from star.common.errors import UserError
+from star.config import Config
+from star.method.tokens import Span
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,27 @@ def find(name: str) -> type[Task]:
     if find_spec(f"star.tasks.{name}") is None:
         raise UserError(f"task {name!r} has no module star/tasks/{name}.py")
     return import_module(f"star.tasks.{name}").Task
+
+
+def load_task(config: Config, name: str) -> Task:
+    """The task of a name with the configured evaluator."""
+    return find(name)(config.evaluators[name], config.scale)
+
+
+def paired_scores(task: str) -> dict[str, str]:
+    """The scores that a task's images are compared by, column -> label, the main one first; none for an unknown task."""
+    try:
+        return dict(find(task).paired)
+    except UserError:
+        return {}
+
+
+def primary(task: str) -> str | None:
+    """The metric that methods are compared by, or None for an unknown task."""
+    try:
+        return find(task).primary
+    except UserError:
+        return None
 
 
 def mean_scores(prompts: Sequence[Prompt], verdicts: Sequence[dict], metrics: Mapping[str, str]) -> list[Score]:

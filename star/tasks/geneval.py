@@ -9,8 +9,8 @@ import pandas as pd
 
 from evaluators.geneval import prompts as geneval
 from evaluators.geneval.evaluate import PROTOCOL, detector, summarise, verdicts
-from star.core_words import core_spans
 from star.tasks import Prompt, Score
+from star.tasks.core_words import core_spans
 
 VOCABULARIES = {"mini": geneval.MINI, "paper": geneval.OFFICIAL}
 TRAINING_PROMPTS = {"mini": 4_000, "paper": 50_000}

@@ -8,10 +8,9 @@ import numpy as np
 
 from evaluators.ocr.evaluate import METRICS, engine, protocol, submit
 from evaluators.ocr.pool import Pool
-from star.core_words import core_spans
-from star.data import load_prompts
-from star.mini import signs
-from star.tasks import Prompt, Score, mean_scores
+from star.tasks import Prompt, Score, mean_scores, sign_words
+from star.tasks.core_words import core_spans
+from star.tasks.prompt_files import load_prompts
 
 
 class Task:
@@ -28,11 +27,11 @@ class Task:
 
     @cached_property
     def train(self) -> list[Prompt]:
-        return self._prompts("train", signs.TRAIN_WORDS)
+        return self._prompts("train", sign_words.TRAIN_WORDS)
 
     @cached_property
     def test(self) -> list[Prompt]:
-        return self._prompts("test", sorted(signs.TEST_WORDS))
+        return self._prompts("test", sorted(sign_words.TEST_WORDS))
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
         return self.submit(prompts, images)()
@@ -46,5 +45,5 @@ class Task:
         return mean_scores(prompts, verdicts, METRICS)
 
     def _prompts(self, split: str, words: Sequence[str]) -> list[Prompt]:
-        texts = map(signs.prompt, words) if self.scale == "mini" else load_prompts("ocr", split)
+        texts = map(sign_words.prompt, words) if self.scale == "mini" else load_prompts("ocr", split)
         return [Prompt(text, tuple(core_spans("ocr", text))) for text in texts]

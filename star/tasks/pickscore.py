@@ -8,10 +8,11 @@ import numpy as np
 
 from evaluators.geneval import prompts as geneval
 from evaluators.pickscore.score import METRICS, engine, judge, protocol
-from star.core_words import Span, core_spans
-from star.data import load_prompts
-from star.errors import UserError
+from star.common.errors import UserError
+from star.method.tokens import Span
 from star.tasks import Prompt, Score, mean_scores
+from star.tasks.core_words import core_spans
+from star.tasks.prompt_files import load_prompts
 
 REWARD_SCALE = 26
 """Flow-GRPO (arXiv 2505.05470) divides the score by it for training, and only there."""

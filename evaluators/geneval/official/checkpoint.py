@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from star.errors import UserError
+from star.common.errors import UserError
 
 SHA256 = "743b7d99015f1224c6d57fd4b14d04b15cc8ec72ae7ee7831e7c71d8873b7a54"
 URL = (

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPConfig
 from evaluators import hub
 from evaluators.geneval.official.checkpoint import sha256
 from evaluators.hub import Published
-from star.errors import UserError
+from star.common.errors import UserError
 
 FOLDER_VARIABLE = "STAR_GENEVAL_CLIP"
 PUBLISHED = Published("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")

@@ -12,8 +12,8 @@ from transformers import Mask2FormerConfig, SwinConfig
 from evaluators.geneval.official import names
 from evaluators.geneval.official.checkpoint import SHA256, read, verify
 from evaluators.geneval.prompts import COCO_NAMES
-from star.errors import UserError
-from star.files import weights_digest
+from star.common.errors import UserError
+from star.common.files import weights_digest
 
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"

@@ -18,8 +18,8 @@ from evaluators.geneval.official.convert import FOLDER_VARIABLE, RECORD
 from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES
-from star.errors import UserError
-from star.files import weights_digest
+from star.common.errors import UserError
+from star.common.files import weights_digest
 
 PROXY = "facebook/mask2former-swin-small-coco-instance"
 # Large images take half a GB each.

@@ -20,7 +20,7 @@ from evaluators.geneval.official import names, preprocess
 from evaluators.geneval.official.checkpoint import FILE, SHA256, URL, Weights, read, sha256
 from evaluators.geneval.official.instances import Instances
 from evaluators.geneval.official.preprocess import Prepared
-from star.errors import UserError
+from star.common.errors import UserError
 
 FILE_VARIABLE = "STAR_GENEVAL_CHECKPOINT"
 CONFIG = "configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"

@@ -1,0 +1,45 @@
+"""What the processes of a run tell each other; whoever waits for one that has died ends with a reason."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from star.common.errors import RunStopped
+
+
+def gather(accelerator: Accelerator, items: list) -> list:
+    """The items of all processes, in the order of their ranks.
+
+    Raises:
+        RunStopped: another process has died.
+    """
+    with together():
+        return gather_object(items) if accelerator.num_processes > 1 else items
+
+
+def total(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """The sum over all processes; raises what :func:`gather` does."""
+    with together():
+        return accelerator.reduce(values, "sum")
+
+
+def wait(accelerator: Accelerator) -> None:
+    """Until all processes are here; raises what :func:`gather` does."""
+    with together():
+        accelerator.wait_for_everyone()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside is communication alone, whose errors mean that somebody is not there any more."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's own errors of distribution are kinds of it
+        reason = str(error).strip().splitlines()[0]
+        raise RunStopped(
+            f"another process of this run has died, see what it said or whether memory ran out ({reason}); the same command "
+            "goes on from the last checkpoint, with any number of processes"
+        ) from None

@@ -1,0 +1,52 @@
+"""The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
+
+from star.config.checks import cautions, check
+from star.config.compose import load, options, read_config
+from star.config.identity import (
+    base_folder,
+    base_identity,
+    config_hash,
+    evaluation_changes,
+    identity,
+    label,
+    other_tasks,
+    shared_terms,
+)
+from star.config.schema import (
+    Config,
+    EvaluationConfig,
+    MethodConfig,
+    ModelConfig,
+    RelevanceConfig,
+    SamplingConfig,
+    TrainConfig,
+    get,
+    to_dict,
+    to_yaml,
+)
+
+__all__ = [
+    "Config",
+    "EvaluationConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "RelevanceConfig",
+    "SamplingConfig",
+    "TrainConfig",
+    "base_folder",
+    "base_identity",
+    "cautions",
+    "check",
+    "config_hash",
+    "evaluation_changes",
+    "get",
+    "identity",
+    "label",
+    "load",
+    "options",
+    "other_tasks",
+    "read_config",
+    "shared_terms",
+    "to_dict",
+    "to_yaml",
+]

@@ -1,0 +1,113 @@
+"""What types and ranges cannot say: combinations of settings that are refused, and those that are reported to fail."""
+
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from math import isfinite
+from typing import Any, get_type_hints
+
+from star.common.errors import UserError
+from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
+
+STABLE_GROUP = 12
+
+
+def check(config: Config) -> None:
+    """Ranges and combinations that types cannot say.
+
+    Raises:
+        UserError: names the setting, its value and what is allowed.
+    """
+    _check_values(config)
+    _check_sampling(config.sampling, config.train)
+    _check_batches(config.train)
+    if config.model.shard and config.model.parameters == "full":
+        raise UserError(
+            "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
+            "or model.shard=false"
+        )
+    for name in config.rewards.others:
+        if name not in config.evaluators or name == config.task.name:
+            known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
+            raise UserError(f"rewards.others={name}: not another task; there are: {known}")
+
+
+def _check_values(config: Config) -> None:
+    """Hold every value against the rule beside its type."""
+    for name, value in _numbers(to_dict(config)):
+        if not isfinite(value):
+            raise UserError(f"{name}={value} must be a finite number")
+    for name, value, rule in _ruled(config):
+        if not rule.allows(value):
+            raise UserError(f"{name}={value} {rule.text}")
+
+
+def _ruled(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Rule]]:
+    """Every setting that has a rule: its dotted name, its value and the rule."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            yield from _ruled(value, f"{prefix}{name}.")
+        for rule in getattr(hint, "__metadata__", ()):
+            yield f"{prefix}{name}", value, rule
+
+
+def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
+    if sampling.kind == "cps" and not sampling.noise_level <= 1:
+        raise UserError(f"sampling.noise_level={sampling.noise_level} must be at most 1 for sampling.kind=cps")
+    if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
+        raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
+    if sampling.kind == "cps" and train.guard:
+        raise UserError("train.guard normalises the log-ratios of densities, which cps transitions do not have; use kind=sde")
+    if not sampling.window and sampling.steps < 2:
+        raise UserError(f"sampling.steps={sampling.steps} must be at least 2, because the last one is never trained")
+    if sampling.window:
+        first, last = sampling.window_range
+        if not 0 <= first <= last - sampling.window or last > sampling.steps - 1:
+            raise UserError(
+                f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
+                f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
+            )
+
+
+def _check_batches(train: TrainConfig) -> None:
+    if train.group_size < 2:
+        raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
+    rollouts = train.groups * train.group_size
+    if rollouts % train.micro_batch:
+        raise UserError(f"train.micro_batch={train.micro_batch} must divide the {rollouts} rollouts of an epoch")
+    if rollouts // train.micro_batch < train.updates_per_epoch:
+        raise UserError(
+            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only "
+            f"{rollouts // train.micro_batch} micro-batches; lower train.micro_batch"
+        )
+
+
+def cautions(config: Config) -> list[str]:
+    """What is allowed but reported to fail, a line each with the report; empty for settings that nobody complained of."""
+    sampling, train = config.sampling, config.train
+    found = []
+    if sampling.window and sampling.guidance != 1:
+        found.append(
+            f"sampling.window={sampling.window} with sampling.guidance={sampling.guidance:g}: Flow-GRPO-Fast with guidance is "
+            "reported to collapse within a few epochs (yifan123/flow_grpo #224); variant=fast has no guidance"
+        )
+    if sampling.window and train.guard:
+        found.append("train.guard with sampling.window is reported to collapse on OCR (yifan123/flow_grpo #192)")
+    if train.group_size <= STABLE_GROUP:
+        found.append(
+            f"train.group_size={train.group_size}: groups of 12 and 6 collapsed in Flow-GRPO's ablation (arXiv 2505.05470), "
+            "24 was stable"
+        )
+    return found
+
+
+def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number among nested settings, with the dotted name of the setting that it belongs to."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _numbers(value, f"{name}.{key}" if name else key)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _numbers(value, name)
+    elif isinstance(settings, float):
+        yield name, settings

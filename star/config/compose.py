@@ -1,0 +1,109 @@
+"""Composing the settings of a run: the YAML files of this package and of ``baselines``, and the words of a command.
+
+A run is ``task=... method=... scale=...`` (one small file each) plus overrides such as ``train.epochs=5``. Files and
+overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from star.common.errors import UserError
+from star.config.checks import check
+from star.config.schema import Config
+
+FILES = "star.config.files"
+GROUPS = ("task", "method", "scale", "model", "variant", "preset")
+OPTIONAL = ("model", "variant", "preset")
+"""The groups of which none need be chosen: ``variant=null``."""
+
+ConfigStore.instance().store("schema", Config)
+
+
+def suffix(*names: str | None) -> str:
+    """``+cfg+fast``: what changes of a method are called behind its name; nothing for None."""
+    return "".join(f"+{name}" for name in names if name)
+
+
+OmegaConf.register_new_resolver("suffix", suffix)
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Compose the settings of a run.
+
+    Args:
+        overrides: ``key=value`` words in Hydra's grammar.
+
+    Raises:
+        UserError: an unknown file or key, a value of the wrong type or out of range; the line names it and what is allowed.
+    """
+    for word in overrides:
+        if "=" not in word:
+            raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
+        group, _, value = word.partition("=")
+        if group not in GROUPS:
+            _check_key(group)
+        elif value not in options(group) and not (value == "null" and group in OPTIONAL):
+            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
+    try:
+        with initialize_config_module(FILES, version_base=None):
+            composed = compose("config", overrides=list(overrides))
+        config: Any = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
+    check(config)
+    return config
+
+
+def read_config(file: Path) -> Config:
+    """The settings that a run folder was made with, from its ``config.yaml``.
+
+    Raises:
+        UserError: they cannot be read, or are not those of this version.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))  # type: ignore[return-value]
+    except (OSError, OmegaConfBaseException) as error:
+        raise UserError(f"{file} cannot be read by this version: {str(error).splitlines()[0]}") from None
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's files, e.g. of all methods."""
+    folders = [resources.files(FILES) / group]
+    if group == "method":
+        folders.append(resources.files("baselines") / group)
+    return sorted(Path(file.name).stem for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def _check_key(key: str) -> None:
+    """Refuse a dotted name that no dataclass here has, naming those that it could be."""
+    kind: Any = Config
+    path = key.lstrip("+~").split(".")
+    for depth, part in enumerate(path):
+        known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
+        if is_dataclass(kind) and part not in known:
+            owner = f"{'.'.join(path[:depth])} has" if depth else "there are"
+            raise UserError(f"{key} is no setting; {owner}: {', '.join(known)}")
+        kind = known.get(part)
+
+
+@cache
+def of_scale(name: str) -> Config:
+    """The settings of a scale as they are, with nothing changed."""
+    return load([f"scale={name}"])
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]
+    key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), None)
+    return (f"{key}: " if key else "") + " ".join(kept)

@@ -1,0 +1,95 @@
+"""What makes a run the run that it is, and so what results and folders are called and known by."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from star.common.shipped import MINI_BASE, MINI_PICKSCORE
+from star.config.compose import of_scale, suffix
+from star.config.schema import Config, get, to_dict
+
+DRAWING = ("steps", "guidance", "seed")
+"""The settings of an evaluation that change its images, rather than their number."""
+
+THRIFT = ("model.gradient_checkpointing", "model.offload", "train.checkpoint_every", "train.keep")
+"""Settings that change where things are and how often they are computed or kept, but not what is computed."""
+
+UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
+"""The settings of a model that matter before it is trained."""
+
+
+def label(config: Config, method: str) -> str:
+    """A method's name in results: with the base model and the variant, where they are not the scale's own.
+
+    The base has no variant, unless that evaluates in another way.
+    """
+    shared = method == "base" and not evaluation_changes(config)
+    return method + suffix(config.model.name, None if shared else config.variant)
+
+
+def evaluation_changes(config: Config) -> dict[str, Any]:
+    """How images are drawn for the evaluation, where that is not the scale's own way: ``{"guidance": 1.0}``."""
+    own = of_scale(config.scale).evaluation
+    return {name: value for name in DRAWING if (value := getattr(config.evaluation, name)) != getattr(own, name)}
+
+
+def identity(config: Config, measured: str | None = None) -> dict:
+    """What makes a run the run that it is: all settings but its place, its tracker, and what only saves memory or disk.
+
+    Weights that ship with this package go by what is in them, since they change.
+
+    Args:
+        measured: the task of an evaluation of the run; None for its training alone, which no setting of evaluations and no
+            evaluator changes but those that give rewards.
+    """
+    outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
+    known = {name: value for name, value in to_dict(config).items() if name not in outside}
+    del known["model"]["shard"]
+    own = of_scale(config.scale)  # whatever these settings are, they count as the scale's own
+    for name in THRIFT:
+        group, _, key = name.partition(".")
+        known[group][key] = get(own, name)
+    known["model"]["path"] = config.model.path or MINI_BASE.identity
+    used = {config.task.name, measured, *config.rewards.others}
+    known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
+    if known["evaluators"].get("pickscore") == "mini":
+        known["evaluators"]["pickscore"] = MINI_PICKSCORE.identity
+    return known
+
+
+def shared_terms(config: Config) -> dict:
+    """What arms that are compared must have in common: all that training depends on but the method, its maps and the seed."""
+    return {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
+
+
+def base_identity(config: Config) -> dict:
+    """What an evaluation of the untrained model depends on."""
+    known = identity(config, config.task.name)
+    model = {name: known["model"][name] for name in UNTRAINED}
+    evaluation = {name: known["evaluation"][name] for name in (*DRAWING, "images")}
+    return {name: known[name] for name in ("task", "scale", "evaluators")} | {"model": model, "evaluation": evaluation}
+
+
+def base_folder(config: Config) -> Path:
+    """Where an evaluation of the untrained model is kept."""
+    return Path("runs", config.scale, config.task.name, label(config, "base"))
+
+
+def other_tasks(config: Config) -> list[str]:
+    """The tasks beside its own that a trained checkpoint is measured on: what it lost there must show."""
+    return sorted(set(config.evaluators) - {config.task.name}) if config.evaluation.cross_images else []
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """First 12 hexadecimal digits of the sha256 of a configuration; independent of the order of its keys.
+
+    Raises:
+        ValueError: the configuration holds something that JSON has no form for.
+    """
+    try:
+        text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"a configuration must be plain data: {error}") from None
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

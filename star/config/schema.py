@@ -1,0 +1,290 @@
+"""The settings of a run: their types, the values that each may have, and what they mean.
+
+A value's range stands beside its type, as a :class:`Rule`; what two settings mean for each other is in
+:mod:`star.config.checks`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+
+class Rule(NamedTuple):
+    """What a setting's value must satisfy, and the words that tell so behind ``name=value``."""
+
+    allows: Callable[[Any], bool]
+    text: str
+
+
+def one_of(*names: str) -> Rule:
+    """One of some words."""
+    return Rule(lambda value: value in names, f"is not known; it is one of {', '.join(names)}")
+
+
+WORD = re.compile(r"[\w.-]+")
+"""What names in results are made of, so that ``+``, ``:`` and ``@`` can join them and ``/`` makes no folders."""
+
+
+def _is_name(value: str) -> bool:
+    head, *changes = value.split("+")
+    return head != "base" and all(WORD.fullmatch(part) for part in head.split("@") + changes) and head.count("@") < 2
+
+
+POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
+SHARE = Rule(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for the scale's")
+ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 1, or null for none")
+TWO = Rule(lambda value: len(value) == 2, "must be two numbers")
+ALL_BELOW_1 = Rule(lambda value: all(0 <= beta < 1 for beta in value), "must lie in [0, 1)")
+NAME = Rule(
+    _is_name, "is no name for results: write letters, digits, '_', '-' and '.', with changes behind '+'; 'base' is taken"
+)
+NAME_OR_NULL = Rule(
+    lambda value: value is None or bool(WORD.fullmatch(value)), "must be a word of letters, digits, '_', '-', '.'"
+)
+REDUCTION, STD, KL = one_of("image", "position"), one_of("batch", "group"), one_of("flow_grpo", "paper")
+COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
+DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
+KIND, SCHEDULE = one_of("sde", "cps"), one_of("constant", "linear")
+ARM = one_of("uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+
+
+@dataclass
+class TaskConfig:
+    """What is rewarded. ``beta`` is the KL coefficient that Flow-GRPO published for the task."""
+
+    name: str
+    beta: Annotated[float, NOT_NEGATIVE]
+
+
+@dataclass
+class MethodConfig:
+    """How a rollout's advantage is allocated.
+
+    Attributes:
+        arm: one of ``star.method.allocation.ARMS``.
+        reduction: one ratio per ``image`` or per latent ``position``.
+        clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
+        cap: largest weight; null for none.
+        mix: share of the map, the rest is uniform.
+        exponent: power of the relevance before anything else.
+        weighted_kl: whether the KL penalty is weighted like the advantage.
+    """
+
+    name: Annotated[str, NAME]
+    arm: Annotated[str, ARM]
+    reduction: Annotated[str, REDUCTION] = "position"
+    clip_range: Annotated[float | None, ABOVE_0_OR_NULL] = None
+    cap: Annotated[float | None, ABOVE_1_OR_NULL] = None
+    mix: Annotated[float, SHARE] = 1.0
+    exponent: Annotated[float, POSITIVE] = 1.0
+    weighted_kl: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """The base model.
+
+    Attributes:
+        path: a diffusers folder or hub name; null for the mini base that ships with the package.
+        resolution: side of the square images in pixels.
+        text_length: T5 columns (``max_sequence_length`` of the pipeline).
+        dtype: of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
+        parameters: ``lora`` or ``full``.
+        lora_rank, lora_alpha: of the adapters.
+        lora_targets: module names within a joint block.
+        gradient_checkpointing: trade a second forward for memory.
+        name: of a base model that is not the scale's own; it becomes part of the method's name in results.
+        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work.
+        shard: each process keeps only its part of the transformer's frozen weights (FSDP2); for ``lora``. It changes where
+            weights are and not what is computed, so it is no part of a run's identity.
+    """
+
+    path: str | None
+    resolution: Annotated[int, POSITIVE]
+    text_length: Annotated[int, POSITIVE]
+    dtype: Annotated[str, DTYPE]
+    parameters: Annotated[str, PARAMETERS]
+    lora_rank: Annotated[int, POSITIVE]
+    lora_alpha: Annotated[int, POSITIVE]
+    lora_targets: list[str]
+    gradient_checkpointing: bool
+    offload: bool
+    name: Annotated[str | None, NAME_OR_NULL] = None
+    shard: bool = False
+
+
+@dataclass
+class SamplingConfig:
+    """How rollouts are drawn.
+
+    Attributes:
+        steps: denoising steps.
+        kind: ``sde`` or ``cps`` for the stochastic steps.
+        noise_level: of the stochastic steps.
+        guidance: classifier-free guidance scale; 1 for none.
+        window: number of consecutive stochastic steps, which are the trained ones; 0 makes all steps stochastic and
+            trains all but the last (Flow-GRPO). With a window the other steps are deterministic (Flow-GRPO-Fast).
+        window_range: the window lies within steps [first, last).
+        same_latent: whether the rollouts of a prompt start from the same noise.
+    """
+
+    steps: Annotated[int, POSITIVE]
+    kind: Annotated[str, KIND]
+    noise_level: Annotated[float, POSITIVE]
+    guidance: float
+    window: Annotated[int, NOT_NEGATIVE]
+    window_range: Annotated[list[int], TWO]
+    same_latent: bool
+
+
+@dataclass
+class RelevanceConfig:
+    """What the maps are made of.
+
+    Attributes:
+        blocks: transformer blocks, averaged.
+        heads: attention heads, averaged; an empty list is all of them.
+        columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
+        softmax_over: ``joint`` or ``text``.
+    """
+
+    blocks: list[int]
+    heads: list[int]
+    columns: Annotated[str, COLUMNS]
+    softmax_over: Annotated[str, SOFTMAX_OVER]
+
+
+@dataclass
+class TrainConfig:
+    """The optimisation.
+
+    Attributes:
+        epochs: rounds of sampling and updating.
+        groups: prompts per epoch.
+        group_size: rollouts per prompt.
+        micro_batch: rollouts that go through the model at once, in sampling and updating alike.
+        updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
+        lr, betas, weight_decay: AdamW's.
+        schedule: of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
+        max_grad_norm: gradients are clipped to this norm.
+        clip_range: of one ratio per image.
+        adv_clip: largest absolute advantage.
+        std: advantages are divided by the deviation of the whole ``batch`` or of the ``group``.
+        beta: coefficient of the KL penalty; 0 switches it off.
+        kl: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
+        ema_decay, ema_every: average of the trained weights, updated every so many optimizer steps.
+        ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1.
+        collapse_epochs: the run stops when for so many epochs the reward is under half its first epoch's, or the
+            diversity within groups under a twentieth of it.
+        checkpoint_every: epochs between checkpoints.
+        keep: checkpoints that are kept.
+        guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
+    """
+
+    epochs: Annotated[int, POSITIVE]
+    groups: Annotated[int, POSITIVE]
+    group_size: Annotated[int, POSITIVE]
+    micro_batch: Annotated[int, POSITIVE]
+    updates_per_epoch: Annotated[int, POSITIVE]
+    lr: Annotated[float, POSITIVE]
+    schedule: Annotated[str, SCHEDULE]
+    betas: Annotated[list[float], TWO, ALL_BELOW_1]
+    weight_decay: Annotated[float, NOT_NEGATIVE]
+    max_grad_norm: Annotated[float, POSITIVE]
+    clip_range: Annotated[float, POSITIVE]
+    adv_clip: Annotated[float, POSITIVE]
+    std: Annotated[str, STD]
+    beta: Annotated[float, NOT_NEGATIVE]
+    kl: Annotated[str, KL]
+    ema_decay: Annotated[float, SHARE]
+    ema_every: Annotated[int, POSITIVE]
+    ratio_tolerance: Annotated[float, POSITIVE]
+    collapse_epochs: Annotated[int, POSITIVE]
+    checkpoint_every: Annotated[int, POSITIVE]
+    keep: Annotated[int, POSITIVE]
+    guard: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """How a model is scored on the held-out prompts: deterministic sampling, noise keyed by prompt and image.
+
+    Attributes:
+        steps: denoising steps.
+        guidance: classifier-free guidance scale.
+        images: images per prompt.
+        seed: of the noise, the same for every method.
+        cross_images: images per prompt of the other tasks' test prompts, on which a trained model is scored too; 0
+            leaves that out.
+        every: epochs between evaluations while training; 0 for none.
+        every_images: images per prompt in those.
+    """
+
+    steps: Annotated[int, POSITIVE]
+    guidance: float
+    images: Annotated[int, POSITIVE]
+    cross_images: Annotated[int, NOT_NEGATIVE]
+    seed: int
+    every: Annotated[int, NOT_NEGATIVE]
+    every_images: Annotated[int, POSITIVE]
+
+
+@dataclass
+class RewardsConfig:
+    """Several rewards at once.
+
+    Attributes:
+        others: weights of other tasks' rewards, e.g. ``+rewards.others.pickscore=0.5``; the run's own task has 1.
+        normalise: whether rewards are standardised within their group before they are added.
+    """
+
+    others: dict[str, float] = field(default_factory=dict)
+    normalise: bool = True
+
+
+@dataclass
+class Config:
+    """All settings of a run.
+
+    ``seed`` is that of adapters, prompts and noise; ``tracker`` a name that accelerate knows; ``variant`` the name of a
+    published change of the method, which becomes part of the method's name in results.
+    """
+
+    task: TaskConfig
+    method: MethodConfig
+    scale: str
+    model: ModelConfig
+    sampling: SamplingConfig
+    relevance: RelevanceConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    variant: str | None = None
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    run: str = "???"
+    tracker: str | None = None
+    evaluators: dict[str, str] = field(default_factory=dict)
+
+
+def get(config: Config, name: str) -> Any:
+    """A setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested dict of all settings."""
+    result = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(result, dict)
+    return result

@@ -1,0 +1,138 @@
+"""The shapes of the SD3 family, and pipelines of such a shape with random weights, which need no download."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+
+from star.common.errors import UserError
+from star.models.tokenizers import clip_tokenizer, t5_tokenizer
+
+Shape = Mapping[str, Any]
+
+CLIP_LENGTH = 77
+
+SD35_MEDIUM: Shape = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+SD35_LARGE: Shape = {
+    **SD35_MEDIUM,
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "pos_embed_max_size": 192,
+    "dual_attention_layers": (),
+}
+SD3_MEDIUM: Shape = {**SD35_MEDIUM, "pos_embed_max_size": 192, "dual_attention_layers": (), "qk_norm": None}
+
+TRANSFORMERS = {
+    "stabilityai/stable-diffusion-3.5-medium": SD35_MEDIUM,
+    "stabilityai/stable-diffusion-3.5-large": SD35_LARGE,
+    "stabilityai/stable-diffusion-3-medium-diffusers": SD3_MEDIUM,
+}
+"""Published model -> the configuration of its transformer (its transformer/config.json)."""
+
+AUTOENCODER: Shape = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""The autoencoder of all of them."""
+
+
+def shape_of(model: str | None) -> Shape:
+    """The transformer's configuration of a model that is known by name or lies in a folder.
+
+    Raises:
+        UserError: neither a published model nor a diffusers folder.
+    """
+    if model in TRANSFORMERS:
+        return TRANSFORMERS[model]
+    try:
+        config = SD3Transformer2DModel.load_config(model, subfolder="transformer", local_files_only=True)
+    except OSError:
+        known = ", ".join(TRANSFORMERS)
+        raise UserError(f"model.path={model}: the shape is known of {known} and of diffusers folders, not of this") from None
+    # Configurations that older versions of diffusers wrote lack what came later.
+    defaults = {name: p.default for name, p in inspect.signature(SD3Transformer2DModel.__init__).parameters.items()}
+    return {name: config.get(name, default) for name, default in defaults.items() if name != "self"}
+
+
+def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOENCODER) -> StableDiffusion3Pipeline:
+    """A pipeline with random weights (from torch's global generator).
+
+    The transformer has the given shape and its inputs the true sizes, but what makes its text embeddings is one thin layer
+    per encoder, and the tokenizers are those of the mini world.
+
+    Args:
+        shape: of the transformer.
+        dtype: of its weights.
+        autoencoder: configuration of the autoencoder.
+    """
+    # Weights are drawn here, because diffusers takes minutes to draw so many.
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(**shape).to(dtype)
+    transformer.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, tensor in transformer.state_dict().items():
+            if "norm" in name and name.endswith("weight") and tensor.dim() == 1:
+                tensor.fill_(1.0)
+            else:
+                tensor.normal_(std=0.02)
+    # CLIP-L and CLIP-G, side by side, are as wide as the pooled embedding: 768 + 1280.
+    pooled = shape["pooled_projection_dim"]
+    narrow = pooled * 3 // 8
+    clip, t5 = clip_tokenizer(CLIP_LENGTH), t5_tokenizer()
+    width = shape["joint_attention_dim"]
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL(**autoencoder),
+        text_encoder=_clip(clip, narrow),
+        tokenizer=clip,
+        text_encoder_2=_clip(clip, pooled - narrow),
+        tokenizer_2=clip_tokenizer(CLIP_LENGTH),
+        text_encoder_3=T5EncoderModel(
+            T5Config(vocab_size=len(t5), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
+        ),
+        tokenizer_3=t5,
+    )
+
+
+def _clip(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=8,
+            projection_dim=width,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=CLIP_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )

@@ -1,0 +1,260 @@
+"""The policy objective: group-relative advantages, the clipped loss with spatial weights, and the KL penalty.
+
+Formulas follow Flow-GRPO (arXiv 2505.05470). The ratio of new to old policy is taken once per image or once per latent
+position; the second lets every position carry its own weight.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from star.method.sampling import log_prob
+
+REDUCTIONS = ("image", "position")
+STDS = ("batch", "group")
+KLS = ("flow_grpo", "paper")
+
+
+class PolicyLoss(NamedTuple):
+    """The loss of each sample and what its ratios look like; all but the loss are detached scalars.
+
+    Attributes:
+        loss: (B,), to be averaged over all samples and steps of an update.
+        clip_fraction: share of ratios outside 1 +- clip_range, in [0, 1].
+        ratio_mean: mean ratio.
+        ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
+        approx_kl: half the mean squared log-ratio.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    ratio_mean: Tensor
+    ratio_error: Tensor
+    approx_kl: Tensor
+
+
+def advantages(
+    rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int], std: str = "batch", eps: float = 1e-4
+) -> Tensor:
+    """``(reward - mean of its group) / (std + eps)``, float32 (n,).
+
+    When no prompt has a second sample (every group has one member), the group mean says nothing; then, as in
+    Flow-GRPO, mean and std are those of all rewards. A lone sample among larger groups has advantage 0, and so, to
+    the last bit, has every sample of a group with equal rewards.
+
+    Args:
+        rewards: (n,), finite.
+        groups: integer id of each reward's group, (n,).
+        std: ``batch``, the population standard deviation of all rewards (Flow-GRPO's ``global_std``), or ``group``,
+            that of the reward's own group.
+        eps: added to the standard deviation.
+
+    Raises:
+        ValueError: an unknown std, no rewards, a reward that is not finite, or lengths that differ.
+    """
+    if std not in STDS:
+        raise ValueError(f"unknown std {std!r} for advantages; it is one of {', '.join(STDS)}")
+    values, member = _grouped(rewards, groups)
+    if member.shape[1] == len(values):
+        member = torch.ones_like(member[:, :1])
+    size = member.sum(0)
+    mean = torch.where(_constant(values, member), values[member.argmax(0)], (values @ member) / size)
+    centred = values - member @ mean
+    variance = member @ ((centred.square() @ member) / size)
+    if std == "batch":
+        variance = (values - values.mean()).square().mean()
+    return (centred / (variance.sqrt() + eps)).float()
+
+
+def mixed_rewards(
+    rewards: Mapping[str, Tensor | Sequence[float]],
+    weights: Mapping[str, float],
+    groups: Tensor | Sequence[int],
+    normalise: bool,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Weighted sum of several rewards, float64 (n,).
+
+    Args:
+        rewards: name -> (n,), finite.
+        weights: name -> weight, of the same names.
+        groups: integer id of each sample's group, (n,).
+        normalise: whether each reward is first standardised within its group, so that a weight does not depend on a
+            reward's unit and spread: ``(reward - mean) / (std + eps)``. Without, the sum is Flow-GRPO's.
+        eps: added to the standard deviation.
+
+    Raises:
+        ValueError: names that differ, and what :func:`advantages` raises.
+    """
+    if rewards.keys() != weights.keys():
+        raise ValueError(f"rewards of {', '.join(rewards)}, but weights of {', '.join(weights)}")
+    total = torch.zeros(len(groups), dtype=torch.float64)
+    for name, values in rewards.items():
+        own = torch.as_tensor(values, dtype=torch.float64)
+        total += weights[name] * (advantages(own, groups, "group", eps).double() if normalise else own)
+    return total
+
+
+def zero_std_share(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> float:
+    """Share of groups whose rewards are all equal, in [0, 1]; they teach nothing."""
+    return _constant(*_grouped(rewards, groups)).double().mean().item()
+
+
+def _constant(values: Tensor, member: Tensor) -> Tensor:
+    """Which groups have equal rewards only, bool (number of groups,)."""
+    inside = member.T.bool()
+    return torch.where(inside, values, math.inf).amin(1) == torch.where(inside, values, -math.inf).amax(1)
+
+
+def _grouped(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rewards (n,) and the 0/1 membership (n, number of groups), both float64.
+
+    Sums over a group are products with the membership: exact enough, and deterministic on a GPU, as scattered sums
+    are not.
+    """
+    values = torch.as_tensor(rewards, dtype=torch.float64)
+    ids = torch.as_tensor(groups, device=values.device)
+    if values.dim() != 1 or values.shape != ids.shape or len(values) == 0:
+        raise ValueError(f"rewards and groups must both be (n,), n > 0; got {tuple(values.shape)}, {tuple(ids.shape)}")
+    if not values.isfinite().all():
+        raise ValueError(f"reward {(~values.isfinite()).nonzero()[0].item()} is not finite")
+    return values, (ids[:, None] == ids.unique()).double()
+
+
+def log_prob_map(next: Tensor, mean: Tensor, std: Tensor | float, kind: str, reduction: str) -> Tensor:
+    """Log-probability of latents (B, C, H, W), averaged (not summed) per image or per position.
+
+    Args:
+        next: latents after the step, a constant.
+        mean: of the transition, shaped as ``next``.
+        std: of the transition, broadcastable.
+        kind: ``sde`` or ``cps``.
+        reduction: ``image``, the mean over C, H and W -> (B,); ``position``, the mean over C -> (B, H, W).
+
+    Raises:
+        ValueError: an unknown reduction, and what :func:`star.method.sampling.log_prob` raises.
+    """
+    _check_reduction(reduction)
+    return log_prob(next, mean, std, kind).mean(dim=(1, 2, 3) if reduction == "image" else 1)
+
+
+def guarded(
+    logp_new: Tensor, logp_old: Tensor, mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """New and old log-probabilities whose difference is GRPO-Guard's log-ratio (arXiv 2510.22319).
+
+    Of an sde step with next = mean_old + std z, the log-ratio is ``mean(z d) / std - mean(d^2) / (2 std^2)`` with
+    ``d = mean_new - mean_old``: below 0 on average, and of a size that depends on the step. Guarded it is ``mean(z d)``.
+    The published code also divides the loss by the length of the time step, which is left to the caller.
+
+    Args:
+        logp_new, logp_old: (B,) or (B, H, W), see :func:`log_prob_map`.
+        mean_new: of the transition under the current policy, (B, C, H, W).
+        mean_old: under the policy that sampled, a constant.
+        std: of the transition, a scalar.
+        reduction: with which the log-probabilities were made.
+
+    Raises:
+        ValueError: an unknown reduction or means that differ in shape.
+    """
+    _check_reduction(reduction)
+    if mean_new.shape != mean_old.shape:
+        raise ValueError(f"the means differ in shape: {tuple(mean_new.shape)} and {tuple(mean_old.shape)}")
+    moved = (mean_new.float() - mean_old.detach().float()).square().mean(dim=(1, 2, 3) if reduction == "image" else 1)
+    return (logp_new + moved / (2 * std.square())) * std, logp_old * std
+
+
+def policy_loss(
+    logp_new: Tensor,
+    logp_old: Tensor,
+    advantages: Tensor,
+    weights: Tensor | None,
+    clip_range: float,
+    adv_clip: float = 5.0,
+) -> PolicyLoss:
+    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions.
+
+    Args:
+        logp_new: log-probabilities under the current policy, (B,) or (B, H, W).
+        logp_old: the same under the policy that sampled, no gradient.
+        advantages: (B,), clipped to +- ``adv_clip``.
+        weights: the allocation W >= 0, shaped as the log-probabilities; None for 1 everywhere.
+        clip_range: half width of the trust region of the ratio.
+        adv_clip: largest absolute advantage.
+
+    Raises:
+        ValueError: shapes that are not equal; nothing is broadcast but an advantage over its own sample's positions.
+    """
+    shape = logp_new.shape
+    if logp_old.shape != shape or (weights is not None and weights.shape != shape):
+        others = f"{tuple(logp_old.shape)} old, {None if weights is None else tuple(weights.shape)} weights"
+        raise ValueError(f"log-probabilities and weights must have one shape: {tuple(shape)} new, {others}")
+    if len(shape) not in (1, 3) or advantages.shape != shape[:1]:
+        got = f"{tuple(shape)} and {tuple(advantages.shape)}"
+        raise ValueError(f"log-probabilities are (B,) or (B, H, W) and advantages (B,); got {got}")
+    log_ratio = logp_new - logp_old.detach()
+    ratio = log_ratio.exp()
+    gain = advantages.detach().clamp(-adv_clip, adv_clip).reshape(-1, *[1] * (len(shape) - 1))
+    if weights is not None:
+        gain = gain * weights.detach()
+    surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_range, 1 + clip_range) * gain)
+    loss = -surrogate.flatten(1).mean(1) if len(shape) == 3 else -surrogate
+    distance = (ratio.detach() - 1).abs()
+    return PolicyLoss(
+        loss=loss,
+        clip_fraction=(distance > clip_range).float().mean(),
+        ratio_mean=ratio.detach().mean(),
+        ratio_error=distance.max(),
+        approx_kl=log_ratio.detach().square().mean() / 2,
+    )
+
+
+def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
+    """The clip range per position within which one position alone moves the image's ratio by at most ``image_clip``.
+
+    The image's log-ratio is the mean of its positions', so that is ``positions`` times as far. A range that clips as often
+    as the image's, ``sqrt(positions)`` times as wide, is no trust region: at a single position the sampled noise decides
+    which ratios leave it, and the positions that stay pull the policy back to the one that sampled (results/LOG.md).
+
+    Args:
+        reduction: ``image`` or ``position``.
+        image_clip: the clip range of one ratio per image.
+        positions: H times W of the latents.
+    """
+    _check_reduction(reduction)
+    return image_clip if reduction == "image" else image_clip * positions
+
+
+def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | float, kind: str = "flow_grpo") -> Tensor:
+    """KL divergence of two transitions with the same std, averaged over channels: (B, C, H, W) -> (B, H, W).
+
+    ``paper``: ``(mean_new - mean_ref)^2 / (2 std^2)``, the divergence itself. ``flow_grpo``: what Flow-GRPO's code
+    does for an sde step since July 2025: its std leaves out ``sqrt(-dt)``, so the result is ``-dt`` times the paper's
+    and its coefficient beta is 10 times larger. For a cps step that code divides by the true std: use ``paper``.
+
+    Args:
+        mean_new: mean under the current policy; gradients flow through it.
+        mean_ref: mean under the reference, a constant.
+        std: true standard deviation of the transition, as :func:`star.method.sampling.transition` gives it.
+        dt: the step's ``s' - s``, negative; unused by ``paper``.
+        kind: ``flow_grpo`` or ``paper``.
+
+    Raises:
+        ValueError: an unknown kind or means that differ in shape.
+    """
+    if kind not in KLS:
+        raise ValueError(f"unknown KL {kind!r}; the kinds are {', '.join(KLS)}")
+    if mean_new.shape != mean_ref.shape:
+        raise ValueError(f"the means differ in shape: {tuple(mean_new.shape)} and {tuple(mean_ref.shape)}")
+    variance = torch.as_tensor(std, dtype=torch.float32, device=mean_new.device).square()
+    if kind == "flow_grpo":
+        variance = variance / -dt
+    return ((mean_new.float() - mean_ref.detach().float()).square() / (2 * variance)).mean(1)
+
+
+def _check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}; the reductions are {', '.join(REDUCTIONS)}")

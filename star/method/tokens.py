@@ -1,0 +1,84 @@
+"""Core words to token columns: which text tokens the relevance looks at.
+
+Token columns are places in SD3's joint text sequence: first the columns that the two CLIP tokenizers share, then those of
+T5.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from star.common.errors import UserError
+
+Span = tuple[int, int]
+"""A word's place in its prompt: characters ``[start, end)``."""
+
+COLUMNS = ("clip", "t5", "both")
+
+
+def token_columns(
+    tokenizers: Sequence[PreTrainedTokenizerBase | None],
+    prompts: Sequence[str],
+    spans: Sequence[Sequence[Span]],
+    *,
+    clip_length: int,
+    t5_length: int,
+    columns: str = "both",
+) -> Tensor:
+    """The columns of the core words in the joint text sequence, bool (B, clip_length + t5_length).
+
+    A token belongs to a span if they share a character that is no space. Beginning, end and padding tokens and all
+    that truncation drops never count. A column of the CLIP part counts if either CLIP tokenizer puts a core word there:
+    both encoders' outputs share it.
+
+    Args:
+        tokenizers: the pipeline's ``tokenizer``, ``tokenizer_2`` and ``tokenizer_3``; the last may be None.
+        prompts: B texts.
+        spans: the core words of each, as :func:`star.tasks.core_words.core_spans` gives them.
+        clip_length: columns of the CLIP part, 77 in SD3.
+        t5_length: columns of the T5 part, the pipeline's ``max_sequence_length``.
+        columns: ``clip``, ``t5`` or ``both``.
+
+    Raises:
+        ValueError: unknown columns, or as many prompts as spans are not given.
+        UserError: a prompt has no column at all, or T5's are wanted and the pipeline has no T5.
+    """
+    if columns not in COLUMNS:
+        raise ValueError(f"unknown columns {columns!r}; they are {', '.join(COLUMNS)}")
+    if len(prompts) != len(spans):
+        raise ValueError(f"{len(prompts)} prompts, but core words of {len(spans)}")
+    first, second, t5 = tokenizers
+    mask = torch.zeros(len(prompts), clip_length + t5_length, dtype=torch.bool)
+    if columns != "t5":
+        for tokenizer in (first, second):
+            mask[:, :clip_length] |= _overlaps(tokenizer, prompts, spans, clip_length)
+    if columns != "clip":
+        if t5 is None:
+            raise UserError(f"columns={columns} needs T5, which this pipeline does not have; set columns=clip")
+        mask[:, clip_length:] = _overlaps(t5, prompts, spans, t5_length)
+    for prompt, own, row in zip(prompts, spans, mask, strict=True):
+        if not row.any():
+            words = ", ".join(repr(prompt[start:end]) for start, end in own) or "none"
+            raise UserError(
+                f"prompt {prompt!r}: no token of its core words ({words}) is among the columns (columns={columns}, "
+                f"{clip_length} of CLIP, {t5_length} of T5); shorten the prompt or raise the lengths"
+            )
+    return mask
+
+
+def _overlaps(
+    tokenizer: PreTrainedTokenizerBase | None, prompts: Sequence[str], spans: Sequence[Sequence[Span]], length: int
+) -> Tensor:
+    """Which of a tokenizer's columns hold a part of a core word, bool (B, length)."""
+    assert tokenizer is not None
+    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for row, (prompt, own) in enumerate(zip(prompts, spans, strict=True)):
+        core = {at for start, end in own for at in range(start, end) if not prompt[at].isspace()}
+        tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][row])
+        for column, (token, (start, end)) in enumerate(zip(tokens, batch["offset_mapping"][row], strict=True)):
+            # T5's bare word mark claims the first letter of the word that follows; added tokens have empty offsets.
+            mask[row, column] = token != "▁" and not core.isdisjoint(range(start, end))
+    return mask

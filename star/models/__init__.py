@@ -1,0 +1,1 @@
+"""Base models, and what is trained in them."""

@@ -1,0 +1,149 @@
+"""Folders with a LoRA: what a training leaves for others to load, and what others have released.
+
+Two layouts are read: diffusers' (``pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` takes, and
+which is written here) and peft's (``adapter_config.json`` with ``adapter_model.safetensors``, as Flow-GRPO's are released).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffusers import StableDiffusion3Pipeline
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from star.common.errors import UserError
+from star.config import ModelConfig
+from star.models.sd3 import Base, located
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PREFIXES = {"diffusers": "transformer.", "peft": "base_model.model."}
+METADATA = "lora_adapter_metadata"
+ADAPTER = ".default."
+"""Within a model, a weight's name also has that of its adapter: ``...to_q.lora_A.default.weight``."""
+
+UNREADABLE = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of an SD3 transformer.
+
+    Attributes:
+        rank, alpha: of all its adapters.
+        weights: by name within the transformer: ``transformer_blocks.0.attn.to_q.lora_A.weight``.
+        digest: start of the sha256 of its file.
+    """
+
+    rank: int
+    alpha: int
+    weights: dict[str, Tensor]
+    digest: str
+
+    def model_config(self, config: ModelConfig) -> ModelConfig:
+        """The settings of a model that has exactly these adapters."""
+        targets = sorted({name.partition(".lora_")[0] for name in self.weights})
+        return replace(config, parameters="lora", lora_rank=self.rank, lora_alpha=self.alpha, lora_targets=targets)
+
+    def values(self, base: Base) -> dict[str, Tensor]:
+        """The weights as values of a model's trained parameters, for :meth:`star.models.sd3.Base.weights`.
+
+        Raises:
+            UserError: the LoRA is of another model.
+        """
+        named = {name.replace(".weight", f"{ADAPTER}weight"): value for name, value in self.weights.items()}
+        own = base.trained
+        if named.keys() != own.keys() or any(named[name].shape != own[name].shape for name in named):
+            raise UserError(f"the LoRA does not fit {base.config.path}: it was made for another base model")
+        return {name: value.to(own[name].device, own[name].dtype) for name, value in named.items()}
+
+
+def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Write trained adapters so that ``pipeline.load_lora_weights(folder)`` of diffusers takes them.
+
+    Args:
+        folder: is created.
+        trained: by their names in the model, as :attr:`star.models.sd3.Base.trained` has them.
+        config: says rank and alpha.
+    """
+    StableDiffusion3Pipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers={name.replace(ADAPTER, "."): value.detach().cpu() for name, value in trained.items()},
+        transformer_lora_adapter_metadata={
+            "r": config.lora_rank,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": list(config.lora_targets),
+        },
+    )
+
+
+def locate(source: str) -> Path:
+    """The folder of a LoRA: a path, or the name of a repository in the hub's cache; nothing is downloaded.
+
+    Raises:
+        UserError: there is neither.
+    """
+    folder = located(source)
+    if folder is None:
+        raise UserError(f"lora={source}: no such folder, and not downloaded; get it with: hf download {source}")
+    return folder
+
+
+def read(folder: Path) -> Lora:
+    """Read a LoRA in either layout.
+
+    Raises:
+        UserError: the folder holds none, or one of a kind that is not plain LoRA of one rank and alpha.
+    """
+    file = folder / DIFFUSERS_FILE
+    layout = "diffusers" if file.exists() else "peft"
+    if layout == "peft":
+        file = folder / PEFT_FILES[1]
+    if not file.exists():
+        raise UserError(f"{folder} holds no LoRA: neither {DIFFUSERS_FILE} nor {PEFT_FILES[1]}")
+    prefix = PREFIXES[layout]
+    try:
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    settings = _diffusers_settings(file, about) if layout == "diffusers" else _peft_settings(folder)
+    foreign = [name for name in weights if not name.startswith(prefix) or ".lora_" not in name]
+    if foreign or not weights:
+        raise UserError(f"{file} holds {foreign[0] if foreign else 'nothing'}; expected adapters of an SD3 transformer alone")
+    odd = [name for name in UNREADABLE if settings.get(name)]
+    strength = settings.get("r", 0), settings.get("lora_alpha", 0)
+    if odd or not all(isinstance(value, int | float) and float(value).is_integer() and value > 0 for value in strength):
+        wrong = f"it has {odd[0]}" if odd else f"its rank and alpha are {strength[0]} and {strength[1]}, not whole numbers"
+        raise UserError(f"{folder}: {wrong}; only plain LoRA is read")
+    return Lora(
+        rank=int(strength[0]),
+        alpha=int(strength[1]),
+        weights={name.removeprefix(prefix): value for name, value in weights.items()},
+        digest=hashlib.sha256(file.read_bytes()).hexdigest()[:12],
+    )
+
+
+def _diffusers_settings(file: Path, about: Mapping[str, str]) -> dict:
+    if METADATA not in about:
+        raise UserError(f"{file} does not say its alpha (it has no {METADATA}), without which its strength is unknown")
+    prefix = PREFIXES["diffusers"]
+    return {name.removeprefix(prefix): value for name, value in _parsed(about[METADATA], file).items()}
+
+
+def _peft_settings(folder: Path) -> dict:
+    file = folder / PEFT_FILES[0]
+    if not file.exists():
+        raise UserError(f"{folder} has {PEFT_FILES[1]} but no {PEFT_FILES[0]}, which says its rank and alpha")
+    return _parsed(file.read_text(), file)
+
+
+def _parsed(text: str, file: Path) -> dict:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise UserError(f"{file}: its settings are not a JSON object; download it again") from None

@@ -1,0 +1,250 @@
+"""The base model: loading an SD3 pipeline, what is trained in it, text embeddings and decoding."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from peft import LoraConfig
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from star.common.errors import UserError
+from star.common.shipped import MINI_BASE
+from star.config import ModelConfig
+from star.method.tokens import Span, token_columns
+from star.models.ema import swapped
+from star.models.sharding import several_processes, shard
+from star.models.text import EMPTY, TextCache, visiting
+
+CPU_PARAMETERS = 100e6
+"""Larger models are not run without a GPU: a step would take minutes."""
+
+
+class Base:
+    """A frozen SD3 pipeline with trainable parameters in its transformer.
+
+    Attributes:
+        pipeline: the ``StableDiffusion3Pipeline``.
+        transformer: its transformer, with adapters if ``parameters`` is ``lora``.
+        trained: name -> trained parameter, float32.
+        sharded: whether processes hold the frozen weights together, so that all must call :meth:`velocity` equally often.
+        encode: texts -> embeddings (B, columns, width) and pooled embeddings (B, width).
+    """
+
+    def __init__(
+        self, config: ModelConfig, device: torch.device, seed: int, pipeline: StableDiffusion3Pipeline | None = None
+    ) -> None:
+        """
+        Args:
+            config: which model and what to train in it.
+            device: where everything computes.
+            seed: of the adapters' initial values.
+            pipeline: the model itself; by default it is loaded from where the settings say.
+
+        Raises:
+            UserError: the model folder is missing, is no SD3 pipeline, or a LoRA target fits no module.
+        """
+        self.config, self.device = config, device
+        self.pipeline = pipeline or _load(config, device)
+        self.sharded = config.shard and several_processes()
+        main_memory = torch.device("cpu")
+        self._rest = main_memory if config.offload else device
+        # The whole transformer need not fit on the device where it is sharded.
+        start = main_memory if self.sharded else device
+        for name, module in self._modules():
+            module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
+        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
+        self.pipeline.vae.float()
+        self.transformer = self.pipeline.transformer
+        token = self.pipeline.vae_scale_factor * self.patch
+        most = self.transformer.config.pos_embed_max_size * token
+        if config.resolution > most:
+            raise UserError(f"model.resolution={config.resolution} is more than this model has positions for: {most}")
+        if config.resolution % token:
+            raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
+        torch.manual_seed(seed)
+        if config.parameters == "lora":
+            add_lora(self.transformer, config)
+        else:
+            self.transformer.float().requires_grad_(True)
+        self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            parameter.data = parameter.data.to(device, torch.float32)
+        if self.sharded:
+            shard(self.transformer, self.trained.values(), device)
+        # Full fine-tuning needs a copy of where it started; adapters are simply left out.
+        self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self.encode = TextCache(self.pipeline, config.text_length, device, self._rest)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image's latents."""
+        side = self.config.resolution // self.pipeline.vae_scale_factor
+        return self.transformer.config.in_channels, side, side
+
+    @property
+    def patch(self) -> int:
+        """Latent positions per image token and axis."""
+        return self.transformer.config.patch_size
+
+    def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
+        """Which text columns hold core words, bool (B, columns); see :func:`star.method.tokens.token_columns`."""
+        return token_columns(
+            (self.pipeline.tokenizer, self.pipeline.tokenizer_2, self.pipeline.tokenizer_3),
+            prompts,
+            spans,
+            clip_length=self.pipeline.tokenizer_max_length,
+            t5_length=self.config.text_length,
+            columns=columns,
+        )
+
+    def prepare(self, prompts: Sequence[str], guidance: float) -> None:
+        """Encode all that :meth:`velocity` will need, so that resting encoders come to the device once, not batch by batch."""
+        self.encode.prepare(prompts if guidance == 1 else [EMPTY, *prompts])
+
+    def velocity(self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], guidance: float) -> Tensor:
+        """The model's velocity, float32 like ``latents``; with guidance g != 1 it is v_0 + g (v - v_0).
+
+        Args:
+            latents: (B, C, H, W).
+            sigma: noise level of all samples, a scalar.
+            prompts: B texts.
+            guidance: classifier-free guidance scale.
+        """
+        texts = list(prompts) if guidance == 1 else [EMPTY] * len(prompts) + list(prompts)
+        embeds, pooled = self.encode(texts)
+        inputs = latents if guidance == 1 else torch.cat([latents, latents])
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            velocity = self.transformer(
+                inputs.to(self.dtype),
+                encoder_hidden_states=embeds.to(self.dtype),
+                pooled_projections=pooled.to(self.dtype),
+                timestep=(1000 * sigma).to(self.device).expand(len(inputs)),
+                return_dict=False,
+            )[0].float()
+        if guidance == 1:
+            return velocity
+        unconditional, conditional = velocity.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
+        autoencoder = self.pipeline.vae
+        scaled = latents / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
+        with visiting([autoencoder], self.device, self._rest):
+            images = autoencoder.decode(scaled.float()).sample / 2 + 0.5
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        return getattr(torch, self.config.dtype)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the transformer is the untrained base: adapters are off, or its initial weights are back."""
+        if not self._initial:
+            self.transformer.disable_adapters()
+            try:
+                yield
+            finally:
+                self.transformer.enable_adapters()
+            return
+        with self.weights(self._initial):
+            yield
+
+    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, the trained parameters have other values, e.g. an average's."""
+        return swapped(self.trained, values)
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module))
+
+
+def source(config: ModelConfig) -> str:
+    """The diffusers folder or hub name of the configured base: by default the mini base's folder."""
+    return config.path or str(MINI_BASE.folder)
+
+
+def located(model: str) -> Path | None:
+    """The folder of a model or LoRA: a path, or a repository in the hub's cache. None if it is not on this machine; nothing
+    is downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def check_present(config: ModelConfig) -> None:
+    """Look for a model's index, which is quick, so that a missing model is told before anything is done.
+
+    Raises:
+        UserError: the model cannot be had.
+    """
+    with _told(config):
+        StableDiffusion3Pipeline.load_config(source(config))
+
+
+def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    if device.type == "cpu":
+        _check_size(config)
+    with _told(config):
+        return StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
+
+
+def _check_size(config: ModelConfig) -> None:
+    """Refuse a model that is too large for a CPU, before its weights are loaded."""
+    with _told(config):
+        shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
+    with torch.device("meta"):
+        count = SD3Transformer2DModel.from_config(shape).num_parameters()
+    if count > CPU_PARAMETERS:
+        raise UserError(
+            f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "
+            "install it with: pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
+        )
+
+
+@contextmanager
+def _told(config: ModelConfig) -> Iterator[None]:
+    """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # What follows in parentheses is how the hub was asked.
+        reason = str(error).strip().splitlines()[0].partition(" (")[0]
+        raise UserError(
+            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
+            f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
+        ) from None
+
+
+def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
+    """Add the configured adapters, in the precision of what they adapt.
+
+    Raises:
+        UserError: a target fits no module.
+    """
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        init_lora_weights="gaussian",
+        target_modules=config.lora_targets,
+    )
+    try:
+        transformer.add_adapter(lora)
+    except ValueError as error:
+        raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None

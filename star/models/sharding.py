@@ -1,0 +1,43 @@
+"""FSDP2: the processes of a run hold a transformer's frozen weights together, each a part of every tensor.
+
+What is trained stays whole on every process: adapters are small, and so the sum of gradients, the average, checkpoints and
+exports are the same with and without sharding. A module's weights are gathered when it computes, forward and backward, and
+all processes take part in that: each must call the transformer as often as the others, or they wait for ever.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+
+from star.common.processes import together
+
+
+class Gather(DefaultAllGather):
+    """The usual one; but a process that waits for one that has died says so, as everywhere."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> distributed.Work | None:
+        with together():
+            return super().__call__(*arguments, **named)
+
+
+def several_processes() -> bool:
+    """Whether there is anybody to share weights with."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def shard(transformer: SD3Transformer2DModel, whole: Iterable[nn.Parameter], device: torch.device) -> None:
+    """Keep this process's part of the weights on the device, and free the rest; block by block, so that all never are there.
+
+    Args:
+        transformer: with the same weights on every process; it may be in main memory.
+        whole: parameters that are left as they are.
+        device: of this process.
+    """
+    mesh = distributed.init_device_mesh(device.type, (distributed.get_world_size(),))
+    for module in (*transformer.transformer_blocks, transformer):
+        fully_shard(module, mesh=mesh, ignored_params=set(whole)).set_custom_all_gather(Gather())

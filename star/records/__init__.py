@@ -1,0 +1,1 @@
+"""Measured and published numbers: their files, names, summaries and comparisons."""

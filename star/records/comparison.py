@@ -1,0 +1,118 @@
+"""Two methods on the same prompts and noise, image by image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from star.common.statistics import Estimate, Variances, paired_difference, score_variances, seed_means
+
+IMAGE = ["stratum", "prompt", "image"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arm minus reference on one score.
+
+    Attributes:
+        arm, reference: methods.
+        label: of the score.
+        delta: mean over the shared images, with the interval of :func:`star.common.statistics.paired_difference`.
+        seeds: the training seeds that both have.
+        per_seed: the difference of each.
+        prompts, images: of one seed.
+        trained_on: how many images the training of either has drawn; 0 for what was not trained.
+        same_terms: whether their trainings differ in nothing but the method, as far as is known.
+    """
+
+    arm: str
+    reference: str
+    label: str
+    delta: Estimate
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    prompts: int
+    images: int
+    trained_on: tuple[int, int]
+    same_terms: bool = True
+
+    @property
+    def equal_terms(self) -> bool:
+        """Whether both were trained as long and alike, or one not at all."""
+        return 0 in self.trained_on or (self.trained_on[0] == self.trained_on[1] and self.same_terms)
+
+
+def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: str) -> Comparison | None:
+    """One score of two methods, or None if they share no images.
+
+    Runs of the same training seed and evaluation protocol are paired, image by image; what was not trained, and so has no
+    training seed, with every one. Only images that all shared seeds have count.
+
+    Args:
+        images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``terms`` (of the training; empty
+            if not known), ``stratum``, ``prompt``, ``image`` and the score's column.
+        arm, reference: methods.
+        column, label: of the score.
+    """
+    if column not in images:
+        return None
+    known = _known(images, column)
+    ours, theirs = (known[known["method"] == method] for method in (arm, reference))
+    keys = [*IMAGE, "protocol", "seed"]
+    if not ours["trained_on"].any():
+        ours, keys = ours.drop(columns="seed"), keys[:-1]
+    elif not theirs["trained_on"].any():
+        theirs, keys = theirs.drop(columns="seed"), keys[:-1]
+    # In an order of its own, because the bootstrap's draws depend on it.
+    pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference")).sort_values([*IMAGE, "seed"])
+    if pairs.empty:
+        return None
+    seeds = np.sort(pairs["seed"].unique())
+    pairs = pairs[pairs.groupby(IMAGE)["seed"].transform("nunique") == len(seeds)]
+    if pairs.empty:
+        return None
+    a, b = (pairs[f"{column}_{side}"].to_numpy(float) for side in ("arm", "reference"))
+    clusters, strata, of_seed = (pairs[name].to_numpy() for name in ("prompt", "stratum", "seed"))
+    return Comparison(
+        arm,
+        reference,
+        label,
+        paired_difference(a, b, clusters, strata=strata, seeds=of_seed),
+        tuple(int(seed) for seed in seeds),
+        tuple(seed_means(a - b, clusters, of_seed, strata=strata)),
+        pairs["prompt"].nunique(),
+        len(pairs) // len(seeds),
+        (int(pairs["trained_on_arm"].min()), int(pairs["trained_on_reference"].min())),
+        _agree(pairs["terms_arm"], pairs["terms_reference"]),
+    )
+
+
+def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
+    """Where the variance of a run's score comes from, or None without verdicts of the method.
+
+    Only images that all its seeds have count, and in each stratum as many per prompt as every prompt has.
+    """
+    if column not in images:
+        return None
+    known = _known(images[images["method"] == method], column)
+    known = known[known.groupby(IMAGE)["seed"].transform("nunique") == known["seed"].nunique()]
+    strata = [table for _, part in known.groupby("stratum") if (table := _table(part, column)).size]
+    return score_variances(strata) if strata else None
+
+
+def _agree(ours: pd.Series, theirs: pd.Series) -> bool:
+    """Whether what is known of both is the same."""
+    return bool(((ours == theirs) | (ours == "") | (theirs == "")).all())
+
+
+def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Images that have the score; a prompt that a benchmark lists twice has the same images twice and counts once."""
+    return images.dropna(subset=[column]).drop_duplicates(["method", "seed", *IMAGE])
+
+
+def _table(part: pd.DataFrame, column: str) -> np.ndarray:
+    """One stratum as (seeds, prompts, images)."""
+    part = part.sort_values(["seed", "prompt", "image"])
+    shared = part.groupby(["seed", "prompt"]).size().min()
+    part = part.groupby(["seed", "prompt"]).head(shared)
+    return part[column].to_numpy(float).reshape(part["seed"].nunique(), part["prompt"].nunique(), -1)

@@ -1,0 +1,321 @@
+"""Results beside a reference: published numbers or another result file, with a verdict for every row.
+
+The verdict on a number that both sides have rests on the 95 % interval of the difference, ours - reference. A published
+number counts as exact but for its rounding: the interval is widened by half a unit of its last digit.
+
+* ``differs``: 0 is outside the interval.
+* ``within noise``: 0 is inside, but the interval is too wide to show a difference that matters: its half-width is above
+  the metric's resolution (:data:`RESOLUTION`, :data:`RESOLUTION_OF_RATES`).
+* ``reproduced``: 0 is inside an interval that is narrow enough. Without that condition any noisy run would "reproduce".
+
+A number without an interval (one seed and no standard error) has the rounding alone to agree within.
+
+Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``); nor do numbers of
+other engines or of images that were drawn in another way, or two numbers of different protocols in two result files
+(``not comparable (protocol)``). Rows of the reference that were not run stay, as ``not run``.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from star.common.errors import UserError
+from star.common.statistics import Estimate
+from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
+from star.records.summary import Summary, is_mini, summarise
+from star.records.tables import ARMS, method_label, metric_labels
+
+REPRODUCED = "reproduced"
+WITHIN_NOISE = "within noise"
+DIFFERS = "differs"
+NOT_RUN = "not run"
+NOT_COMPARABLE_MINI = "not comparable (mini)"
+NOT_COMPARABLE_PROTOCOL = "not comparable (protocol)"
+NO_PAPER_VALUE = "no paper value"
+NO_REFERENCE_VALUE = "no reference value"
+COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", DIFFERS: "red"}
+
+# Half-width up to which an interval can confirm a number; independent evaluations of SD3.5 Medium agree to about 0.05.
+RESOLUTION = dict.fromkeys(("pickscore", "aesthetic", "deqa", "image_reward", "unified_reward"), 0.05)
+RESOLUTION_OF_RATES = 0.02
+
+PUBLISHED_ENGINES = {"geneval": ("mask2former", "mmdet"), "ocr": ("paddleocr",), "pickscore": ("PickScore_v1",)}
+"""How the names of the engines begin whose scores may stand beside published ones."""
+
+
+@dataclass(frozen=True)
+class DiffRow:
+    """One number of ours beside the reference's.
+
+    Attributes:
+        task, metric, method: what is compared.
+        status: one of this module's verdicts.
+        ours: mean over seeds; None if it was not run.
+        low, high: its 95 % interval; None if there is none.
+        seeds, images, updates: behind ``ours``; 0 if it was not run.
+        protocol: of ours; empty if it was not run.
+        reference: the other number with its printed digits; None if there is none.
+        delta: ours - reference; None if one is missing or they are not comparable.
+        delta_low, delta_high: its 95 % interval, without the widening for rounding; None if there is none.
+        reference_protocol, source, note: where the reference comes from.
+    """
+
+    task: str
+    metric: str
+    method: str
+    status: str
+    ours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+    images: int = 0
+    updates: int = 0
+    protocol: str = ""
+    reference: str | None = None
+    delta: float | None = None
+    delta_low: float | None = None
+    delta_high: float | None = None
+    reference_protocol: str = ""
+    source: str = ""
+    note: str = ""
+
+
+def diff(ours: Path, reference: Path | None = None) -> list[DiffRow]:
+    """A result file beside a reference: ``results/paper.csv`` by default, or any result file.
+
+    Rows come by task, the arms in reading order, other methods that were run, then other systems.
+
+    Raises:
+        UserError: a file is missing, does not follow its schema, or holds no row.
+    """
+    reference = find_paper() if reference is None else reference
+    summaries = summarise(read(ours))
+    if not summaries:
+        raise UserError(f"{ours}: no results in it; run `star reproduce` first")
+    if is_paper(reference):
+        rows = against_paper(summaries, read_paper(reference))
+    else:
+        rows = against_results(summaries, summarise(read(reference)), source=str(reference))
+    return sorted(rows, key=_place)
+
+
+def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[DiffRow]:
+    """Every summary, and every published row of the same tasks, matched by (task, metric, method)."""
+    tasks = {summary.task for summary in summaries}
+    published = {row.key: row for row in paper if row.task in tasks}
+    rows = []
+    for summary in summaries:
+        row = _own(summary)
+        answer = published.get((summary.task, summary.metric, summary.method))
+        if answer is None:
+            row = replace(row, status=NO_PAPER_VALUE)
+        elif answer.value is None:
+            row = replace(_with_published(row, answer), status=NO_PAPER_VALUE)
+        elif is_mini(summary.protocol):
+            row = replace(_with_published(row, answer), status=NOT_COMPARABLE_MINI)
+        elif not as_published(summary.task, summary.protocol):
+            row = replace(_with_published(row, answer), status=NOT_COMPARABLE_PROTOCOL)
+        else:
+            exact = Estimate(float(answer.value), 0.0, (float(answer.value), float(answer.value)))
+            row = _judged(_with_published(row, answer), difference(summary.estimate, exact), answer.rounding)
+        rows.append(row)
+    ran = {(summary.task, summary.metric, summary.method) for summary in summaries}
+    return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in published.items() if key not in ran]
+
+
+def as_published(task: str, protocol: str) -> bool:
+    """Whether an evaluation is meant to give the published numbers: by the engines that stand for the published ones, with
+    the official weights, and drawn in the scale's own way."""
+    _, engine, *rest = [*protocol.split("/"), ""]
+    own = engine.startswith(PUBLISHED_ENGINES.get(task, "")) and "-unofficial" not in engine
+    return own and not any("=" in part for part in rest)
+
+
+def against_results(ours: Sequence[Summary], theirs: Sequence[Summary], source: str) -> list[DiffRow]:
+    """Two sets of results, matched by (task, metric, protocol, method); another protocol is shown, but not compared."""
+    answers = {_key(summary): summary for summary in theirs}
+    any_protocol = {(summary.task, summary.metric, summary.method): summary for summary in theirs}
+    rows, used = [], set()
+    for summary in ours:
+        row = _own(summary)
+        answer = answers.get(_key(summary)) or any_protocol.get((summary.task, summary.metric, summary.method))
+        if answer is None:
+            rows.append(replace(row, status=NO_REFERENCE_VALUE))
+            continue
+        used.add(_key(answer))
+        row = _with_result(row, answer, source)
+        if answer.protocol == summary.protocol:
+            row = _judged(row, difference(summary.estimate, answer.estimate), rounding=0.0)
+        elif is_mini(answer.protocol) != is_mini(summary.protocol):
+            row = replace(row, status=NOT_COMPARABLE_MINI)
+        else:
+            row = replace(row, status=NOT_COMPARABLE_PROTOCOL)
+        rows.append(row)
+    missing = [summary for summary in theirs if _key(summary) not in used]
+    return rows + [_with_result(DiffRow(s.task, s.metric, s.method, NOT_RUN), s, source) for s in missing]
+
+
+def difference(ours: Estimate, theirs: Estimate) -> Estimate:
+    """Ours - theirs for independent estimates, with an interval if both have one.
+
+    The interval is Newcombe's square-and-add (1998, method 10; Zou and Donner's MOVER): exact for normal intervals,
+    good for Wilson's, and wider than need be for t-intervals over few seeds. Two runs on the same prompts and noise are
+    correlated, so this is on the safe side; the paired bootstrap, which needs the images' own scores, is sharper.
+    """
+    value = ours.value - theirs.value
+    if ours.interval is None or theirs.interval is None:
+        return Estimate(value, None, None)
+    below = hypot(ours.value - ours.interval[0], theirs.interval[1] - theirs.value)
+    above = hypot(ours.interval[1] - ours.value, theirs.value - theirs.interval[0])
+    return Estimate(value, None, (value - below, value + above))
+
+
+def verdict(metric: str, delta: Estimate, rounding: float) -> str:
+    """The verdict of the module's docstring on one difference.
+
+    Args:
+        metric: decides the resolution.
+        delta: ours - reference.
+        rounding: half a unit in the reference's last digit.
+    """
+    low, high = delta.interval or (delta.value, delta.value)
+    # A value at the very edge of the rounding, such as 0.955 for 0.95, must not hang on the last bit of a float.
+    slack = rounding + 1e-9
+    if low - slack > 0 or high + slack < 0:
+        return DIFFERS
+    wide = delta.half_width is not None and delta.half_width > RESOLUTION.get(metric, RESOLUTION_OF_RATES)
+    return WITHIN_NOISE if wide else REPRODUCED
+
+
+def find_paper() -> Path:
+    """``results/paper.csv`` of this checkout, or else of the current directory.
+
+    Raises:
+        UserError: neither exists.
+    """
+    for folder in (ROOT, Path.cwd()):
+        path = folder / "results" / "paper.csv"
+        if path.exists():
+            return path
+    raise UserError(f"no results/paper.csv in {ROOT} or in {Path.cwd()}; run from the repository, or name the reference file")
+
+
+def main_rows(rows: Iterable[DiffRow]) -> list[DiffRow]:
+    """The rows to show at a glance: the metrics of the task's table for what was run and for the arms of the paper.
+
+    Published numbers of other systems and side metrics are left out, unless they differ; Markdown and JSON keep them.
+    """
+    return [
+        row
+        for row in rows
+        if row.status == DIFFERS or (row.metric in metric_labels(row.task, [row.metric]) and (row.seeds or row.method in ARMS))
+    ]
+
+
+def exit_code(rows: Iterable[DiffRow]) -> int:
+    """1 if a comparable number differs beyond its interval, else 0."""
+    return int(any(row.status == DIFFERS for row in rows))
+
+
+def run(ours: Path, reference: Path | None, as_json: bool) -> int:
+    """Print the comparison (a table of :func:`main_rows`, or everything as JSON) and return the exit code.
+
+    Raises:
+        UserError: as :func:`diff`; the command line makes it exit code 2.
+    """
+    rows = diff(ours, reference)
+    if as_json:
+        print(to_json(rows))
+    else:
+        _print(rows)
+    return exit_code(rows)
+
+
+def to_json(rows: Sequence[DiffRow]) -> str:
+    """Every row and how often each status occurs, as JSON text."""
+    counts = Counter(row.status for row in rows)
+    document = {"counts": counts, "exit_code": exit_code(rows), "rows": [asdict(row) for row in rows]}
+    return json.dumps(document, indent=2)
+
+
+HEADINGS = ("method", "metric", "reference", "ours [95 %]", "difference", "seeds", "images", "status")
+
+
+def _print(rows: Sequence[DiffRow]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log file has no width of its own: never cut a number short
+    shown = main_rows(rows)
+    for task in dict.fromkeys(row.task for row in shown):
+        table = Table(*HEADINGS, title=task, title_justify="left")
+        for row in shown:
+            if row.task == task:
+                table.add_row(*_cells(row), style=COLOURS.get(row.status, "dim" if row.status == NOT_RUN else ""))
+        console.print(table)
+    counts = Counter(row.status for row in shown)
+    console.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    if len(rows) > len(shown):
+        console.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics): --json shows them")
+
+
+def _cells(row: DiffRow) -> list[str]:
+    ours = "–" if row.ours is None else f"{row.ours:.4f}"
+    if row.low is not None:
+        ours += f" [{row.low:.4f}, {row.high:.4f}]"
+    delta = "–" if row.delta is None else f"{row.delta:+.4f}"
+    counts = [f"{row.seeds}", f"{row.images:,}"] if row.seeds else ["–", "–"]
+    metric = metric_labels(row.task, [row.metric]).get(row.metric, row.metric)
+    return [method_label(row.method), metric, row.reference or "–", ours, delta, *counts, row.status]
+
+
+def _place(row: DiffRow) -> tuple[Any, ...]:
+    """Sort key: the order that :func:`diff` promises, metrics in the order of the task's table."""
+    metrics, arms = list(metric_labels(row.task, [row.metric])), list(ARMS)
+    column = metrics.index(row.metric) if row.metric in metrics else len(metrics)
+    group = arms.index(row.method) if row.method in arms else len(arms) + (row.seeds == 0)
+    return row.task, group, row.method, column, row.metric, row.protocol
+
+
+def _key(summary: Summary) -> tuple[str, str, str, str]:
+    return summary.task, summary.metric, summary.protocol, summary.method
+
+
+def _own(summary: Summary) -> DiffRow:
+    """Our side of a row; the verdict is still to come."""
+    low, high = summary.estimate.interval or (None, None)
+    return DiffRow(
+        summary.task,
+        summary.metric,
+        summary.method,
+        status="",
+        ours=summary.estimate.value,
+        low=low,
+        high=high,
+        seeds=summary.seeds,
+        images=summary.images,
+        updates=summary.updates,
+        protocol=summary.protocol,
+    )
+
+
+def _judged(row: DiffRow, delta: Estimate, rounding: float) -> DiffRow:
+    low, high = delta.interval or (None, None)
+    status = verdict(row.metric, delta, rounding)
+    return replace(row, status=status, delta=delta.value, delta_low=low, delta_high=high)
+
+
+def _with_published(row: DiffRow, paper: PaperRow) -> DiffRow:
+    value = None if paper.value is None else str(paper.value)
+    return replace(row, reference=value, reference_protocol=paper.protocol, source=paper.source, note=paper.note)
+
+
+def _with_result(row: DiffRow, answer: Summary, source: str) -> DiffRow:
+    value = f"{answer.estimate.value:.6f}"
+    return replace(row, reference=value, reference_protocol=answer.protocol, source=source)

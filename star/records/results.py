@@ -1,0 +1,280 @@
+"""Result files: one CSV row per number that was measured (or published), validated on the way in and out."""
+
+import csv
+import io
+import math
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from decimal import Decimal, InvalidOperation
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+from star.common.errors import UserError
+from star.common.files import replacing
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("star", "evaluators", "baselines")
+
+Key = tuple[str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of one run.
+
+    Attributes:
+        task: the benchmark it was measured on: geneval, ocr, pickscore, ...
+        metric: its name, e.g. ``geneval_official_macro``, ``ocr_accuracy``, ``pickscore``.
+        protocol: evaluation protocol, version first and scale last: ``geneval-v1/mini-detector/mini``.
+        method: base, flow_grpo, star, ...; with ``:task`` behind it when the checkpoint was trained for another task.
+        seed: of the training run; of the evaluation noise where nothing was trained.
+        value: finite, in the metric's own unit.
+        stderr: standard error of ``value`` over prompts, or None where it cannot be estimated.
+        images, prompts: how many images the value is a mean over, and of how many distinct prompts.
+        updates, images_seen: optimizer steps and images drawn in training; 0 where nothing was trained.
+        seconds: wall-clock time of training.
+        commit: see :func:`commit`.
+        config_hash: see :func:`config_hash`.
+    """
+
+    task: str
+    metric: str
+    protocol: str
+    method: str
+    seed: int
+    value: float
+    stderr: float | None
+    images: int
+    prompts: int
+    updates: int
+    images_seen: int
+    seconds: float
+    commit: str
+    config_hash: str
+
+    @property
+    def key(self) -> Key:
+        """What identifies a row: a file holds one row per key."""
+        return self.task, self.metric, self.protocol, self.method, self.seed
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One published number.
+
+    Attributes:
+        task, metric, protocol, method: as in :class:`Row`; the protocol in words, as far as the source states it.
+        value: with the digits that were printed, or None where the source exists but its number is not known.
+        images, prompts: None where the source does not say.
+        source: paper and table, or repository and issue.
+        note: what a reader must know before using the number; may be empty.
+    """
+
+    task: str
+    metric: str
+    protocol: str
+    method: str
+    value: Decimal | None
+    images: int | None
+    prompts: int | None
+    source: str
+    note: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.task, self.metric, self.method
+
+    @property
+    def rounding(self) -> float:
+        """Half a unit in the last printed digit: 0.005 for 0.95. Zero without a value."""
+        return 0.0 if self.value is None else 0.5 * 10.0 ** int(self.value.as_tuple().exponent)
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+FORMATS = {"value": ".6f", "stderr": ".6f", "seconds": ".1f"}
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """Write a result file in one stroke: sorted by key, fixed float formats, LF line ends.
+
+    Raises:
+        ValueError: two rows have the same key, or a row would not pass :func:`read`.
+    """
+    ordered = sorted(rows, key=lambda row: row.key)
+    for one, other in pairwise(ordered):
+        if one.key == other.key:
+            raise ValueError(f"two rows with the key {one.key}")
+    lines = [[_text(name, value) for name, value in zip(COLUMNS, astuple(row), strict=True)] for row in ordered]
+    for row, line in zip(ordered, lines, strict=True):
+        for name, text in zip(COLUMNS, line, strict=True):
+            _check(text, PARSERS[name], f"row {row.key}, column {name}", ValueError)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+
+
+def upsert(path: Path, rows: Iterable[Row], outdated: Callable[[Row], bool] = lambda row: False) -> list[Row]:
+    """Add rows to a result file; a row with the key of an old one replaces it. The file is created if need be.
+
+    Args:
+        path: the file.
+        rows: the new ones.
+        outdated: tells which old rows are to go.
+
+    Returns:
+        the old rows that went because they are outdated.
+    """
+    old = read(path) if path.exists() else []
+    left_out = {row.key: row for row in old if outdated(row)}
+    kept = {row.key: row for row in old if row.key not in left_out}
+    write((kept | {row.key: row for row in rows}).values(), path)
+    return list(left_out.values())
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a result file, in the file's order.
+
+    Raises:
+        UserError: no such file, or a cell that the schema does not allow; names file, line, column and what is allowed.
+    """
+    return _parse(path, Row, PARSERS)
+
+
+def read_paper(path: Path) -> list[PaperRow]:
+    """The rows of a file of published numbers, in the file's order; one per (task, metric, method).
+
+    Raises:
+        UserError: as :func:`read`.
+    """
+    return _parse(path, PaperRow, PAPER_PARSERS)
+
+
+def is_paper(path: Path) -> bool:
+    """Whether a file holds published numbers rather than results of runs, by its header."""
+    return "source" in _open(path).partition("\n")[0].split(",")
+
+
+def commit() -> str:
+    """Short hash of the git commit this code is at.
+
+    "+dirty" is appended when the code differs from that commit; "unknown" if it is not a git checkout.
+    """
+    if _git("rev-parse", "--show-toplevel") != str(ROOT):
+        return "unknown"
+    head = _git("rev-parse", "--short=10", "HEAD")
+    if not head:
+        return "unknown"
+    return head + ("+dirty" if _git("status", "--porcelain", "--", *CODE) else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _text(name: str, value: Any) -> str:
+    return "" if value is None else format(value, FORMATS.get(name, ""))
+
+
+def _word(text: str) -> str:
+    if not text or text != text.strip() or "\n" in text:
+        raise ValueError
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = _finite(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _decimal(text: str) -> Decimal:
+    number = Decimal(text)
+    if not number.is_finite():
+        raise ValueError
+    return number
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: parse(text) if text else None
+
+
+Parser = tuple[Callable[[str], Any], str]
+WORD: Parser = (_word, "a word, not empty")
+COUNT: Parser = (_count, "a whole number, 0 or more")
+OPTIONAL_COUNT: Parser = (_optional(_count), "a whole number, 0 or more, or nothing")
+PARSERS: dict[str, Parser] = {
+    **dict.fromkeys(("task", "metric", "protocol", "method", "commit", "config_hash"), WORD),
+    **dict.fromkeys(("seed", "images", "prompts", "updates", "images_seen"), COUNT),
+    "value": (_finite, "a finite number"),
+    "stderr": (_optional(_not_negative), "a number, 0 or more, or nothing"),
+    "seconds": (_not_negative, "a number, 0 or more"),
+}
+PAPER_PARSERS: dict[str, Parser] = {
+    **dict.fromkeys(("task", "metric", "protocol", "method", "source"), WORD),
+    **dict.fromkeys(("images", "prompts"), OPTIONAL_COUNT),
+    "value": (_optional(_decimal), "a finite number, or nothing"),
+    "note": (str, "any text"),
+}
+
+
+def _open(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark first
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `star reproduce` to make results, or check the name") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a CSV file: {error}") from None
+
+
+AnyRow = TypeVar("AnyRow", Row, PaperRow)
+
+
+def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> list[AnyRow]:
+    """Every line of a CSV file as a row of the given kind, checked cell by cell."""
+    columns = [field.name for field in fields(kind)]
+    lines = csv.reader(io.StringIO(_open(path), newline=""))
+    header = next(lines, [])
+    if header != columns:
+        raise UserError(f"{path} line 1: the columns are {','.join(header) or '(none)'}; allowed: {','.join(columns)}")
+    rows: dict[tuple, AnyRow] = {}
+    for line in lines:
+        where = f"{path} line {lines.line_num}"
+        if len(line) != len(columns):
+            raise UserError(f"{where}: {len(line)} cells; the header has {len(columns)} columns")
+        cells = {
+            name: _check(text, parsers[name], f"{where}, column {name}", UserError)
+            for name, text in zip(columns, line, strict=True)
+        }
+        row = kind(**cells)
+        if row.key in rows:
+            raise UserError(f"{where}: a second row for {', '.join(map(str, row.key))}; keep one")
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def _check(text: str, parser: Parser, where: str, error: type[Exception]) -> Any:
+    parse, allowed = parser
+    try:
+        return parse(text)
+    except (ValueError, InvalidOperation):
+        raise error(f"{where}: {text!r} is not allowed; allowed: {allowed}") from None

@@ -1,0 +1,78 @@
+"""The rows of a result file as one estimate per method: the mean over seeds, with the interval it deserves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from star.common.statistics import Estimate, mean_interval, wilson
+from star.records.results import Row
+
+NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a file says about one metric of one method.
+
+    Attributes:
+        task, metric, protocol, method: as in :class:`star.records.results.Row`.
+        estimate: mean over seeds. Several seeds: 95 % t-interval over seeds. One seed, or several that agree by chance: the
+            mean of the rows' standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1:
+            Wilson's interval over the prompts, since there the other two have no width.
+        values: every seed's value, in the order of the seeds.
+        images, prompts: of one seed's evaluation; updates, images_seen: of one seed's training; the least of the seeds.
+    """
+
+    task: str
+    metric: str
+    protocol: str
+    method: str
+    estimate: Estimate
+    values: tuple[float, ...]
+    images: int
+    prompts: int
+    updates: int
+    images_seen: int
+
+    @property
+    def seeds(self) -> int:
+        return len(self.values)
+
+
+def is_mini(protocol: str) -> bool:
+    """Whether any part of a protocol is mini's: the model, the prompts or the evaluator."""
+    return any(part == "mini" or part.startswith("mini-") for part in protocol.split("/"))
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """One summary per (task, metric, protocol, method), sorted by those."""
+    ordered = sorted(rows, key=lambda row: row.key)
+    return [_summary(list(group)) for _, group in groupby(ordered, key=lambda row: row.key[:-1])]
+
+
+def _summary(rows: list[Row]) -> Summary:
+    first = rows[0]
+    values = tuple(row.value for row in rows)
+    return Summary(
+        *first.key[:-1],
+        estimate=_estimate(rows),
+        values=values,
+        images=min(row.images for row in rows),
+        prompts=min(row.prompts for row in rows),
+        updates=min(row.updates for row in rows),
+        images_seen=min(row.images_seen for row in rows),
+    )
+
+
+def _estimate(rows: list[Row]) -> Estimate:
+    over_seeds = mean_interval([row.value for row in rows])
+    value, own = over_seeds.value, [row.stderr for row in rows if row.stderr is not None]
+    spread = over_seeds.stderr if len(rows) > 1 else rows[0].stderr
+    if spread == 0 and value in (0.0, 1.0):
+        prompts = min(row.prompts for row in rows)
+        return Estimate(value, spread, wilson(round(value * prompts), prompts)) if prompts else over_seeds
+    if over_seeds.stderr or len(own) < len(rows):
+        return over_seeds
+    # Seeds share prompts and noise: their standard errors do not shrink with their number.
+    stderr = sum(own) / len(own)
+    return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))

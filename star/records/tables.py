@@ -1,0 +1,135 @@
+"""Markdown tables of results, each row of this project above the published row that it answers to."""
+
+from collections.abc import Iterable, Sequence
+
+from evaluators.geneval.prompts import TAGS
+from star.records.results import PaperRow, Row
+from star.records.summary import Summary, is_mini, summarise
+
+# The arms of the paper, in reading order; whatever else a file holds (the controls) follows in alphabetical order.
+ARMS = {
+    "base": "base",
+    "flow_grpo": "Flow-GRPO",
+    "spatial": "spatial only",
+    "temporal": "temporal only",
+    "star": "STAR",
+}
+METRICS = {
+    "geneval": {
+        "geneval_official_macro": "official macro",
+        "geneval_official_micro": "official micro",
+        "geneval_strict_macro": "strict macro",
+        "geneval_continuous_macro": "continuous macro",
+        **{f"geneval_official_{tag}": tag for tag in TAGS},
+        "diversity": "diversity",
+    },
+    "ocr": {"ocr_accuracy": "accuracy", "ocr_exact": "exact", "diversity": "diversity"},
+    "pickscore": {"pickscore": "PickScore", "diversity": "diversity"},
+    "drawbench": {
+        "aesthetic": "aesthetic",
+        "deqa": "DeQA",
+        "image_reward": "ImageReward",
+        "pickscore": "PickScore",
+        "unified_reward": "UnifiedReward",
+    },
+}
+MINI_WARNING = (
+    "Rows marked **mini** come from the embedded small model, its own prompts and its own detector. They are not "
+    "comparable with the published numbers beneath them, which are SD3.5 Medium's."
+)
+LEGEND = (
+    "One seed: value ± standard error over prompts. Several seeds: mean over seeds [95 % t-interval over seeds; over prompts "
+    "where all seeds agree]. A rate of exactly 0 or 1: [Wilson's 95 % interval over prompts]. –: no such number."
+)
+
+
+def markdown(rows: Iterable[Row], paper: Iterable[PaperRow]) -> str:
+    """One table per task in ``rows``: for every method a row of this project and, beneath it, the published one.
+
+    An arm that the paper has and that was not run is shown as "not run".
+    """
+    summaries = summarise(rows)
+    tasks = sorted({summary.task for summary in summaries})
+    return "\n".join(_section(task, [s for s in summaries if s.task == task], paper) for task in tasks)
+
+
+def table(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[list[str]]:
+    """The cells of a task's table, the head first: method, whose numbers, seeds, and the metrics."""
+    published = {row.key: row for row in paper}
+    metrics = metric_labels(task, (summary.metric for summary in summaries))
+    methods = {summary.method for summary in summaries}
+    arms_published = [arm for arm in ARMS if any((task, metric, arm) in published for metric in metrics)]
+    ordered = [arm for arm in ARMS if arm in methods or arm in arms_published] + sorted(methods - set(ARMS))
+    lines = [["method", "numbers", "seeds", *metrics.values()]]
+    for method in ordered:
+        lines += _own_lines(method, metrics, [s for s in summaries if s.method == method])
+        answers = [published.get((task, metric, method)) for metric in metrics]
+        if any(answers):
+            lines.append([method_label(method), "published", "", *map(_published_cell, answers)])
+    return lines
+
+
+def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
+    """The columns of a task's table, metric -> heading; a task unknown here shows every metric it has."""
+    return METRICS.get(task) or {metric: metric for metric in sorted(set(found))}
+
+
+def method_label(method: str) -> str:
+    """The name a reader knows: ``flow_grpo+fast:ocr`` is "Flow-GRPO, fast (trained for ocr)"."""
+    name, _, trained = method.partition(":")
+    arm, *changes = name.split("+")
+    return ", ".join([ARMS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
+
+
+def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:
+    head, *rows = table(task, summaries, paper)
+    lines = [f"### {task}", "", _line(head), "|---|---|" + "--:|" * (len(head) - 2), *map(_line, rows)]
+    notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
+    return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
+
+
+def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary]) -> list[list[str]]:
+    """One line per protocol that the method was measured with, or one that says "not run"."""
+    if not summaries:
+        return [[method_label(method), "this project", "0", "not run", *["–"] * (len(metrics) - 1)]]
+    lines = []
+    for protocol in sorted({summary.protocol for summary in summaries}):
+        cells = {summary.metric: summary for summary in summaries if summary.protocol == protocol}
+        origin = "this project, **mini**" if is_mini(protocol) else "this project"
+        seeds = str(max(summary.seeds for summary in cells.values()))
+        values = [_own_cell(cells.get(metric)) for metric in metrics]
+        lines.append([method_label(method), origin, seeds, *values])
+    return lines
+
+
+def _own_cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "–"
+    estimate = summary.estimate
+    if estimate.interval and (summary.seeds > 1 or estimate.stderr == 0):
+        return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
+    return f"{estimate.value:.3f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.3f}")
+
+
+def _published_cell(row: PaperRow | None) -> str:
+    if row is None:
+        return "–"
+    return "not known" if row.value is None else str(row.value)
+
+
+def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
+    """What each protocol measured on, so that no number stands without it."""
+    lines = []
+    for protocol in sorted({s.protocol for s in summaries}):
+        own = [s for s in summaries if s.protocol == protocol]
+        sizes = []
+        for other, what in ((False, ""), (True, " after training for another task")):
+            if of := [s for s in own if (":" in s.method) == other]:
+                widest = max(of, key=lambda summary: summary.images)
+                sizes.append(f"{widest.images:,} images of {widest.prompts:,} prompts{what}")
+        lines.append(f"- `{protocol}`: {'; '.join(sizes)}")
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

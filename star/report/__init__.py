@@ -1,0 +1,61 @@
+"""``star report``: a results folder as one page that people look at, the same as Markdown, and what it works out as CSV."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from star.common.errors import UserError
+from star.common.files import write_text
+from star.records.comparison import Comparison
+from star.report import csv_export as numbers
+from star.report.ablation import comparisons
+from star.report.blocks import Page, to_html, to_markdown
+from star.report.brief import write_brief
+from star.report.collection import Collection, collect
+from star.report.sections import sections
+
+MINI = (
+    "These numbers come from the embedded small model, its own prompts and its own evaluators. They compare methods with each "
+    "other there; beside the published numbers, which are SD3.5 Medium's, they say nothing."
+)
+
+
+def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> tuple[Path, Path]:
+    """Write the report of a results folder.
+
+    Args:
+        folder: ``results/<scale>``: result files, and ``curves.csv`` and ``images.csv.gz`` if there.
+        runs: where the run folders are, from which settings and pictures come; need not exist.
+        out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``. Pictures and
+            CSV files go into ``figures`` and ``tables`` in the results folder, each task's table and curves beside its result
+            file.
+
+    Returns:
+        page and Markdown.
+
+    Raises:
+        UserError: there are no results, a file does not follow its schema, or ``out`` is no HTML file in a folder.
+    """
+    found = collect(folder, runs)
+    page_file = out or folder / "report.html"
+    if page_file.suffix != ".html" or not page_file.parent.is_dir():
+        raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
+    compared = {task: comparisons(found, task) for task in found.tasks}
+    page = _page(found, compared)
+    numbers.write(found, compared)
+    for task in found.tasks:
+        write_brief(found, task)
+    markdown_file = page_file.with_suffix(".md")
+    write_text(page_file, to_html(page))
+    write_text(markdown_file, to_markdown(page, markdown_file.parent))
+    return page_file, markdown_file
+
+
+def _page(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Page:
+    seeds = sorted({row.seed for row in found.rows if row.updates})
+    counted = f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "nothing trained"
+    return Page(
+        title=f"STAR and its baselines, scale {found.scale}",
+        subtitle=f"Tasks: {', '.join(found.tasks)}; {counted}. An open reproduction of STAR (arXiv 2606.17979).",
+        warning=MINI if found.mini else "",
+        sections=sections(found, compared),
+    )

@@ -1,0 +1,135 @@
+"""The ablation: what each arm is, and the paired differences between arms."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from star.common.statistics import Estimate
+from star.records.comparison import Comparison, compare
+from star.records.tables import method_label
+from star.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
+from star.report.collection import METHODS, REFERENCE, Collection, family
+from star.report.figures import forest_svg
+from star.tasks import paired_scores
+
+ARMS = {
+    "base": ("–", "not trained", "where do all start?"),
+    "flow_grpo": ("per image", "1 everywhere", "the published baseline"),
+    "dense_uniform": ("per position", "1 everywhere", "what do ratios per position do alone?"),
+    "spatial": ("per position", "attention, mean over steps", "does it matter where?"),
+    "temporal": ("per position", "attention, mean over positions", "does it matter when?"),
+    "star": ("per position", "attention to the prompt's core words", "where and when together"),
+    "star_shuffled": ("per position", "STAR's, of another prompt", "does the map have to match the prompt?"),
+    "star_random": ("per position", "STAR's values in a smooth random field", "does it have to be a map at all?"),
+}
+"""Arm -> its probability ratio, its weights, and the question that it answers."""
+
+NO_SETTINGS = ("task=", "seed=", "run=", "method.name=", "model.name=")
+"""How the words of a command begin that do not say what a method is."""
+
+CONTROLS = ("star_shuffled", "star_random")
+
+
+def comparisons(found: Collection, task: str) -> list[Comparison]:
+    """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm.
+
+    Both are of the method's :func:`family`.
+    """
+    if found.images is None:
+        return []
+    images = found.images[found.images["task"] == task]
+    methods = found.methods(task)
+    pairs = [(method, REFERENCE + family(method)) for method in methods]
+    pairs += [("star" + family(m), m) for m in methods if found.trained(task, m) and m != REFERENCE + family(m)]
+    pairs = [(arm, reference) for arm, reference in pairs if arm != reference]
+    made = (compare(images, *pair, column, label) for column, label in paired_scores(task).items() for pair in pairs)
+    return [comparison for comparison in made if comparison]
+
+
+def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Section:
+    """The chapter, from the :func:`comparisons` of each task."""
+    section = Section("ablation", "Ablation: every arm minus Flow-GRPO")
+    section.blocks += [_arms(found), *_named(found)]
+    section.blocks.append(
+        Text(
+            "Same prompts, same noise, image by image. With several training seeds the 95 % interval holds for new prompts "
+            "and new trainings at once: prompts are resampled, seeds enter by Student's t. It is not corrected for the "
+            "number of arms. The arms of a variant are compared with those of the same variant."
+        )
+    )
+    for task, own in compared.items():
+        if own:
+            section.parts.append(Section(f"ablation-{task}", task, _blocks(task, own)))
+        else:
+            text = f"{task}: no image-by-image comparison with Flow-GRPO can be made from what is here."
+            section.blocks.append(Text(text, missing=True))
+    return section
+
+
+def difference_row(c: Comparison, name: str) -> list[str]:
+    """A line of a table: the difference with its interval, and that of every seed."""
+    seeds = ", ".join(signed(Estimate(value, None, None)) for value in c.per_seed)
+    return [name, signed(c.delta), seeds]
+
+
+def _arms(found: Collection) -> Table:
+    shown = {method for task in found.tasks for method in found.methods(task)}
+    rows = [[method_label(m), *ARMS[m], "yes" if m in shown else "not run"] for m in METHODS]
+    return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
+
+
+def _named(found: Collection) -> list[Table]:
+    """What was run under names of their own, with the words of their commands that say what they are."""
+    rows: dict[str, str] = {}
+    for (_, method, _), command in found.commands.items():
+        words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
+        if method not in METHODS and words:
+            rows[method_label(method)] = " ".join(words)
+    caption = "Settings of their own"
+    return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())], numbers=2)] if rows else []
+
+
+def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
+    arms = [c for c in own if c.reference == REFERENCE + family(c.reference)]
+    controls = [c for c in own if c not in arms]
+    label = own[0].label
+    # What was not trained is far off and would squeeze the arms; it is in the table.
+    ours = [(c.arm, c) for c in arms if c.trained_on[0] and c.label == label]
+    others = [(c.reference, c) for c in controls if c.label == label]
+    forests = [
+        _forest(f"{title}{what}", task, label, [(m, c) for m, c in rows if (m in METHODS) == plain])
+        for plain, what in ((True, ""), (False, ": settings of their own"))
+        for title, rows in (("Every arm minus Flow-GRPO", ours), ("STAR minus every other arm", others))
+    ]
+    blocks: list[Block] = []
+    if drawn := [forest for forest in forests if forest]:
+        caption = f"{task}: paired differences with 95 % intervals; ticks above a line are single seeds."
+        blocks.append(Gallery(caption, drawn))
+    if any(c.arm == "star" for c in arms) and not any(c.reference in CONTROLS for c in controls):
+        text = "No arm has maps that mean nothing here: nothing tells whether STAR's result comes from its maps."
+        blocks.append(Text(text, missing=True))
+    if unequal := dict.fromkeys(f"{method_label(c.arm)} minus {method_label(c.reference)}" for c in own if not c.equal_terms):
+        what = "Trained with other settings or on another number of images, so not of the method alone"
+        blocks.append(Text(f"{what}: {', '.join(unequal)}.", missing=True))
+    blocks += _tables(task, arms, "paired differences", "minus Flow-GRPO", lambda c: c.arm)
+    blocks += _tables(task, controls, "STAR minus every other arm", "STAR minus it", lambda c: c.reference)
+    return blocks
+
+
+def _tables(
+    task: str, own: Sequence[Comparison], what: str, column: str, method: Callable[[Comparison], str]
+) -> Iterable[Table]:
+    """A table for each score; ``method`` says which side of a comparison names its line."""
+    for label in dict.fromkeys(c.label for c in own):
+        part = [c for c in own if c.label == label]
+        rows = [difference_row(c, method_label(method(c))) for c in part]
+        yield Table(f"{task}, {label}: {what}, {sizes(part)}", ["method", f"{column} [95 %]", "every seed"], rows)
+
+
+def _forest(title: str, task: str, label: str, rows: Sequence[tuple[str, Comparison]]) -> tuple[str, str] | None:
+    """Title and drawing; None if there is nothing to draw."""
+    if not rows:
+        return None
+    told = "; ".join(f"{method_label(method)} {signed(c.delta)}" for method, c in rows)
+    alt = f"{task}, {label}: {title}, 95 % intervals: {told}."
+    drawn = [(method_label(method), c.delta, c.per_seed) for method, c in rows]
+    return title, forest_svg(drawn, f"difference in {label}", alt)

@@ -1,0 +1,195 @@
+"""What a report is made of, and how it is written: the same content as Markdown and as one HTML page."""
+
+import base64
+import html
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from star.common.statistics import Estimate
+
+MISSING = "–"
+UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
+"""Spaces at which a number must not part from its unit or error, nor what is in brackets."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; ``missing`` marks one that says what is not there, ``strong`` a word to begin with."""
+
+    text: str
+    strong: str = ""
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption. The first column names the row; columns from ``numbers`` on are set like numbers."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: int = 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG element that carries its own text alternative."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small drawings side by side under one caption."""
+
+    caption: str
+    svgs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file, its caption and what a reader who cannot see it is told."""
+
+    caption: str
+    file: Path
+    alt: str
+
+    @property
+    def source(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        with Image.open(self.file) as image:
+            return image.size
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands, one a line."""
+
+    caption: str
+    text: str
+
+
+Block = Text | Table | Drawing | Gallery | Picture | Code
+
+
+@dataclass
+class Section:
+    """A chapter, or a part of one: a heading, blocks, and parts."""
+
+    anchor: str
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+    parts: list["Section"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report."""
+
+    title: str
+    subtitle: str
+    warning: str
+    sections: Sequence[Section]
+
+
+class Sized(Protocol):
+    """A number that was measured on images of prompts."""
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def prompts(self) -> int: ...
+
+
+def to_html(page: Page) -> str:
+    """The page as one HTML file that needs nothing else: no network, no script."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.files("star.report").joinpath("page.html").read_text(encoding="utf-8"))
+    style = resources.files("star.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        template.render(page=page, style=Markup(style), kind=lambda block: type(block).__name__, svg=Markup, inline=_inline)
+        + "\n"
+    )
+
+
+def to_markdown(page: Page, folder: Path) -> str:
+    """The page as Markdown; pictures are linked relative to ``folder``, drawings are only in the HTML page."""
+    lines = [f"# {page.title}", "", page.subtitle, ""]
+    if page.warning:
+        lines += [f"> {page.warning}", ""]
+    for section in page.sections:
+        lines += _section(section, 2, folder)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def estimate(value: Estimate, digits: int = 3) -> str:
+    """``0.512 [0.498, 0.526]``, or without an interval what there is."""
+    if value.interval is None:
+        return number(value.value, digits)
+    low, high = value.interval
+    return f"{number(value.value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def signed(value: Estimate, digits: int = 3) -> str:
+    """``+0.021 [−0.002, +0.044]``."""
+    texts = [f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in (value.value, *(value.interval or ()))]
+    return texts[0] if value.interval is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def sizes(measured: Iterable[Sized]) -> str:
+    """``788 images of 197 prompts``, or all such sizes if they differ."""
+    return " or ".join(dict.fromkeys(f"{m.images:,} images of {m.prompts:,} prompts" for m in measured))
+
+
+def _inline(text: str) -> Markup:
+    """Text for the page: what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(UNBROKEN.sub("\N{NO-BREAK SPACE}", text)))))
+
+
+def _section(section: Section, level: int, folder: Path) -> list[str]:
+    lines = ["#" * level + " " + section.title, ""]
+    for block in section.blocks:
+        lines += [*_block(block, folder), ""]
+    for part in section.parts:
+        lines += _section(part, level + 1, folder)
+    return lines
+
+
+def _block(block: Block, folder: Path) -> list[str]:
+    match block:
+        case Text():
+            return [(f"**{block.strong}** " if block.strong else "") + _plain(block.text)]
+        case Table():
+            marks = ["---" if column < block.numbers else "--:" for column in range(len(block.head))]
+            rows = [block.head, *block.rows]
+            written = ["| " + " | ".join(_plain(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
+            return [f"*{_plain(block.caption)}*", "", written[0], "|" + "|".join(marks) + "|", *written[1:]]
+        case Picture():
+            return [f"![{_plain(block.alt)}]({Path(os.path.relpath(block.file, folder)).as_posix()})", "", block.caption]
+        case Code():
+            return [block.caption, "", "```sh", block.text, "```"]
+        case Drawing() | Gallery():
+            return [f"*{_plain(block.caption)}* (drawn in the HTML page)"]
+
+
+def _plain(text: str) -> str:
+    """Text whose characters mean nothing to Markdown's HTML."""
+    return html.escape(text, quote=False)

@@ -1,0 +1,60 @@
+"""A task on one screen, beside its result file: the table, STAR minus Flow-GRPO in a sentence, and their curves."""
+
+from star.common.files import write_text
+from star.common.statistics import Estimate
+from star.records import tables
+from star.records.comparison import Comparison, compare
+from star.records.tables import method_label
+from star.report.blocks import signed
+from star.report.collection import REFERENCE, Collection
+from star.report.figures import reward_curves
+from star.report.learning import by_seed, curve
+from star.tasks import paired_scores
+
+
+def write_brief(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> str:
+    """Write ``<task>.md`` and ``<task>.png`` into the results folder.
+
+    Args:
+        found: what there is.
+        task: one of its tasks.
+        arm, reference: the methods that are compared, by their names in the results.
+
+    Returns:
+        the sentence on the difference, with every seed that the results hold of both; empty if they cannot be compared.
+    """
+    file = found.folder / f"{task}.csv"
+    parts = [tables.markdown([row for row in found.rows if row.task == task], found.paper)]
+    if gain := _gain(found, task, arm, reference):
+        parts.append(gain + "\n")
+    runs = {} if found.curves is None else by_seed(found.curves, task)
+    lines = {method_label(m): [curve(part, "images_seen") for part in runs[m].values()] for m in (reference, arm) if m in runs}
+    if lines:
+        reward_curves(lines, f"{task}, {found.scale}", file.with_suffix(".png"))
+        parts.append(f"![Reward curves]({task}.png)\n")
+    write_text(file.with_suffix(".md"), "\n".join(parts))
+    return gain
+
+
+def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
+    if found.images is None:
+        return ""
+    images = found.images[found.images["task"] == task]
+    made = (compare(images, arm, reference, column, label) for column, label in paired_scores(task).items())
+    gains = [gain for gain in made if gain]
+    if not gains:
+        return ""
+    seeds = gains[0].seeds
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing of others"
+    return (
+        f"{method_label(arm)} minus {method_label(reference)}, {named}, paired by prompt and noise "
+        f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
+    )
+
+
+def _told(gain: Comparison) -> str:
+    text = f"{gain.label} {signed(gain.delta, 4)}"
+    if len(gain.seeds) == 1:
+        return text
+    return f"{text} (by seed {', '.join(signed(Estimate(value, None, None), 4) for value in gain.per_seed)})"

@@ -1,0 +1,243 @@
+"""All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from star.common.errors import UserError
+from star.records.comparison import Comparison, compare
+from star.records.diff import find_paper
+from star.records.folder import COMMANDS, CURVES, EVALUATION, IMAGES, KEY, belonging
+from star.records.results import PaperRow, Row, read, read_paper
+from star.records.summary import Summary, is_mini, summarise
+from star.report.verdict import SEEDS_FOR_A_CLAIM
+from star.tasks import paired_scores
+from star.training.checkpoint import RunFolder
+
+TASKS = ("geneval", "ocr", "pickscore")
+METHODS = ("base", "flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+"""The base and the arms of the ablation, in reading order."""
+
+REFERENCE = "flow_grpo"
+"""What every arm is compared with; a variant's arms with Flow-GRPO of the same variant, see :func:`family`."""
+
+Cell = tuple[str, str, int]
+"""Task, method, training seed."""
+
+
+@dataclass
+class Collection:
+    """What was found.
+
+    Attributes:
+        folder: of the results.
+        scale: its name, which is the scale's.
+        rows: of all result files.
+        paper: the published numbers.
+        images: per-image verdicts with ``task``, ``method``, ``seed``, their rows' ``protocol`` and images seen in training
+            (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
+        curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
+        commands: the command of each run, as far as they are known.
+        runs: the run folders whose results these are.
+        missing: what a reader must know is not there, a sentence each.
+    """
+
+    folder: Path
+    scale: str
+    rows: list[Row]
+    paper: list[PaperRow]
+    images: pd.DataFrame | None = None
+    curves: pd.DataFrame | None = None
+    commands: dict[Cell, str] = field(default_factory=dict)
+    runs: dict[Cell, Path] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that something was trained for or the base measured on, the known ones first.
+
+        Not those that only checkpoints of other tasks were scored on.
+        """
+        found = {row.task for row in self.rows if ":" not in row.method}
+        return [task for task in TASKS if task in found] + sorted(found - set(TASKS))
+
+    def methods(self, task: str) -> list[str]:
+        """The methods that were measured on the task they were trained for, in reading order."""
+        found = {row.method for row in self.rows if row.task == task and ":" not in row.method}
+        return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+
+    def trained(self, task: str, method: str) -> bool:
+        """Whether this project trained it, unlike the base and released weights."""
+        return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
+
+    def seeds(self, task: str, method: str) -> set[int]:
+        """The seeds that a method was measured with."""
+        return {row.seed for row in self.rows if (row.task, row.method) == (task, method)}
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        return summarise(self.rows)
+
+    def summary(self, task: str, metric: str, method: str, protocol: str | None = None) -> Summary | None:
+        """One number; without a protocol, under that with the most seeds if there are several."""
+        found = [s for s in self.summaries if (s.task, s.metric, s.method) == (task, metric, method)]
+        return max((s for s in found if protocol in (None, s.protocol)), key=lambda s: s.seeds, default=None)
+
+    def difference(self, task: str, arm: str, reference: str) -> Comparison | None:
+        """Arm minus reference on the task's main score; None if they cannot be compared."""
+        if self.images is None:
+            return None
+        column, label = next(iter(paired_scores(task).items()), ("", ""))
+        return compare(self.images[self.images["task"] == task], arm, reference, column, label)
+
+    @property
+    def mini(self) -> bool:
+        return any(is_mini(row.protocol) for row in self.rows)
+
+
+def collect(folder: Path, runs: Path) -> Collection:
+    """Read a results folder, and from the run folders what it does not hold.
+
+    Args:
+        folder: ``results/<scale>``.
+        runs: what holds ``<scale>/<task>/<method>/...``; need not exist.
+
+    Raises:
+        UserError: there is no result file, or one that does not follow its schema.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
+    files = sorted(file for file in folder.glob("*.csv") if file.name not in (CURVES, COMMANDS))
+    rows = [row for file in files for row in read(file)]
+    if not rows:
+        raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
+    found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
+    found.runs = _runs(runs / found.scale, rows)
+    found.missing += _unmeasured(found)
+    terms: dict[Cell, str] = {}
+    if (folder / COMMANDS).exists():
+        for line in belonging(_read(folder / COMMANDS), rows).fillna("").to_dict("records"):
+            cell = line["task"], line["method"], line["seed"]
+            found.commands[cell], terms[cell] = line["command"], line.get("terms", "")
+    images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
+    found.images = None if images is None else _with_terms(images, rows, terms)
+    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
+    if not found.runs:
+        found.missing.append(
+            f"No run folders of these results in {runs / found.scale}: settings, maps and sample images come from earlier "
+            "reports or are left out."
+        )
+    return found
+
+
+def family(method: str) -> str:
+    """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast:ocr``, or nothing."""
+    return "".join(method.partition(":")[0].partition("+")[1:])
+
+
+def base_of(found: Collection, task: str, variant: str) -> str:
+    """The untrained model that methods of a :func:`family` began from: the family's own if it was measured on the task."""
+    own = f"base{variant}"
+    return own if own in found.methods(task) else "base"
+
+
+def families(methods: Iterable[str]) -> list[str]:
+    """The families of trained methods, the plain one first; that alone if nothing was trained."""
+    found = sorted({family(method) for method in methods if not method.startswith("base")})
+    return found or [""]
+
+
+def titled(task: str, variant: str) -> str:
+    """A task with the changes of a family of methods: ``ocr, fast``."""
+    return ", ".join([task, *variant.split("+")[1:]])
+
+
+def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
+    """The finished run folders whose settings are those of the rows: base beside the methods, seeds within them."""
+    known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
+    found = {}
+    for file in sorted([*folder.glob("*/*/final/rows.json"), *folder.glob("*/*/*/final/rows.json")]):
+        first = _first_row(file.parent.parent)
+        cell = first["task"], first["method"], first["seed"]
+        if (*cell, first["config_hash"]) in known:
+            found[cell] = file.parent.parent
+    return found
+
+
+def _first_row(run: Path) -> dict:
+    return json.loads((run / "final" / "rows.json").read_text())[0]
+
+
+def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
+    """Verdicts with what else decides whether two methods may be compared."""
+    known = [(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen, terms.get(_training(r), "")) for r in rows]
+    table = pd.DataFrame(known, columns=[*EVALUATION, "protocol", "trained_on", "terms"])
+    return images.merge(table.drop_duplicates(EVALUATION), on=EVALUATION)
+
+
+def _training(row: Row) -> Cell:
+    """The cell that trained what a row was measured on: of ``star:ocr`` on geneval it is that of ocr."""
+    method, _, own = row.method.partition(":")
+    return own or row.task, method, row.seed
+
+
+def _unmeasured(found: Collection) -> list[str]:
+    """Tasks without results, and arms with few seeds. Arms that a task lacks are said with its findings."""
+    sentences = []
+    if absent := [task for task in TASKS if task not in found.tasks]:
+        sentences.append(f"Tasks that were not run: {', '.join(absent)}.")
+    for task in found.tasks:
+        trained = [method for method in found.methods(task) if found.trained(task, method)]
+        seeds = {method: len(found.seeds(task, method)) for method in trained}
+        most = max(seeds.values(), default=0)
+        if 0 < most < SEEDS_FOR_A_CLAIM:
+            sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")
+        if few := [f"{method} ({count})" for method, count in seeds.items() if count < most]:
+            sentences.append(f"On {task} some arms have fewer than {most} seeds: {', '.join(few)}.")
+    return sentences
+
+
+def _table(
+    found: Collection, name: str, of_run: Callable[[Path], pd.DataFrame | None], what: str, consequence: str
+) -> pd.DataFrame | None:
+    """What a file of the results folder has of these results, and of the rest what the run folders have."""
+    file = found.folder / name
+    current = belonging(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
+    there = set(current[KEY].itertuples(index=False, name=None))
+    cells = {(row.task, row.method, row.seed) for row in found.rows if ":" not in row.method}
+    needed = {cell for cell in cells if name != CURVES or found.trained(*cell[:2])}
+    parts = [current] if len(current) else []
+    for task, method, seed in sorted(needed - there):
+        path = found.runs.get((task, method, seed))
+        part = None if path is None else of_run(path)
+        if path is not None and part is not None:
+            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=_first_row(path)["config_hash"]))
+            there.add((task, method, seed))
+    if lacking := sorted(needed - there):
+        runs = "any run" if len(lacking) == len(needed) else ", ".join(f"{t} {m} seed {s}" for t, m, s in lacking)
+        found.missing.append(f"Neither {name} nor the run folders have the {what} of {runs}: {consequence}.")
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype={"config_hash": str}, low_memory=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete it, or write it again with `star matrix`") from None
+    if lacking := [name for name in EVALUATION if name not in table]:
+        raise UserError(f"{file} has no column {', '.join(lacking)}; write it again with `star matrix`")
+    return table
+
+
+def _images_of_run(path: Path) -> pd.DataFrame | None:
+    file = path / "final" / "images.csv"
+    return pd.read_csv(file) if file.exists() else None
+
+
+def _curve_of_run(path: Path) -> pd.DataFrame | None:
+    lines = RunFolder(path).metrics()
+    return pd.DataFrame(lines) if lines else None

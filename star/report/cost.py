@@ -1,0 +1,83 @@
+"""What training cost: wall-clock time of each arm, and its parts."""
+
+import numpy as np
+import pandas as pd
+
+from star.records.tables import method_label
+from star.report.blocks import MISSING, Block, Section, Table, Text, number
+from star.report.collection import REFERENCE, Collection, family
+
+PARTS = {"sampling_seconds": "sampling and judging", "update_seconds": "update"}
+
+
+def cost(found: Collection) -> Section:
+    """The chapter."""
+    section = Section("cost", "What training cost")
+    for task in found.tasks:
+        section.blocks += [*_runs(found, task), *_epochs(found, task)]
+    if not section.blocks:
+        section.blocks.append(Text("Nothing was trained here.", missing=True))
+        return section
+    section.blocks.append(
+        Text(
+            "Runs may have shared a machine, or come from different ones, and all that is in these times. What maps cost is "
+            "measured by `star bench overhead`, with and without them in turn, in one process."
+        )
+    )
+    return section
+
+
+def _runs(found: Collection, task: str) -> list[Block]:
+    """Whole runs, as the result files have them."""
+    runs = {}
+    for method in found.methods(task):
+        of_method = {r.seed: r for r in found.rows if (r.task, r.method) == (task, method) and r.seconds and r.images_seen}
+        if of_method:
+            runs[method] = list(of_method.values())
+    pace = {method: float(np.mean([1000 * r.seconds / r.images_seen for r in rows])) for method, rows in runs.items()}
+    lines = [
+        [
+            method_label(method),
+            str(len(rows)),
+            f"{min(r.updates for r in rows):,}",
+            f"{min(r.images_seen for r in rows):,}",
+            number(float(np.mean([r.seconds for r in rows])), 0),
+            number(pace[method], 1),
+            *_ratios(pace, method),
+        ]
+        for method, rows in runs.items()
+    ]
+    head = ["method", "runs", "updates", "images", "seconds of a run", "seconds per 1,000 images", *AGAINST]
+    return [Table(f"{task}: wall-clock time of training, mean over seeds", head, lines)] if lines else []
+
+
+def _epochs(found: Collection, task: str) -> list[Block]:
+    """Epochs and their parts, as far as the curves have them."""
+    if found.curves is None or not {*PARTS} <= {*found.curves}:
+        return []
+    own = found.curves[found.curves["task"] == task].dropna(subset=list(PARTS))
+    medians = {method: _median(own[own["method"] == method]) for method in found.methods(task)}
+    whole = {method: sum(parts) for method, parts in medians.items() if parts}
+    lines = [
+        [
+            method_label(method),
+            *(number(part, 2) for part in medians[method]),
+            number(whole[method], 2),
+            *_ratios(whole, method),
+        ]
+        for method in whole
+    ]
+    head = ["method", *PARTS.values(), "together", *AGAINST]
+    return [Table(f"{task}: seconds of an epoch, median over epochs and seeds", head, lines)] if lines else []
+
+
+AGAINST = ["time against Flow-GRPO", "time against dense_uniform"]
+
+
+def _ratios(times: dict[str, float], method: str) -> list[str]:
+    others = (arm + family(method) for arm in (REFERENCE, "dense_uniform"))
+    return [f"× {times[method] / times[other]:.2f}" if other in times else MISSING for other in others]
+
+
+def _median(lines: pd.DataFrame) -> list[float]:
+    return [float(lines[part].median()) for part in PARTS] if len(lines) else []

@@ -1,0 +1,198 @@
+"""Pictures of results: rewards while training, paired differences, scores seed by seed.
+
+What goes into a page is an SVG of its own width at most, with text as text and ink in the page's colour, so that it is
+sharp, readable on a phone, and right on dark ground.
+"""
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from star.common.files import replacing
+from star.common.statistics import Estimate
+from star.records.learning_curves import WINDOW, running_mean
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK = "#123456"
+"""Stands for the colour of the page's text until the SVG is written."""
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "none"),
+}
+POINTS_PER_INCH = 72
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""(cost, reward) of one run, epoch by epoch."""
+
+
+def reward_curves(runs: Mapping[str, Sequence[Curve]], title: str, file: Path) -> None:
+    """Training reward over images seen, as a PNG: every epoch as a dot, the mean of the last epochs as a line.
+
+    Args:
+        runs: method -> the curve of each seed.
+        title: above the picture.
+        file: where to write.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    for (label, curves), color in zip(runs.items(), COLORS, strict=False):
+        for number, curve in enumerate(curves):
+            axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
+            axis.plot(*_smooth(curve), color=color, label="" if number else label)
+    axis.set_xlabel("images seen")
+    axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    with replacing(file) as part:
+        figure.savefig(part, dpi=150, format="png")
+    plt.close(figure)
+
+
+def color_of(place: int) -> str:
+    """The colour of the arm in that place; beyond the colours there are, ink."""
+    return COLORS[place] if place < len(COLORS) - 1 else INK
+
+
+def curves_svg(
+    curves: Mapping[int, Curve], reference: Mapping[int, Curve], color: str, limits: tuple[float, float], alt: str
+) -> str:
+    """Training reward of one arm over images seen: a line per seed, and those of a reference arm thin and dashed.
+
+    Lines are running means of :data:`star.records.learning_curves.WINDOW` epochs, with the seed at the end.
+
+    Args:
+        curves: seed -> its curve.
+        reference: the same of another arm; may be empty.
+        color: of the arm.
+        limits: of the reward axis, the same for figures that stand side by side.
+        alt: what a reader who cannot see it is told.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=(3.4, 2.3))
+        axis = figure.subplots()
+        for curve in reference.values():
+            axis.plot(*_smooth(curve), color=INK, lw=0.8, ls="--", alpha=0.6)
+        for curve in curves.values():
+            axis.plot(*_smooth(curve), color=color, lw=1.4)
+        axis.set_ylim(limits)
+        _name_ends(axis, {str(seed): _smooth(curve) for seed, curve in curves.items()})
+        axis.set_xlabel("images seen")
+        axis.set_ylabel("training reward")
+        return to_svg(figure, alt)
+
+
+def forest_svg(rows: Sequence[tuple[str, Estimate, Sequence[float]]], xlabel: str, alt: str) -> str:
+    """Differences with their intervals, one above the other, around a line at 0.
+
+    Args:
+        rows: (label, difference, the difference of each seed), from top to bottom.
+        xlabel: says what minus what, and in which unit.
+        alt: what a reader who cannot see it is told.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=(3.8, 0.7 + 0.36 * len(rows)))
+        axis = figure.subplots()
+        axis.axvline(0, color=INK, lw=0.8, ls="--")
+        for place, (_, delta, seeds) in enumerate(rows):
+            axis.plot(seeds, [place - 0.25] * len(seeds), "|", color=INK, ms=5, alpha=0.7)
+            if delta.interval:
+                axis.plot(delta.interval, [place, place], color=COLORS[0], lw=2)
+            axis.plot(delta.value, place, "o", color=COLORS[0], ms=5)
+        _rows(axis, [label for label, *_ in rows])
+        axis.set_xlabel(xlabel)
+        return to_svg(figure, alt)
+
+
+def dots_svg(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, alt: str, line: tuple[str, float] | None = None
+) -> str:
+    """Every seed's score as a dot and their mean as a bar, row by row.
+
+    Args:
+        rows: row -> series -> the values of its seeds. Several series are told apart by colour, place and a legend.
+        xlabel: of the values.
+        alt: what a reader who cannot see it is told.
+        line: (label, value) of a line to compare with.
+    """
+    series = list(dict.fromkeys(name for values in rows.values() for name in values))
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=(3.8, 0.7 + len(rows) * (0.2 + 0.13 * len(series)) + 0.22 * (len(series) > 1) * len(series)))
+        axis = figure.subplots()
+        if line:
+            axis.axvline(line[1], color=INK, lw=0.8, ls="--", label=line[0])
+        for number, name in enumerate(series):
+            offset = 0.7 * ((number + 0.5) / len(series) - 0.5)
+            for place, values in enumerate(rows.values()):
+                own = values.get(name, ())
+                heights = [place + offset] * len(own)
+                axis.plot(own, heights, "o", color=color_of(number), ms=4, alpha=0.6, mew=0, label="" if place else name)
+                if len(own):
+                    axis.plot(sum(own) / len(own), place + offset, "|", color=color_of(number), ms=8, mew=2)
+        _rows(axis, list(rows))
+        axis.set_xlabel(xlabel)
+        if len(series) > 1 or line:
+            axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
+        return to_svg(figure, alt)
+
+
+def to_svg(figure: Figure, alt: str) -> str:
+    """A figure as an SVG element for a page: an image by name, as wide as the page allows but not wider than drawn."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Ids of groups ("axes_1") would repeat from figure to figure; those that are referred to are hashes.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(INK, "currentColor")
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert size, "matplotlib gives every SVG a viewBox"
+    width = float(size[1]) / POINTS_PER_INCH
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'aria-label="{html.escape(alt)}" {size[0]} style="width: 100%; max-width: {width:.2f}in; height: auto">'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: opening, svg, count=1)
+
+
+def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """The running mean of a curve, at the cost of the last epoch in it; a run shorter than that as it is."""
+    costs, rewards = (np.asarray(values, dtype=np.float64) for values in curve)
+    mean = running_mean(rewards)
+    return (costs[WINDOW - 1 :], mean) if len(mean) else (costs, rewards)
+
+
+def _name_ends(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write each curve's name behind its end, far enough apart to be read."""
+    low, high = axis.get_ylim()
+    place = -np.inf
+    for name, (costs, rewards) in sorted(curves.items(), key=lambda item: item[1][1][-1]):
+        place = max(rewards[-1], place + 0.08 * (high - low))
+        spot = (costs[-1], place)
+        axis.annotate(name, spot, (4, 0), textcoords="offset points", va="center", fontsize=8, annotation_clip=False)
+
+
+def _rows(axis: Axes, labels: Sequence[str]) -> None:
+    """Label rows 0, 1, ... from the top."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="x", color=INK, alpha=0.15, lw=0.6)

@@ -1,0 +1,232 @@
+"""Pictures that need the run folders: maps over the denoising steps, and samples of several methods at the same noise.
+
+Each is drawn once and kept as a PNG in the results folder, with its text alternative and the settings of the runs it shows
+inside, so that a report can be made again where the run folders are not, and is drawn again when they have changed.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from PIL import Image
+
+from star.common.errors import UserError
+from star.common.files import replacing
+from star.common.noise import normal
+from star.config import Config, SamplingConfig, read_config
+from star.method.allocation import allocate
+from star.method.sampling import sigmas, transition
+from star.models.sd3 import Base
+from star.records.tables import method_label
+from star.report.blocks import Block, Picture, Text
+from star.report.collection import Collection
+from star.tasks import Prompt, load_task, paired_scores
+from star.training.checkpoint import load_trained
+from star.training.rollout import relevance_of
+
+SHOWN = ("base", "flow_grpo", "star")
+PROMPTS = 6
+PER_LINE = 4
+"""Maps side by side, so that their titles can be read on a phone."""
+DPI = 100
+PLAIN: Any = {"font.family": "sans-serif", "font.size": 8}
+
+
+def filmstrip(found: Collection, task: str) -> Block:
+    """STAR's weights over the denoising steps of one prompt, before and after training, or what keeps it from being shown."""
+    runs = _runs(found, task, ("star",))
+    caption = (
+        "STAR's weights (mean 1 over steps and positions) at every denoising step, before training (above) and after "
+        "(below), from the same noise, without noise on the way; left the finished image. Bold: steps that training uses, "
+        "whose weights it scales among themselves. The prompt is the first of the test prompts with the most core words."
+    )
+
+    def draw() -> tuple[Figure, str]:
+        config = read_config(runs["star"] / "config.yaml")
+        prompt = _richest(list(load_task(config, task).test))
+        images, maps = _maps(config, prompt, runs["star"] / "final" / "trained.safetensors")
+        return _strip(prompt, images, maps, trained_steps(config.sampling))
+
+    return _kept(found.folder / "figures" / f"maps-{task}.png", _source(runs), draw if runs else None, caption)
+
+
+def samples(found: Collection, task: str) -> Block:
+    """The same prompts and noise under base, Flow-GRPO and STAR, or what keeps them from being shown."""
+    runs = _runs(found, task, SHOWN)
+    caption = (
+        f"Test prompts at equal distances in alphabetical order, not chosen by eye; the first image of each, from the same "
+        f"noise for every method: {', '.join(method_label(method) for method in SHOWN)}. Below each image its verdict, of "
+        "which the main score is made."
+    )
+
+    def draw() -> tuple[Figure, str]:
+        return _grid({method: path / "final" for method, path in runs.items()}, next(iter(paired_scores(task))))
+
+    return _kept(
+        found.folder / "figures" / f"samples-{task}.png", _source(runs), draw if len(runs) == len(SHOWN) else None, caption
+    )
+
+
+def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, Path]:
+    """The run of each method with the lowest seed that all the trained ones have."""
+    seeds = [{s for t, m, s in found.runs if (t, m) == (task, method)} for method in methods if method != "base"]
+    shared = sorted(set.intersection(*seeds))
+    if not shared:
+        return {}
+    cells = {m: (task, m, shared[0]) for m in methods if m != "base"}
+    if "base" in methods and (bases := [cell for cell in found.runs if cell[:2] == (task, "base")]):
+        cells["base"] = bases[0]
+    return {method: found.runs[cells[method]] for method in methods if method in cells}
+
+
+def _source(runs: Mapping[str, Path]) -> str:
+    """What the picture was drawn from: the settings' hash of each run."""
+    rows = {method: json.loads((path / "final" / "rows.json").read_text())[0] for method, path in runs.items()}
+    return "; ".join(f"{m} seed {r['seed']}, settings {r['config_hash']}, commit {r['commit']}" for m, r in rows.items())
+
+
+def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None, caption: str) -> Block:
+    """The picture of the file, drawn first if it is not there or shows other runs."""
+    info = _info(file)
+    if draw and info.get("Source") != source:
+        try:
+            figure, alt = draw()
+        except (UserError, OSError) as error:
+            return Text(f"Not drawn: {error}", missing=True)
+        info = {"Description": alt, "Source": source}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part:
+            figure.savefig(part, format="png", dpi=DPI, metadata=info)
+    if not info:
+        return Text(
+            f"Not drawn: the run folders are not here, and neither is {file.name} from an earlier report.", missing=True
+        )
+    return Picture(f"{caption} Runs: {info['Source']}.", file, info["Description"])
+
+
+def _info(file: Path) -> dict[str, str]:
+    """The texts inside a picture drawn here; empty if there is none."""
+    if not file.exists():
+        return {}
+    with Image.open(file) as image:
+        return {key: image.info[key] for key in ("Description", "Source") if key in image.info}
+
+
+def _richest(prompts: list[Prompt]) -> Prompt:
+    return max(prompts, key=lambda prompt: len(prompt.spans))
+
+
+@torch.no_grad()
+def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Images (H, W, 3) and STAR's weights (steps, h, w), each before and after training."""
+    base = Base(config.model, Accelerator().device, config.seed)
+    trained = {name: value.clone() for name, value in base.trained.items()}
+    load_trained(weights, trained)
+    images, maps = [], []
+    for context in (base.reference(), base.weights(trained)):
+        with context:
+            image, relevance = _denoised(base, config, prompt)
+        method = config.method
+        weight = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent)
+        images.append(image)
+        maps.append(weight[:, 0].cpu().numpy())
+    return images, maps
+
+
+def _denoised(base: Base, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
+    """One image by the deterministic flow, and the relevance (steps, 1, h, w) on the way."""
+    mask = base.core_columns([prompt.text], [prompt.spans], config.relevance.columns)
+    schedule = sigmas(config.sampling.steps).to(base.device)
+    x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)
+    maps = []
+    for step in range(config.sampling.steps):
+        with relevance_of(base, config.relevance, mask) as relevance:
+            v = base.velocity(x, schedule[step], [prompt.text], config.sampling.guidance)
+        maps.append(relevance.take())
+        x = transition(x, v, schedule, step, "ode").mean
+    return base.decode(x)[0].cpu().numpy(), torch.stack(maps)
+
+
+def trained_steps(sampling: SamplingConfig) -> range:
+    """The steps that training may use: the window's range, or all but the last."""
+    return range(*sampling.window_range) if sampling.window else range(sampling.steps - 1)
+
+
+def _strip(prompt: Prompt, images: list[np.ndarray], maps: list[np.ndarray], trained: range) -> tuple[Figure, str]:
+    steps, highest = len(maps[0]), max(float(weights.max()) for weights in maps)
+    lines = -(-steps // PER_LINE)
+    with matplotlib.rc_context(PLAIN):
+        figure = Figure(figsize=(5.6, 0.9 + 2.55 * lines), layout="constrained")
+        axes = figure.subplots(2 * lines, PER_LINE + 1)
+        figure.suptitle(prompt.text, fontsize=10, x=0.01, ha="left")
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for row in range(2 * lines):
+            axes[row, 0].imshow(images[row % 2], interpolation="nearest")
+            axes[row, 0].set_title(("before", "after")[row % 2])
+            for step in range(row // 2 * PER_LINE, min(steps, (row // 2 + 1) * PER_LINE)):
+                axis = axes[row, step % PER_LINE + 1]
+                shown = axis.imshow(maps[row % 2][step], cmap="magma", vmin=0, vmax=highest)
+                axis.set_title(f"step {step + 1}", weight="bold" if step in trained else "normal")
+        figure.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=40, label="weight")
+    return figure, (
+        f"Two rows of {steps} maps for the prompt “{prompt.text}”, above of the base and below of the model that STAR "
+        f"trained, each after the finished image. Weights reach {maps[0].max():.1f} times the mean before and "
+        f"{maps[1].max():.1f} after training; the steps' mean weights go from {_per_step(maps[0])} before and from "
+        f"{_per_step(maps[1])} after."
+    )
+
+
+def _per_step(weights: np.ndarray) -> str:
+    means = weights.mean((1, 2))
+    return f"{means[0]:.2f} at the first to {means[-1]:.2f} at the last"
+
+
+def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
+    """Samples of the methods side by side, a row per prompt, with the verdicts of a column of ``images.csv``.
+
+    Raises:
+        UserError: a folder has no sample for some prompt, or the methods have other prompts.
+    """
+    verdicts = {method: _first_images(folder, column) for method, folder in folders.items()}
+    files = {method: sorted((folder / "samples").glob("*.png")) for method, folder in folders.items()}
+    prompts = list(next(iter(verdicts.values())).index)
+    if any(list(verdicts[method].index) != prompts or len(files[method]) != len(prompts) for method in folders):
+        raise UserError("the run folders do not have a sample of each of the same prompts")
+    chosen = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
+    with matplotlib.rc_context(PLAIN):
+        figure = Figure(figsize=(1.25 * len(folders), 1.75 * len(chosen)))
+        axes = figure.subplots(len(chosen), len(folders), squeeze=False)
+        for row, number in zip(axes, chosen, strict=True):
+            for axis, method in zip(row, folders, strict=True):
+                with Image.open(files[method][number]) as image:
+                    axis.imshow(image, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.set_xlabel(f"{method_label(method)}: {_verdict(verdicts[method].iloc[number])}", labelpad=3)
+                axis.spines[:].set_visible(False)
+            row[0].set_title(prompts[number].removeprefix("a photo of "), fontsize=9, loc="left", pad=3)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.975, hspace=0.4, wspace=0.05)
+    listed = "; ".join(
+        f"“{prompts[number]}”: " + ", ".join(f"{method_label(m)} {_verdict(verdicts[m].iloc[number])}" for m in folders)
+        for number in chosen
+    )
+    return figure, f"Samples of {', '.join(method_label(m) for m in folders)} side by side. {listed}."
+
+
+def _first_images(folder: Path, column: str) -> pd.Series:
+    """Prompt -> the verdict on its first image, in the order of the samples."""
+    table = pd.read_csv(folder / "images.csv")
+    return table[table["image"] == 0].drop_duplicates("prompt").set_index("prompt")[column].sort_index()
+
+
+def _verdict(value: bool | float) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "right" if value else "wrong"
+    return f"{value:.2f}"

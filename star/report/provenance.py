@@ -1,0 +1,120 @@
+"""How the numbers were made: protocols, code, versions and the exact commands."""
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from star import config as settings
+from star.common.errors import UserError
+from star.records.results import Row, commit
+from star.records.tables import method_label
+from star.report import csv_export as numbers
+from star.report.blocks import MISSING, Code, Section, Table, Text
+from star.report.collection import CURVES, IMAGES, Collection
+from star.tasks import primary
+
+PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
+
+
+def made(found: Collection) -> Section:
+    """The chapter."""
+    section = Section("made", "How these numbers were made")
+    sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == primary(r.task)})
+    rows = [[protocol, f"{images:,}", f"{prompts:,}"] for protocol, images, prompts in sizes]
+    section.blocks += [
+        Table("Evaluation protocols", ["protocol", "images of a run", "prompts"], rows),
+        Table("Runs", ["method", "task", "seed", "commit", "settings"], _runs(found), numbers=5),
+        Table("Where the report was made", ["what", "version"], [["commit", commit()], *_versions()], numbers=2),
+    ]
+    lines, notes = _commands(found)
+    section.blocks.append(Code("Every run; what is done is not done again:", "\n".join(lines)))
+    section.blocks += [Text(note, missing=True) for note in notes]
+    section.blocks.append(Code("This report:", f"star report results/{found.scale}"))
+    section.blocks.append(
+        Text(
+            f"The same for programs, in `results/{found.scale}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
+            f"`{numbers.FOLDER}/{numbers.DIFFERENCES}` with the paired differences and "
+            f"`{numbers.FOLDER}/{numbers.AGAINST_PAPER}` with every number beside the paper's."
+        )
+    )
+    return section
+
+
+def _runs(found: Collection) -> list[list[str]]:
+    """What tells each run from all others: the commit of its code and the hash of its settings."""
+    runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash] for r in _own(found)}
+    order = [(task, method) for task in found.tasks for method in found.methods(task)]
+    cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), cell[2]))
+    return [[method_label(method), task, str(seed), *runs[task, method, seed]] for task, method, seed in cells]
+
+
+def _own(found: Collection) -> list[Row]:
+    """Rows of runs on the task they were trained for."""
+    return [row for row in found.rows if ":" not in row.method]
+
+
+def _versions() -> list[list[str]]:
+    rows = [
+        ["system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"],
+        ["python", platform.python_version()],
+    ]
+    for name in PACKAGES:
+        try:
+            rows.append([name, metadata.version(name)])
+        except metadata.PackageNotFoundError:
+            rows.append([name, "not installed"])
+    return rows
+
+
+def _commands(found: Collection) -> tuple[list[str], list[str]]:
+    """The command of every run, as recorded, or else from the settings in its folder; and what is not known of them."""
+    cells = sorted({(r.task, r.method, r.seed) for r in _own(found)})
+    lines, notes = [], []
+    for task, method, seed in cells:
+        cell = task, method, seed
+        trained = found.trained(task, method)
+        words = [f"task={task}", f"scale={found.scale}"] + [f"method={method}", f"seed={seed}"] * trained
+        if cell not in found.commands and cell in found.runs and trained:
+            try:
+                words += overrides(found.runs[cell] / "config.yaml", words)
+            except UserError as error:
+                notes.append(f"{error}: its settings are not in the command.")
+        verb = "train" if trained else "calibrate" if "@" in method else "base"
+        lines.append(found.commands.get(cell) or shlex.join(["star", verb, *words]))
+    if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
+        notes.append(
+            f"Of {len(unknown)} runs only task, method and seed are known; other settings they had are not in the command."
+        )
+    return lines, notes
+
+
+def overrides(file: Path, words: Sequence[str]) -> list[str]:
+    """What of a run's settings the words do not give, as words; place and tracker are left out.
+
+    Raises:
+        UserError: the settings cannot be read by this version.
+    """
+    own, default = (_flat(settings.to_dict(config)) for config in (settings.read_config(file), settings.load(list(words))))
+    return [
+        f"{'' if name in default else '+'}{name}={_word(value)}"
+        for name, value in own.items()
+        if name not in ("run", "tracker") and default.get(name, MISSING) != value
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_word, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value)

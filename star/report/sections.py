@@ -1,0 +1,160 @@
+"""The chapters of a report, from what was found."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from evaluators.geneval.prompts import TAGS
+from star.records import diff, tables
+from star.records.comparison import Comparison
+from star.records.tables import method_label
+from star.report import pictures
+from star.report.ablation import ablation
+from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
+from star.report.collection import METHODS, REFERENCE, TASKS, Collection, base_of, families, titled
+from star.report.cost import cost
+from star.report.cross_task import elsewhere
+from star.report.learning import learning
+from star.report.provenance import made
+from star.report.tags import tags
+from star.report.uncertainty import uncertainty
+from star.report.verdict import says
+from star.tasks import primary
+
+STATUS = {
+    diff.REPRODUCED: "the paper's number lies inside our interval, which is narrow",
+    diff.WITHIN_NOISE: "it lies inside, but the interval is too wide to tell",
+    diff.DIFFERS: "it lies outside",
+    diff.NOT_RUN: "this project has not measured it",
+    diff.NOT_COMPARABLE_MINI: "ours comes from the embedded small model; no difference is computed",
+    diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator, or of images drawn in another way",
+    diff.NO_PAPER_VALUE: "no number of the paper is known",
+}
+TWO_SEEDS = (
+    "Two seeds: their t-interval is 12.7 times as wide as they lie apart. It can leave the range of the score, and it is very "
+    "narrow where they agree by chance."
+)
+OTHER_SEEDS = (
+    "Not all arms have the same seeds, so that their means, areas and costs are of different trainings. The paired "
+    "differences of the ablation take the seeds that both arms have."
+)
+RULES = (
+    "GenEval's rules. Official: all that the prompt names is there, more of it is fine except when counting. Strict: exactly "
+    "as many of each. Continuous: Flow-GRPO's training reward, with points for parts. Macro is the mean over the six kinds of "
+    "prompt, micro over images."
+)
+
+
+def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> list[Section]:
+    """All chapters in reading order.
+
+    Args:
+        found: what there is.
+        compared: the :func:`star.report.ablation.comparisons` of each task.
+    """
+    return [
+        _findings(found),
+        _beside_the_paper(found),
+        learning(found),
+        ablation(found, compared),
+        uncertainty(found),
+        Section("maps", "Where the reward goes, before and after", parts=_per_task(found, "maps", pictures.filmstrip)),
+        Section("samples", "Samples at the same noise", parts=_per_task(found, "samples", pictures.samples)),
+        elsewhere(found),
+        tags(found),
+        cost(found),
+        made(found),
+    ]
+
+
+def _findings(found: Collection) -> Section:
+    blocks: list[Block] = []
+    for task in found.tasks:
+        there = found.methods(task)
+        for variant in families(there):
+            base = base_of(found, task, variant)
+            star, reference, shuffled = (f"{arm}{variant}" for arm in ("star", REFERENCE, "star_shuffled"))
+            absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
+            pairs = (star, reference), (star, shuffled), (reference, base)
+            gain, control, trained = (found.difference(task, *pair) for pair in pairs)
+            title = titled(task, variant)
+            blocks.append(says(title, gain, control, trained, absent, found.mini))
+    blocks += [Text(sentence, missing=True) for sentence in found.missing]
+    return Section("says", "What this says", blocks)
+
+
+def _beside_the_paper(found: Collection) -> Section:
+    section = Section("paper", "Beside the paper")
+    statuses: set[str] = set()
+    for task in found.tasks:
+        rows = _main_rows(found, task)
+        statuses |= {row.status for row in rows}
+        blocks = _main_blocks(found, task, rows) if rows else []
+        section.parts.append(Section(f"paper-{task}", task, [*blocks, _all_metrics(found, task)]))
+    section.parts.append(Section("paper-reading", "How to read these tables", _reading(found, statuses)))
+    return section
+
+
+def _reading(found: Collection, statuses: set[str]) -> list[Block]:
+    """What the statuses, intervals and scores in the tables mean."""
+    meanings = "; ".join(f"“{status}”: {meaning}" for status, meaning in STATUS.items() if status in statuses)
+    blocks: list[Block] = [Text(f"Status. {meanings}.")] if meanings else []
+    blocks.append(Text(f"Intervals. {tables.LEGEND}"))
+    if any(summary.seeds == 2 for summary in found.summaries):
+        blocks.append(Text(TWO_SEEDS))
+    trained = [(task, method) for task in found.tasks for method in found.methods(task) if found.trained(task, method)]
+    if len({frozenset(found.seeds(*arm)) for arm in trained}) > 1:
+        blocks.append(Text(OTHER_SEEDS))
+    if "geneval" in found.tasks:
+        blocks.append(Text(RULES))
+    return blocks
+
+
+def _main_rows(found: Collection, task: str) -> list[diff.DiffRow]:
+    """The task's main metric beside the paper's, in reading order: what was run, and the arms of the paper."""
+    own = [summary for summary in found.summaries if summary.task == task and ":" not in summary.method]
+    rows = [
+        row
+        for row in diff.against_paper(own, found.paper)
+        if row.metric == primary(task) and (row.seeds or row.method in tables.ARMS)
+    ]
+    order = [*METHODS, *sorted(row.method for row in rows if row.method not in METHODS)]
+    return sorted(rows, key=lambda row: order.index(row.method))
+
+
+def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> list[Block]:
+    label = tables.metric_labels(task, [rows[0].metric]).get(rows[0].metric, rows[0].metric)
+    head = ["method", "status", "paper", "this project [95 %]", "every seed"]
+    lines = [_paper_line(found, row) for row in rows]
+    size = sizes(s for row in rows if (s := found.summary(row.task, row.metric, row.method, row.protocol)))
+    blocks: list[Block] = [Table(f"{task}, {label}: the paper's number and ours, {size}", head, lines, numbers=2)]
+    if source := sorted({row.source for row in rows if row.source}):
+        blocks.append(Text(f"Published numbers: {'; '.join(source)}."))
+    return blocks
+
+
+def _paper_line(found: Collection, row: diff.DiffRow) -> list[str]:
+    summary = found.summary(row.task, row.metric, row.method, row.protocol)
+    ours = estimate(summary.estimate) if summary else MISSING
+    seeds = ", ".join(number(value) for value in summary.values) if summary else MISSING
+    published = row.reference or ("not known" if row.source else MISSING)
+    protocols = {s.protocol for s in found.summaries if (s.task, s.metric, s.method) == (row.task, row.metric, row.method)}
+    name = method_label(row.method) + (f" ({row.protocol})" if len(protocols) > 1 else "")
+    return [name, row.status, published, ours, seeds]
+
+
+def _all_metrics(found: Collection, task: str) -> Table:
+    """The table of :mod:`star.records.tables`, as a block; GenEval's tags have a chapter of their own."""
+    own = [summary for summary in found.summaries if summary.task == task and ":" not in summary.method]
+    lines = tables.table(task, own, found.paper)
+    columns = [column for column, name in enumerate(lines[0]) if name not in TAGS]
+    head, *rows = [[_typeset(line[column]) for column in columns] for line in lines]
+    return Table(f"{task}, all metrics: mean over seeds, and beneath it what was published", head, rows, numbers=2)
+
+
+def _typeset(cell: str) -> str:
+    """A cell of Markdown as text, with minus signs."""
+    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", cell.replace("**", ""))
+
+
+def _per_task(found: Collection, anchor: str, block: Callable[[Collection, str], Block]) -> list[Section]:
+    return [Section(f"{anchor}-{task}", task, [block(found, task)]) for task in found.tasks if task in TASKS]

@@ -1,0 +1,97 @@
+"""Where the uncertainty of scores comes from, and what may be said over all tasks together."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from star.common.statistics import ENOUGH_RUNS, ENOUGH_SCORES, enough, interquartile_mean, probability_of_improvement
+from star.records.comparison import variances
+from star.records.tables import method_label
+from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number
+from star.report.collection import METHODS, REFERENCE, Collection
+from star.tasks import paired_scores, primary
+
+
+def uncertainty(found: Collection) -> Section:
+    """The chapter: the three variances apart, and aggregates over tasks if there are runs enough."""
+    section = Section("uncertainty", "Where the uncertainty comes from")
+    if found.images is None:
+        section.blocks.append(Text("Without per-image verdicts the variances cannot be told apart.", missing=True))
+    else:
+        section.blocks.append(
+            Text(
+                "Standard deviation of one run's score, by source: what it would move by if the model were trained again, "
+                "if the prompts were others of the same kinds, if the images were drawn from other noise. “Interaction” is "
+                "what another training changes prompt by prompt; it averages out over prompts. An estimate below 0 is "
+                "shown as 0."
+            )
+        )
+        for task in found.tasks:
+            if rows := _variance_rows(found.images[found.images["task"] == task], task, found.methods(task)):
+                _, label = next(iter(paired_scores(task).items()))
+                head = ["method", "training seed", "prompts", "evaluation noise", "interaction"]
+                section.blocks.append(Table(f"{task}, {label}: standard deviation by source", head, rows))
+    section.parts.append(Section("uncertainty-aggregate", "Across tasks", _aggregate(found)))
+    return section
+
+
+def _variance_rows(images: pd.DataFrame, task: str, methods: Sequence[str]) -> list[list[str]]:
+    column = next(iter(paired_scores(task)), "")
+    rows = []
+    for method in methods:
+        parts = variances(images, method, column)
+        if parts:
+            values = (parts.seed, parts.prompt, parts.noise, parts.interaction)
+            deviations = ["not known" if v is None else number(max(v, 0.0) ** 0.5, 4) for v in values]
+            rows.append([method_label(method), *deviations])
+    return rows
+
+
+def _aggregate(found: Collection) -> list[Block]:
+    """Interquartile mean over runs x tasks, and the probability that a run of STAR is the better one."""
+    normalised, left_out = _normalised(found)
+    blocks: list[Block] = [Text(f"{task} is left out: {why}.", missing=True) for task, why in left_out.items()]
+    arms = [m for m in METHODS[1:] if normalised and all(m in runs for runs in normalised.values())]
+    scores = {arm: [runs[arm] for runs in normalised.values()] for arm in arms}
+    if not scores or not all(enough(runs) for runs in scores.values()):
+        counts = ", ".join(f"{method_label(arm)} {sum(map(len, runs))}" for arm, runs in scores.items()) or "none"
+        blocks.append(
+            Text(
+                f"No aggregate over tasks: a bootstrap over runs needs at least {ENOUGH_RUNS} runs of each task and "
+                f"{ENOUGH_SCORES} in all for each arm; here there are: {counts}.",
+                missing=True,
+            )
+        )
+        return blocks
+    size = f"{min(sum(map(len, runs)) for runs in scores.values())} runs of {len(normalised)} tasks"
+    rows = []
+    for arm, runs in scores.items():
+        others = (None if arm == other else scores.get(other) for other in (REFERENCE, "star_shuffled"))
+        wins = [MISSING if o is None else estimate(probability_of_improvement(runs, o), 2) for o in others]
+        rows.append([method_label(arm), estimate(interquartile_mean(runs), 2), *wins])
+    caption = (
+        f"Over {size}, scores with 0 for the base and 1 for Flow-GRPO's mean: interquartile mean, and the chance that a run "
+        "is better than one of another arm; stratified bootstrap over runs, nominally 95 %, which with five runs a task "
+        "covers about 90 %, and takes base and Flow-GRPO's mean for exact"
+    )
+    head = ["method", "interquartile mean [95 %]", "chance against Flow-GRPO [95 %]", "chance against star_shuffled [95 %]"]
+    return [*blocks, Table(caption, head, rows)]
+
+
+def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[str, str]]:
+    """Task -> method -> runs' main scores, 0 for the base and 1 for Flow-GRPO's mean; and why a task has none."""
+    scores: dict[str, dict[str, tuple[float, ...]]] = {}
+    left_out = {}
+    for task in found.tasks:
+        metric = primary(task)
+        own = {m: s for m in found.methods(task) if metric and (s := found.summary(task, metric, m))}
+        base, goal = own.get("base"), own.get(REFERENCE)
+        if base is None or goal is None:
+            left_out[task] = "base or Flow-GRPO was not run"
+            continue
+        start, unit = base.estimate.value, goal.estimate.value - base.estimate.value
+        if goal.estimate.interval is None or goal.estimate.interval[0] <= start:
+            left_out[task] = "Flow-GRPO is not clearly above the base, so its gain is no unit"
+            continue
+        scores[task] = {m: tuple((v - start) / unit for v in s.values) for m, s in own.items() if m != "base"}
+    return scores, left_out

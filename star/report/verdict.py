@@ -1,0 +1,141 @@
+"""What may be said of a result, by fixed rules.
+
+A gain of STAR is claimed if, and only if, all of these hold:
+
+1. the 95 % interval of STAR minus Flow-GRPO (paired by prompt and noise) lies above 0;
+2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
+   where the map points;
+3. both rest on at least three training seeds;
+4. all were trained on as many images, and with the same settings but for the method.
+
+Otherwise the text says which of these failed, and what was found.
+"""
+
+from star.records.comparison import Comparison
+from star.report.blocks import Text, signed
+
+SEEDS_FOR_A_CLAIM = 3
+
+GAIN = "A gain of STAR."
+SHARED = "Better than Flow-GRPO; not shown to come from the map."
+NO_CONTROL = "Better than Flow-GRPO; whether because of the map is not known."
+FEW_SEEDS = "Better than Flow-GRPO on these seeds; too few for a claim."
+UNCLEAR = "No difference shown."
+LOSS = "Worse than Flow-GRPO."
+FEW_SEEDS_LOSS = "Worse than Flow-GRPO on these seeds; too few for a claim."
+UNEQUAL = "Not trained alike."
+NOT_MEASURED = "Not measured."
+
+
+def verdict(gain: Comparison | None, control: Comparison | None) -> str:
+    """One of this module's verdicts.
+
+    Args:
+        gain: STAR minus Flow-GRPO; None if it could not be computed.
+        control: STAR minus ``star_shuffled``; None if it could not be computed.
+    """
+    if gain is None:
+        return NOT_MEASURED
+    if not gain.equal_terms:
+        return UNEQUAL
+    low, high = gain.delta.interval or (-float("inf"), float("inf"))
+    enough = len(gain.seeds) >= SEEDS_FOR_A_CLAIM
+    if high < 0:
+        return LOSS if enough else FEW_SEEDS_LOSS
+    if low <= 0:
+        return UNCLEAR
+    if not enough:
+        return FEW_SEEDS
+    if control is None or control.delta.interval is None or not control.equal_terms:
+        return NO_CONTROL
+    if len(control.seeds) < SEEDS_FOR_A_CLAIM:
+        return FEW_SEEDS
+    return GAIN if control.delta.interval[0] > 0 else SHARED
+
+
+def says(
+    title: str, gain: Comparison | None, control: Comparison | None, trained: Comparison | None, absent: list[str], mini: bool
+) -> Text:
+    """The paragraph on one task, or on a variant of its methods.
+
+    Args:
+        title: names it.
+        gain, control: as in :func:`verdict`.
+        trained: Flow-GRPO minus base.
+        absent: arms that were not run.
+        mini: whether the numbers are the small model's.
+    """
+    found = verdict(gain, control)
+    sentences = [_gain(found, gain), _control(found, gain, control, absent), _trained(trained)]
+    if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
+        sentences.append(_seeds(len(gain.seeds)))
+    elif found == FEW_SEEDS:
+        sentences.append(f"The control has fewer than {SEEDS_FOR_A_CLAIM} training seeds.")
+    if absent:
+        sentences.append(f"Not run: {', '.join(absent)}.")
+    if mini:
+        sentences.append("Small model, own prompts, own evaluator: not comparable with the paper's numbers.")
+    return Text(" ".join(filter(None, sentences)), strong=f"{title}: {found}")
+
+
+def _gain(found: str, gain: Comparison | None) -> str:
+    if gain is None:
+        return "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here, so they cannot be compared."
+    text = (
+        f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
+        f"({gain.images:,} images of {gain.prompts:,} prompts, {_training_seeds(gain)})"
+    )
+    if not gain.equal_terms:
+        return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."
+    if gain.delta.interval is None:
+        return f"{text}; there is no interval, because a group of prompts has a single one."
+    side = {LOSS: "below", FEW_SEEDS_LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
+    return f"{text}; the interval lies {side} 0."
+
+
+def _control(found: str, gain: Comparison | None, control: Comparison | None, absent: list[str]) -> str:
+    if control is None:
+        if found not in (NO_CONTROL, FEW_SEEDS):
+            return ""
+        why = "was not run" if "star_shuffled" in absent else "has no images to compare with"
+        return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be put down to the map."
+    text = f"STAR minus star_shuffled is {signed(control.delta)}"
+    if gain is None or control.seeds != gain.seeds:
+        text += f" ({_training_seeds(control)})"
+    if not control.equal_terms:
+        return f"{text}, but {_unequal(control, 'star_shuffled')}."
+    if found == GAIN:
+        return f"{text}, also above 0: the map has to match the prompt."
+    if found == SHARED and control.delta.interval and control.delta.interval[1] < 0:
+        return f"{text}, below 0: maps of other prompts do better."
+    if found == SHARED:
+        return f"{text}, not above 0: maps of other prompts do as well, or the difference is too small to be seen."
+    return f"{text}."
+
+
+def _unequal(c: Comparison, reference: str) -> str:
+    if c.trained_on[0] == c.trained_on[1]:
+        return f"{reference} was trained with other settings"
+    return f"STAR was trained on {c.trained_on[0]:,} images and {reference} on {c.trained_on[1]:,}"
+
+
+def _trained(trained: Comparison | None) -> str:
+    if trained is None:
+        return ""
+    if trained.delta.interval is None:
+        return f"Flow-GRPO minus base is {signed(trained.delta)}."
+    low, high = trained.delta.interval
+    effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
+    if low <= 0 <= high and len(trained.seeds) == 2:
+        effect = "the interval of two seeds is too wide to tell"
+    return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
+
+
+def _training_seeds(c: Comparison) -> str:
+    return "1 training seed" if len(c.seeds) == 1 else f"{len(c.seeds)} training seeds"
+
+
+def _seeds(count: int) -> str:
+    if count == 1:
+        return "With one training seed the interval knows nothing of the spread between trainings."
+    return f"With {count} training seeds the spread between trainings is hardly known."

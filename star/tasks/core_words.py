@@ -1,0 +1,95 @@
+"""Core words: the words of a prompt that a task's reward depends on, as character spans."""
+
+import re
+
+from evaluators.ocr.reward import target_span
+from star.common.errors import UserError
+from star.method.tokens import Span
+
+TASKS = ("geneval", "ocr", "pickscore")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
+# Words that name nothing in a picture: articles, pronouns, auxiliaries, conjunctions, prepositions, and the ends of
+# contractions.
+STOP_WORDS = frozenset(
+    """a an the this that these those i you he she it we they me him her us them my your his its our their who whom
+    whose which what is are was were be been being am do does did has have had having will would can could shall should
+    may might must and or but nor so if as than then because while when where why how of in on at by to from into onto
+    for with without about over under between through during against upon off up down out there here not no very just
+    also too s t d m re ve ll""".split()  # noqa: SIM905
+)
+
+
+def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]:
+    """Character spans ``[start, end)`` of a prompt's core words, in order and without overlaps.
+
+    ``geneval``: the classes (singular or plural), colours, counts and relations of the record, wherever they stand.
+    ``ocr``: the text inside the first pair of ASCII double quotes. ``pickscore``: every word but :data:`STOP_WORDS`.
+
+    Args:
+        task: one of :data:`TASKS`.
+        prompt: the text that the image is made from.
+        record: for ``geneval``, the record of :mod:`evaluators.geneval.prompts`.
+
+    Raises:
+        ValueError: an unknown task, or ``geneval`` without a record.
+        UserError: the prompt lacks a core word, or has none.
+    """
+    if task == "geneval":
+        if record is None:
+            raise ValueError("the core words of a geneval prompt come from its record; none was given")
+        return _merged([span for forms in _record_words(record) for span in _occurrences(prompt, forms)])
+    if task == "ocr":
+        return [target_span(prompt)]
+    if task == "pickscore":
+        words = [word.span() for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
+        if not words:
+            raise UserError(f"prompt {prompt!r} has no content word; remove it from the prompts")
+        return words
+    raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+
+
+def _record_words(record: dict) -> list[list[str]]:
+    """The core words of a GenEval record, each as the forms that it may take."""
+    words = []
+    for clause in record["include"]:
+        name, count = clause["class"], clause["count"]
+        words.append([name, name + "s", name + "es"])
+        if count > 1:
+            words.append([str(count), *NUMBER_WORDS[count : count + 1]])
+        if "color" in clause:
+            words.append([clause["color"]])
+        if "position" in clause:
+            words.append([clause["position"][0]])
+    return words
+
+
+def _occurrences(prompt: str, forms: list[str]) -> list[Span]:
+    alternatives = "|".join(map(re.escape, forms))
+    found = [match.span() for match in re.finditer(rf"(?<!\w)(?:{alternatives})(?!\w)", prompt, re.IGNORECASE)]
+    if not found:
+        raise UserError(f"prompt {prompt!r} does not have the core word {forms[0]!r} of its record; correct either")
+    return found
+
+
+def _merged(spans: list[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged

@@ -1,0 +1,1 @@
+"""Runs: rollouts, updates, evaluations and checkpoints."""

@@ -1,0 +1,81 @@
+"""Scoring a model on a task's held-out prompts: deterministic sampling from noise that every method shares."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from star.common.processes import gather
+from star.common.progress import track
+from star.config import EvaluationConfig
+from star.models.sd3 import Base
+from star.tasks import Score, Task
+from star.training.rollout import generate, mean_distance, thumbnails
+
+
+@dataclass
+class Evaluation:
+    """An evaluation's metrics and, image by image, what they were made of.
+
+    Attributes:
+        scores: the task's metrics, and ``diversity`` where prompts have several images.
+        rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's ``judge`` gave.
+        samples: the first image of every prompt, uint8 (H, W, 3); only those that this process drew.
+    """
+
+    scores: list[Score]
+    rows: list[dict]
+    samples: dict[str, np.ndarray]
+
+
+def evaluate(
+    base: Base, task: Task, config: EvaluationConfig, images: int, batch: int, accelerator: Accelerator
+) -> Evaluation:
+    """Draw ``images`` images of every test prompt and judge them; each process draws its share.
+
+    Args:
+        base: the model, with the weights that are to be judged.
+        task: prompts and judge.
+        config: steps, guidance and the seed of the noise, which is keyed by (seed, prompt, image).
+        images: per prompt.
+        batch: images that go through the model at once.
+        accelerator: the processes.
+    """
+    jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
+    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    if base.sharded and len(mine) < len(batches[:: accelerator.num_processes]):
+        # Sharded weights want equally many calls of every process: this one draws the first batch once more.
+        mine += batches[:1]
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
+    judged: list[tuple[tuple[int, int], dict, Tensor]] = []
+    samples: dict[str, np.ndarray] = {}
+    for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
+        prompts = [task.test[number] for number, _ in part]
+        keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
+        drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
+        # Copies, because a view is sent to other processes with all of its batch.
+        small = [row.clone() for row in thumbnails(drawn)]
+        judged += zip(part, task.judge(prompts, list(drawn.numpy())), small, strict=True)
+        samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
+    by_job = {item[0]: item for item in gather(accelerator, judged)}
+    judged = [by_job[job] for job in jobs]
+    prompts = [task.test[number] for (number, _), *_ in judged]
+    verdicts = [verdict for _, verdict, _ in judged]
+    scores = task.summarise(prompts, verdicts)
+    if images > 1:
+        scores.append(_diversity(torch.stack([small for *_, small in judged]).unflatten(0, (-1, images))))
+    rows = [
+        {"prompt": prompt.text, "image": index, **verdict}
+        for prompt, ((_, index), verdict, _) in zip(prompts, judged, strict=True)
+    ]
+    return Evaluation(scores, rows, samples)
+
+
+def _diversity(thumbnails: Tensor) -> Score:
+    """How different the images (prompts, images, pixels) of a prompt are: a policy that collapsed has none."""
+    distances = torch.stack([mean_distance(rows) for rows in thumbnails])
+    stderr = distances.std().item() / len(distances) ** 0.5 if len(distances) > 1 else None
+    return Score("diversity", distances.mean().item(), stderr, thumbnails.shape[0] * thumbnails.shape[1], len(distances))

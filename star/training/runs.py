@@ -1,0 +1,168 @@
+"""One run from settings to result rows: train (or not, for the base), evaluate, and keep what was measured."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator, PartialState
+from PIL import Image
+from torch import Tensor
+
+from star import config as settings
+from star.common import processes
+from star.common.files import write_text
+from star.config import Config, config_hash
+from star.models.lora import Lora
+from star.models.sd3 import Base
+from star.records.results import Row, commit
+from star.tasks import Task, load_task
+from star.training.checkpoint import load_trained
+from star.training.evaluation import Evaluation, evaluate
+from star.training.trainer import Trainer
+
+Measure = Callable[[Task, int], Evaluation]
+UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
+
+
+def trained(config: Config) -> list[Row]:
+    """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too.
+
+    The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
+    per prompt and the method's name as ``star:geneval``.
+    """
+    trainer = Trainer(config)
+    others = settings.other_tasks(config)
+    for name in others:
+        if name not in trainer.others:
+            # What an evaluator lacks is told before hours of work, not after. It is not kept: its weights take memory.
+            load_task(config, name)
+    if trainer.accelerator.is_main_process:
+        for line in settings.cautions(config):
+            print(f"star: caution: {line}", file=sys.stderr)
+    summary = trainer.run()
+    weights: dict[str, Tensor] = {}
+
+    def measure(task: Task, images: int) -> Evaluation:
+        if not weights:
+            weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
+            load_trained(trainer.folder.path / "final" / "trained.safetensors", weights)
+        with trainer.base.weights(weights):
+            return _evaluate(config, images, trainer.base, task, trainer.accelerator)
+
+    own, final = config.task.name, trainer.folder.path / "final"
+    method = settings.label(config, config.method.name)
+    kept = Kept(config, summary, config.seed, measure)
+    rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
+    for name in others:
+        task = trainer.others.get(name) or load_task(config, name)
+        known = settings.identity(config, name)
+        rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images, known)
+    return rows
+
+
+def base(config: Config) -> list[Row]:
+    """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
+    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
+
+    def measure(task: Task, images: int) -> Evaluation:
+        model = Base(config.model, accelerator.device, config.seed)
+        with model.reference():
+            return _evaluate(config, images, model, task, accelerator)
+
+    folder, label = settings.base_folder(config), settings.label(config, "base")
+    return _untrained(config, settings.base_identity(config), measure, folder, label)
+
+
+def released(config: Config, lora: Lora, method: str) -> list[Row]:
+    """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
+    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
+
+    def measure(task: Task, images: int) -> Evaluation:
+        model = Base(lora.model_config(config.model), accelerator.device, config.seed)
+        with model.weights(lora.values(model)):
+            return _evaluate(config, images, model, task, accelerator)
+
+    folder = settings.base_folder(config).with_name(method)
+    return _untrained(config, settings.base_identity(config) | {"lora": lora.digest}, measure, folder, method)
+
+
+def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
+    """Rows of what this project did not train: the seed is that of the evaluation's noise."""
+    task = load_task(config, config.task.name)
+    kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
+    return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Evaluations of one model that are made once.
+
+    Attributes:
+        config: the settings.
+        summary: of its training.
+        seed: of its rows.
+        measure: (task, images per prompt) -> evaluation.
+    """
+
+    config: Config
+    summary: dict
+    seed: int
+    measure: Measure
+
+    def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
+        """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
+        hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / "rows.json"
+        if file.exists():
+            rows = [Row(**row) for row in json.loads(file.read_text())]
+            if (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
+                return rows
+        result = self.measure(task, images)
+        rows = [
+            Row(
+                task=task.name,
+                protocol=protocol,
+                method=method,
+                seed=self.seed,
+                updates=self.summary["updates"],
+                images_seen=self.summary["images_seen"],
+                seconds=self.summary["seconds"],
+                commit=self.summary["commit"],
+                config_hash=hashed,
+                **score._asdict(),
+            )
+            for score in result.scores
+        ]
+        _keep(folder, result, rows)
+        return rows
+
+
+def _protocol(task: Task, config: Config) -> str:
+    """``geneval-v1/mini-2/mini``, with what an evaluation does differently from the scale behind it: ``.../guidance=1.0``."""
+    changes = settings.evaluation_changes(config)
+    return "/".join([task.protocol, config.scale, *(f"{name}={value}" for name, value in changes.items())])
+
+
+def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
+    return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator)
+
+
+def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
+    """Per-image verdicts, sample images and the rows; the rows last, because their presence says that all is there.
+
+    Every process writes the samples that it drew, the main one the rest.
+    """
+    state = PartialState()
+    if state.is_main_process:
+        (folder / "rows.json").unlink(missing_ok=True)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    numbers = {prompt: number for number, prompt in enumerate(sorted({row["prompt"] for row in result.rows}))}
+    for prompt, image in result.samples.items():
+        Image.fromarray(image).save(folder / "samples" / f"{numbers[prompt]:05d}.png")
+    with processes.together():
+        state.wait_for_everyone()
+    if state.is_main_process:
+        pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
+        write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")

@@ -1,0 +1,450 @@
+"""The training loop: sample groups of rollouts, score them, allocate their advantages, update, and again.
+
+One loop for every method: Flow-GRPO is the uniform allocation with one ratio per image. Each epoch draws its groups and
+its noise from keys, micro-batches are the same on any number of processes, and checkpoints hold all that is not keyed, so
+a run that was killed and resumed ends with the same weights as one that was not.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from torch import Tensor
+
+from star import config as settings
+from star import tasks
+from star.common import processes
+from star.common.errors import RunStopped, UserError
+from star.common.noise import generator
+from star.common.progress import bar
+from star.config import Config, config_hash
+from star.method.allocation import UNIFORM, allocate, effective_sample_share, upsample
+from star.method.objective import (
+    advantages,
+    clip_range_for,
+    guarded,
+    kl,
+    log_prob_map,
+    mixed_rewards,
+    policy_loss,
+    zero_std_share,
+)
+from star.method.sampling import Transition, sigmas, transition
+from star.models import lora
+from star.models.ema import EMA
+from star.models.sd3 import Base
+from star.records.results import commit
+from star.tasks import Score, Task, load_task
+from star.training.checkpoint import RunFolder
+from star.training.evaluation import evaluate
+from star.training.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
+
+COLLAPSED_REWARD = 0.5
+COLLAPSED_DIVERSITY = 0.05
+SMALLEST_SCALE = 1.0
+# Of these figures an epoch reports the largest value, of the others the mean.
+LARGEST = ("ratio_error", "weight_max")
+
+
+Verdicts = dict[str, Callable[[], list[dict]]]
+"""Task name -> a function that waits for the verdicts on a micro-batch."""
+
+
+@dataclass
+class Part:
+    """One micro-batch ready for the update: its trajectory, advantages (B,) and weights (steps, B, H, W) or None."""
+
+    trajectory: Trajectory
+    advantages: Tensor
+    weights: Tensor | None
+
+
+class Trainer:
+    """A training run of one configuration, in one run folder."""
+
+    def __init__(self, config: Config, task: Task | None = None, base: Base | None = None) -> None:
+        """
+        Args:
+            config: a checked configuration.
+            task: what is rewarded; by default the configured one.
+            base: the model; by default the configured one.
+
+        Raises:
+            UserError: the model, the evaluator or the run folder is not usable.
+        """
+        if config.tracker and config.tracker not in (installed := [str(name) for name in get_available_trackers()]):
+            known = ", ".join(installed) or "none"
+            raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
+        self.config = config
+        self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
+        self.base = base or Base(config.model, self.accelerator.device, config.seed)
+        self.task = task or load_task(config, config.task.name)
+        self.others = {name: load_task(config, name) for name in config.rewards.others}
+        if self.base.sharded:
+            self._check_shares()
+        # Blocks that the model does not have are told before anything is written.
+        relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        self.schedule = sigmas(config.sampling.steps).to(self.base.device)
+        _, height, width = self.base.latent_shape
+        method = config.method
+        self.clip_range = (
+            clip_range_for(method.reduction, config.train.clip_range, height * width)
+            if method.clip_range is None
+            else method.clip_range
+        )
+        train = config.train
+        first, second = train.betas
+        self.optimizer = torch.optim.AdamW(
+            self.base.trained.values(), train.lr, betas=(first, second), weight_decay=train.weight_decay
+        )
+        self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
+        self.folder = RunFolder(Path(config.run))
+
+    @property
+    def parts(self) -> dict:
+        return {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
+
+    def run(self) -> dict:
+        """Train to the last epoch, from the newest checkpoint if there is one.
+
+        Returns:
+            the summary of the finished run: epochs, updates, images_seen, seconds, commit.
+
+        Raises:
+            UserError: the folder belongs to a run with other settings.
+            RunStopped: the run is not on-policy where it must be, diverged or collapsed.
+        """
+        main = self.accelerator.is_main_process
+        if main:
+            identity = config_hash(settings.identity(self.config))
+            self.folder.open(settings.to_yaml(self.config), identity)
+        processes.wait(self.accelerator)
+        if done := self.folder.summary():
+            return done
+        progress = self._restore()
+        if self.config.tracker:
+            self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
+        train = self.config.train
+        batches = train.groups * train.group_size // train.micro_batch
+        label = f"{self.config.task.name} {self.config.method.name} seed {self.config.seed}"
+        left = (train.epochs - progress["epoch"]) * 2 * math.ceil(batches / self.accelerator.num_processes)
+        with bar(label, left) if main else nullcontext() as display:
+            tick = display.advance if display else lambda: None
+            for epoch in range(progress["epoch"], train.epochs):
+                metrics = self.epoch(epoch, tick)
+                progress = self._advance(progress, metrics)
+                self._report(epoch, metrics | progress)
+                if display:
+                    display.update(f"{label}  reward {metrics['reward']:.3f}")
+                if (epoch + 1) % train.checkpoint_every == 0 and epoch + 1 < train.epochs:
+                    self._save(progress)
+        summary = progress | {"commit": commit()}
+        if main:
+            if self.config.model.parameters == "lora":
+                lora.write(self.folder.path / "final" / "lora", self.ema.values, self.config.model)
+            self.folder.finish(self.ema.values, summary)
+        # Not end_training: that also parts the processes, which still have to evaluate.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        processes.wait(self.accelerator)  # until the weights are there
+        return summary
+
+    def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """Sample, score and update once; gives the epoch's figures."""
+        started = time.monotonic()
+        train = self.config.train
+        samples = plan(len(self.task.train), train.groups, train.group_size, self.config.seed, epoch)
+        steps = trained_steps(self.config.sampling, self.config.seed, epoch)
+        mine, trajectories, verdicts = self._sample(samples, steps, epoch, tick)
+        scores, spread = self._score(mine, trajectories, verdicts)
+        sampled = time.monotonic()
+        # Draws of one text in an epoch are one group, as in Flow-GRPO.
+        ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
+        groups = [ids[self._text(s)] for s in samples]
+        rewards = scores[self.config.task.name]
+        gains = advantages(self._mixed(scores, groups), groups, train.std)
+        weights = self._allocate(mine, trajectories, groups, epoch)
+        size = train.micro_batch
+        parts = {
+            index: Part(trajectory, gains[index * size : (index + 1) * size], None if weights is None else weights[index])
+            for index, trajectory in zip(mine, trajectories, strict=True)
+        }
+        figures = self.update(parts, len(samples) // size, epoch, tick)
+        return {
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std(correction=0).item(),
+            "zero_std_share": zero_std_share(rewards, groups),
+            "diversity": spread,
+            **{f"reward/{name}": values.mean().item() for name, values in scores.items() if name in self.others},
+            "images": len(samples),
+            "sampling_seconds": sampled - started,
+            "update_seconds": time.monotonic() - sampled,
+            "first_step": steps[0],
+            **figures,
+        }
+
+    def _sample(
+        self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
+    ) -> tuple[list[int], list[Trajectory], list[Verdicts]]:
+        """This process's micro-batches: their numbers, trajectories and verdicts, which may still be in the making."""
+        size, config = self.config.train.micro_batch, self.config
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        # Each update's share is spread over all processes, so that none waits for the others.
+        mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
+        capture = None if config.method.arm in UNIFORM else config.relevance
+        judges = {config.task.name: self.task, **self.others}
+        trajectories, verdicts = [], []
+        own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
+        self.base.prepare(own, config.sampling.guidance)
+        for index in mine:
+            batch = samples[index * size : (index + 1) * size]
+            trajectories.append(
+                sample(
+                    self.base,
+                    batch,
+                    self.task.train,
+                    config.sampling,
+                    steps,
+                    capture,
+                    config.method.reduction,
+                    config.seed,
+                    epoch,
+                )
+            )
+            prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectories[-1].images.numpy())
+            verdicts.append({name: tasks.submit(task, prompts, images) for name, task in judges.items()})
+            tick()
+        return mine, trajectories, verdicts
+
+    def _score(
+        self, mine: Sequence[int], trajectories: Sequence[Trajectory], verdicts: Sequence[Verdicts]
+    ) -> tuple[dict[str, Tensor], float]:
+        """All rewards of the epoch by task, in the order of its samples, and the diversity within micro-batch groups."""
+        scored = []
+        for index, trajectory, pending in zip(mine, trajectories, verdicts, strict=True):
+            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in pending.items()}
+            scored.append((index, rewards, diversity(trajectory.images, [s.prompt for s in trajectory.samples])))
+        scored = sorted(self._gather(scored), key=lambda item: item[0])
+        names = [self.config.task.name, *self.others]
+        together = {name: torch.tensor([reward for _, part, _ in scored for reward in part[name]]) for name in names}
+        return together, sum(spread for *_, spread in scored) / len(scored)
+
+    def _mixed(self, scores: dict[str, Tensor], groups: Sequence[int]) -> Tensor:
+        """The reward that is optimised: the task's own, or its sum with those of other tasks."""
+        config = self.config.rewards
+        if not config.others:
+            return scores[self.config.task.name]
+        return mixed_rewards(scores, {self.config.task.name: 1.0, **config.others}, groups, config.normalise)
+
+    def _allocate(
+        self, mine: Sequence[int], trajectories: Sequence[Trajectory], groups: Sequence[int], epoch: int
+    ) -> dict[int, Tensor] | None:
+        """Weights of this process's micro-batches, or None where they are 1 everywhere.
+
+        The whole epoch is allocated at once, because a shuffled map comes from any of its rollouts.
+        """
+        method, size = self.config.method, self.config.train.micro_batch
+        if method.arm in UNIFORM:
+            return None
+        own = [(index, t.relevance.cpu()) for index, t in zip(mine, trajectories, strict=True) if t.relevance is not None]
+        maps = [relevance for _, relevance in sorted(self._gather(own), key=lambda pair: pair[0])]
+        weights = allocate(
+            torch.cat(maps, dim=1),
+            method.arm,
+            cap=method.cap,
+            mix=method.mix,
+            exponent=method.exponent,
+            prompts=groups,
+            keys=[epoch * len(groups) + place for place in range(len(groups))],
+            seed=self.config.seed,
+        )
+        return {index: weights[:, index * size : (index + 1) * size].to(self.base.device) for index in mine}
+
+    def update(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
+
+        Args:
+            parts: this process's micro-batches by number.
+            count: of the micro-batches of all processes.
+            epoch: which decides on the order.
+            tick: called after every micro-batch.
+        """
+        figures: dict[str, list[float]] = defaultdict(list)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(epoch)
+        for update, share in enumerate(self._shares(count, epoch)):
+            samples = len(share) * self.config.train.micro_batch
+            for index in share:
+                if index in parts:
+                    self._backward(parts[index], samples, figures, on_policy=update == 0)
+                    tick()
+            figures["grad_norm"].append(self._step(epoch))
+        for part in parts.values():
+            if part.weights is not None:
+                figures["effective_share"].append(effective_sample_share(part.weights).mean().item())
+                figures["weight_max"].append(part.weights.max().item())
+        pooled: dict[str, list[float]] = defaultdict(list)
+        for own in self._gather([dict(figures)]):
+            for name, values in own.items():
+                pooled[name] += values
+        return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
+
+    def _check_shares(self) -> None:
+        """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""
+        train, ranks = self.config.train, self.accelerator.num_processes
+        batches = train.groups * train.group_size // train.micro_batch
+        if any(len(share) % ranks for share in self._shares(batches, 0)):
+            raise UserError(
+                f"model.shard=true: {batches} micro-batches in {train.updates_per_epoch} updates are no equal shares for "
+                f"{ranks} processes; use another number of processes, another train.micro_batch or model.shard=false"
+            )
+
+    def _learning_rate(self, epoch: int) -> float:
+        train = self.config.train
+        return train.lr if train.schedule == "constant" else train.lr * (1 - epoch / train.epochs)
+
+    def _shares(self, count: int, epoch: int) -> list[list[int]]:
+        """The micro-batches of each update of an epoch, of all processes."""
+        order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
+        return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
+
+    def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
+        """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
+        config, trajectory = self.config, part.trajectory
+        train, method = config.train, config.method
+        if train.beta == 0 and not part.advantages.any():
+            if not self.base.sharded:
+                return
+            # Its gradient is 0 and its figures do not count, but other processes need this one's part of the weights.
+            figures = defaultdict(list)
+        texts = [self._text(s) for s in trajectory.samples]
+        gains = part.advantages.to(self.base.device)
+        for row, step in enumerate(trajectory.steps):
+            x, following = trajectory.latents[row], trajectory.latents[row + 1]
+            v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
+            moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
+            new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
+            old = trajectory.log_probs[row]
+            if train.guard:
+                new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
+            weights = None if part.weights is None else upsample(part.weights[row], self.base.patch)
+            per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
+            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
+            loss = policy.loss / -moved.dt if train.guard else policy.loss
+            if train.beta:
+                penalty = self._kl(x, v, step, moved, texts)
+                if method.weighted_kl and weights is not None:
+                    penalty = penalty * weights
+                figures["kl"].append(penalty.mean().item())
+                loss = loss + train.beta * penalty.mean((1, 2))
+            if not loss.isfinite().all():
+                raise RunStopped(f"the loss is not finite at step {step}: lower train.lr or check the rewards")
+            self.scaler.scale(loss.sum() / (samples * len(trajectory.steps))).backward()
+            error = policy.ratio_error.item()
+            if on_policy:
+                self._check_on_policy(error, step)
+                figures["ratio_error"].append(error)
+            figures["clip_fraction"].append(policy.clip_fraction.item())
+            figures["approx_kl"].append(policy.approx_kl.item())
+            figures["loss"].append(loss.mean().item())
+
+    def _kl(self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str]) -> Tensor:
+        with torch.no_grad(), self.base.reference():
+            reference = self.base.velocity(x, self.schedule[step], texts, self.config.sampling.guidance)
+        sampling = self.config.sampling
+        mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
+        return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
+
+    def _check_on_policy(self, error: float, step: int) -> None:
+        if not error <= self.config.train.ratio_tolerance:
+            raise RunStopped(
+                f"a ratio of the first update is {error:.2g} off 1 at step {step} (train.ratio_tolerance="
+                f"{self.config.train.ratio_tolerance:g}): sampling and update do not compute the same; use model.dtype="
+                "float32 or the same kernels in both"
+            )
+
+    def _step(self, epoch: int) -> float:
+        """One optimizer step on the gradients summed over processes."""
+        trained = list(self.base.trained.values())
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
+        flat = processes.total(self.accelerator, flat)
+        for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = grad.view_as(parameter)
+        # A process whose samples all had no advantage has scaled nothing yet, and the scaler would fail.
+        self.scaler.scale(torch.zeros((), device=self.base.device))
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # In half precision an update whose gradient overflows is skipped, and the scale halved for the next.
+        if not math.isfinite(norm) and self.scaler.get_scale() <= SMALLEST_SCALE:
+            raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
+        self.optimizer.zero_grad()
+        self.ema.update(self.base.trained)
+        return norm
+
+    def evaluate(self, images: int) -> list[Score]:
+        """Score the average of the weights on the test prompts; see :func:`star.training.evaluation.evaluate`."""
+        with self.base.weights(self.ema.values):
+            size = self.config.train.micro_batch
+            return evaluate(self.base, self.task, self.config.evaluation, images, size, self.accelerator).scores
+
+    def _advance(self, progress: dict, metrics: dict) -> dict:
+        """Progress after one more epoch; stops a run that has collapsed."""
+        first = progress.get("first") or {"reward": metrics["reward"], "diversity": metrics["diversity"]}
+        reasons = []
+        if first["reward"] > 0 and metrics["reward"] < COLLAPSED_REWARD * first["reward"]:
+            reasons.append(f"the reward is {metrics['reward']:.3g}, at the start {first['reward']:.3g}")
+        if metrics["diversity"] < COLLAPSED_DIVERSITY * first["diversity"]:
+            reasons.append(f"the diversity within groups is {metrics['diversity']:.3g}, at the start {first['diversity']:.3g}")
+        bad = progress.get("bad_epochs", 0) + 1 if reasons else 0
+        if bad >= self.config.train.collapse_epochs:
+            raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta")
+        return {
+            "epoch": progress["epoch"] + 1,
+            "updates": progress.get("updates", 0) + self.config.train.updates_per_epoch,
+            "images_seen": progress.get("images_seen", 0) + metrics["images"],
+            "seconds": progress.get("seconds", 0.0) + metrics["sampling_seconds"] + metrics["update_seconds"],
+            "first": first,
+            "bad_epochs": bad,
+        }
+
+    def _report(self, epoch: int, line: dict) -> None:
+        every = self.config.evaluation.every
+        if every and (epoch + 1) % every == 0:
+            line |= {f"eval/{s.metric}": s.value for s in self.evaluate(self.config.evaluation.every_images)}
+        if self.accelerator.is_main_process:
+            self.folder.log(line)
+        if self.config.tracker:
+            self.accelerator.log({k: v for k, v in line.items() if isinstance(v, int | float)}, step=epoch + 1)
+
+    def _save(self, progress: dict) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.save(progress["epoch"], self.base.trained, self.parts, progress)
+            self.folder.prune(self.config.train.keep)
+
+    def _restore(self) -> dict:
+        """Load the newest checkpoint, and drop what was logged after it."""
+        progress = self.folder.restore(self.base.trained, self.parts)
+        if self.accelerator.is_main_process:
+            self.folder.truncate(progress["epoch"])
+        return progress
+
+    def _gather(self, items: list) -> list:
+        """The items of all processes."""
+        return processes.gather(self.accelerator, items)
+
+    def _text(self, s: Sample) -> str:
+        return self.task.train[s.prompt].text
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

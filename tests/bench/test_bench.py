@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from conftest import FAST
+
+from evaluators.geneval.prompts import MINI
+from evaluators.geneval.rules import Detection
+from star.bench import localisation, overhead
+from star.common.errors import UserError
+from star.tasks.geneval import Task
+
+
+class LeftHalf:
+    """Finds every class four times, always on the left half of the picture."""
+
+    name, classes, colors = "left", MINI.names, MINI.colors
+
+    def __call__(self, images):
+        mask = np.zeros(images[0].shape[:2], bool)
+        mask[:, : mask.shape[1] // 2] = True
+        found = Detection((0.0, 0.0, 32.0, 64.0), 1.0, mask=mask)
+        return [{name: [found] * 4 for name in MINI.names} for _ in images]
+
+
+def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatch, tmp_path):
+    task = Task("mini", "mini")
+    task.detector = LeftHalf()
+    monkeypatch.setattr(localisation, "load_task", lambda config, name: task)
+    result = localisation.measure([*FAST.split(), f"model.path={pipeline_folder}"])
+    blocks, steps = 3, 4
+    assert result.concentration.shape == (len(task.test), blocks, steps)
+    assert result.maps.shape == (len(task.test), blocks, steps, 8, 8)
+    assert np.allclose(result.maps.mean((-2, -1)), 1, atol=1e-4)
+    assert np.allclose(result.concentration, result.maps[..., :4].mean((-2, -1)), atol=1e-5)
+    assert result.prompts[0] == task.test[0].text
+    assert np.allclose(result.stderr()[1, 2], np.std(result.concentration[:, 1, 2], ddof=1) / len(task.test) ** 0.5)
+    localisation.picture(result, [1], tmp_path / "maps.png")
+    assert (tmp_path / "maps.png").stat().st_size > 1000
+
+
+def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
+    taken = {"star": (50.0, 3.0, 6.0), "uniform": (70.0, 2.0, 3.0)}  # the first epoch does not count
+
+    def epoch(trainer, number):
+        return {"sampling_seconds": taken[trainer.config.method.arm][number] - 1, "update_seconds": 1.0}
+
+    monkeypatch.setattr(overhead, "ROUNDS", 2)
+    monkeypatch.setattr(overhead.Trainer, "epoch", epoch)
+    results = overhead.measure([*FAST.split(), f"model.path={pipeline_folder}"])
+    assert [(name, value) for name, value, _ in results] == [
+        ("dense_uniform, seconds", 2.5),
+        ("star, seconds", 4.5),
+        ("ratio star / dense_uniform", 1.75),
+    ]
+    assert [error for *_, error in results] == pytest.approx([0.5, 1.5, 0.25])
+
+
+def test_localisation_takes_the_configured_heads(pipeline_folder):
+    with pytest.raises(UserError, match="head 99 does not exist"):
+        localisation.measure([*FAST.split(), f"model.path={pipeline_folder}", "relevance.heads=[99]"])

@@ -1,0 +1,64 @@
+import io
+import sys
+
+import pytest
+
+from star.common import progress
+from star.common.progress import bar, track
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [0.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    return now
+
+
+def test_track_gives_the_items_and_counts_them(capsys):
+    assert list(track(range(3), "counting")) == [0, 1, 2]
+    assert list(track(iter("ab"), "letters")) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")  # nothing lasted long enough for a line
+
+
+def test_a_log_gets_a_plain_line_every_half_minute(capsys, clock):
+    with bar("train", total=12) as progress_bar:
+        for step in range(12):
+            clock[0] += 10.0
+            progress_bar.advance()
+            if step == 6:
+                progress_bar.update("train, reward 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["train: 3/12", "train: 6/12", "train", "train"]
+    assert lines[2].startswith("train, reward 0.5: 9/12, 0:01:30 elapsed, 0:00:30 left")
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_a_forced_colour_does_not_bring_the_bar_into_a_log(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    list(track(range(3), "counting"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_the_bar_on_standard_error(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with bar("epochs [star]", total=2) as outer:
+        for _ in range(2):
+            list(track(range(5), "images"))
+            outer.advance()
+    last = terminal.getvalue().splitlines()[-2:]
+    assert any("epochs [star]" in line and "2/2" in line for line in last)
+    assert not any("images" in line for line in last)  # the inner bars are gone
+
+
+def test_a_bar_after_a_failure_starts_afresh(capsys):
+    with pytest.raises(RuntimeError), bar("first", total=1):
+        raise RuntimeError
+    assert progress._display is None

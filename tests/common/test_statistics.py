@@ -1,0 +1,176 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from star.common.statistics import Estimate, clustered_stderr, mean_interval, paired_difference, wilson
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("values", [[0.5, 0.6], [0.71, 0.74, 0.69], [21.7, 23.4, 22.2, 22.9, 23.0]])
+def test_mean_interval_is_scipys(values, confidence):
+    estimate = mean_interval(values, confidence)
+    reference = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    assert estimate.value == pytest.approx(np.mean(values))
+    assert estimate.stderr == pytest.approx(stats.sem(values))
+    assert estimate.interval == pytest.approx((reference.low, reference.high))
+    assert estimate.half_width == pytest.approx((reference.high - reference.low) / 2)
+
+
+def test_mean_interval_with_three_seeds_against_the_table_of_t():
+    """t(0.975, 2) = 4.302653 (any table); mean 2, s = 1."""
+    assert mean_interval([1, 2, 3]).half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_one_seed_has_no_interval_and_none_is_an_error():
+    assert mean_interval([0.7]) == Estimate(0.7, None, None)
+    assert mean_interval([0.7]).half_width is None
+    with pytest.raises(ValueError):
+        mean_interval([])
+
+
+def test_stderr_with_one_image_per_prompt_is_the_iid_formula():
+    values = np.random.default_rng(0).random(50)
+    assert clustered_stderr(values, range(50)) == pytest.approx(stats.sem(values), rel=1e-12)
+
+
+def test_stderr_of_equal_clusters_is_that_of_their_means():
+    values = np.random.default_rng(1).random((30, 4)) + np.random.default_rng(2).random((30, 1))
+    clusters = np.repeat([f"prompt {i}" for i in range(30)], 4)
+    assert clustered_stderr(values.ravel(), clusters) == pytest.approx(stats.sem(values.mean(axis=1)), rel=1e-12)
+
+
+def test_stderr_of_unequal_clusters_against_a_naive_loop():
+    rng = np.random.default_rng(3)
+    clusters = rng.integers(12, size=70).tolist()
+    values = rng.random(70).tolist()
+    mean = sum(values) / 70
+    squares = 0.0
+    for name in set(clusters):
+        residual = sum(value - mean for value, cluster in zip(values, clusters, strict=True) if cluster == name)
+        squares += residual**2
+    count = len(set(clusters))
+    assert clustered_stderr(values, clusters) == pytest.approx(math.sqrt(count / (count - 1) * squares) / 70, rel=1e-12)
+
+
+def _correlated(rng, prompts=60):
+    """Prompts of 1 to 6 images, with rates that differ by prompt and average 0.5: (values, clusters)."""
+    sizes = rng.integers(1, 7, size=prompts)
+    clusters = np.repeat(np.arange(prompts), sizes)
+    return (rng.random(len(clusters)) < rng.beta(0.7, 0.7, prompts)[clusters]).astype(float), clusters
+
+
+def test_stderr_matches_the_spread_of_repeated_experiments():
+    rng = np.random.default_rng(4)
+    means, errors, naive = [], [], []
+    for _ in range(600):
+        values, clusters = _correlated(rng)
+        means.append(values.mean())
+        errors.append(clustered_stderr(values, clusters))
+        naive.append(stats.sem(values))
+    spread = np.std(means)  # known to 1 / sqrt(2 * 600) = 3 %
+    assert np.mean(errors) == pytest.approx(spread, rel=0.09)
+    assert np.mean(naive) < 0.75 * spread  # what pretending that images are independent would have claimed
+
+
+def test_stratified_stderr_is_that_of_the_mean_of_independent_means():
+    rng = np.random.default_rng(5)
+    strata = np.repeat(["counting", "colors", "position"], [40, 24, 60])
+    clusters = np.arange(124) // 4
+    values = rng.random(124)
+    parts = [clustered_stderr(values[strata == name], clusters[strata == name]) for name in np.unique(strata)]
+    expected = math.sqrt(sum(part**2 for part in parts)) / 3
+    assert clustered_stderr(values, clusters, strata=strata) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_single_cluster_says_nothing_about_the_error():
+    assert clustered_stderr([0, 1, 1], ["a", "a", "a"]) is None
+    assert paired_difference([1, 1], [0, 1], ["a", "a"]) == Estimate(0.5, None, None)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError):
+        clustered_stderr([1, 2], [1])
+    with pytest.raises(ValueError):
+        clustered_stderr([], [])
+    with pytest.raises(ValueError):
+        paired_difference([1, 2], [1], [1, 2])
+    with pytest.raises(ValueError):
+        paired_difference([1, 2], [1, 2], [1, 2], strata=[1])
+
+
+def test_paired_difference_against_scipys_bootstrap():
+    """One image per prompt, where resampling prompts is the ordinary bootstrap of the differences."""
+    rng = np.random.default_rng(6)
+    b = rng.random(80)
+    a = b + rng.normal(0.1, 0.2, 80)
+    estimate = paired_difference(a, b, range(80), draws=20_000)
+    reference = stats.bootstrap((a - b,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(7))
+    assert estimate.value == pytest.approx((a - b).mean())
+    assert estimate.stderr == pytest.approx(reference.standard_error, rel=0.03)
+    # A 2.5 % quantile of 20,000 draws is known to 0.019 standard errors: four deviations of the difference of two such.
+    assert estimate.interval == pytest.approx(tuple(reference.confidence_interval), abs=0.11 * reference.standard_error)
+
+
+def test_paired_difference_resamples_whole_prompts():
+    """Against a bootstrap written out image by image, for unequal clusters."""
+    rng = np.random.default_rng(8)
+    a, clusters = _correlated(rng, prompts=25)
+    b = (rng.random(len(a)) < 0.4).astype(float)
+    members = [np.flatnonzero(clusters == name) for name in range(25)]
+    draws = []
+    for _ in range(4000):
+        picked = np.concatenate([members[i] for i in rng.integers(25, size=25)])
+        draws.append((a[picked] - b[picked]).mean())
+    estimate = paired_difference(a, b, clusters)
+    assert estimate.stderr == pytest.approx(np.std(draws), rel=0.05)
+    # as above, with 4,000 and 10,000 draws: 0.05 standard errors a deviation
+    assert estimate.interval == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))), abs=0.2 * np.std(draws))
+
+
+def test_stratified_difference_is_the_difference_of_macro_means():
+    rng = np.random.default_rng(9)
+    strata = np.repeat(["counting", "colors"], [40, 120])
+    clusters = np.arange(160) // 4
+    a, b = rng.random(160), rng.random(160)
+    estimate = paired_difference(a, b, clusters, strata=strata)
+    assert estimate.value == pytest.approx(np.mean([(a - b)[strata == name].mean() for name in np.unique(strata)]))
+    linear = clustered_stderr(a - b, clusters, strata=strata)
+    assert estimate.stderr == pytest.approx(linear, rel=0.08)  # the bootstrap is smaller by sqrt((G - 1) / G)
+
+
+def test_paired_difference_depends_on_its_seed_only():
+    rng = np.random.default_rng(10)
+    a, b = rng.random(40), rng.random(40)
+    first = paired_difference(a, b, range(40), draws=700)
+    assert first == paired_difference(a, b, range(40), draws=700)
+    assert first != paired_difference(a, b, range(40), draws=700, seed=1)
+    assert paired_difference(b, a, range(40), draws=700).value == pytest.approx(-first.value)
+
+
+def test_paired_interval_covers_the_truth():
+    """Shared prompt difficulty, 60 prompts, true difference 0.1: 95 % coverage up to the noise of 300 experiments."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for _ in range(300):
+        _, clusters = _correlated(rng)
+        difficulty = rng.normal(0, 1, 60)[clusters]
+        a = difficulty + rng.normal(0.1, 0.5, 60)[clusters] + rng.normal(0, 0.3, len(clusters))
+        b = difficulty + rng.normal(0, 0.3, len(clusters))
+        low, high = paired_difference(a, b, clusters, draws=600).interval
+        hits += low <= 0.1 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize("successes, trials", [(0, 80), (80, 80), (1, 4), (527, 553), (3, 7)])
+def test_wilson_is_scipys(successes, trials):
+    for confidence in (0.9, 0.95):
+        reference = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+        assert wilson(successes, trials, confidence) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_wilson_needs_a_rate():
+    for successes, trials in ((0, 0), (-1, 4), (5, 4)):
+        with pytest.raises(ValueError):
+            wilson(successes, trials)

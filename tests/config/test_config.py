@@ -1,0 +1,239 @@
+import pytest
+from hydra import compose, initialize_config_module
+
+from star.common.errors import UserError
+from star.common.shipped import MINI_BASE, Shipped
+from star.config import (
+    base_identity,
+    cautions,
+    evaluation_changes,
+    get,
+    identity,
+    label,
+    load,
+    options,
+    schema,
+    to_yaml,
+)
+from star.method import attention, objective, tokens
+from star.method.allocation import ARMS
+
+
+@pytest.mark.parametrize("task", options("task"))
+@pytest.mark.parametrize("method", options("method"))
+@pytest.mark.parametrize("scale", options("scale"))
+def test_every_shipped_combination_is_valid(task, method, scale):
+    config = load([f"task={task}", f"method={method}", f"scale={scale}"])
+    assert (config.task.name, config.method.name, config.scale) == (task, method, scale)
+    assert config.method.arm in ARMS
+    assert config.run == f"runs/{scale}/{task}/{method}/seed0"
+
+
+@pytest.mark.parametrize("model", [None, *options("model")])
+@pytest.mark.parametrize("variant", [None, *options("variant")])
+@pytest.mark.parametrize("preset", [None, *options("preset")])
+def test_every_change_of_the_paper_scale_is_valid(model, variant, preset):
+    given = {"model": model, "variant": variant, "preset": preset}
+    config = load(["scale=paper", "method=star", *(f"{group}={name}" for group, name in given.items() if name)])
+    assert cautions(config) == []
+    changes = "".join(f"+{change}" for change in (model, variant) if change)
+    unguided = variant in ("fast", "nocfg")
+    assert evaluation_changes(config) == ({"guidance": 1.0} if unguided else {})
+    assert label(config, "star") == f"star{changes}"
+    assert label(config, "base") == (f"base{changes}" if unguided else "base" + (f"+{model}" if model else ""))
+    assert config.run == f"runs/paper/geneval/star{changes}/seed0"
+
+
+def test_presets_differ_in_budget_and_memory_alone():
+    one, four, eight = (load(["scale=paper", f"preset={name}"]) for name in ("gpu1", "gpu4", "gpu8"))
+    images = [config.train.groups * config.train.group_size for config in (one, four, eight)]
+    assert images == [128, 256, 1152]
+    assert [config.model.gradient_checkpointing for config in (one, four, eight)] == [True, True, False]
+    for config in (one, four, eight):
+        assert config.model.offload
+        for name in ("train.lr", "train.beta", "train.clip_range", "sampling.guidance", "model.resolution", "model.dtype"):
+            assert get(config, name) == get(eight, name)
+
+
+def test_variants_hold_the_published_settings():
+    fast, guard = (load(["scale=paper", f"variant={name}"]) for name in ("fast", "guard"))
+    sampling, train = fast.sampling, fast.train
+    assert (sampling.kind, sampling.noise_level, sampling.guidance, fast.evaluation.guidance) == ("cps", 0.8, 1.0, 1.0)
+    assert (sampling.window, sampling.window_range, train.clip_range, train.beta) == (3, [0, 5], 1e-5, 0.0)
+    train = guard.train
+    assert (train.guard, train.clip_range, train.lr, train.beta, train.std) == (True, 2e-6, 1e-4, 0.0, "group")
+    assert load(["scale=paper", "variant=nocfg"]).sampling.guidance == 1
+    assert load(["scale=paper", "variant=cps"]).sampling.kind == "cps"
+
+
+@pytest.mark.parametrize(
+    ("words", "caution"),
+    [
+        (["scale=paper", "variant=fast", "sampling.guidance=4.5"], "reported to collapse within a few epochs"),
+        (["scale=paper", "variant=guard", "sampling.window=3", "sampling.guidance=1"], "reported to collapse on OCR"),
+        (["scale=paper", "train.group_size=12", "train.groups=96"], "groups of 12 and 6 collapsed"),
+    ],
+)
+def test_what_is_reported_to_collapse_is_said(words, caution):
+    (line,) = cautions(load(words))
+    assert caution in line
+
+
+def test_no_change_of_the_scale_is_no_part_of_the_run():
+    config = load(["scale=mini"])
+    assert cautions(config) == [] and config.run == "runs/mini/geneval/star/seed0" and config.variant is None
+
+
+def test_where_the_weights_are_is_no_part_of_the_run():
+    whole, shared = (load([f"model.shard={shard}"]) for shard in (False, True))
+    assert identity(whole) == identity(shared) and base_identity(whole) == base_identity(shared)
+
+
+def test_what_only_saves_memory_or_disk_is_no_part_of_the_run():
+    for scale in options("scale"):
+        plain = load([f"scale={scale}"])
+        for word in ("model.offload", "model.gradient_checkpointing"):
+            assert identity(load([f"scale={scale}", f"{word}={not get(plain, word)}"])) == identity(plain)
+        assert identity(load([f"scale={scale}", "train.keep=7", "train.checkpoint_every=3"])) == identity(plain)
+        assert identity(plain)["model"]["offload"] == plain.model.offload
+
+
+def test_what_the_base_depends_on():
+    base = base_identity(load([]))
+    for word in ("model.lora_rank=4", "model.offload=true", "train.epochs=2", "method=flow_grpo", "evaluation.cross_images=0"):
+        assert base_identity(load([word])) == base, word
+    for word in ("model.path=other", "model.resolution=32", "task=ocr", "evaluation.steps=4", "evaluators.geneval=mmdet"):
+        assert base_identity(load([word])) != base, word
+
+
+def test_only_evaluators_that_give_rewards_are_part_of_a_training():
+    config, other = load(["task=geneval"]), load(["task=geneval", "evaluators.ocr=paddleocr", "evaluation.images=1"])
+    assert identity(config) == identity(other) and identity(config)["evaluators"] == {"geneval": "mini"}
+    assert identity(config, "geneval") != identity(other, "geneval")  # another number of images
+    assert set(identity(config, "ocr")["evaluators"]) == {"geneval", "ocr"}
+    assert set(identity(load(["task=geneval", "+rewards.others.ocr=0.5"]))["evaluators"]) == {"geneval", "ocr"}
+    assert identity(config) != identity(load(["task=geneval", "evaluators.geneval=mmdet"]))
+
+
+def test_shipped_weights_are_part_of_the_run_and_a_folder_goes_by_its_name(tmp_path):
+    config = load(["scale=mini"])
+    assert identity(config)["model"]["path"] == base_identity(config)["model"]["path"] == MINI_BASE.identity
+    assert identity(load(["model.path=elsewhere"]))["model"]["path"] == "elsewhere"
+    (tmp_path / "weights" / "transformer").mkdir(parents=True)
+    file = tmp_path / "weights" / "transformer" / "some.safetensors"
+    names = set()
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        names.add(Shipped(tmp_path / "weights", "weights").identity)
+    assert len(names) == 2 and all(name.startswith("weights@") for name in names)
+
+
+def test_paper_scale_holds_flow_grpos_published_settings():
+    config = load(["scale=paper", "method=flow_grpo"])
+    expected = {
+        "model.resolution": 512,
+        "model.text_length": 128,
+        "model.lora_rank": 32,
+        "model.lora_alpha": 64,
+        "model.dtype": "float16",
+        "sampling.steps": 10,
+        "sampling.kind": "sde",
+        "sampling.noise_level": 0.7,
+        "sampling.guidance": 4.5,
+        "sampling.window": 0,
+        "sampling.same_latent": False,
+        "train.groups": 48,
+        "train.group_size": 24,
+        "train.updates_per_epoch": 2,
+        "train.lr": 3e-4,
+        "train.clip_range": 1e-4,
+        "train.adv_clip": 5.0,
+        "train.std": "batch",
+        "train.beta": 0.04,
+        "train.kl": "flow_grpo",
+        "train.ema_decay": 0.9,
+        "train.ema_every": 8,
+        "train.max_grad_norm": 1.0,
+        "train.weight_decay": 1e-4,
+        "evaluation.steps": 40,
+        "evaluation.guidance": 4.5,
+        "method.reduction": "image",
+        "method.arm": "uniform",
+    }
+    assert {name: get(config, name) for name in expected} == expected
+    assert len(config.model.lora_targets) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=foo"], "no method 'foo'; there are: dense_uniform, flow_grpo"),
+        (["scale=huge"], "no scale 'huge'; there are: mini, paper"),
+        (["train.lrr=3"], "train.lrr is no setting; train has: .*lr"),
+        (["nothing=3"], "nothing is no setting; there are: .*train"),
+        (["train.lr=abc"], "train.lr: Value 'abc'"),
+        (["train"], "'train' is no setting; write key=value"),
+        (["sampling.kind=ddim"], "sampling.kind=ddim is not known; it is one of sde, cps"),
+        (["train.groups=7", "train.micro_batch=48"], "train.micro_batch=48 must divide"),
+        (["train.group_size=1"], "at least 2"),
+        (["train.lr=0"], "train.lr=0.0 must be greater than 0"),
+        (["train.max_grad_norm=inf"], "train.max_grad_norm=inf must be a finite number"),
+        (["sampling.guidance=nan"], "sampling.guidance=nan must be a finite number"),
+        (["train.betas=[0.9,nan]"], "train.betas=.*must be a finite number"),
+        (["+rewards.others.ocr=inf"], "rewards.others.ocr=inf must be a finite number"),
+        (["train.ema_decay=-1"], "train.ema_decay=-1.0 must lie in \\[0, 1\\]"),
+        (["model.lora_alpha=0"], "model.lora_alpha=0 must be greater than 0"),
+        (["train.weight_decay=-1"], "train.weight_decay=-1.0 must not be negative"),
+        (["train.betas=[0.9]"], "train.betas=\\[0.9\\] must be two numbers"),
+        (["train.betas=[0.9, 1.0]"], "must lie in \\[0, 1\\)"),
+        (["train.collapse_epochs=0"], "train.collapse_epochs=0 must be greater than 0"),
+        (["seed=-1"], "seed=-1 must not be negative"),
+        (["sampling.window=-1"], "sampling.window=-1 must not be negative"),
+        (["sampling.window_range=[0]"], "sampling.window_range=\\[0\\] must be two numbers"),
+        (["sampling.noise_level=0"], "sampling.noise_level=0.0 must be greater than 0"),
+        (["sampling.kind=cps", "sampling.noise_level=2"], "must be at most 1 for sampling.kind=cps"),
+        (["sampling.window=0", "sampling.steps=1"], "sampling.steps=1 must be at least 2"),
+        (["method.clip_range=0"], "method.clip_range=0.0 must be above 0"),
+        (["sampling.window=9"], "must fit into sampling.window_range"),
+        (["train.updates_per_epoch=100"], "only .* micro-batches"),
+        (["sampling.kind=cps", "train.beta=0.1"], "use train.kl=paper"),
+        (["method.mix=2"], "method.mix=2.0"),
+        (["method.cap=0.5"], "method.cap=0.5"),
+        (["method.exponent=0"], "method.exponent=0.0"),
+        (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, nocfg"),
+        (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
+        (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),
+        (["variant=guard", "sampling.kind=cps"], "train.guard normalises the log-ratios of densities"),
+        (["model.parameters=full", "model.shard=true"], "use model.parameters=lora or model.shard=false"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_ones_own_changes_what_the_scale_says(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("name: mine\narm: star\nmix: 1.0\ncap: 3.0\n")
+    with initialize_config_module("star.config.files", version_base=None):
+        composed = compose("config", ["method=mine", f"hydra.searchpath=[pkg://baselines,file://{tmp_path}]"])
+    assert (composed.method.mix, composed.method.cap) == (1.0, 3.0) != (load([]).method.mix, load([]).method.cap)
+
+
+def test_choices_are_those_of_the_code():
+    assert all(schema.ARM.allows(arm) for arm in set(ARMS) - {"flow_grpo", "dense_uniform"})
+    for rule, names in (
+        (schema.REDUCTION, objective.REDUCTIONS),
+        (schema.STD, objective.STDS),
+        (schema.KL, objective.KLS),
+        (schema.COLUMNS, tokens.COLUMNS),
+        (schema.SOFTMAX_OVER, attention.SOFTMAX_OVER),
+    ):
+        assert rule.text == schema.one_of(*names).text and all(map(rule.allows, names))
+
+
+def test_settings_survive_yaml():
+    config = load(["method=star", "method.cap=4", "seed=3"])
+    text = to_yaml(config)
+    assert "cap: 4.0" in text and "seed: 3" in text and "runs/mini/geneval/star/seed3" in text

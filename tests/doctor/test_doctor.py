@@ -1,0 +1,222 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAST
+from test_cli import star  # noqa: F401 (a fixture)
+
+from star import cli
+from star.common.errors import RunStopped, UserError
+from star.common.shipped import MINI_BASE
+from star.config import load
+from star.doctor import checks, dry_run
+from star.doctor.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed, trajectory_bytes
+from star.doctor.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, random_pipeline, shape_of
+from star.models import sd3 as pipeline
+from star.models.sd3 import Base
+
+GIB = 2**30
+NARROW = {
+    **SD35_MEDIUM,
+    "num_layers": 3,
+    "num_attention_heads": 2,
+    "caption_projection_dim": 128,
+    "pos_embed_max_size": 64,
+    "dual_attention_layers": (0,),
+}
+SMALL_AUTOENCODER = {**AUTOENCODER, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8, "layers_per_block": 1}
+
+
+def by_name(findings) -> dict[str, checks.Finding]:
+    return {finding.what: finding for finding in findings}
+
+
+def test_the_published_size_is_known_without_weights():
+    """The figures that others report of SD3.5 Medium and of Flow-GRPO's LoRA: 2.24 B and 18.8 M parameters."""
+    need = needed(load(["scale=paper"]), SD35_MEDIUM)
+    trained = 18.776e6
+    assert need.parameters == pytest.approx(2.243e9 + trained, rel=1e-3)
+    assert need.checkpoint == pytest.approx(16 * trained, rel=1e-3)
+
+
+@pytest.mark.parametrize(("task", "share"), [("geneval", 0.9), ("ocr", 0.9), ("pickscore", 0.97)])
+@pytest.mark.parametrize(("preset", "gpus", "memory"), [("gpu1", 1, 24), ("gpu4", 4, 24), ("gpu8", 8, 80)])
+def test_presets_fit_the_gpus_they_name(preset, gpus, memory, task, share):
+    need = needed(load(["scale=paper", f"preset={preset}", f"task={task}"]), SD35_MEDIUM, processes=gpus)
+    assert need.gpu < share * memory * GIB
+
+
+def test_the_large_model_fits_80_gb_with_any_preset():
+    for preset in ("gpu1", "gpu4", "gpu8"):
+        need = needed(load(["scale=paper", f"preset={preset}", "model=sd35_large"]), SD35_LARGE)
+        assert need.gpu < 0.9 * 80 * GIB
+
+
+def test_offloading_and_checkpointing_save_memory():
+    def gpu(*words: str) -> float:
+        return needed(load(["scale=paper", "preset=gpu1", *words]), SD35_MEDIUM).gpu
+
+    assert gpu("model.offload=false") > gpu() < gpu("model.gradient_checkpointing=false")
+    assert gpu("sampling.guidance=1", "train.micro_batch=16") <= gpu("train.micro_batch=8")
+
+
+def test_the_trajectories_of_an_epoch_count():
+    """Of 128 images, 10 latents and 9 means of 16 x 64 x 64 float32 each."""
+    one, other = (load(["scale=paper", "preset=gpu1", f"train.groups={groups}"]) for groups in (8, 16))
+    assert trajectory_bytes(one, SD35_MEDIUM, 1) == 128 * 19 * 16 * 64 * 64 * 4
+    assert needed(other, SD35_MEDIUM).gpu - needed(one, SD35_MEDIUM).gpu == trajectory_bytes(one, SD35_MEDIUM, 1)
+    assert needed(other, SD35_MEDIUM, processes=2).gpu == needed(one, SD35_MEDIUM).gpu
+
+
+def test_gpus_that_share_the_weights_need_less_memory():
+    words = ["scale=paper", "preset=gpu4", "model=sd35_large"]
+    whole, shared = (load([*words, f"model.shard={shard}"]) for shard in (False, True))
+    assert needed(shared, SD35_LARGE, processes=1) == needed(whole, SD35_LARGE)
+    saved = needed(whole, SD35_LARGE, processes=4).gpu - needed(shared, SD35_LARGE, processes=4).gpu
+    assert saved == pytest.approx((3 / 4 - 2 / 38) * 2 * needed(whole, SD35_LARGE).parameters)
+    assert needed(shared, SD35_LARGE, processes=4).process == needed(whole, SD35_LARGE).process
+
+
+@pytest.mark.parametrize(("dual", "keeps"), [((), BLOCK_KEEPS), ((0, 1, 2), DUAL_BLOCK_KEEPS)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_a_block_keeps_is_what_the_estimate_says(dual, keeps, checkpointing):
+    config = load(["scale=paper", "model.dtype=bfloat16", f"model.gradient_checkpointing={checkpointing}"])
+
+    def kept(layers: int) -> int:
+        shape = {**NARROW, "num_layers": layers, "dual_attention_layers": dual[:layers]}
+        base = Base(config.model, torch.device("cpu"), 0, random_pipeline(shape, torch.bfloat16, SMALL_AUTOENCODER))
+        own = {tensor.untyped_storage().data_ptr() for tensor in base.transformer.state_dict().values()}
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            velocity = base.velocity(torch.zeros(1, *base.latent_shape), torch.tensor(0.5), ["a ring"], 1.0)
+        assert velocity.requires_grad
+        return sum(sizes.values())
+
+    hidden = (32 * 32 + 77 + 128) * 128 * 2
+    assert (kept(3) - kept(2)) / hidden == pytest.approx(1 if checkpointing else keeps, rel=0.03)
+
+
+def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
+    run = dry_run.dry_run(["scale=paper", "relevance.blocks=[1]", "model.resolution=128"], SMALL_AUTOENCODER)
+    assert run.trained == 2 * 128 * 32 * (3 * 8 - 1)
+    assert run.ratio_error <= run.config.train.ratio_tolerance
+    assert 0 < run.maps < run.captured and 0 < run.share < 1
+    assert run.rollout.seconds > 0 and run.update.seconds > 0 and run.update.memory > 0
+    assert run.wanted.train.group_size == 24 and run.epoch_seconds > 1152 * run.update.seconds
+    file, rows = dry_run.report(run)
+    text = file.read_text()
+    assert file == Path("results/paper/dry_run.md")
+    for part in ("commit: ", "torch 2", "0.188 M parameters", "goal: at most 1 %", "ratio off 1 by", "for 9 rollouts at once"):
+        assert part in text
+    assert all(name in text for name, _ in rows)
+
+
+def test_the_dry_run_of_an_unknown_model_is_one_line():
+    with pytest.raises(UserError, match="model.path=some/model: the shape is known of stabilityai"):
+        shape_of("some/model")
+
+
+def test_the_shape_of_the_mini_base_is_that_of_its_folder():
+    assert shape_of(str(MINI_BASE.folder))["num_layers"] == 6
+
+
+def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeline_folder):
+    config = json.loads((pipeline_folder / "transformer" / "config.json").read_text())
+    later = {name: config.pop(name) for name in ("dual_attention_layers", "qk_norm", "_diffusers_version")}
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    shape = shape_of(str(tmp_path))
+    assert len(later) == 3 and (shape["dual_attention_layers"], shape["qk_norm"]) == ((), None)
+    assert needed(load([f"model.path={tmp_path}", "relevance.blocks=[0]"]), shape).parameters > 0
+
+
+def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "CPU_PARAMETERS", 1e4)
+    with pytest.raises(UserError, match="no GPU: with 0 M parameters a step takes minutes here.*STAR_TORCH=torch-gpu.txt"):
+        Base(load([f"model.path={pipeline_folder}"]).model, torch.device("cpu"), 0)
+
+
+def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkeypatch, pipeline_folder):
+    class Silent:
+        protocol, train, test = "none", ["a"], ["b"]
+
+        def judge(self, prompts, images):
+            raise RunStopped("nor can it read a blank image")
+
+    monkeypatch.setattr(checks, "load_task", lambda config, name: Silent())
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", "+rewards.others.ocr=0.5"]
+    found = by_name(checks.check(load(words)))
+    assert not found["task geneval"].fine and "blank image" in found["task ocr"].todo and "task pickscore" not in found
+
+
+def test_a_small_model_on_this_machine_is_fine(monkeypatch, capsys, tmp_path, pipeline_folder):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in FAST.split() if "group_size" not in word]
+    found = by_name(checks.check(load([*words, f"model.path={pipeline_folder}", "evaluation.cross_images=0"])))
+    assert all(finding.fine for finding in found.values()), found
+    assert "of weights" in found["model"].found and "test prompts" in found["task geneval"].found
+
+
+def test_what_is_missing_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = by_name(checks.check(load(["scale=paper", "task=ocr", "train.group_size=12"])))
+    assert not found["model"].fine and "hf download stabilityai/stable-diffusion-3.5-medium" in found["model"].todo
+    assert not found["device"].fine and "dry_run=true" in found["device"].todo
+    assert not found["task ocr"].fine and found["task ocr"].todo
+    assert "groups of 12 and 6 collapsed" in found["settings"].found
+    assert all(finding.todo for finding in found.values() if not finding.fine)
+
+
+def test_a_pipeline_without_all_of_its_weights_is_not_fine(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "P", "vae": ["d", "A"], "transformer": ["d", "T"]}')
+    for part in ("vae", "transformer"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"1234")
+    index = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    (tmp_path / "transformer" / "model.safetensors.index.json").write_text(index)
+    (tmp_path / "transformer" / "model-1.safetensors").write_bytes(b"1")
+    assert checks.weights(tmp_path) == {"vae": 4, "transformer": 0}
+    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(b"22")
+    assert checks.weights(tmp_path) == {"vae": 4, "transformer": 3}
+
+
+def test_packages_are_those_that_the_project_requires():
+    assert checks.packages().fine
+    finding = checks.packages("no-such-distribution")
+    assert not finding.fine and finding.todo == "pip install -e ."
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["a=1", "dry_run=true"], (["a=1"], True)), (["dry_run=False"], ([], False)), ([], ([], False))],
+)
+def test_a_flag_may_be_written_as_a_setting(words, expected):
+    assert cli._flag(words, "dry_run") == expected
+    with pytest.raises(UserError, match="dry_run=maybe must be true or false"):
+        cli._flag(["dry_run=maybe"], "dry_run")
+
+
+def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  # noqa: F811
+    code, out, _ = star("doctor", *FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0")
+    assert code == 0 and "fine" in out and "caution" in out
+    code, out, _ = star("doctor", "scale=paper", "task=ocr")
+    assert code == 1 and "hf download" in out and "what to do" in out
+    code, _, err = star("doctor", "dry_run=perhaps")
+    assert code == 2 and "dry_run=perhaps must be true or false" in err
+
+
+def test_help_names_presets_and_variants():
+    assert re.search(r"preset=gpu1.*variant=fast", cli.DOCTOR_HELP)

@@ -1,0 +1,248 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from evaluators.folder import mean_and_stderr, read_lines, score_folder, summarise
+from evaluators.images import read_image
+from star.common.errors import RunStopped, UserError
+
+
+def shades(prompts, images):
+    """Judges an image by its first byte; some prompts and images cannot be judged."""
+    for prompt, image in zip(prompts, images, strict=True):
+        if prompt == "bad":
+            raise UserError("prompt 'bad' has no quotes")
+        if image[0, 0, 0] == 13:
+            raise RunStopped("the recogniser died on image 0")
+    return [{"shade": int(image[0, 0, 0]), "upper": prompt.upper()} for prompt, image in zip(prompts, images, strict=True)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images 1.png, 2.png and 10.png of these shades, their prompts, and files that are no images."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for shade in (10, 2, 1):
+        save(images / f"{shade}.png", shade)
+    (images / "notes.txt").write_text("no image")
+    (images / "sub").mkdir()
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nten\n")
+    return tmp_path
+
+
+def save(path, shade):
+    Image.fromarray(np.full((3, 2, 3), shade, np.uint8)).save(path)
+
+
+def score(folder, prompts="prompts.txt", judge=shades, **options):
+    return score_folder(
+        folder / "images", folder / prompts, judge, "shade-v1", folder / "deep/out.csv", progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_images_get_the_prompts_in_the_natural_order_of_names(folder, batch):
+    sizes = []
+
+    def judge(prompts, images):
+        sizes.append(len(prompts))
+        return shades(prompts, images)
+
+    rows = score(folder, judge=judge, batch=batch)
+    assert rows.to_dict("list") == {
+        "file": ["1.png", "2.png", "10.png"],
+        "prompt": ["one", "two", "ten"],
+        "shade": [1, 2, 10],
+        "upper": ["ONE", "TWO", "TEN"],
+        "protocol": ["shade-v1"] * 3,
+    }
+    assert sizes == {1: [1, 1, 1], 2: [2, 1], 16: [3]}[batch]
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "deep/out.csv"), rows)
+    assert [path.name for path in (folder / "deep").iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", 'prompt,file\r\n"a, b",10.png\r\n"say ""hi""",1.png\r\n'),
+        ("p.tsv", 'file\tprompt\n10.png\ta, b\n1.png\tsay "hi"\n'),
+        ("p.jsonl", '{"file": "10.png", "prompt": "a, b"}\n\n{"file": "1.png", "prompt": "say \\"hi\\"", "x": 1}\n'),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_table_says_which_images_have_which_prompts(folder, name, text, mark):
+    (folder / name).write_text(mark + text, "utf-8")
+    rows = score(folder, name)
+    assert rows[["file", "prompt", "shade"]].values.tolist() == [["10.png", "a, b", 10], ["1.png", 'say "hi"', 1]]
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "p.txt").write_bytes("one\u2028still one\r\n two \n\n".encode())
+    assert read_lines(tmp_path / "p.txt") == ["one\u2028still one", "two"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        ("prompt", UserError, "prompt 'bad' has no quotes"),
+        ("image", UserError, "cannot read the image .*2.png"),
+        ("judge", RunStopped, "the recogniser died on image 0"),
+    ],
+)
+def test_what_was_scored_before_a_failure_is_kept(folder, batch, damage, error, message):
+    match damage:
+        case "prompt":
+            (folder / "prompts.txt").write_text("one\nbad\nten\n")
+        case "image":
+            (folder / "images/2.png").write_bytes((folder / "images/2.png").read_bytes()[:45])
+        case "judge":
+            save(folder / "images/2.png", 13)
+    with pytest.raises(error, match=rf"{message}.*; stopped at 2.png; the scores of the 1 images before it are in .*out.csv$"):
+        score(folder, batch=batch)
+    kept = pd.read_csv(folder / "deep/out.csv")
+    assert kept.values.tolist() == [["1.png", "one", 1, "ONE", "shade-v1"]]
+
+
+def test_a_failure_at_the_first_image_leaves_older_scores_alone(folder):
+    score(folder)
+    before = (folder / "deep/out.csv").read_bytes()
+    (folder / "prompts.txt").write_text("bad\ntwo\nten\n")
+    with pytest.raises(UserError, match="stopped at 1.png; nothing was scored before it$"):
+        score(folder)
+    assert (folder / "deep/out.csv").read_bytes() == before
+
+
+def test_a_failure_that_passes_costs_nothing(folder):
+    calls = []
+
+    def judge(prompts, images):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise RunStopped("once")
+        return shades(prompts, images)
+
+    assert score(folder, judge=judge)["shade"].tolist() == [1, 2, 10]
+    assert calls == [3, 1, 1, 1]
+
+
+def test_an_interruption_keeps_what_was_scored(folder):
+    def judge(prompts, images):
+        if prompts == ["ten"]:
+            raise KeyboardInterrupt
+        return shades(prompts, images)
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; the scores of the 2 images before it are in .*out.csv$"):
+        score(folder, judge=judge, batch=1)
+    assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
+
+
+def never(prompts, images):
+    raise AssertionError("judged before the input was checked")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "one\ntwo\n", "p.txt has 2 prompts, but .*images has 3 images"),
+        ("p.txt", "one\n\nten\n", "p.txt line 2 is empty"),
+        ("p.txt", " \n", "p.txt holds no prompts"),
+        ("p.txt", b"\xff\xfe\x00", "p.txt cannot be read as a text file"),
+        ("p.txt", None, "no such file of prompts: .*p.txt"),
+        ("p.csv", None, "no such file of prompts: .*p.csv"),
+        ("p.csv", "file,prompt\n", "p.csv holds no prompts"),
+        ("p.csv", "file,text\n1.png,one\n", 'p.csv, row 1: "prompt" is missing or empty'),
+        ("p.csv", "file,prompt\n1.png,one\n2.png\n", 'p.csv, row 2: "prompt" is missing or empty'),
+        ("p.csv", "file,prompt\n3.png,three\n", "p.csv names 3.png, which is not in .*images"),
+        ("p.jsonl", '{"file": "1.png"\n', "p.jsonl is not one JSON object per line"),
+        ("p.jsonl", '["1.png", "one"]\n', 'p.jsonl, row 1: "file" is missing or empty'),
+        ("p.jsonl", '{"file": 1, "prompt": "one"}\n', 'p.jsonl, row 1: "file" is missing or empty'),
+    ],
+)
+def test_bad_prompt_files_are_one_clear_line(folder, name, content, message):
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as error:
+        score(folder, name, judge=never)
+    assert "\n" not in str(error.value)
+    assert not (folder / "deep").exists()
+
+
+def test_a_table_may_name_images_in_folders_below_but_no_absolute_paths(folder):
+    images = folder / "images"
+    for shade in (1, 2, 10):
+        (images / f"{shade}.png").rename(images / f"sub/{shade}.png")
+    (folder / "p.csv").write_text("file,prompt\nsub/2.png,two\n")
+    assert score(folder, "p.csv")["file"].tolist() == ["sub/2.png"]
+    (folder / "p.csv").write_text("file,prompt\n/elsewhere/2.png,two\n")
+    with pytest.raises(UserError, match=r"p.csv names /elsewhere/2.png; files are named relative to .*images"):
+        score(folder, "p.csv", judge=never)
+
+
+def test_bad_folders_are_one_clear_line(folder):
+    (folder / "empty").mkdir()
+    (folder / "empty/notes.txt").write_text("no image")
+    for name, message in (("none", "no such folder of images: .*none"), ("empty", r"empty holds no images \(.png, .jpg")):
+        with pytest.raises(UserError, match=message):
+            score_folder(folder / name, folder / "prompts.txt", never, "v", folder / "out.csv")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_scoring(folder):
+    for out, message in (
+        (folder / "prompts.txt/out.csv", "cannot be written"),
+        (folder / "images", "it is a folder"),
+        (Path("/proc/out.csv"), "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_folder(folder / "images", folder / "prompts.txt", never, "v", out)
+
+
+def test_mean_and_standard_error_are_clustered_by_prompt():
+    values, prompts = [1, 0, 1, 1, 0, 0, 1], ["a", "b", "a", "c", "b", "c", "c"]
+    mean = sum(values) / 7
+    total = 0.0
+    for prompt in "abc":
+        residual = sum(value - mean for value, own in zip(values, prompts, strict=True) if own == prompt)
+        total += residual**2
+    expected = (3 / 2 * total / 7**2) ** 0.5
+    assert mean_and_stderr(values, prompts) == (pytest.approx(mean), pytest.approx(expected))
+    assert mean_and_stderr([0.25, 0.75], ["a", "a"]) == (0.5, None)
+
+
+def test_summary_of_a_folder(folder):
+    rows = score(folder)
+    (row,) = summarise(rows, {"mean_shade": "shade"}).to_dict("records")
+    stderr = np.std([1, 2, 10], ddof=1) / np.sqrt(3)
+    assert row == {
+        "metric": "mean_shade",
+        "protocol": "shade-v1",
+        "value": pytest.approx(13 / 3),
+        "stderr": pytest.approx(stderr),
+        "images": 3,
+        "prompts": 3,
+    }
+    assert np.isnan(summarise(rows[:1], {"mean_shade": "shade"})["stderr"][0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_images_of_any_kind_are_read_as_rgb(tmp_path, mode):
+    Image.new("RGB", (4, 2), (255, 255, 255)).convert(mode).save(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
+    assert image.dtype == np.uint8 and image.shape == (2, 4, 3) and (image == 255).all()
+
+
+def test_images_are_turned_as_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (4, 2)).save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").shape == (4, 2, 3)
+
+
+def test_json_prompts_may_hold_any_text(folder):
+    prompt = 'naïve "quo\nted" \u2028 text'
+    (folder / "p.jsonl").write_text(json.dumps({"file": "1.png", "prompt": prompt}, ensure_ascii=False), "utf-8")
+    assert score(folder, "p.jsonl")["prompt"].tolist() == [prompt]

@@ -1,0 +1,303 @@
+import json
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from evaluators.geneval import evaluate, prompts
+from evaluators.geneval.mini import MiniDetector
+from evaluators.geneval.prompts import MINI, TAGS
+from evaluators.geneval.rules import Detection
+from star.common.errors import UserError
+from star.mini.scenes import draw_scene
+
+
+class CountingDetector:
+    """Finds as many dogs as the image's first byte says; all are red, which has to be asked for."""
+
+    name = "counting-0"
+    classes = ("dog", "cat")
+    colors = ("red",)
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, images):
+        return [{"dog": [Detection((0, 0, 1, 1), 0.99)] * int(image[0, 0, 0])} for image in images]
+
+    def with_colors(self, image, name, detections):
+        self.asked.append((name, len(detections)))
+        return [Detection(d.box, d.score, "red") for d in detections]
+
+
+def image_of(dogs):
+    return np.full((8, 8, 3), dogs, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two prompts, three images each: one dog is right in 2 of 3 images, two dogs in none."""
+    records = [prompts.single_object("dog"), prompts.counting("dog", 2)]
+    images = [[image_of(n) for n in (1, 0, 2)], [image_of(n) for n in (1, 3, 5)]]
+    evaluate.save_folder(tmp_path / "run", records, images)
+    return tmp_path / "run"
+
+
+def test_saved_folder_has_the_official_layout(folder):
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert files == [
+        "00000/metadata.jsonl", "00000/samples/00000.png", "00000/samples/00001.png", "00000/samples/00002.png",
+        "00001/metadata.jsonl", "00001/samples/00000.png", "00001/samples/00001.png", "00001/samples/00002.png",
+    ]  # fmt: skip
+    assert json.loads((folder / "00001/metadata.jsonl").read_text()) == prompts.counting("dog", 2)
+    assert np.array_equal(np.asarray(Image.open(folder / "00001/samples/00002.png")), image_of(5))
+
+
+def test_evaluated_folder_has_a_row_per_image(folder):
+    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    assert rows.columns.tolist() == [
+        "filename", "tag", "prompt", "index", "correct", "strict", "score", "reason", "protocol",
+    ]  # fmt: skip
+    assert rows["filename"].tolist()[:2] == ["00000/samples/00000.png", "00000/samples/00001.png"]
+    assert rows["index"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert rows["correct"].tolist() == [True, False, True, False, False, False]
+    assert rows["strict"].tolist() == [True, False, False, False, False, False]
+    assert rows["score"].tolist() == [1, 0, 0, 0.5, 0.5, -0.5]
+    assert rows["reason"].tolist()[1] == "expected dog>=1, found 0"
+    assert set(rows["protocol"]) == {"geneval-v1/counting-0"}
+
+
+def test_only_digits_are_looked_at(folder):
+    (folder / "00000a").mkdir()
+    (folder / "samples").mkdir()
+    (folder / "00002").write_text("a file, not a prompt")
+    for name in ("grid.png", "00000.jpg", "00000_small.png"):
+        Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
+    assert len(evaluate.evaluate_folder(folder, CountingDetector(), progress=False)) == 6
+
+
+def test_progress_bar_is_drawn_on_demand(folder, capsys):
+    evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    assert capsys.readouterr().out == ""
+    evaluate.evaluate_folder(folder, CountingDetector(), progress=True)
+    assert "GenEval" in capsys.readouterr().out
+
+
+def test_gray_and_transparent_images_are_read_as_rgb(folder):
+    Image.fromarray(np.full((8, 8), 1, np.uint8)).save(folder / "00000/samples/00001.png")
+    Image.fromarray(np.full((8, 8, 4), 1, np.uint8)).save(folder / "00000/samples/00002.png")
+    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    assert rows["strict"].tolist()[:3] == [True, True, True]
+
+
+def naive_summary(rows):
+    """Means, and standard errors from the sums of residuals per prompt, all in loops."""
+
+    def mean_and_error(part, column):
+        values = [float(v) for v in part[column]]
+        mean = sum(values) / len(values)
+        sums = defaultdict(float)
+        for value, prompt in zip(values, part["prompt"], strict=True):
+            sums[prompt] += value - mean
+        g = len(sums)
+        return mean, (g / (g - 1) * sum(s * s for s in sums.values())) ** 0.5 / len(values)
+
+    table = {}
+    for verdict, column in (("official", "correct"), ("strict", "strict"), ("continuous", "score")):
+        per_tag = {tag: mean_and_error(rows[rows["tag"] == tag], column) for tag in set(rows["tag"])}
+        table |= {f"geneval_{verdict}_{tag}": entry for tag, entry in per_tag.items()}
+        table[f"geneval_{verdict}_micro"] = mean_and_error(rows, column)
+        means, errors = zip(*per_tag.values(), strict=True)
+        table[f"geneval_{verdict}_macro"] = sum(means) / len(means), sum(e * e for e in errors) ** 0.5 / len(errors)
+    solved = [float(rows[rows["prompt"] == prompt]["correct"].any()) for prompt in rows["prompt"].unique()]
+    table["geneval_official_prompts"] = np.mean(solved), np.std(solved, ddof=1) / len(solved) ** 0.5
+    return table
+
+
+def random_rows(sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for tag, prompts_of_tag in sizes.items():
+        for number, images in enumerate(prompts_of_tag):
+            chance = rng.uniform()
+            for _ in range(images):
+                correct = bool(rng.random() < chance)
+                rows.append((tag, f"{tag} {number}", correct, correct and bool(rng.random() < 0.5), rng.normal()))
+    return pd.DataFrame(rows, columns=["tag", "prompt", "correct", "strict", "score"]).assign(protocol="p/d")
+
+
+def test_summary_against_plain_loops():
+    rows = random_rows({"position": [4, 4, 1, 3], "colors": [2, 5], "counting": [4] * 7})
+    summary = evaluate.summarise(rows)
+    assert summary.columns.tolist() == ["metric", "protocol", "value", "stderr", "images", "prompts"]
+    expected = naive_summary(rows)
+    assert set(summary["metric"]) == set(expected)
+    for row in summary.itertuples():
+        assert (row.value, row.stderr) == pytest.approx(expected[row.metric], rel=1e-9)
+        assert row.protocol == "p/d"
+    by_metric = summary.set_index("metric")
+    assert by_metric.loc["geneval_strict_colors", ["images", "prompts"]].tolist() == [7, 2]
+    assert by_metric.loc["geneval_official_macro", ["images", "prompts"]].tolist() == [47, 13]
+    assert by_metric.loc["geneval_official_prompts", ["images", "prompts"]].tolist() == [47, 13]
+
+
+def test_error_of_equal_groups_is_that_of_the_prompt_means():
+    rows = random_rows({"counting": [4] * 9}, seed=1)
+    summary = evaluate.summarise(rows).set_index("metric")
+    means = rows.groupby("prompt")["score"].mean()
+    assert summary.loc["geneval_continuous_counting", "stderr"] == pytest.approx(means.std() / 3)
+
+
+def test_repeating_images_adds_no_certainty():
+    """Four identical images of a prompt tell as much as one."""
+    rows = random_rows({"counting": [1] * 9, "colors": [1] * 5}, seed=2)
+    once, often = evaluate.summarise(rows), evaluate.summarise(pd.concat([rows] * 4))
+    assert often["value"].to_numpy() == pytest.approx(once["value"].to_numpy())
+    assert often["stderr"].to_numpy() == pytest.approx(once["stderr"].to_numpy())
+
+
+def test_macro_of_the_published_row_differs_from_micro():
+    """SD3.5-M in Flow-GRPO's table: .98 .78 .50 .81 .24 .52 over 80 99 80 94 100 100 prompts."""
+    counts = dict(zip(TAGS, (80, 99, 80, 94, 100, 100), strict=True))
+    shares = (0.98, 0.78, 0.50, 0.81, 0.24, 0.52)
+    rows = pd.DataFrame(
+        [
+            (tag, f"{tag} {i}", True, True, share)
+            for (tag, n), share in zip(counts.items(), shares, strict=True)
+            for i in range(n)
+        ],
+        columns=["tag", "prompt", "correct", "strict", "score"],
+    ).assign(protocol="p/d")
+    summary = evaluate.summarise(rows).set_index("metric")["value"]
+    assert summary["geneval_continuous_macro"] == pytest.approx(0.638, abs=5e-4)
+    assert summary["geneval_continuous_micro"] == pytest.approx(0.629, abs=5e-4)
+    assert summary["geneval_official_macro"] == 1
+
+
+def test_one_prompt_has_no_standard_error(folder):
+    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    summary = evaluate.summarise(rows).set_index("metric")
+    assert np.isnan(summary.loc["geneval_official_counting", "stderr"])
+    assert summary.loc["geneval_official_prompts", "value"] == 0.5
+
+
+def test_rows_of_two_protocols_are_not_mixed():
+    rows = random_rows({"counting": [2, 2]})
+    with pytest.raises(ValueError, match="2 protocols"):
+        evaluate.summarise(pd.concat([rows, rows.assign(protocol="other")]))
+
+
+def test_colors_are_asked_for_only_where_needed():
+    detector = CountingDetector()
+    records = [prompts.colors("dog", "red"), prompts.single_object("dog"), prompts.colors("dog", "red")]
+    results = evaluate.verdicts(records, [image_of(3), image_of(3), image_of(0)], detector)
+    assert detector.asked == [("dog", 1)]
+    assert [v.correct for v in results] == [True, True, False]
+
+
+def test_verdicts_of_too_many_objects():
+    records = [prompts.single_object("dog")] * 3
+    found = evaluate.verdicts(records, [image_of(n) for n in (1, 2, 3)], CountingDetector())
+    assert [(v.score, v.correct, v.strict) for v in found] == [(1, True, True), (0, True, False), (-1, True, False)]
+
+
+def test_mini_scenes_pass_through_a_folder(tmp_path):
+    rng = np.random.default_rng(3)
+    records = [prompts.draw(tag, MINI, rng) for tag in TAGS for _ in range(2)]
+    evaluate.save_folder(tmp_path / "mini", records, ([draw_scene(r, rng)[0] for _ in range(2)] for r in records))
+    rows = evaluate.evaluate_folder(tmp_path / "mini", MiniDetector(), progress=False)
+    assert len(rows) == 24 and rows["correct"].mean() > 0.95
+    assert set(evaluate.summarise(rows)["protocol"]) == {"geneval-v1/mini-2"}
+
+
+def test_folder_appears_only_when_complete(tmp_path):
+    def images():
+        yield [image_of(1)]
+        raise KeyboardInterrupt
+
+    records = [prompts.single_object("dog"), prompts.single_object("cat")]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.save_folder(tmp_path / "run", records, images())
+    assert not (tmp_path / "run").exists()
+    evaluate.save_folder(tmp_path / "run", records, [[image_of(1)], [image_of(2)]])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(UserError, match="run exists"):
+        evaluate.save_folder(tmp_path / "run", records, [[image_of(1)], [image_of(2)]])
+
+
+def test_too_few_images_are_a_programming_error(tmp_path):
+    with pytest.raises(ValueError):
+        evaluate.save_folder(tmp_path / "run", [prompts.single_object("dog")] * 2, [[image_of(1)]])
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_words_are_the_users_error(folder):
+    detector = CountingDetector()
+    with pytest.raises(UserError, match="counting-0 does not know 'cow'"):
+        evaluate.verdicts([prompts.single_object("cow")], [image_of(1)], detector)
+    with pytest.raises(UserError, match="counting-0 does not know 'blue'"):
+        evaluate.verdicts([prompts.colors("dog", "blue")], [image_of(1)], detector)
+    with pytest.raises(UserError, match="mini-2 does not know 'dog'"):
+        evaluate.evaluate_folder(folder, MiniDetector(), progress=False)
+
+
+def test_missing_and_empty_folders_are_the_users_error(tmp_path, folder):
+    for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no prompt folders")):
+        with pytest.raises(UserError, match=message):
+            evaluate.evaluate_folder(path, CountingDetector(), progress=False)
+    for path in (folder / "00001/samples").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="no images like 00000.png in .*00001/samples"):
+        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+
+
+@pytest.mark.parametrize("keep", [0, 20, 45])
+def test_broken_images_are_named(folder, keep):
+    path = folder / "00001/samples/00002.png"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="cannot read the image .*00001/samples/00002.png"):
+        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+
+
+GOOD = {"class": "dog", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not one JSON object"),
+        ("{", "is not one JSON object"),
+        ("{}\n{}\n", "is not one JSON object"),
+        ("[]", "not a JSON object"),
+        (json.dumps({"tag": "colors", "prompt": "p"}), '"include" is missing or empty'),
+        (json.dumps({"include": [GOOD], "prompt": "p"}), '"tag" is missing'),
+        (json.dumps({"tag": "colors", "include": [GOOD]}), '"prompt" is missing'),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [{"count": 1}]}), '"class" is missing'),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [{"class": "dog"}]}), '"count" is missing or below 1'),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [GOOD | {"count": 0}]}), '"count" is missing or below 1'),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [GOOD], "exclude": {}}), '"exclude" is not a list'),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [GOOD], "exclude": [{}]}), '"class" is missing'),
+        (
+            json.dumps({"tag": "t", "prompt": "p", "include": [GOOD | {"position": ["left of", 0]}]}),
+            '"position" is not',
+        ),
+        (
+            json.dumps({"tag": "t", "prompt": "p", "include": [GOOD, GOOD | {"position": ["near", 0]}]}),
+            '"position" is not',
+        ),
+        (json.dumps({"tag": "t", "prompt": "p", "include": [GOOD, GOOD | {"position": "left"}]}), '"position" is not'),
+    ],
+)
+def test_broken_metadata_is_named(folder, text, message):
+    (folder / "00001/metadata.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    assert "00001/metadata.jsonl" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_half_written_prompts_are_the_users_error(folder):
+    (folder / "00001/metadata.jsonl").unlink()
+    with pytest.raises(UserError, match="00001/metadata.jsonl is missing"):
+        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)

@@ -1,0 +1,70 @@
+import difflib
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluators.ocr.reward import levenshtein, target_span, target_text, text_reward
+from star.common.errors import UserError
+from star.tasks.core_words import core_spans
+
+words = st.text(alphabet="abC d", max_size=7)
+
+
+@given(words, words)
+def test_levenshtein_is_the_recursive_definition(a, b):
+    @cache
+    def distance(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        return min(distance(i - 1, j) + 1, distance(i, j - 1) + 1, distance(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
+
+    assert levenshtein(a, b) == distance(len(a), len(b))
+
+
+@pytest.mark.parametrize(
+    ("target", "lines", "reward"),
+    [
+        ("OPEN", ["open"], 1.0),
+        ("OPEN", ["we are o p e n today"], 1.0),
+        ("New Year", ["NEW", "YEAR"], 1.0),
+        ("OPEN", [], 0.0),
+        ("OPEN", ["OPEM"], 0.75),
+        ("OPEN", ["OPN"], 0.75),
+        ("OPEN", ["completely different"], 0.0),
+        ("A-B", ["AB"], 1 - 1 / 3),
+        ("a\tb", ["ab"], 1 - 1 / 3),
+    ],
+)
+def test_reward(target, lines, reward):
+    assert text_reward(target, lines) == pytest.approx(reward)
+
+
+@given(words.filter(lambda word: word.replace(" ", "")), st.lists(words, max_size=3))
+def test_reward_is_in_range_and_1_only_for_what_contains_the_target(target, lines):
+    reward = text_reward(target, lines)
+    wanted, found = (text.replace(" ", "").lower() for text in (target, "".join(lines)))
+    assert 0 <= reward <= 1
+    matched = difflib.SequenceMatcher(None, wanted, found, autojunk=False).find_longest_match().size == len(wanted)
+    assert (reward == 1) == matched
+
+
+def test_target_is_the_first_quoted_text():
+    assert target_text('a "Grand Opening" sign, "not this"') == "Grand Opening"
+    for prompt in ("no quotes", 'one " quote', 'an empty "" one', '" "'):
+        with pytest.raises(UserError, match="double quotes"):
+            target_text(prompt)
+    with pytest.raises(ValueError, match="empty"):
+        text_reward("  ", ["x"])
+
+
+def test_target_and_core_word_are_the_same_characters():
+    for prompt in ('a "Grand Opening" sign, "not this"', '"x"', 'tabs "\t" are no spaces', 'two\nlines "a\nb"'):
+        start, end = target_span(prompt)
+        assert core_spans("ocr", prompt) == [(start, end)]
+        assert prompt[start:end] == prompt.split('"')[1] == target_text(prompt)
+        assert prompt[start - 1] == prompt[end] == '"'
+    for prompt in ("no quotes", 'one " quote', 'an empty "" one', '"  "'):
+        with pytest.raises(UserError, match="double quotes"):
+            core_spans("ocr", prompt)

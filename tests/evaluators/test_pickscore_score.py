@@ -1,0 +1,181 @@
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
+from tiny_clip import SIDE, save_tiny_clip
+from transformers import CLIPModel
+
+from evaluators import hub
+from evaluators.folder import score_folder
+from evaluators.pickscore import score as pickscore
+from evaluators.pickscore.score import PickScore
+from star.common.errors import UserError
+from star.common.shipped import Shipped
+from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+PROMPTS = ["a photo of a red circle", "a photo of two stars", "a ring", "a photo of a blue cross above a heart"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip") / "random_clip")
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    sizes = [(48, 48), (40, 71), (90, 33), (32, 32)]
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def naive_score(folder, prompt, image):
+    """One pair in float64: Pillow's bicubic to a short side of SIDE, centre crop, CLIP's normalisation, cosine, scale."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    height, width = image.shape[:2]
+    factor = SIDE / min(height, width)
+    size = (int(width * factor), int(height * factor))
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float64) / 255
+    top, left = (size[1] - SIDE) // 2, (size[0] - SIDE) // 2
+    crop = resized[top : top + SIDE, left : left + SIDE]
+    pixels = np.stack([(crop[..., c] - MEAN[c]) / STD[c] for c in range(3)])
+    tokenizer = clip_tokenizer()
+    ids = tokenizer(prompt).input_ids
+    if len(ids) > TEXT_LENGTH:
+        ids = [*ids[: TEXT_LENGTH - 1], tokenizer.eos_token_id]
+    with torch.no_grad():
+        seen = model.vision_model(torch.tensor(pixels)[None]).pooler_output[0].numpy()
+        read = model.text_model(torch.tensor([ids])).pooler_output[0].numpy()
+    v = [sum(w * x for w, x in zip(row, seen, strict=True)) for row in model.visual_projection.weight.tolist()]
+    t = [sum(w * x for w, x in zip(row, read, strict=True)) for row in model.text_projection.weight.tolist()]
+    dot = sum(a * b for a, b in zip(t, v, strict=True))
+    norms = math.sqrt(sum(a * a for a in t)) * math.sqrt(sum(b * b for b in v))
+    return math.exp(model.logit_scale.item()) * dot / norms
+
+
+def test_scores_are_those_of_a_naive_computation(folder, images, monkeypatch):
+    wanted = [naive_score(folder, prompt, image) for prompt, image in zip(PROMPTS, images, strict=True)]
+    assert np.ptp(wanted) > 1
+    scorer = PickScore(folder)
+    found = scorer.score(PROMPTS, images)
+    assert found.dtype == np.float32 and found.shape == (4,)
+    assert found == pytest.approx(wanted, abs=2e-4)
+    monkeypatch.setattr(pickscore, "BATCH", 3)
+    assert scorer.score(PROMPTS, images) == pytest.approx(wanted, abs=2e-4)
+    assert scorer.score([], []).shape == (0,)
+
+
+def test_long_texts_are_cut_at_the_models_context(folder, images):
+    long = "a photo of " + "a red circle and a blue square " * 70
+    assert PickScore(folder).score([long], images[:1]) == pytest.approx([naive_score(folder, long, images[0])], abs=2e-4)
+
+
+def test_the_model_is_in_float32_and_in_eval_mode_however_it_is_stored(folder, images, tmp_path):
+    model = CLIPModel.from_pretrained(folder)
+    model.to(torch.float16).save_pretrained(tmp_path / "half")
+    scorer = PickScore(tmp_path / "half", folder)
+    assert scorer.model.dtype == torch.float32 and not scorer.model.training
+    assert scorer.score(PROMPTS, images) == pytest.approx(PickScore(folder).score(PROMPTS, images), abs=0.1)
+
+
+def test_the_name_follows_the_weights(folder, tmp_path):
+    name = PickScore(folder).name
+    assert name.startswith("random_clip@") and PickScore(folder).name == name
+    model = CLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.logit_scale += 1
+    model.save_pretrained(tmp_path / "random_clip")
+    assert PickScore(tmp_path / "random_clip", folder).name != name
+    assert pickscore.protocol(PickScore(folder)) == f"pickscore-v1/{name}"
+
+
+def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeypatch):
+    def cached(repository, revision, local_files_only):
+        assert local_files_only
+        if repository != pickscore.MODEL.repository:
+            raise LocalEntryNotFoundError("not here")
+        assert revision == "a4e4367c6dfa7288a00c550414478f865b875800"
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", cached)
+    assert PickScore(pickscore.MODEL).name == f"PickScore_v1@{folder.name[:8]}"
+    with pytest.raises(UserError, match="`hf download laion/CLIP-ViT-H-14.* --revision 1c2b8495.* gets it"):
+        pickscore.engine("pickscore")
+
+
+def test_what_is_missing_is_one_line_with_the_command(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pickscore, "MINI_PICKSCORE", Shipped(tmp_path / "none", "none"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for source in (pickscore.MODEL, "someone/not-in-the-cache", "/no/such/folder"):
+        with pytest.raises(UserError, match="`hf download [^\n]*` gets it$"):
+            PickScore(source)
+    with pytest.raises(UserError, match="`star mini taste` builds it"):
+        pickscore.engine("mini")
+    with pytest.raises(UserError, match="no pickscore engine 'clip'; there are mini, pickscore"):
+        pickscore.engine("clip")
+
+
+def test_a_folder_that_is_no_clip_model_is_one_line(folder, tmp_path):
+    tmp_path.joinpath("empty").mkdir()
+    with pytest.raises(UserError, match="^PickScore cannot load its model from [^\n]*empty[^\n]*$"):
+        PickScore(tmp_path / "empty")
+    partly = tmp_path / "partly"
+    model = CLIPModel.from_pretrained(folder)
+    kept = {name: value for name, value in model.state_dict().items() if "visual_projection" not in name}
+    model.save_pretrained(partly, state_dict=kept)
+    with pytest.raises(UserError, match="^[^\n]*weights of a CLIP model are missing: visual_projection[^\n]*$"):
+        PickScore(partly, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (partly / "config.json").write_text(json.dumps(settings | {"projection_dim": settings["projection_dim"] + 1}))
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "config.json").write_text((partly / "config.json").read_text())
+    with pytest.raises(UserError, match="^PickScore cannot load [^\n]*$"):
+        PickScore(tmp_path / "whole", folder)
+    (partly / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="^PickScore cannot load [^\n]*$"):
+        PickScore(partly, folder)
+    with pytest.raises(UserError, match="^PickScore cannot load [^\n]*processor from [^\n]*empty[^\n]*$"):
+        PickScore(folder, tmp_path / "empty")
+
+
+def test_wrong_inputs_are_refused(folder, images):
+    scorer = PickScore(folder)
+    with pytest.raises(ValueError, match="1 prompts for 2 images"):
+        scorer.score(PROMPTS[:1], images[:2])
+    with pytest.raises(ValueError, match=r"float64 \(4, 4, 3\)"):
+        scorer.score(["a ring"], [np.zeros((4, 4, 3))])
+
+
+def test_a_folder_of_images_is_scored(folder, images, tmp_path):
+    scorer = PickScore(folder)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+
+    def judge(prompts, pictures):
+        return pickscore.judge(prompts, pictures, scorer)
+
+    rows = score_folder(
+        tmp_path / "images",
+        tmp_path / "prompts.txt",
+        judge,
+        pickscore.protocol(scorer),
+        tmp_path / "out.csv",
+        progress=False,
+    )
+    assert rows["score"].tolist() == pytest.approx(scorer.score(PROMPTS, images).tolist(), abs=1e-4)
+    assert set(rows["protocol"]) == {f"pickscore-v1/{scorer.name}"}
+
+
+def test_scoring_does_not_need_diffusers():
+    code = "import sys, evaluators.pickscore.score, star.tasks.pickscore; sys.exit('diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=300).returncode == 0

@@ -1,0 +1,292 @@
+"""Cells on several GPUs and nodes: the accelerate command, and SLURM through submitit."""
+
+import json
+import os
+import pickle
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star.common.errors import UserError
+from star.matrix import launchers
+from star.matrix.cells import Cell, State, expand
+from star.matrix.launchers import Job, command, launch, load
+
+# Stands in for ``star``: says how it was started, and leaves the results of a cell that is done.
+FAKE_STAR = """
+import json, os, sys
+from pathlib import Path
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+place = [os.environ.get(name, "-") for name in names]
+Path(f"started-{place[0]}").write_text(" ".join(place + sys.argv[1:]))
+if os.environ.get("LEAVE"):
+    for folder, hashed in json.loads(os.environ["LEAVE"]).items():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "rows.json").write_text(json.dumps([{"config_hash": hashed}]))
+"""
+
+
+# Python runs this file at its start: the processes of jobs take the fake too.
+SITE = """
+import sys
+if "submitit.core._submit" in sys.orig_argv:
+    from star.matrix import launchers
+    launchers.MODULES["star"] = "fake_star"
+"""
+
+
+@pytest.fixture
+def cell(monkeypatch, tmp_path) -> Cell:
+    """A cell in an empty folder, whose command is the fake."""
+    (tmp_path / "fake_star.py").write_text(FAKE_STAR)
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
+    monkeypatch.setattr(launchers, "_gpus", lambda: [])
+    return expand(["task=ocr", "method=star", "seed=0"])[1]
+
+
+@pytest.fixture
+def finishing(cell, monkeypatch) -> Cell:
+    """The same, and the fake does its work."""
+    leave([cell], monkeypatch)
+    return cell
+
+
+def leave(cells, monkeypatch) -> None:
+    """What the fake leaves behind: the rows of these cells' evaluations."""
+    rows = {str(folder): cell.config_hash(task) for cell in cells for task, folder in cell.measured().items()}
+    monkeypatch.setenv("LEAVE", json.dumps(rows))
+
+
+def test_one_gpu_needs_no_launcher(cell):
+    assert command(cell, load([])) == list(cell.command)
+    assert command(cell, load(["launcher=submitit"])) == list(cell.command)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_accelerate_understands_the_command(cell, nodes):
+    from accelerate.commands.launch import launch_command_parser
+
+    options = load(["launcher=submitit", "launcher.gpus_per_node=4", f"launcher.nodes={nodes}"])
+    words = command(cell, options, node=nodes - 1, host="node07", port=23456)
+    assert words[:2] == ["accelerate", "launch"]
+    parsed = launch_command_parser().parse_args(words[2:])
+    assert (parsed.num_processes, parsed.num_machines, parsed.multi_gpu) == (4 * nodes, nodes, True)
+    assert (parsed.mixed_precision, parsed.dynamo_backend) == ("no", "no")
+    assert parsed.module and [parsed.training_script, *parsed.training_script_args] == list(cell.command)
+    assert parsed.main_process_port == 23456
+    if nodes > 1:
+        assert (parsed.machine_rank, parsed.main_process_ip) == (1, "node07")
+
+
+def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
+    monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
+    assert list(launch([finishing], load(["launcher.gpus_per_node=8"])))[-1] == (finishing, State.DONE, "")
+    started = Path("started--").read_text()
+    assert "launch --multi_gpu --num_processes 8 --num_machines 1" in started
+    assert started.endswith(f"--module {shlex.join(finishing.command)}")
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2)])
+def test_cells_run_side_by_side(finishing, at_once, most, monkeypatch):
+    """Of three cells, never more than asked for are running, and each has its share of the cores."""
+    cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
+    leave(cells, monkeypatch)
+    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 8)
+    shares = []
+    attempt = launchers.attempt
+
+    def recorded(folder, words, environment):
+        shares.append(environment.get("OMP_NUM_THREADS"))
+        return attempt(folder, words, environment)
+
+    monkeypatch.setattr(launchers, "attempt", recorded)
+    running, seen = set(), []
+    for cell, state, _ in launch(cells, load([f"launcher.at_once={at_once}"])):
+        (running.add if state is State.RUNNING else running.discard)(cell)
+        seen.append(len(running))
+    assert max(seen) == most
+    assert shares == [None if at_once == 1 else "4"] * 3
+
+
+def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
+    cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
+    leave(cells, monkeypatch)
+    monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["0", "1", "4", "5"])
+    used = []
+    attempt = launchers.attempt
+
+    def recorded(folder, words, environment):
+        used.append((environment["CUDA_VISIBLE_DEVICES"], words[words.index("--main_process_port") + 1]))
+        return attempt(folder, words, environment)
+
+    monkeypatch.setattr(launchers, "attempt", recorded)
+    options = load(["launcher.at_once=2", "launcher.gpus_per_node=2"])
+    assert sum(state is State.DONE for _, state, _ in launch(cells, options)) == 3
+    assert [gpus for gpus, _ in used[:2]] == ["0,1", "4,5"] and used[2][0] in ("0,1", "4,5")
+    assert used[0][1] != used[1][1], "side by side, two runs cannot meet at the same port"
+    with pytest.raises(UserError, match="at_once=3 runs with launcher.gpus_per_node=2 each, but here are 4 GPUs"):
+        launch(cells, load(["launcher.at_once=3", "launcher.gpus_per_node=2"]))
+
+
+def test_the_gpus_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
+    assert launchers._gpus() == ["0", "1", "4", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launchers._gpus() == []
+
+
+def test_without_submitit_the_line_says_how_to_get_it(cell, monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'star-rl\[slurm\]'"):
+        launch([cell], load(["launcher=submitit"]))
+
+
+def test_submitit_on_this_machine_runs_a_cell(finishing):
+    pytest.importorskip("submitit")
+    options = load(["launcher=submitit", "launcher.cluster=local"])
+    events = list(launch([finishing], options))
+    assert events[0] == (finishing, State.RUNNING, "") and events[-1] == (finishing, State.DONE, "")
+    assert Path("started--").read_text().split()[5:] == list(finishing.command[1:])
+    assert "$ star train task=ocr" in (finishing.folder / "log.txt").read_text()
+
+
+def test_a_job_that_leaves_nothing_failed(cell):
+    pytest.importorskip("submitit")
+    *_, (_, state, reason) = launch([cell], load(["launcher=submitit", "launcher.cluster=local"]))
+    assert state is State.FAILED and re.fullmatch(r"job \d+ ended without results \(FINISHED\), see .*slurm", reason)
+
+
+SLURM = {
+    "sbatch": 'cp "$1" "$QUEUE/script"; pwd > "$QUEUE/where"; echo "Submitted batch job 4711"',
+    "srun": "exit 1",
+    "squeue": '[ "$*" = "--noheader --jobs 4711" ] && cat "$QUEUE/queued" 2>&- || { cat "$QUEUE/says" >&2; exit 1; }',
+    "sacct": 'echo "JobID|State|NodeList"; echo "4711|$(cat $QUEUE/state)|node[07-08]"',
+    "scontrol": 'echo "$*" >> "$QUEUE/requeued"',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """A cluster that takes one job, 4711, and never starts it; a folder with its ``script`` and ``state``."""
+    pytest.importorskip("submitit")
+    queue, programs = tmp_path / "queue", tmp_path / "programs"
+    queue.mkdir()
+    programs.mkdir()
+    for name, text in SLURM.items():
+        file = programs / name
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("QUEUE", str(queue))
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    (queue / "state").write_text("PENDING")
+    (queue / "says").write_text("slurm_load_jobs error: Invalid job id specified")
+    return queue
+
+
+WORDS = ["launcher=submitit", "launcher.nodes=2", "launcher.gpus_per_node=8", "launcher.cpus=32", "launcher.partition=a100"]
+WORDS += ["launcher.timeout=90", "launcher.additional.account=lab"]
+
+
+def test_the_job_script_asks_for_what_was_configured(cell, slurm):
+    events = launch([cell], load(WORDS))
+    assert next(events) == (cell, State.NEW, "")
+    events.close()
+    script = (slurm / "script").read_text()
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.MULTILINE))
+    wanted = {"nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "8", "cpus-per-task": "32", "partition": "a100"}
+    wanted |= {"time": "90", "account": "lab", "job-name": "ocr-star-seed-0"}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert "USR2@" in asked["signal"]
+    assert re.search(r"^srun .*submitit.core._submit .*/slurm$", script, re.MULTILINE)
+    assert (slurm / "where").read_text().strip() == os.getcwd()
+
+
+def test_a_matrix_that_is_started_again_watches_the_job_that_is_queued(cell, slurm, capsys):
+    events = launch([cell], load(WORDS))
+    next(events)
+    events.close()
+    assert "jobs go on without being watched: 4711" in capsys.readouterr().err
+    (slurm / "queued").write_text("4711 gpu RUNNING\n")
+    (slurm / "script").unlink()
+    again = launch([cell], load(WORDS))
+    next(again)
+    assert not (slurm / "script").exists()
+    again.close()
+    # Once it left the queue without results, it is submitted anew.
+    (slurm / "queued").unlink()
+    anew = launch([cell], load(WORDS))
+    next(anew)
+    assert (slurm / "script").exists()
+    anew.close()
+
+
+def test_a_job_is_not_taken_for_gone_because_slurm_does_not_answer(cell, slurm):
+    events = launch([cell], load(WORDS))
+    next(events)
+    events.close()
+    (slurm / "script").unlink()
+    (slurm / "says").write_text("slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(
+        UserError, match=r"squeue does not say whether job 4711 still runs \(slurm_load.*controller\); try again"
+    ):
+        next(launch([cell], load(WORDS)))
+    assert not (slurm / "script").exists()
+
+
+def test_a_job_that_never_ran_does_not_have_the_reason_of_an_earlier_one(cell):
+    pytest.importorskip("submitit")
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "attempts.jsonl").write_text('{"seconds": 3.0, "reason": "CUDA out of memory"}\n')
+    assert launchers.outcome(cell, 0, "cancelled") == (cell, State.FAILED, "CUDA out of memory")
+    assert launchers.outcome(cell, 1, "cancelled") == (cell, State.FAILED, "cancelled")
+
+
+def test_a_job_that_cannot_be_submitted_is_one_line(cell, slurm, monkeypatch):
+    Path(slurm.parent, "programs", "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    with pytest.raises(UserError, match=r"ocr star seed 0 could not be submitted: .*invalid partition") as error:
+        next(launch([cell], load(WORDS)))
+    assert "\n" not in str(error.value)
+
+
+def test_the_nodes_of_a_job_meet(cell, slurm, monkeypatch):
+    """What each node runs, as submitit would call it there; the processes of accelerate find each other."""
+    program = "import pickle; pickle.load(open('job', 'rb'))()"
+    options = load(["launcher=submitit", "launcher.nodes=2", "launcher.gpus_per_node=2"])
+    job = Job(replace(cell, command=("fake_star", *cell.command[1:])), options)
+    Path("job").write_bytes(pickle.dumps(job))
+    cell.folder.mkdir(parents=True)
+    nodes = []
+    for node in range(2):
+        given = {
+            "SUBMITIT_EXECUTOR": "slurm",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_NTASKS": "2",
+        }
+        given |= {"SLURM_NODEID": str(node), "SLURM_PROCID": str(node), "SLURM_JOB_NODELIST": "localhost,other"}
+        nodes.append(subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **given}))
+    try:
+        assert [node.wait(120) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.send_signal(signal.SIGINT)  # which ends what it started, too
+    places = {tuple(file.read_text().split()[:3]) for file in Path().glob("started-*")}
+    assert places == {("0", "4", "0"), ("1", "4", "1"), ("2", "4", "0"), ("3", "4", "1")}
+    assert "--machine_rank 0" in (cell.folder / "log.txt").read_text()
+    assert "--machine_rank 1" in (cell.folder / "log-1.txt").read_text()
+    assert len((cell.folder / "attempts.jsonl").read_text().splitlines()) == 1
+    again = job.checkpoint()
+    assert again.function is job

@@ -1,0 +1,562 @@
+"""Cells, their states and times, the loop over them, and the files that it leaves."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import FAST
+
+from star import config as settings
+from star.common.errors import UserError
+from star.config import config_hash
+from star.matrix import launchers, run
+from star.matrix.board import Board
+from star.matrix.cells import METHODS, Cell, State, expand
+from star.matrix.collect import collect
+from star.matrix.estimate import pace, total
+from star.matrix.run import matrix
+from star.records import results
+from star.records.results import Row
+from star.training import runs
+
+# Stands in for ``star train`` and ``star base``: quick, and it fails in the way that BEHAVIOUR has for its method.
+FAKE_STAR = """
+import json, os, signal, sys, time
+from pathlib import Path
+command, *words = sys.argv[1:]
+method = "base" if command == "base" else next((w[7:] for w in words if w.startswith("method=")), "")
+how = json.loads(os.environ.get("BEHAVIOUR", "{}")).get(method, "")
+if how == "stop":
+    sys.exit("some warning\\nstar: collapsed: the reward is 0.1\\nleaked semaphores")
+if how == "trace":
+    raise RuntimeError("CUDA out of memory")
+if how == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if how == "time is up":
+    os.kill(os.getpid(), signal.SIGUSR2)
+    sys.exit()
+if how == "code":
+    sys.exit(3)
+if how.startswith("sleep"):
+    Path("child").write_text(str(os.getpid()))
+    time.sleep(float(how[6:]))
+    print("awake", flush=True)
+if not method:
+    sys.exit()
+from star import config as settings
+from star.records.results import Row
+config = settings.load(words)
+base = command == "base"
+folder = Path(f"runs/mini/{config.task.name}/base" if base else config.run)
+(folder / "final").mkdir(parents=True, exist_ok=True)
+if not base:
+    line = {"epoch": 1, "updates": 2, "images_seen": 192, "seconds": 9.6, "reward": 0.1 + config.seed, "first": {"reward": 1}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
+    (folder / "final" / "summary.json").write_text(json.dumps(line))
+for name in [config.task.name] if base else config.evaluators:
+    final = folder / "final" / ("" if name == config.task.name else name)
+    final.mkdir(exist_ok=True)
+    label = method if name == config.task.name else f"{method}:{config.task.name}"
+    seed = 1000 if base else config.seed
+    known = settings.base_identity(config) if base else settings.identity(config, name)
+    row = Row(name, "score", "v1/mini", label, seed, 0.5, None, 2, 1, 0, 0, 0.0, "c", settings.config_hash(known))
+    (final / "images.csv").write_text(f'prompt,image,stratum,{name}\\n"a, b",0,all,True\\n"a, b",1,all,0.10\\n')
+    (final / "rows.json").write_text(json.dumps([vars(row)]))
+"""
+
+
+@pytest.fixture
+def fake_star(monkeypatch, tmp_path):
+    """Cells run the fake, in an empty folder; the function says how it behaves from then on."""
+    (tmp_path / "fake_star.py").write_text(FAKE_STAR)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
+    monkeypatch.setattr(run, "_check_present", lambda config: None)
+    return lambda **behaviour: monkeypatch.setenv("BEHAVIOUR", json.dumps(behaviour))
+
+
+def labels(*words: str) -> list[str]:
+    return [cell.label for cell in expand(words)]
+
+
+def attempts(cell: Cell) -> int:
+    log = cell.folder / "log.txt"
+    return log.read_text().count("$ star") if log.exists() else 0
+
+
+def test_bases_come_first_then_seed_by_seed_with_the_methods_side_by_side():
+    assert labels("task=ocr,geneval", "method=star,flow_grpo", "seed=7,0..1,1") == [
+        "ocr base",
+        "geneval base",
+        *[f"{task} {method} seed {k}" for k in (7, 0, 1) for task in ("ocr", "geneval") for method in ("star", "flow_grpo")],
+    ]
+
+
+def test_without_words_every_task_and_method_and_three_seeds():
+    tasks = ("geneval", "ocr", "pickscore")
+    arms = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+    found = labels("seed=0")
+    assert found == [f"{task} base" for task in tasks] + [f"{task} {arm} seed 0" for task in tasks for arm in arms]
+    assert labels("task=ocr", "method=star") == ["ocr base", *(f"ocr star seed {k}" for k in range(3))]
+    assert set(METHODS) == set(settings.options("method"))
+
+
+def test_the_last_of_two_lists_counts_so_that_defaults_can_be_overridden():
+    assert labels("task=geneval", "seed=0..2", "method=star", "task=ocr", "seed=5") == ["ocr base", "ocr star seed 5"]
+
+
+def test_a_command_gives_the_settings_of_its_cell():
+    for cell in expand(["task=geneval", "method=star", "seed=3", "train.betas=[0.8, 0.9]", "++rewards.others.ocr=0.5"]):
+        program, command, *words = shlex.split(shlex.join(cell.command))
+        loaded = settings.load(words)
+        assert (program, command) == ("star", "base" if cell.seed is None else "train")
+        assert loaded == cell.config and loaded.train.betas == [0.8, 0.9]
+        assert cell.seed is None or (loaded.seed == 3 and Path(loaded.run) == cell.folder)
+
+
+def test_the_command_of_a_base_names_nothing_that_it_has_no_use_for():
+    words = ["method.mix=1", "method.name=star_mix1", "relevance.blocks=[4]", "sampling.guidance=2"]
+    base, arm = expand(["task=ocr", "method=star", "seed=0", *words, "evaluation.images=2"])
+    assert base.command == ("star", "base", "task=ocr", "evaluation.images=2")
+    assert arm.command[5:-2] == tuple(words)
+
+
+def test_folders_tell_trainings_apart_and_nothing_else():
+    words = ["task=geneval", "method=star", "seed=0"]
+    _, cell = expand(words)
+    assert cell.folder.parent == Path("runs/mini/geneval/star")
+    assert cell.folder.name == f"seed0-{config_hash(settings.identity(settings.load(words)))[:8]}"
+    for same in ("evaluation.images=1", "tracker=tensorboard"):
+        assert expand([*words, same])[1].folder == cell.folder
+    for other in ("train.epochs=5", "method.cap=4", "relevance.blocks=[1]"):
+        assert expand([*words, other])[1].folder != cell.folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=foo"], "method=foo: no method 'foo'; there are: dense_uniform, flow_grpo"),
+        (["method=base"], "no method 'base'"),
+        (["task=geneval,"], "no task ''; there are: geneval, ocr, pickscore"),
+        (["seed=4..2"], "the range 4..2 is empty"),
+        (["seed=-1"], "'-1' is no seed"),
+        (["seed=-2..1"], "'-2..1' is no seed"),
+        (["seed="], "'' is no seed"),
+        (["seed"], "'seed' is no setting; write key=value"),
+        (["run=here"], "run=...: the cells of a matrix have their own folders"),
+        (["method=star,spatial", "method.name=mine"], "method.name=mine: star, spatial would share a name in the results"),
+        (["scale=mini,paper"], "no scale 'mini,paper'"),
+        (["train.lr=fast"], "train.lr"),
+        (["task=ocr", "~evaluators.ocr=rapidocr"], "scale=mini has no evaluator for it, only for geneval"),
+        (["launcher=pbs"], "no launcher 'pbs'; there are: local, submitit"),
+        (["launcher.nodes=2"], "its options are: gpus_per_node, at_once"),
+        (["launcher.at_once=0"], "launcher.at_once=0 must be 1 or more"),
+        (["launcher.gpus_per_node=0"], "launcher.gpus_per_node=0 must be 1 or more"),
+        (["launcher=submitit", "launcher.timeout=soon"], "launcher=submitit: "),
+        (["launcher=submitit", "launcher.cluster=cloud"], "launcher.cluster=cloud is not known; it is slurm or local"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=".") as error:
+        matrix(["task=geneval", *words])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not list(Path().iterdir())
+
+
+def test_a_missing_model_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="model.path=missing"):
+        matrix(["task=geneval", "method=star", "seed=0", "model.path=missing"])
+    assert not list(Path().iterdir())
+
+
+def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["task=geneval,ocr", "method=star", "seed=0..1", "train.groups=10", "train.group_size=10", "train.micro_batch=10"]
+    words += ["train.epochs=20"]
+    cells = {cell.label: cell for cell in expand(words)}
+    assert pace("mini", "geneval") is None
+
+    def under_way(folder: Path, epoch: int, seconds: float, images: int) -> None:
+        folder.mkdir(parents=True)
+        line = {"epoch": epoch, "seconds": seconds, "images_seen": images, "reward": 0.5}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + '\n{"epoch": 9, "sec')
+
+    under_way(cells["geneval star seed 0"].folder, 5, 50.0, 500)
+    assert pace("mini", "geneval") == 0.1
+    # A finished run knows better, and its evaluation counts: 400 seconds of attempts for 1000 images.
+    finished = Path("runs/mini/geneval/flow_grpo/seed0")
+    under_way(finished, 1, 60.0, 1000)
+    (finished / "final").mkdir()
+    (finished / "final" / "summary.json").write_text(json.dumps({"seconds": 60.0, "images_seen": 1000}))
+    tries = [{"seconds": 100.0, "reason": "killed by SIGKILL"}, {"seconds": 300.0, "reason": None}]
+    (finished / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
+    assert pace("mini", "geneval") == 0.4
+    assert matrix([*words, "launcher.at_once=1"], dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    comments = [line.partition("  # ")[2] for line in lines[:-1]]
+    # 20 epochs of 100 images at 0.4 seconds; of the run that was cut off a quarter is done.
+    assert comments == ["to do, ?"] * 2 + ["cut off, about 0:10:00", "to do, ?", "to do, about 0:13:20", "to do, ?"]
+    assert [line.partition("  # ")[0] for line in lines[:-1]] == [shlex.join(cell.command) for cell in cells.values()]
+    assert lines[-1] == "# matrix: 0 done, 0 running, 0 failed, 6 left, about 0:23:20 and 4 of unknown time"
+    assert matrix([*words, "launcher.at_once=2"], dry_run=True) == 0
+    assert "6 left, about 0:11:40 and 4" in capsys.readouterr().out
+    two_at_once = {cell: State.RUNNING for cell in cells.values() if cell.task == "geneval" and cell.seed is not None}
+    assert total(two_at_once) == "about 0:11:40"
+
+
+def test_before_anything_ran_the_time_is_that_of_the_results_that_are_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pace("mini", "ocr") is None
+    first = Row("ocr", "score", "v1/mini", "base", 1000, 0.5, None, 2, 1, 0, 0, 0.0, "c", "d")
+    trained = [replace(first, method=m, seed=0, updates=60, images_seen=1000, seconds=s) for m, s in METHOD_SECONDS]
+    results.write([first, *trained], Path("results/mini/ocr.csv"))
+    assert pace("mini", "ocr") == 0.25, "what was measured on the run of another task is no further run"
+
+
+METHOD_SECONDS = (("star", 200.0), ("flow_grpo", 300.0), ("star:geneval", 900.0))
+
+
+def test_all_tasks_and_all_arms_by_one_word_each():
+    assert labels("task=geneval", "method=star", "task=all", "method=all") == labels()
+
+
+def test_a_failed_cell_stops_no_other_and_is_tried_again(fake_star, capsys):
+    words = ["task=geneval,ocr", "method=flow_grpo,star", "seed=0"]
+    cells = {cell.label: cell for cell in expand(words)}
+    words.append("launcher.at_once=1")
+    failing, fine = cells["geneval star seed 0"], cells["ocr star seed 0"]
+    fake_star(star="stop")
+    assert matrix(words) == 1
+    out, err = capsys.readouterr()
+    assert "failed: geneval star seed 0: collapsed: the reward is 0.1 (runs/" in out
+    assert "matrix: 4 done, 0 running, 2 failed, 0 left" in out
+    assert "matrix: 1 done, 1 running, 0 failed, 4 left, ?; ocr base: running" in err
+    assert failing.state() is State.FAILED and fine.state() is State.FAILED
+    assert json.loads((failing.folder / "attempts.jsonl").read_text())["reason"] == "collapsed: the reward is 0.1"
+    methods = {(row.task, row.method) for task in ("geneval", "ocr") for row in results.read(Path(f"results/mini/{task}.csv"))}
+    own = {(task, method) for task in ("geneval", "ocr") for method in ("base", "flow_grpo")}
+    assert methods == own | {("ocr", "flow_grpo:geneval"), ("geneval", "flow_grpo:ocr")}
+
+    fake_star()
+    assert matrix(words) == 0
+    assert {label: attempts(cell) for label, cell in cells.items()} == dict.fromkeys(cells, 1) | {
+        failing.label: 2,
+        fine.label: 2,
+    }
+    assert "took" not in capsys.readouterr().out
+    written = {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()}
+    assert matrix(words) == 0
+    assert matrix(words, dry_run=True) == 0
+    assert capsys.readouterr().out.count("  # done, took 0:00:0") == 6
+    assert {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()} == written
+    assert sum(attempts(cell) for cell in cells.values()) == 8
+
+
+def test_a_cell_that_is_to_be_evaluated_otherwise_is_not_done(fake_star):
+    words = ["task=ocr", "method=star", "seed=0"]
+    assert matrix(words) == 0
+    base, cell = expand([*words, "evaluation.images=1"])
+    assert (base.state(), cell.state()) == (State.CUT_OFF, State.CUT_OFF)
+    base, cell = expand([*words, "train.epochs=3"])
+    assert (base.state(), cell.state()) == (State.DONE, State.NEW)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("stop", "collapsed: the reward is 0.1"),
+        ("trace", "RuntimeError: CUDA out of memory"),
+        ("die", "killed by SIGKILL (out of memory?)"),
+        ("code", "exit code 3"),
+        ("time is up", None),
+        ("", None),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(fake_star, behaviour, reason):
+    fake_star(star=behaviour)
+    folder = Path("cell")
+    folder.mkdir()
+    (folder / "log.txt").write_text("star: of an earlier attempt\n")
+    list(launchers.attempt(folder, ["star", "train", "method=star" if behaviour else "method="]))
+    assert json.loads((folder / "attempts.jsonl").read_text())["reason"] == reason
+
+
+def test_attempts_at_one_cell_wait_for_each_other(fake_star):
+    fake_star(star="sleep 1")
+    folder = Path("cell")
+    first, second = (launchers.attempt(folder, ["star", "train", "method=star"]) for _ in range(2))
+    next(first)
+    next(second)
+    assert (folder / "log.txt").read_text().count("$ star") == 1
+    first.close()
+    second.close()
+    lines = (folder / "attempts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == [None]  # the one that was given up; the other never began
+
+
+PARENT = """
+import sys
+from star.matrix import launchers, run
+launchers.MODULES["star"] = sys.argv[1]
+run._check_present = lambda config: None
+sys.exit(run.matrix(sys.argv[2:]))
+"""
+
+
+def start(module: str, *words: str, interrupt: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT, module, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupt),  # a shell's background jobs ignore Ctrl-C
+    )
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("number", "interrupt"),
+    [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)],
+)
+def test_ending_a_matrix_ends_its_cell(fake_star, number, interrupt):
+    fake_star(base="sleep 60")
+    words = ["task=ocr", "method=star", "seed=0"]
+    parent = start("fake_star", *words, interrupt=interrupt)
+    wait_for(lambda: Path("child").exists() and Path("child").read_text())
+    child = int(Path("child").read_text())
+    assert alive(child)
+    parent.send_signal(number)
+    assert b"KeyboardInterrupt" in parent.communicate(timeout=15)[1]  # by force it would take 20 s
+    assert not alive(child)
+    base, _ = expand(words)
+    assert base.state() is State.CUT_OFF
+    assert json.loads((base.folder / "attempts.jsonl").read_text())["reason"] is None
+
+
+def test_a_cell_that_outlives_its_matrix_is_waited_for(fake_star):
+    fake_star(base="sleep 3")
+    words = ["task=ocr", "method=star", "seed=0"]
+    parent = start("fake_star", *words)
+    wait_for(lambda: Path("child").exists())
+    parent.kill()
+    parent.communicate()
+    base, arm = expand(words)
+    assert matrix(words) == 0
+    lines = [line.split()[0] for line in (base.folder / "log.txt").read_text().splitlines()]
+    assert lines == ["$", "awake", "$", "awake"]
+    assert base.state() is arm.state() is State.DONE
+
+
+def finish(cell: Cell, verdicts: str, figure: float) -> None:
+    """Make up the folder of a cell that is done."""
+    for name, folder in cell.measured().items():
+        folder.mkdir(parents=True, exist_ok=True)
+        label = cell.method if name == cell.task else f"{cell.method}:{cell.task}"
+        number = 1000 if cell.seed is None else cell.seed
+        row = Row(name, "score", "v1/mini", label, number, figure, None, 2, 1, 4, 8, 1.0, "c", cell.config_hash(name))
+        (folder / "rows.json").write_text(json.dumps([vars(row)]))
+        (folder / "images.csv").write_text(verdicts)
+    if cell.seed is not None:
+        lines = [
+            {"epoch": k + 1, "updates": 2, "images_seen": 8, "seconds": 1.5, "reward": figure, "kl": 1e-7, "first": {}}
+            for k in range(2)
+        ]
+        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"epoch"')
+
+
+def test_files_hold_what_comparisons_need_and_do_not_depend_on_the_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = expand(["task=geneval,ocr", "method=flow_grpo,star", "seed=2,10"])
+    for cell in cells:
+        verdicts = "stratum,correct,count" if cell.task == "geneval" else "stratum,text"
+        values = "two,True,3" if cell.task == "geneval" else 'all,"NA ""x"", y"'
+        finish(cell, f"prompt,image,{verdicts}\nb,0,{values}\na,0,{values}\n", 0.25)
+    collect(cells, Path("one"))
+    for cell in reversed(cells):
+        collect([cell], Path("two"))
+    for file in ("geneval.csv", "ocr.csv", "curves.csv", "images.csv.gz", "commands.csv"):
+        assert Path("one", file).read_bytes() == Path("two", file).read_bytes()
+
+    packed = Path("one/images.csv.gz").read_bytes()
+    assert packed[3:8] == bytes(5)  # no name, no time
+    images = list(csv.DictReader(io.StringIO(gzip.decompress(packed).decode(), newline="")))
+    columns = ["task", "method", "seed", "config_hash", "stratum", "prompt", "image", "correct", "count", "text"]
+    assert list(images[0]) == columns
+    own = [row for row in images if (row["task"], row["method"], row["seed"]) == ("geneval", "star", "10")]
+    star = next(cell for cell in cells if cell.label == "geneval star seed 10")
+    assert [list(row.values()) for row in own] == [
+        ["geneval", "star", "10", star.config_hash("geneval"), "two", prompt, "0", "True", "3", ""] for prompt in "ba"
+    ]
+    assert next(row["text"] for row in images if row["task"] == "ocr" and row["method"] == "base") == 'NA "x", y'
+    assert {row["method"] for row in images if row["task"] == "ocr"} == {
+        *("base", "flow_grpo", "star", "flow_grpo:geneval", "star:geneval"),
+    }
+    curves = list(csv.DictReader(Path("one/curves.csv").read_text().splitlines()))
+    assert [row["seed"] for row in curves if row["task"] == "ocr" and row["method"] == "star"] == ["2", "2", "10", "10"]
+    assert [curves[1][name] for name in ("epoch", "images_seen", "seconds", "kl")] == ["2", "8", "1.5", "1e-07"]
+    assert "first" not in curves[0] and len(curves) == 2 * 8
+    lines = csv.DictReader(Path("one/commands.csv").read_text().splitlines())
+    commands = {(row["task"], row["method"], row["seed"]): row for row in lines}
+    assert shlex.split(commands["geneval", "star", "10"]["command"]) == list(star.command)
+
+
+def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (expand(["task=ocr", f"method={method}", "seed=0"])[1] for method in ("star", "spatial"))
+    for cell in (first, second):
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect([first], Path("results"))
+    collect([second], Path("results"))
+    (longer,) = expand(["task=ocr", "method=star", "seed=0", "train.epochs=2"])[1:]
+    finish(longer, "prompt,image\nb,0\n", 0.75)
+    collect([longer], Path("results"))
+    images = pd.read_csv("results/images.csv.gz").query("task == 'ocr'")
+    assert list(zip(images["method"], images["prompt"], strict=True)) == [("spatial", "a"), ("star", "b")]
+    assert list(pd.read_csv("results/curves.csv")["reward"]) == [0.25, 0.25, 0.75, 0.75]
+    assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
+
+
+def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["task=ocr", "method=star,spatial", "seed=0..2"]
+    cells = expand(words)
+    (again,) = expand(["task=ocr", "method=star", "seed=1", "train.epochs=2"])[1:]
+    for cell in (*cells, again):
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect(cells, Path("results"))
+    assert capsys.readouterr().err == ""
+    collect([again], Path("results"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "star: results/ocr.csv: star seed 0, 1, 2 had other settings or an older evaluator, left out now"
+    assert len(lines) == len(again.measured())
+    kept = {("base", 1000), ("spatial", 0), ("spatial", 1), ("spatial", 2), ("star", 1)}
+    assert {(row.method, row.seed) for row in results.read(Path("results/ocr.csv"))} == kept
+    for file in ("curves.csv", "images.csv.gz", "commands.csv"):
+        table = pd.read_csv(Path("results", file)).query("task == 'ocr' and not method.str.contains(':')")
+        assert set(table[["method", "seed"]].itertuples(index=False, name=None)) == kept - (
+            {("base", 1000)} if file == "curves.csv" else set()
+        )
+
+
+def test_what_an_older_evaluator_said_of_the_same_images_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = expand(["task=ocr", "method=star", "seed=0..1"])
+    for cell in cells:
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect(cells, Path("results"))
+    file = Path("results/ocr.csv")
+    before = results.read(file)
+    for rows in cells[1].measured().values():
+        text = (rows / "rows.json").read_text()
+        (rows / "rows.json").write_text(re.sub(r'"protocol": "[^"]*"', '"protocol": "v2/mini"', text))
+    collect([cells[1]], Path("results"))
+    after = {(row.method, row.seed, row.protocol) for row in results.read(file)}
+    older = {(row.method, row.seed, row.protocol) for row in before if (row.method, row.seed) != ("star", 0)}
+    assert after == older | {("star", 0, "v2/mini")}, "the other seed keeps what it has"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_table_with_a_mark_per_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    cells = expand(["task=geneval,ocr", "method=flow_grpo,star", "seed=0..2"])
+    finish(cells[2], "prompt,image\n", 0.5)
+    with Board({cell: State.FAILED for cell in cells}) as board:
+        for cell in cells:
+            if cell.seed is None or cell.label.startswith("geneval flow_grpo"):
+                board.update(cell, State.DONE)
+        board.update(cells[4], State.FAILED, "collapsed [x]")
+        board.update(cells[2], State.RUNNING)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = [line.strip("\r ") for line in text.split("a mark per seed: ")[-1].splitlines()]
+    assert lines[1].startswith("matrix: 4 done, 1 running, 1 failed, 8 left, ")
+    cells_shown = [line.split() for line in text.splitlines() if "flow_grpo" in line and "│" in line]
+    assert cells_shown[-1] == ["│", "flow_grpo", "│", "▶●●", "│", "✗◐◐", "│"]
+    assert f"geneval flow_grpo seed 0: epoch 2 of {settings.load([]).train.epochs}, reward 0.500" in lines
+    assert "ocr flow_grpo seed 0 failed: collapsed [x]" in lines
+
+
+def test_a_log_gets_a_line_when_something_changes_or_half_a_minute_went_by(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("star.matrix.board.time.monotonic", lambda: now[0])
+    base, cell = expand(["task=ocr", "method=star", "seed=0"])
+    with Board({base: State.DONE, cell: State.NEW}) as board:
+        for _ in range(8):
+            now[0] += 10
+            board.update(cell, State.RUNNING)
+        board.update(cell, State.FAILED, "killed")
+    start = "matrix: 1 done, 1 running, 0 failed, 0 left, ?; ocr star seed 0: running"
+    end = "matrix: 1 done, 0 running, 1 failed, 0 left, about 0:00:00; ocr star seed 0: failed killed"
+    assert capsys.readouterr().err.splitlines() == [start, start, start, end]
+
+
+def without_seconds(folder: Path) -> dict[str, str]:
+    """The result files as text, less the time that things took."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        files[file.name] = table.drop(columns=[name for name in table if name.endswith("seconds")]).to_csv(index=False)
+    return files
+
+
+def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pipeline_folder, tmp_path, monkeypatch):
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=6"]
+    words += ["task=ocr", "method=star", "seed=1"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(run, "_check_present", lambda config: None)
+    monkeypatch.chdir(tmp_path / "whole")
+    base, cell = expand(words)
+    expected = runs.base(base.config) + runs.trained(cell.config)
+    assert (base.state(), cell.state()) == (State.DONE, State.DONE)
+    assert matrix(words) == 0 and attempts(cell) == 0
+    found = [row for task in cell.config.evaluators for row in results.read(Path(f"results/mini/{task}.csv"))]
+    assert {row.key: row.config_hash for row in found} == {row.key: row.config_hash for row in expected}
+
+    monkeypatch.chdir(tmp_path / "killed")
+    shutil.copytree(tmp_path / "whole" / base.folder, base.folder)
+    parent = start("star", *words)
+    wait_for(lambda: list(cell.folder.glob("checkpoints/epoch-??????")))
+    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True).stdout.split()
+    parent.kill()
+    subprocess.run(["kill", "-9", *children], check=True)
+    parent.communicate()
+    assert (base.state(), cell.state()) == (State.DONE, State.CUT_OFF)
+    assert matrix(words) == 0
+    assert (attempts(base), attempts(cell)) == (0, 2)
+    assert without_seconds(Path("results/mini")) == without_seconds(tmp_path / "whole" / "results" / "mini")

@@ -1,0 +1,267 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from star.common.errors import UserError
+from star.method.allocation import ARMS, UNIFORM, allocate, donors, effective_sample_share, upsample
+
+MAPPED = [arm for arm in ARMS if arm not in UNIFORM]
+PROMPTS = [3, 3, 8, 8, 5, 5]
+
+
+def relevance(seed=0, shape=(4, 6, 5, 3), sharpness=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, generator=generator) ** sharpness * 1e-2
+
+
+def naive(relevance, arm, exponent=1.0, mix=1.0):
+    """Spatial, temporal and full weights, one value at a time in float64."""
+    steps, rollouts, height, width = relevance.shape
+    values = (relevance.double() ** exponent).tolist()
+    places = [(t, y, x) for t in range(steps) for y in range(height) for x in range(width)]
+    weights = torch.zeros(relevance.shape, dtype=torch.float64)
+    for i in range(rollouts):
+        total = sum(values[t][i][y][x] for t, y, x in places) / len(places)
+        for t, y, x in places:
+            if arm == "spatial":
+                value = sum(values[k][i][y][x] for k in range(steps)) / steps
+            elif arm == "temporal":
+                value = sum(values[t][i][a][b] for a in range(height) for b in range(width)) / (height * width)
+            else:
+                value = values[t][i][y][x]
+            weights[t, i, y, x] = mix * value / total + 1 - mix
+    return weights.float()
+
+
+@pytest.mark.parametrize("arm", ["spatial", "temporal", "star"])
+@pytest.mark.parametrize(("exponent", "mix"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.4)])
+def test_arms_equal_naive_loops(arm, exponent, mix):
+    found = allocate(relevance(), arm, exponent=exponent, mix=mix)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, naive(relevance(), arm, exponent, mix), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("arm", UNIFORM)
+def test_uniform_arms_are_one_everywhere(arm):
+    assert torch.equal(allocate(relevance(), arm), torch.ones(4, 6, 5, 3))
+
+
+def test_spatial_has_no_when_and_temporal_no_where():
+    spatial, temporal = allocate(relevance(), "spatial"), allocate(relevance(), "temporal")
+    assert torch.equal(spatial, spatial[:1].expand_as(spatial)) and spatial.std() > 0.1
+    assert torch.equal(temporal, temporal[:, :, :1, :1].expand_as(temporal)) and temporal.std() > 0.1
+
+
+def test_the_marginals_of_star_are_the_spatial_and_the_temporal_weights():
+    star = allocate(relevance(), "star")
+    torch.testing.assert_close(star.mean(0), allocate(relevance(), "spatial")[0])
+    torch.testing.assert_close(star.mean((2, 3)), allocate(relevance(), "temporal")[:, :, 0, 0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(1, 4), st.integers(1, 4)),
+    arm=st.sampled_from(ARMS),
+    cap=st.none() | st.floats(1.01, 10),
+    mix=st.floats(0, 1),
+    exponent=st.floats(0.05, 4),
+    zeros=st.floats(0, 0.9),
+    magnitude=st.sampled_from([1e-30, 1e-4, 1.0, 1e30]),
+    seed=st.integers(0, 10**6),
+)
+def test_weights_have_unit_mean_and_keep_below_the_cap(shape, arm, cap, mix, exponent, zeros, magnitude, seed):
+    maps = relevance(seed, shape) / 1e-2 * magnitude
+    maps[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < zeros] = 0
+    assume((maps > 0).flatten(2).any(2).any(0).all())
+    try:
+        weights = allocate(maps, arm, cap=cap, mix=mix, exponent=exponent, prompts=range(shape[1]), seed=seed)
+    except UserError:
+        support = {
+            "spatial": (maps > 0).any(0, keepdim=True).expand(shape),
+            "temporal": (maps > 0).flatten(2).any(2)[..., None, None].expand(shape),
+        }.get(arm, maps > 0)
+        assert cap is not None and cap * support.double().mean((0, 2, 3)).min() < 1 + 1e-6
+        return
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.double().mean((0, 2, 3)), torch.ones(shape[1]).double(), rtol=0, atol=1e-5)
+    if cap is not None:
+        assert weights.max() <= cap * (1 + 1e-6)
+
+
+def test_the_cap_equals_repeated_cutting_and_sharing_out():
+    maps = relevance(sharpness=8.0)
+    uncapped = allocate(maps, "star").double()
+    assert uncapped.max() > 10
+    for cap in (1.3, 2.0, 5.0):
+        expected = uncapped.clone()
+        for _ in range(2000):
+            free = expected < cap
+            expected = expected.clamp(max=cap)
+            missing = 60 - expected.sum((0, 2, 3), keepdim=True)
+            mass = (expected * free).sum((0, 2, 3), keepdim=True)
+            expected = torch.where(free, expected * (1 + missing / mass), expected)
+        found = allocate(maps, "star", cap=cap)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+        assert found.max() <= cap * (1 + 1e-6)
+
+
+def test_a_cap_that_nothing_reaches_changes_nothing():
+    assert torch.equal(allocate(relevance(), "star", cap=1e6), allocate(relevance(), "star"))
+
+
+def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
+    maps = torch.zeros(1, 1, 2, 3)
+    maps[..., 0] = 0.7
+    expected = torch.zeros(1, 1, 2, 3)
+    expected[..., 0] = 3
+    torch.testing.assert_close(allocate(maps, "star", cap=3.0), expected)
+    for count in range(3, 20):  # whatever rounding does to the largest feasible scale
+        for some in range(1, count):
+            maps = torch.zeros(1, 1, 1, count)
+            maps[..., :some] = relevance(count, (1, 1, 1, some))
+            weights = allocate(maps, "star", cap=count / some)
+            torch.testing.assert_close(weights, (maps > 0) * (count / some))
+    maps = torch.zeros(1, 1, 2, 3)
+    maps[..., 0] = 0.7
+    with pytest.raises(UserError, match=r"rollout 0 .* 33.3% .* cap of 2.9; raise the cap to more than 3"):
+        allocate(maps, "star", cap=2.9)
+
+
+def test_a_rollout_does_not_depend_on_its_batch():
+    whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16)) for arm in MAPPED if arm != "star_shuffled"}
+    for arm, weights in whole.items():
+        part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11])
+        assert torch.equal(part, weights[:, [4, 1]]), arm
+
+
+def test_shuffled_gives_the_map_of_another_prompt_and_uses_every_map_once():
+    maps = relevance()
+    star, shuffled = allocate(maps, "star"), allocate(maps, "star_shuffled", prompts=PROMPTS, seed=1)
+    sources = []
+    for i in range(6):
+        (source,) = [j for j in range(6) if torch.equal(shuffled[:, i], star[:, j])]
+        assert PROMPTS[source] != PROMPTS[i]
+        sources.append(source)
+    assert sorted(sources) == list(range(6))
+    assert sources == donors(PROMPTS, range(6), 1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(prompts=st.lists(st.integers(0, 6), min_size=2, max_size=30), seed=st.integers(0, 2**40))
+def test_donors_are_a_permutation_across_prompts_whatever_the_order_of_the_batch(prompts, seed):
+    keys = [100 + i for i in range(len(prompts))]
+    if 2 * max(Counter(prompts).values()) > len(prompts):
+        with pytest.raises(UserError, match="share one prompt"):
+            donors(prompts, keys, seed)
+        return
+    found = donors(prompts, keys, seed)
+    assert sorted(found) == list(range(len(prompts)))
+    assert all(prompts[i] != prompts[j] for i, j in enumerate(found))
+    order = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+    elsewhere = donors([prompts[i] for i in order], [keys[i] for i in order], seed)
+    assert all(keys[order[j]] == keys[found[order[i]]] for i, j in enumerate(elsewhere))
+
+
+def test_donors_change_with_the_seed():
+    assert len({tuple(donors([0, 0, 0, 1, 1, 1, 2, 2, 2], range(9), seed)) for seed in range(20)}) > 10
+
+
+@pytest.mark.parametrize("options", [{}, {"cap": 2.0, "mix": 0.5, "exponent": 1.5}])
+def test_random_keeps_the_values_of_the_rollout_and_nothing_else(options):
+    maps = relevance(shape=(6, 4, 16, 16))
+    star, random = allocate(maps, "star", **options), allocate(maps, "star_random", keys=[5, 6, 7, 8], **options)
+    for i in range(4):
+        torch.testing.assert_close(random[:, i].flatten().sort().values, star[:, i].flatten().sort().values)
+        correlation = torch.corrcoef(torch.stack([random[:, i].flatten(), star[:, i].flatten()]))[0, 1]
+        assert abs(correlation) < 0.15
+    torch.testing.assert_close(effective_sample_share(random), effective_sample_share(star))
+
+
+def neighbour_correlation(weights, axis):
+    near = [weights.narrow(axis, start, weights.shape[axis] - 1).flatten() for start in (0, 1)]
+    return torch.corrcoef(torch.stack(near))[0, 1].item()
+
+
+def test_random_fields_are_smooth_keyed_and_favour_no_place():
+    maps = relevance(shape=(8, 64, 16, 16), sharpness=1.0)
+    fields = allocate(maps, "star_random", seed=3)
+    for axis in (0, 2, 3):
+        assert neighbour_correlation(allocate(maps, "star"), axis) < 0.05
+        assert neighbour_correlation(fields, axis) > 0.6
+        ends = torch.stack([fields.select(axis, end).flatten() for end in (0, -1)])
+        assert torch.corrcoef(ends)[0, 1] > 0.6, "the field is periodic"
+    assert torch.equal(fields, allocate(maps, "star_random", seed=3))
+    assert not torch.equal(fields, allocate(maps, "star_random", seed=4))
+    assert not torch.equal(fields[:, 0].argsort(), fields[:, 1].argsort())
+    assert (fields.mean((1, 2, 3)) - 1).abs().max() < 0.1
+    assert (fields.mean((0, 1)) - 1).abs().max() < 0.25
+
+
+def test_effective_sample_share():
+    spike = torch.zeros(2, 1, 3, 4)
+    spike[1, 0, 2, 2] = 24
+    both = torch.cat([torch.ones(2, 1, 3, 4), spike], dim=1)
+    torch.testing.assert_close(effective_sample_share(both), torch.tensor([1, 1 / 24]))
+    weights = allocate(relevance(), "star")
+    for i in range(6):
+        own = weights[:, i].double().flatten().tolist()
+        expected = math.fsum(own) ** 2 / (len(own) * math.fsum(w * w for w in own))
+        assert effective_sample_share(weights)[i].item() == pytest.approx(expected)
+
+
+def test_upsample_repeats_every_token_over_its_patch():
+    weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    expected = torch.tensor([[1.0, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]])
+    assert torch.equal(upsample(weights, 2), expected)
+    maps = allocate(relevance(), "star")
+    assert upsample(maps, 2).shape == (4, 6, 10, 6)
+    torch.testing.assert_close(upsample(maps, 2).mean((0, 2, 3)), torch.ones(6))
+
+
+@pytest.mark.parametrize("arm", MAPPED)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), "not finite"), (float("inf"), "not finite"), (-1e-6, "negative"), (0.0, "is 0 everywhere")],
+)
+def test_a_map_that_cannot_be_used_is_an_error_that_names_the_rollout(arm, value, message):
+    maps = relevance()
+    if value == 0:
+        maps[:, 4] = 0
+    else:
+        maps[1, 4, 2, 0] = value
+    with pytest.raises(UserError, match=f"rollout 4 .*{message}"):
+        allocate(maps, arm, prompts=PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("arm", "options", "message"),
+    [
+        ("full", {}, "spatial, temporal, star"),
+        ("star", {"mix": 1.1}, r"mix is in \[0, 1\]"),
+        ("star", {"mix": -0.1}, r"mix is in \[0, 1\]"),
+        ("star", {"exponent": 0.0}, "exponent > 0"),
+        ("star", {"exponent": math.nan}, "exponent > 0"),
+        ("star", {"cap": 1.0}, "cap > 1"),
+        ("star_shuffled", {}, "needs the prompt"),
+        ("star_shuffled", {"prompts": [1, 2]}, "prompts must be 6"),
+        ("star_random", {"keys": [-1] * 6}, "keys must be 6"),
+    ],
+)
+def test_bad_options_are_named(arm, options, message):
+    with pytest.raises(ValueError, match=message):
+        allocate(relevance(), arm, **options)
+
+
+def test_a_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"\(T, B, h, w\)"):
+        allocate(relevance()[0], "star")
+
+
+def test_shuffling_within_one_prompt_is_refused():
+    with pytest.raises(UserError, match="6 of 6 rollouts share one prompt"):
+        allocate(relevance(), "star_shuffled", prompts=[2] * 6)

@@ -1,0 +1,135 @@
+"""A trained LoRA loads elsewhere and draws the same pictures; one that was trained elsewhere loads here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAST
+from diffusers import StableDiffusion3Pipeline
+from fake_task import RedTask
+from peft import LoraConfig, get_peft_model
+from test_cli import star  # noqa: F401 (a fixture)
+
+from star.common.errors import UserError
+from star.common.noise import normal
+from star.models import lora
+from star.models.sd3 import Base
+from star.records.results import read
+from star.training.rollout import generate
+from star.training.trainer import Trainer
+
+TEXT = "a photo of a ring"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def released(pipeline_folder, tmp_path):
+    """A LoRA as Flow-GRPO releases them: peft's own files of a wrapped transformer; and the wrapped transformer."""
+    torch.manual_seed(5)
+    transformer = StableDiffusion3Pipeline.from_pretrained(pipeline_folder).transformer
+    targets = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.to_add_out"]
+    model = get_peft_model(transformer, LoraConfig(r=3, lora_alpha=12, init_lora_weights="gaussian", target_modules=targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "released")
+    return tmp_path / "released", model.eval()
+
+
+def test_a_trained_lora_draws_the_same_picture_in_plain_diffusers(make_config, pipeline_folder):
+    config = make_config("train.epochs=1", "train.lr=2e-2")
+    trainer = Trainer(config, RedTask())
+    trainer.run()
+    key = (3, "test", TEXT, 0)
+    with trainer.base.weights(trainer.ema.values):
+        ours = generate(trainer.base, [TEXT], [key], 4, 3.0)[0].numpy()
+    with trainer.base.reference():
+        untrained = generate(trainer.base, [TEXT], [key], 4, 3.0)[0].numpy()
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(pipeline_folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(Path(config.run, "final", "lora"))
+    images = pipe(
+        TEXT,
+        negative_prompt="",
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        height=64,
+        width=64,
+        max_sequence_length=config.model.text_length,
+        latents=normal(trainer.base.latent_shape, *key)[None],
+        output_type="np",
+    ).images
+    theirs = (images[0] * 255).round().astype(np.uint8)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert np.abs(ours.astype(int) - untrained).max() > 10
+
+
+def test_what_is_written_is_read_again(make_config, tmp_path):
+    base = Base(make_config().model, CPU, 0)
+    lora.write(tmp_path / "lora", base.trained, base.config)
+    again = lora.read(tmp_path / "lora")
+    assert (again.rank, again.alpha) == (4, 8)
+    values = again.values(Base(again.model_config(base.config), CPU, 1))
+    assert values.keys() == base.trained.keys()
+    assert all(torch.equal(values[name], base.trained[name]) for name in values)
+
+
+def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, released):
+    folder, model = released
+    read_lora = lora.read(folder)
+    assert (read_lora.rank, read_lora.alpha) == (3, 12)
+    base = Base(read_lora.model_config(make_config().model), CPU, 0)
+    latents, sigma = normal((2, *base.latent_shape), 1), torch.tensor(0.6)
+    embeds, pooled = base.encode([TEXT] * 2)
+    with torch.no_grad():
+        with base.weights(read_lora.values(base)):
+            ours = base.velocity(latents, sigma, [TEXT] * 2, 1.0)
+        theirs = model(latents, embeds, pooled, (1000 * sigma).expand(2), return_dict=False)[0]
+        plain = base.velocity(latents, sigma, [TEXT] * 2, 1.0)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert (ours - plain).abs().max() > 0.01
+
+
+def test_calibrate_puts_a_row_beside_the_others(star, released, pipeline_folder):  # noqa: F811
+    folder, _ = released
+    fast = [*FAST.split(), f"model.path={pipeline_folder}", "scale=mini", "task=geneval"]
+    code, out, err = star("calibrate", *fast, f"lora={folder}", "name=flow_grpo@released")
+    assert code == 0, err
+    assert "flow_grpo@released, geneval-v1/mini-2/mini" in out and "0.9408" in out
+    rows = read(Path("results/mini/geneval.csv"))
+    assert {row.method for row in rows} == {"flow_grpo@released"}
+    assert {(row.updates, row.seed) for row in rows} == {(0, 1000)}
+    assert star("calibrate", *fast, f"lora={folder}")[0] == 0
+    assert {row.method for row in read(Path("results/mini/geneval.csv"))} == {"flow_grpo@released", "lora@released"}
+
+
+def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatch):
+    folder, _ = released
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="get it with: hf download jieliu/nothing"):
+        lora.locate("jieliu/nothing")
+    with pytest.raises(UserError, match="holds no LoRA"):
+        lora.read(tmp_path)
+    other = lora.read(folder)
+    with pytest.raises(UserError, match="made for another base model"):
+        other.values(Base(make_config().model, CPU, 0))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(UserError, match="it has use_dora; only plain LoRA"):
+        lora.read(folder)
+    for alpha in (22.6, 0, None):
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": alpha}))
+        with pytest.raises(UserError, match=f"its rank and alpha are 3 and {alpha}, not whole numbers"):
+            lora.read(folder)
+    (folder / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="its settings are not a JSON object"):
+        lora.read(folder)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match="no adapter_config.json"):
+        lora.read(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        lora.read(folder)

@@ -1,0 +1,358 @@
+"""Summaries, tables and the comparison with a reference, on files small enough to work out by hand."""
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from star.common.errors import UserError
+from star.common.statistics import Estimate, wilson
+from star.records import diff as diff_module
+from star.records.diff import as_published, diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
+from star.records.results import PaperRow, Row, write
+from star.records.summary import is_mini, summarise
+from star.records.tables import markdown
+
+MACRO = "geneval_official_macro"
+PAPER_SCALE = "geneval-v1/mask2former/paper"
+MINI = "geneval-v1/mini-detector/mini"
+ROW = Row("geneval", MACRO, PAPER_SCALE, "star", 0, 0.97, 0.005, 2212, 553, 100, 1000, 60.0, "abc", "def")
+PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, "STAR", "a note")
+PAPER_TEXT = f"""task,metric,protocol,method,value,images,prompts,source,note
+geneval,{MACRO},GenEval,base,0.63,2212,553,Flow-GRPO Table 1,
+geneval,{MACRO},GenEval,flow_grpo,0.95,2212,553,Flow-GRPO Table 1,
+geneval,{MACRO},unstated mean,star,0.9759,,,STAR,a note
+geneval,{MACRO},unstated mean,spatial,,,,STAR,no number known
+geneval,{MACRO},unstated mean,dense_grpo,0.97,,,DenseGRPO,
+ocr,ocr_accuracy,OCR,star,0.9757,,,STAR,
+"""
+
+
+@pytest.fixture
+def paper(tmp_path) -> Path:
+    path = tmp_path / "paper.csv"
+    path.write_text(PAPER_TEXT)
+    return path
+
+
+def results(folder: Path, *rows: Row, name: str = "ours.csv") -> Path:
+    write(rows, folder / name)
+    return folder / name
+
+
+def seeds(row: Row, *values: float) -> list[Row]:
+    return [replace(row, seed=seed, value=value) for seed, value in enumerate(values)]
+
+
+def statuses(rows) -> dict[str, str]:
+    return {row.method: row.status for row in rows}
+
+
+def test_summary_of_several_seeds_is_the_t_interval():
+    values = [0.95, 0.97, 0.96]
+    (summary,) = summarise(seeds(ROW, *values))
+    expected = stats.t.interval(0.95, 2, loc=0.96, scale=stats.sem(values))
+    assert summary.estimate.interval == pytest.approx(expected)
+    assert (summary.values, summary.seeds, summary.images) == (tuple(values), 3, 2212)
+
+
+def test_seeds_that_agree_by_chance_are_as_sure_as_one():
+    rows = [replace(ROW, seed=seed, stderr=stderr) for seed, stderr in ((0, 0.004), (1, 0.006))]
+    (summary,) = summarise(rows)
+    assert (summary.estimate.stderr, summary.seeds) == (0.005, 2)
+    assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))
+    (summary,) = summarise([replace(row, stderr=None) for row in rows])
+    assert summary.estimate.interval == (0.97, 0.97), "without errors of their own there is nothing else to say"
+
+
+def test_summary_of_one_seed_is_its_standard_error():
+    (summary,) = summarise([ROW])
+    assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))
+    (summary,) = summarise([replace(ROW, stderr=None)])
+    assert summary.estimate == Estimate(0.97, None, None)
+
+
+@pytest.mark.parametrize("rows", [[replace(ROW, value=1.0, stderr=0.0)], seeds(ROW, 1.0, 1.0, 1.0)])
+def test_summary_of_a_perfect_rate_is_wilsons(rows):
+    (summary,) = summarise(rows)
+    assert summary.estimate.interval == wilson(553, 553)
+
+
+def test_summaries_keep_protocols_and_methods_apart():
+    rows = [*seeds(ROW, 0.9, 0.8), replace(ROW, method="base"), replace(ROW, protocol=MINI)]
+    assert [(s.method, s.protocol, s.seeds) for s in summarise(rows)] == [
+        ("base", PAPER_SCALE, 1),
+        ("star", PAPER_SCALE, 2),
+        ("star", MINI, 1),
+    ]
+
+
+@pytest.mark.parametrize("protocol, mini", [(MINI, True), (PAPER_SCALE, False), ("ocr-v1/rapidocr/mini", True)])
+def test_mini_is_told_from_the_protocol(protocol, mini):
+    assert is_mini(protocol) == mini
+
+
+def test_a_model_of_any_size_scored_by_the_mini_detector_is_mini():
+    assert is_mini("geneval-v1/mini-detector/paper") and not is_mini("geneval-v1/minimal/paper")
+
+
+@pytest.mark.parametrize(
+    "value, half_width, rounding, expected",
+    [
+        (0.0, None, 0.005, "reproduced"),
+        (0.005, None, 0.005, "reproduced"),
+        (0.0051, None, 0.005, "differs"),
+        (0.95 + 0.005 - 0.95, None, 0.005, "reproduced"),  # a bit more than 0.005 in floating point
+        (0.012, 0.02, 0.0, "reproduced"),
+        (0.012, 0.0201, 0.0, "within noise"),
+        (0.0, 0.3, 0.005, "within noise"),
+        (-0.3, 0.3, 0.005, "within noise"),
+        (-0.3051, 0.3, 0.005, "differs"),
+        (0.025, 0.02, 0.005, "reproduced"),
+        (0.0251, 0.02, 0.005, "differs"),
+    ],
+)
+def test_verdict(value, half_width, rounding, expected):
+    interval = None if half_width is None else (value - half_width, value + half_width)
+    assert verdict(MACRO, Estimate(value, None, interval), rounding) == expected
+
+
+def test_verdict_looks_at_both_sides_of_a_lopsided_interval():
+    """All of 80 right: Wilson's interval reaches down to 0.954, but not up."""
+    ours = Estimate(1.0, 0.0, wilson(80, 80))
+    for published, expected in ((0.96, "within noise"), (0.94, "differs")):
+        delta = difference(ours, Estimate(published, 0.0, (published, published)))
+        assert delta.interval == pytest.approx((wilson(80, 80)[0] - published, 1.0 - published))
+        assert verdict("geneval_official_counting", delta, rounding=0.005) == expected
+
+
+def test_scores_that_are_not_rates_have_a_wider_resolution():
+    delta = Estimate(0.01, None, (-0.03, 0.05))
+    assert verdict("pickscore", delta, 0.005) == "reproduced"
+    assert verdict("ocr_accuracy", delta, 0.005) == "within noise"
+
+
+def test_difference_of_normal_intervals_adds_variances():
+    ours = Estimate(0.9, 0.03, (0.9 - 1.96 * 0.03, 0.9 + 1.96 * 0.03))
+    theirs = Estimate(0.8, 0.04, (0.8 - 1.96 * 0.04, 0.8 + 1.96 * 0.04))
+    delta = difference(ours, theirs)
+    assert delta.value == pytest.approx(0.1)
+    assert delta.interval == pytest.approx((0.1 - 1.96 * 0.05, 0.1 + 1.96 * 0.05))
+    assert difference(ours, Estimate(0.8, None, None)).interval is None
+
+
+def test_difference_of_wilson_intervals_is_newcombes_example():
+    """Newcombe (1998), Table II, method 10: 56/70 - 48/80 gives 0.0524 to 0.3339; 10/10 - 0/10 gives 0.6075 to 1."""
+    for (x, m), (y, n), expected in (((56, 70), (48, 80), (0.0524, 0.3339)), ((10, 10), (0, 10), (0.6075, 1.0))):
+        one, other = Estimate(x / m, None, wilson(x, m)), Estimate(y / n, None, wilson(y, n))
+        assert difference(one, other).interval == pytest.approx(expected, abs=5e-5)
+
+
+def test_against_the_paper_every_status(tmp_path, paper):
+    ours = results(
+        tmp_path,
+        *seeds(ROW, 0.975, 0.976, 0.977),
+        *seeds(replace(ROW, method="flow_grpo"), 0.80, 0.81, 0.82),
+        *seeds(replace(ROW, method="base"), 0.55, 0.63, 0.70),
+        replace(ROW, method="star_shuffled"),
+    )
+    rows = diff(ours, paper)
+    assert [(row.method, row.status) for row in rows] == [
+        ("base", "within noise"),
+        ("flow_grpo", "differs"),
+        ("spatial", "not run"),
+        ("star", "reproduced"),
+        ("star_shuffled", "no paper value"),
+        ("dense_grpo", "not run"),
+    ]
+    star = rows[3]
+    assert (star.reference, star.source, star.note, star.seeds) == ("0.9759", "STAR", "a note", 3)
+    assert star.delta == pytest.approx(0.0001)
+    assert star.delta_low == pytest.approx(star.low - 0.9759)
+    assert exit_code(rows) == 1
+
+
+def test_paper_rows_of_other_tasks_are_left_out_and_the_unknown_stay_without_verdict(tmp_path, paper):
+    rows = diff(results(tmp_path, replace(ROW, method="spatial")), paper)
+    assert {row.task for row in rows} == {"geneval"}
+    assert statuses(rows)["spatial"] == "no paper value"
+    assert exit_code(rows) == 0
+
+
+def test_mini_is_never_compared_with_the_paper(tmp_path, paper):
+    rows = diff(results(tmp_path, replace(ROW, protocol=MINI, value=0.1)), paper)
+    (star,) = [row for row in rows if row.method == "star"]
+    assert (star.status, star.delta, star.reference) == ("not comparable (mini)", None, "0.9759")
+    assert exit_code(rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "protocol", "expected"),
+    [
+        ("geneval", "geneval-v1/mask2former-743b7d99+clip-vit-large-patch14@32bd6428-quick_gelu-fp32/paper", True),
+        ("geneval", "geneval-v1/mmdet-3.3.0-743b7d99+clip+flow_grpo_compat/paper", True),
+        ("geneval", "geneval-v1/mask2former-0123abcd-unofficial+clip/paper", False),
+        ("geneval", "geneval-v1/proxy-hf-coco+clip/paper", False),
+        ("geneval", "geneval-v1/mask2former-743b7d99+clip/paper/steps=10", False),
+        ("ocr", "ocr-v1/paddleocr-3.7.0+PP-OCRv4_mobile_det+en_PP-OCRv4_mobile_rec+flow_grpo_compat/paper", True),
+        ("ocr", "ocr-v1/rapidocr-3.10.0/paper", False),
+        ("pickscore", "pickscore-v1/PickScore_v1@a4e4367c/paper", True),
+        ("pickscore", "pickscore-v1/my_clip@01234567/paper", False),
+    ],
+)
+def test_what_stands_for_the_published_evaluation(task, protocol, expected):
+    assert as_published(task, protocol) == expected
+
+
+def test_proxies_get_no_verdict_beside_the_paper(tmp_path, paper):
+    rows = diff(results(tmp_path, replace(ROW, protocol="geneval-v1/proxy-hf-coco+clip/paper", value=0.1)), paper)
+    (star,) = [row for row in rows if row.method == "star"]
+    assert (star.status, star.delta, star.reference) == ("not comparable (protocol)", None, "0.9759")
+    assert exit_code(rows) == 0
+
+
+def test_two_result_files(tmp_path):
+    ours = results(tmp_path, *seeds(ROW, 0.90, 0.91, 0.92), replace(ROW, method="base"))
+    theirs = results(tmp_path, *seeds(ROW, 0.97, 0.971, 0.972), replace(ROW, method="flow_grpo"), name="theirs.csv")
+    rows = diff(ours, theirs)
+    assert statuses(rows) == {"base": "no reference value", "flow_grpo": "not run", "star": "differs"}
+    assert rows[-1].source == str(theirs) and rows[-1].delta == pytest.approx(-0.061)
+
+
+def test_a_file_agrees_with_itself(tmp_path):
+    ours = results(tmp_path, *seeds(ROW, 0.90, 0.91, 0.92), replace(ROW, method="base", stderr=None))
+    assert statuses(diff(ours, ours)) == {"base": "reproduced", "star": "within noise"}
+    assert run(ours, ours, as_json=True) == 0
+
+
+def test_two_mini_files_are_compared_and_other_protocols_are_not(tmp_path):
+    mini = replace(ROW, protocol=MINI)
+    ours = results(tmp_path, mini)
+    assert statuses(diff(ours, results(tmp_path, mini, name="a.csv"))) == {"star": "reproduced"}
+    assert statuses(diff(ours, results(tmp_path, ROW, name="b.csv"))) == {"star": "not comparable (mini)"}
+    newer = replace(ROW, protocol=MINI.replace("v1", "v2"))
+    assert statuses(diff(ours, results(tmp_path, newer, name="c.csv"))) == {"star": "not comparable (protocol)"}
+    both = diff(ours, results(tmp_path, mini, newer, name="d.csv"))
+    assert [(row.status, row.reference_protocol) for row in both] == [
+        ("not run", newer.protocol),
+        ("reproduced", MINI),
+    ]
+
+
+def test_main_rows_leave_out_other_systems_and_side_metrics_but_nothing_that_differs(tmp_path, paper):
+    side = replace(ROW, metric="geneval_strict_micro")
+    ours = results(tmp_path, ROW, side, replace(ROW, method="star_random"))
+    assert [(row.method, row.metric) for row in main_rows(diff(ours, paper))] == [
+        ("base", MACRO),
+        ("flow_grpo", MACRO),
+        ("spatial", MACRO),
+        ("star", MACRO),
+        ("star_random", MACRO),
+    ]
+    other = results(tmp_path, replace(side, value=0.5), name="other.csv")
+    assert [row.metric for row in main_rows(diff(ours, other)) if row.status == "differs"] == ["geneval_strict_micro"]
+
+
+def test_json_holds_every_row(tmp_path, paper, capsys):
+    ours = results(tmp_path, replace(ROW, value=0.5))
+    assert run(ours, paper, as_json=True) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(to_json(diff(ours, paper)))
+    assert document["exit_code"] == 1 and document["counts"] == {"differs": 1, "not run": 4}
+    assert document["rows"][3]["method"] == "star" and document["rows"][3]["ours"] == 0.5
+
+
+def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
+    assert run(results(tmp_path, replace(ROW, protocol=MINI)), paper, as_json=False) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "STAR" in line]
+    for part in ("official macro", "0.9759", "0.9700 [0.9602, 0.9798]", "not comparable (mini)"):
+        assert part in line
+    assert "1 more rows" in printed and "dense_grpo" not in printed
+
+
+def test_the_table_of_the_diff(tmp_path, paper, capsys):
+    assert run(results(tmp_path, replace(ROW, value=0.96)), paper, as_json=False) == 1
+    lines = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert ["STAR", "official macro", "0.9759", "0.9600 [0.9502, 0.9698]", "-0.0159", "1", "2,212", "differs"] in lines
+    assert ["Flow-GRPO", "official macro", "0.95", "–", "–", "–", "–", "not run"] in lines
+
+
+def test_bad_input_is_the_users_error(tmp_path, paper):
+    with pytest.raises(UserError, match="no such file"):
+        run(tmp_path / "none.csv", paper, as_json=False)
+    with pytest.raises(UserError, match="no such file"):
+        diff(results(tmp_path, ROW), tmp_path / "none.csv")
+    with pytest.raises(UserError, match="line 1: the columns are"):
+        diff(paper, paper)
+    with pytest.raises(UserError, match="no results"):
+        diff(results(tmp_path, name="empty.csv"), paper)
+
+
+def test_the_paper_file_is_found_beside_the_package_or_here(tmp_path, monkeypatch):
+    assert find_paper().parts[-2:] == ("results", "paper.csv")
+    monkeypatch.setattr(diff_module, "ROOT", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no results/paper\.csv"):
+        find_paper()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "paper.csv").write_text(PAPER_TEXT)
+    assert find_paper() == tmp_path / "results" / "paper.csv"
+
+
+def table_of(*rows: Row, paper=(PUBLISHED,)) -> list[list[str]]:
+    lines = [line for line in markdown(rows, paper).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
+def test_table_sets_ours_above_the_published():
+    tag = replace(ROW, metric="geneval_official_counting", value=0.5, stderr=None)
+    heading, ours, published = table_of(*seeds(ROW, 0.95, 0.97, 0.96), tag)
+    assert heading[:4] == ["method", "numbers", "seeds", "official macro"]
+    assert ours[:4] == ["STAR", "this project", "3", "0.960 [0.935, 0.985]"]
+    assert ours[heading.index("counting")] == "0.500"
+    assert published[:4] == ["STAR", "published", "", "0.9759"]
+    assert set(published[4:]) == {"–"}
+
+
+def test_table_of_geneval_has_the_columns_that_were_asked_for():
+    heading, *_ = table_of(ROW)
+    assert heading[3:] == [
+        *("official macro", "official micro", "strict macro", "continuous macro"),
+        *("single_object", "two_object", "counting", "colors", "position", "color_attr", "diversity"),
+    ]
+
+
+def test_table_marks_every_mini_row_and_says_what_that_means():
+    text = markdown([replace(ROW, protocol=MINI), ROW], [PUBLISHED])
+    assert [line.split("|")[2].strip() for line in text.splitlines() if line.startswith("| STAR")] == [
+        "this project",
+        "this project, **mini**",
+        "published",
+    ]
+    assert "not comparable" in text and f"`{MINI}`: 2,212 images of 553 prompts" in text
+    assert "not comparable" not in markdown([ROW], [PUBLISHED])
+
+
+def test_table_keeps_arms_that_were_not_run_and_orders_methods():
+    missing = replace(PUBLISHED, method="spatial", value=None)
+    rows = table_of(replace(ROW, method="dense_uniform"), replace(ROW, method="base"), ROW, paper=[PUBLISHED, missing])
+    assert [(row[0], row[1], row[3]) for row in rows[1:]] == [
+        ("base", "this project", "0.970 ± 0.005"),
+        ("spatial only", "this project", "not run"),
+        ("spatial only", "published", "not known"),
+        ("STAR", "this project", "0.970 ± 0.005"),
+        ("STAR", "published", "0.9759"),
+        ("dense_uniform", "this project", "0.970 ± 0.005"),
+    ]
+
+
+def test_table_of_a_task_nobody_foresaw_and_of_a_perfect_rate():
+    row = replace(ROW, task="poems", metric="rhymes", value=1.0, stderr=0.0, prompts=20, method="star:geneval")
+    assert table_of(row) == [
+        ["method", "numbers", "seeds", "rhymes"],
+        ["STAR (trained for geneval)", "this project", "1", "1.000 [0.839, 1.000]"],
+    ]

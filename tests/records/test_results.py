@@ -1,0 +1,215 @@
+import hashlib
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from star.common.errors import UserError
+from star.config import config_hash
+from star.records import results
+from star.records.results import COLUMNS, Row, commit, read, read_paper, upsert, write
+
+ROW = Row(
+    task="geneval",
+    metric="geneval_official_macro",
+    protocol="geneval-v1/mini-detector/mini",
+    method="star",
+    seed=0,
+    value=0.5123456789,
+    stderr=0.02,
+    images=768,
+    prompts=192,
+    updates=90,
+    images_seen=17280,
+    seconds=312.345,
+    commit="0123456789+dirty",
+    config_hash="abcdef012345",
+)
+HEADER = ",".join(COLUMNS)
+LINE = "geneval,geneval_official_macro,geneval-v1/mini-detector/mini,star,0,0.512346,0.020000,768,192,90,17280,312.3,"
+
+
+def test_file_is_exactly_this(tmp_path):
+    path = tmp_path / "new" / "geneval.csv"
+    write([replace(ROW, seed=1, stderr=None), ROW], path)
+    end = "0123456789+dirty,abcdef012345\n"
+    expected = f"{HEADER}\n{LINE}{end}{LINE.replace('star,0', 'star,1').replace('0.020000', '')}{end}"
+    assert path.read_bytes().decode() == expected
+    assert list(path.parent.iterdir()) == [path]  # no draft left behind
+
+
+def test_round_trip_and_order_do_not_depend_on_the_order_of_writing(tmp_path):
+    rows = [
+        replace(ROW, task=task, method=method, seed=seed, value=0.25, seconds=1.5)
+        for task in ("ocr", "geneval")
+        for method in ("star", "base, with a comma")
+        for seed in (10, 2)
+    ]
+    write(rows, tmp_path / "a.csv")
+    write(rows[::-1], tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert read(tmp_path / "a.csv") == sorted(rows, key=lambda row: row.key)
+    assert [row.seed for row in read(tmp_path / "a.csv")[:2]] == [2, 10]
+
+
+def test_upsert_replaces_the_same_key_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "r.csv"
+    upsert(path, [ROW, replace(ROW, seed=1)])
+    upsert(path, [replace(ROW, value=0.75), replace(ROW, method="base")])
+    assert [(row.method, row.seed, row.value) for row in read(path)] == [
+        ("base", 0, 0.512346),
+        ("star", 0, 0.75),
+        ("star", 1, 0.512346),
+    ]
+
+
+def test_numpy_scalars_are_written_like_numbers(tmp_path):
+    write([replace(ROW, value=np.float32(0.25), seed=np.int64(3))], tmp_path / "r.csv")
+    (row,) = read(tmp_path / "r.csv")
+    assert (row.value, row.seed) == (0.25, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"value": float("nan")}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
+    path = tmp_path / "r.csv"
+    write([ROW], path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        write([replace(ROW, **wrong)], path)
+    with pytest.raises(ValueError, match="two rows"):
+        write([ROW, ROW], path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "column, text, allowed",
+    [
+        ("value", "high", "a finite number"),
+        ("value", "nan", "a finite number"),
+        ("value", "", "a finite number"),
+        ("stderr", "-1", "0 or more, or nothing"),
+        ("seed", "1.5", "a whole number, 0 or more"),
+        ("seed", "-1", "a whole number, 0 or more"),
+        ("images", "", "a whole number, 0 or more"),
+        ("method", "", "a word, not empty"),
+    ],
+)
+def test_bad_cell_names_file_line_column_and_what_is_allowed(tmp_path, column, text, allowed):
+    path = tmp_path / "bad.csv"
+    write([ROW, replace(ROW, seed=1)], path)
+    lines = path.read_text().splitlines()
+    cells = lines[2].split(",")
+    cells[COLUMNS.index(column)] = text
+    path.write_text("\n".join([*lines[:2], ",".join(cells)]))
+    with pytest.raises(UserError) as error:
+        read(path)
+    message = str(error.value)
+    assert f"{path} line 3, column {column}: {text!r}" in message and allowed in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", r"line 1: the columns are \(none\); allowed: task,metric"),
+        ("task,value\n", "line 1: the columns are task,value; allowed: task,metric"),
+        (f"{HEADER}\na,b\n", "line 2: 2 cells; the header has 14 columns"),
+        (f"{HEADER}\n{LINE}c,h\n{LINE}c,h\n", "line 3: a second row for geneval, geneval_official_macro,"),
+        ("\xff\x00", "line 1"),
+    ],
+)
+def test_bad_file(tmp_path, content, message):
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(UserError, match=r"none\.csv: no such file"):
+        read(tmp_path / "none.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        read(tmp_path / "binary.csv")
+
+
+def test_spreadsheet_output_is_read(tmp_path):
+    path = tmp_path / "excel.csv"
+    write([ROW], path)
+    rows = read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read(path) == rows
+
+
+def test_paper_reader_checks_its_own_schema(tmp_path):
+    path = tmp_path / "paper.csv"
+    header = "task,metric,protocol,method,value,images,prompts,source,note\n"
+    path.write_text(header + 'ocr,ocr_accuracy,"OCR, 512 px",star,0.970,,,STAR,\n')
+    (row,) = read_paper(path)
+    assert str(row.value) == "0.970" and row.rounding == pytest.approx(0.0005) and row.images is None
+    path.write_text(header + "ocr,ocr_accuracy,OCR,star,about 1,,,STAR,\n")
+    with pytest.raises(UserError, match="line 2, column value: 'about 1'"):
+        read_paper(path)
+    path.write_text(header + "ocr,ocr_accuracy,OCR,star,1,,,,\n")
+    with pytest.raises(UserError, match="column source"):
+        read_paper(path)
+
+
+def test_config_hash_is_the_sha256_of_sorted_json():
+    text = '{"a":[1,2],"b":{"c":true,"d":"x"}}'
+    expected = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert config_hash({"b": {"d": "x", "c": True}, "a": (1, 2)}) == expected
+    assert config_hash({"b": {"d": "x", "c": True}, "a": [2, 1]}) != expected
+    with pytest.raises(ValueError, match="plain data"):
+        config_hash({"a": object()})
+    with pytest.raises(ValueError):
+        config_hash({"a": float("nan")})
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A git checkout with one commit that stands for this project's own."""
+
+    def git(*arguments):
+        identity = [
+            "-c",
+            "core.hooksPath=/dev/null",
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "-c",
+            "commit.gpgsign=false",
+        ]
+        done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    for folder in results.CODE:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "module.py").write_text("x = 1\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--no-verify", "-m", "one")
+    monkeypatch.setattr(results, "ROOT", tmp_path.resolve())
+    return tmp_path, git
+
+
+def test_commit_of_a_clean_and_of_a_changed_checkout(checkout):
+    folder, git = checkout
+    head = git("rev-parse", "HEAD")
+    assert commit() == head[:10]
+    (folder / "results").mkdir()
+    (folder / "results" / "geneval.csv").write_text("")
+    assert commit() == head[:10]  # results are not what made the results
+    (folder / "star" / "new.py").write_text("")
+    assert commit() == head[:10] + "+dirty"
+
+
+def test_commit_of_code_that_is_no_checkout_is_unknown(checkout, monkeypatch):
+    folder, _ = checkout
+    monkeypatch.setattr(results, "ROOT", folder / "star")  # installed below somebody else's repository
+    assert commit() == "unknown"
+    monkeypatch.setattr(results, "ROOT", folder / "nowhere")
+    assert commit() == "unknown"

@@ -1,0 +1,85 @@
+"""The rules of what may be said, one by one."""
+
+from dataclasses import replace
+
+import pytest
+
+from star.common.statistics import Estimate
+from star.records.comparison import Comparison
+from star.report import verdict as rules
+from star.report.verdict import says, verdict
+
+
+def made(low, high, seeds=3, reference="flow_grpo", trained_on=(5760, 5760)):
+    delta = Estimate((low + high) / 2, 0.01, (low, high)) if low is not None else Estimate(0.1, None, None)
+    return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80, trained_on)
+
+
+ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0.0, 0.05)
+
+
+@pytest.mark.parametrize(
+    "gain, control, expected",
+    [
+        (made(*ABOVE), made(*ABOVE), rules.GAIN),
+        (made(*ABOVE), made(*AROUND), rules.SHARED),
+        (made(*ABOVE), made(*TOUCHING), rules.SHARED),
+        (made(*ABOVE), made(*BELOW), rules.SHARED),
+        (made(*ABOVE), None, rules.NO_CONTROL),
+        (made(*ABOVE), made(None, None), rules.NO_CONTROL),
+        (made(*ABOVE, seeds=2), made(*ABOVE), rules.FEW_SEEDS),
+        (made(*ABOVE, seeds=1), None, rules.FEW_SEEDS),
+        (made(*ABOVE), made(*ABOVE, seeds=1), rules.FEW_SEEDS),
+        (made(*AROUND), made(*ABOVE), rules.UNCLEAR),
+        (made(*TOUCHING), made(*ABOVE), rules.UNCLEAR),
+        (made(None, None), made(*ABOVE), rules.UNCLEAR),
+        (made(*BELOW), made(*ABOVE), rules.LOSS),
+        (made(*BELOW, seeds=2), made(*ABOVE), rules.FEW_SEEDS_LOSS),
+        (made(*ABOVE, trained_on=(23_040, 5760)), made(*ABOVE), rules.UNEQUAL),
+        (made(*ABOVE, trained_on=(5760, 0)), made(*ABOVE), rules.GAIN),
+        (made(*ABOVE), made(*ABOVE, trained_on=(5760, 23_040)), rules.NO_CONTROL),
+        (None, made(*ABOVE), rules.NOT_MEASURED),
+        (None, None, rules.NOT_MEASURED),
+    ],
+)
+def test_verdict(gain, control, expected):
+    assert verdict(gain, control) == expected
+    text = says("ocr", gain, control, None, [], mini=False)
+    assert text.strong == f"ocr: {expected}"
+    assert ("the map has to match the prompt" in text.text) == (expected == rules.GAIN)
+
+
+def test_the_numbers_behind_a_claim_are_in_it():
+    text = says("ocr", made(*ABOVE), made(0.02, 0.04, reference="star_shuffled"), made(*BELOW), ["spatial"], mini=True).text
+    assert (
+        "STAR minus Flow-GRPO is +0.030 [+0.010, +0.050] on the accuracy (80 images of 20 prompts, 3 training seeds)" in text
+    )
+    assert "STAR minus star_shuffled is +0.030 [+0.020, +0.040]" in text
+    assert "Flow-GRPO minus base is −0.030 [−0.050, −0.010]: training made it worse." in text
+    assert "Not run: spatial." in text and "not comparable with the paper's numbers" in text
+
+
+def test_terms_that_differ_are_said():
+    longer = says("ocr", made(*ABOVE, trained_on=(23_040, 5760)), None, None, [], mini=False).text
+    assert "but STAR was trained on 23,040 images and Flow-GRPO on 5,760." in longer
+    control = made(*ABOVE, reference="star_shuffled", trained_on=(5760, 23_040))
+    text = says("ocr", made(*ABOVE), control, None, [], mini=False).text
+    assert "+0.050], but STAR was trained on 5,760 images and star_shuffled on 23,040." in text
+    other = says("ocr", replace(made(*ABOVE), same_terms=False), None, None, [], mini=False)
+    assert other.strong == "ocr: Not trained alike." and "but Flow-GRPO was trained with other settings." in other.text
+    worse = says("ocr", made(*ABOVE), made(*BELOW, reference="star_shuffled"), None, [], mini=False).text
+    assert "below 0: maps of other prompts do better." in worse
+    few = says("ocr", made(*ABOVE), made(*ABOVE, seeds=1), None, [], mini=False).text
+    assert "+0.050] (1 training seed)." in few and "The control has fewer than 3 training seeds." in few
+
+
+def test_what_is_missing_is_said():
+    text = says("ocr", made(*ABOVE, seeds=1), None, made(*AROUND, seeds=1), ["star_shuffled"], mini=False).text
+    assert "(star_shuffled) was not run, so the gain cannot be put down to the map" in text
+    assert "With one training seed the interval knows nothing of the spread between trainings" in text
+    assert "training has no effect that shows" in text and "not comparable" not in text
+    assert "has no images to compare with" in says("ocr", made(*ABOVE), None, None, [], mini=False).text
+    assert "two seeds is too wide to tell" in says("ocr", None, None, made(*AROUND, seeds=2), [], mini=False).text
+    assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
+    assert "there is no interval" in says("ocr", made(None, None), None, None, [], mini=False).text
+    assert "spread between trainings is hardly known" in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text

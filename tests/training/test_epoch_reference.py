@@ -1,0 +1,173 @@
+"""A whole epoch against an independent, naive implementation in float64: same loss, same gradient."""
+
+import copy
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+from fake_task import RedTask
+
+from star.method.objective import advantages
+from star.training.rollout import plan, trained_steps
+from star.training.trainer import Part, Trainer
+
+
+def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, beta, clip):
+    """Loops over everything, in float64, from the formulas as the papers print them."""
+    config = trainer.config
+    model = copy.deepcopy(trainer.base.transformer).double()
+    embed = {text: trainer.base.encode([text]) for text in set(prompts)}
+    steps = config.sampling.steps
+    low = 3 * 0.001 / (1 + 2 * 0.001)
+    u = [1 + (low - 1) * i / (steps - 1) for i in range(steps)]
+    sigma = [3 * x / (1 + 2 * x) for x in u] + [0.0]
+    groups = defaultdict(list)
+    for reward, prompt in zip(rewards, prompts, strict=True):
+        groups[prompt].append(reward)
+    mean_all = sum(rewards) / len(rewards)
+    spread = {prompt: math.sqrt(sum((r - sum(g) / len(g)) ** 2 for r in g) / len(g)) for prompt, g in groups.items()}
+    if config.train.std == "batch":
+        spread = dict.fromkeys(groups, math.sqrt(sum((r - mean_all) ** 2 for r in rewards) / len(rewards)))
+    total, terms, place = 0.0, 0, 0
+    for trajectory in trajectories:
+        for row, _ in enumerate(trajectory.samples):
+            prompt, reward = prompts[place], rewards[place]
+            advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (spread[prompt] + 1e-4)
+            advantage = max(-5.0, min(5.0, advantage))
+            maps = None if relevance is None else relevance[:, place].double()
+            for k, step in enumerate(trajectory.steps):
+                s, nxt = sigma[step], sigma[step + 1]
+                dt = nxt - s
+                tilde = sigma[1] if step == 0 else s
+                std = config.sampling.noise_level * math.sqrt(s / (1 - tilde))
+                tau = std * math.sqrt(-dt)
+                x, after = trajectory.latents[k, row].double(), trajectory.latents[k + 1, row].double()
+
+                def mean(x=x, s=s, dt=dt, std=std, prompt=prompt):
+                    embeds, pooled = (e.double() for e in embed[prompt])
+                    time = torch.tensor([1000 * s], dtype=torch.float64)
+                    v = model(x[None], embeds, pooled, time, return_dict=False)[0][0]
+                    return x * (1 + std**2 * dt / (2 * s)) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
+
+                mu = mean()
+                with torch.no_grad():
+                    model.disable_adapters()
+                    mu_ref = mean()
+                    model.enable_adapters()
+                logp = -((after - mu) ** 2) / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
+                logp = logp.mean(0) if position else logp.mean()
+                difference = logp - trajectory.log_probs[k, row].double()
+                if config.train.guard:
+                    squared = (mu - trajectory.means[k, row].double()) ** 2
+                    difference = (difference + (squared.mean(0) if position else squared.mean()) / (2 * tau**2)) * tau
+                ratio = difference.exp()
+                gain, weight = torch.full_like(ratio, advantage), 1.0
+                if maps is not None:
+                    weight = (maps[k] / maps.mean()).repeat_interleave(2, 0).repeat_interleave(2, 1)
+                    gain = gain * weight
+                clipped = ratio.clamp(1 - clip, 1 + clip)
+                surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
+                penalty = (((mu - mu_ref) ** 2) / (2 * std**2) * (weight if config.method.weighted_kl else 1)).mean()
+                total = total - surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
+                terms += 1
+            place += 1
+    loss = total / terms
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("method", "guard"), [("flow_grpo", False), ("star", False), ("flow_grpo", True), ("star", True)])
+def test_epoch_is_the_naive_one(make_config, method, guard):
+    beta = 0.3
+    config = make_config(
+        f"method={method}",
+        "sampling.window=0",
+        "train.groups=2",
+        "train.group_size=3",
+        "train.micro_batch=3",
+        f"train.beta={beta}",
+        f"train.guard={guard}",
+        "train.clip_range=5e-4",
+        f"method.clip_range={'4e-3' if method == 'star' else 'null'}",  # so that some ratios of either are clipped
+        "method.mix=1",
+        "method.cap=null",
+    )
+    trainer = Trainer(config, RedTask())
+    train = config.train
+    samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 0)
+    mine, trajectories, verdicts = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
+    scores, _ = trainer._score(mine, trajectories, verdicts)
+    rewards = scores[config.task.name]
+    prompts = [trainer.task.train[s.prompt].text for s in samples]
+    torch.manual_seed(1)  # off policy, so that ratios, clipping and the penalty all count
+    for parameter in trainer.base.trained.values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+
+    groups = [s.prompt for s in samples]
+    gains = advantages(rewards, groups, "batch")
+    weights = trainer._allocate(mine, trajectories, groups, 0)
+    figures = defaultdict(list)
+    for index in mine:
+        own = slice(3 * index, 3 * index + 3)
+        part = Part(trajectories[index], gains[own], weights and weights[index])
+        trainer._backward(part, len(samples), figures, on_policy=False)
+    assert 0 < sum(figures["clip_fraction"]) / len(figures["clip_fraction"]) < 1
+
+    relevance = None if method == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
+    loss, grads = naive_loss(
+        trainer,
+        trajectories,
+        rewards.tolist(),
+        prompts,
+        relevance,
+        position=method == "star",
+        beta=beta,
+        clip=trainer.clip_range,
+    )
+    assert sum(figures["loss"]) / len(figures["loss"]) == pytest.approx(loss, abs=1e-5)
+    assert grads.keys() == trainer.base.trained.keys()
+    largest = max(grad.abs().max().item() for grad in grads.values())
+    for name, parameter in trainer.base.trained.items():
+        assert torch.allclose(parameter.grad.double(), grads[name], atol=1e-5 * largest), name
+
+
+@pytest.mark.parametrize(("std", "weighted_kl"), [("batch", False), ("group", True)])
+def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypatch, std, weighted_kl):
+    """The whole of an epoch with one update, from its samples to what the optimizer is given."""
+    config = make_config(
+        "method=star",
+        f"method.weighted_kl={weighted_kl}",
+        "method.mix=1",
+        "method.cap=null",
+        f"train.std={std}",
+        "train.groups=2",
+        "train.group_size=3",
+        "train.micro_batch=3",
+        "train.updates_per_epoch=1",
+        "train.beta=0.3",
+        "train.max_grad_norm=1e-4",
+    )
+    trainer = Trainer(config, RedTask())
+    torch.manual_seed(1)  # away from the reference, so that the penalty counts
+    for parameter in trainer.base.trained.values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    drawn, scored, given = [], [], {}
+    draw, score = trainer._sample, trainer._score
+    monkeypatch.setattr(trainer, "_sample", lambda *words: drawn.append(draw(*words)) or drawn[0])
+    monkeypatch.setattr(trainer, "_score", lambda *words: scored.append(score(*words)) or scored[0])
+    step = lambda: given.update({name: p.grad.clone() for name, p in trainer.base.trained.items()})  # noqa: E731
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    figures = trainer.epoch(0)
+
+    (_, trajectories, _), rewards = drawn[0], scored[0][0][config.task.name].tolist()
+    prompts = [trainer.task.train[s.prompt].text for trajectory in trajectories for s in trajectory.samples]
+    relevance = torch.cat([trajectory.relevance for trajectory in trajectories], dim=1)
+    loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, True, 0.3, trainer.clip_range)
+    norm = math.sqrt(sum(grad.square().sum().item() for grad in grads.values()))
+    assert norm > 2e-4  # so that clipping counts
+    assert figures["grad_norm"] == pytest.approx(norm, rel=1e-4) and figures["loss"] == pytest.approx(loss, abs=1e-5)
+    clip = 1e-4 / (norm + 1e-6)  # torch's own rule
+    largest = clip * max(grad.abs().max().item() for grad in grads.values())
+    for name, grad in given.items():
+        assert torch.allclose(grad.double(), clip * grads[name], atol=1e-4 * largest), name

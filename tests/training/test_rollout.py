@@ -1,0 +1,96 @@
+"""What a rollout draws and captures, against the same thing done by hand."""
+
+import numpy as np
+import pytest
+import torch
+from fake_task import RedTask
+
+from star.common.noise import generator
+from star.method.attention import Relevance
+from star.method.sampling import sigmas, transition
+from star.mini.build import untrained_pipeline
+from star.models.sd3 import Base
+from star.training.rollout import Sample, diversity, sample
+
+CPU = torch.device("cpu")
+SAMPLES = [Sample(0, 0), Sample(1, 1)]
+PROMPTS = RedTask().train
+
+
+@pytest.fixture
+def base(make_config):
+    return Base(make_config().model, CPU, 0)
+
+
+def draw(base, config, steps, relevance=None, seed=0, epoch=0):
+    return sample(base, SAMPLES, PROMPTS, config.sampling, steps, relevance, "position", seed, epoch)
+
+
+def test_guidance_does_not_change_whose_maps_are_taken(base, make_config):
+    plain, guided = (make_config(f"sampling.guidance={scale}") for scale in (1, 3))
+    ours, theirs = (draw(base, config, [0], config.relevance) for config in (plain, guided))
+    assert torch.allclose(ours.relevance, theirs.relevance, rtol=1e-4)
+    assert not torch.allclose(ours.latents[1], theirs.latents[1], atol=1e-3)
+
+
+def test_the_configured_blocks_heads_columns_and_softmax_are_read(make_config):
+    words = ["relevance.blocks=[1]", "relevance.heads=[0]", "relevance.columns=clip", "relevance.softmax_over=text"]
+    config = make_config(*words)
+    torch.manual_seed(0)
+    base = Base(config.model, CPU, 0, untrained_pipeline(width=64, blocks=2))  # two heads, two blocks
+    trajectory = draw(base, config, [0], config.relevance)
+    texts, spans = ([getattr(PROMPTS[s.prompt], name) for s in SAMPLES] for name in ("text", "spans"))
+    direct = Relevance(base.transformer, [1], base.core_columns(texts, spans, "clip"), heads=[0], softmax_over="text")
+    with torch.no_grad(), direct:
+        base.velocity(trajectory.latents[0], sigmas(config.sampling.steps)[0], texts, config.sampling.guidance)
+    expected = direct.take()
+    assert torch.allclose(trajectory.relevance[0], expected)
+    for other in ("relevance.blocks=[0]", "relevance.heads=[]", "relevance.columns=both", "relevance.softmax_over=joint"):
+        changed = make_config(*words, other)
+        assert not torch.allclose(draw(base, changed, [0], changed.relevance).relevance[0], expected), other
+
+
+def test_steps_outside_the_window_are_deterministic(base, make_config):
+    """The images follow from the latents after the window by the flow alone, and the window's start from the noise."""
+    config = make_config("sampling.window=2", "sampling.window_range=[1,3]")
+    trajectory = draw(base, config, [1, 2])
+    schedule, texts = sigmas(config.sampling.steps), [PROMPTS[s.prompt].text for s in SAMPLES]
+
+    def flow(x, step):
+        return transition(x, base.velocity(x, schedule[step], texts, 1.0), schedule, step, "ode").mean
+
+    start = draw(base, config, [0]).latents[0]
+    with torch.no_grad():
+        assert torch.allclose(trajectory.latents[0], flow(start, 0), atol=1e-5)
+        last = base.decode(flow(trajectory.latents[-1], 3)).int()
+    assert (last - trajectory.images.int()).abs().max() <= 1
+
+
+def test_the_noise_of_a_step_does_not_depend_on_where_the_window_lies(base, make_config):
+    """Noise is (next - mean) / std, whichever window a step is in; and it is that of the step's key."""
+    config = make_config("sampling.window=2", "sampling.window_range=[0,3]")
+    schedule, noises = sigmas(config.sampling.steps), []
+    for steps in ([0, 1], [1, 2]):
+        trajectory = draw(base, config, steps)
+        row = steps.index(1)
+        std = transition(trajectory.latents[row], trajectory.latents[row], schedule, 1, "sde", config.sampling.noise_level).std
+        noises.append((trajectory.latents[row + 1] - trajectory.means[row]) / std)
+    source = generator(0, 0, "steps", SAMPLES[0].prompt, SAMPLES[0].index)
+    drawn = [torch.randn(base.latent_shape, generator=source) for _ in range(2)]
+    for noise in noises:
+        assert torch.allclose(noise[0], drawn[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("changed", [{"epoch": 1}, {"seed": 1}])
+def test_every_epoch_and_every_seed_has_its_own_noise(base, make_config, changed):
+    config = make_config()
+    ours, theirs = draw(base, config, [0, 1]), draw(base, config, [0, 1], **changed)
+    noises = [trajectory.latents[1:] - trajectory.means for trajectory in (ours, theirs)]
+    assert not torch.allclose(ours.latents[0], theirs.latents[0], atol=1e-1)
+    assert not torch.allclose(*noises, atol=1e-1)
+
+
+def test_diversity_is_the_mean_distance_within_groups():
+    """Flat pictures of grey 0, 51 and 102 differ by 0.2, 0.2 and 0.4; a lone picture by nothing."""
+    images = torch.from_numpy(np.stack([np.full((16, 16, 3), grey, np.uint8) for grey in (0, 51, 102, 255)]))
+    assert diversity(images, [7, 7, 7, 3]) == pytest.approx((0.8 / 3 + 0) / 2, abs=1e-6)

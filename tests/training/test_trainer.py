@@ -1,0 +1,334 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_task import RedTask
+from safetensors.torch import load_file
+
+from star.common.errors import RunStopped, UserError
+from star.config import to_yaml
+from star.models.sd3 import Base
+from star.training import rollout
+from star.training.rollout import Sample, Trajectory, plan, sample, trained_steps
+from star.training.trainer import Trainer
+
+ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+
+
+def lines(config) -> list[dict]:
+    return [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(config) -> dict[str, torch.Tensor]:
+    return load_file(Path(config.run, "final", "trained.safetensors"))
+
+
+@pytest.mark.parametrize("method", ARMS)
+def test_first_update_is_on_policy_and_second_is_not(make_config, method):
+    config = make_config(f"method={method}", "train.epochs=1")
+    trainer = Trainer(config, RedTask())
+    before = {name: value.detach().clone() for name, value in trainer.base.trained.items()}
+    trainer.run()
+    (line,) = lines(config)
+    assert line["ratio_error"] <= 1e-6
+    assert line["approx_kl"] > 0
+    assert line["updates"] == 2
+    assert any(not torch.equal(before[name], value) for name, value in trainer.base.trained.items())
+
+
+def test_half_precision_goes_on_where_no_sample_has_an_advantage(make_config):
+    """As a process may have it whose samples are of a group with equal rewards."""
+    config = make_config("model.dtype=float16", "train.epochs=1", "train.beta=0", "train.ratio_tolerance=1")
+    Trainer(config, RedTask(lambda images: [1.0] * len(images))).run()
+    (line,) = lines(config)
+    assert line["grad_norm"] == 0 and line["zero_std_share"] == 1
+
+
+def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
+    """Arms differ in nothing but the weights, and that shows in the first gradient."""
+    norms = {}
+    for method in ("dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random"):
+        config = make_config(f"method={method}", "train.epochs=1", f"run={tmp_path / method}")
+        Trainer(config, RedTask()).run()
+        norms[method] = lines(config)[0]["grad_norm"]
+        assert lines(config)[0]["reward"] == lines(make_config(f"run={tmp_path / 'dense_uniform'}"))[0]["reward"]
+    assert len(set(norms.values())) == len(norms)
+
+
+@pytest.mark.parametrize("schedule, rates", [("constant", [0.3] * 6), ("linear", [0.3, 0.3, 0.2, 0.2, 0.1, 0.1])])
+def test_learning_rate_of_every_update(make_config, monkeypatch, schedule, rates):
+    trainer = Trainer(make_config("train.lr=0.3", f"train.schedule={schedule}"), RedTask())
+    seen = []
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    assert seen == pytest.approx(rates)
+
+
+def test_training_raises_the_reward(make_config):
+    config = make_config("train.epochs=12", "train.lr=2e-2", "method=flow_grpo", "train.clip_range=0.05")
+    Trainer(config, RedTask()).run()
+    rewards = [line["reward"] for line in lines(config)]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.01
+
+
+def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, pipeline_folder):
+    whole, cut = (make_config("train.epochs=4", f"run={tmp_path / name}") for name in ("whole", "cut"))
+    Trainer(whole, RedTask()).run()
+    program = tmp_path / "train.py"
+    overrides = tmp_path / "config.yaml"
+    overrides.write_text(to_yaml(cut))
+    program.write_text(
+        "import sys, time, torch\n"
+        "from omegaconf import OmegaConf\n"
+        "from star.config import Config\n"
+        "from star.training.trainer import Trainer\n"
+        "from fake_task import RedTask\n"
+        "torch.set_num_threads(1)\n"
+        f"config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load({str(overrides)!r})))\n"
+        "class Slow(RedTask):\n"
+        "    def judge(self, *given):\n"
+        "        time.sleep(0.2)\n"
+        "        return super().judge(*given)\n"
+        "Trainer(config, Slow()).run()\n"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, str(program)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    )
+    log = Path(cut.run, "metrics.jsonl")
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Trainer(cut, RedTask()).folder.summary() is None
+    summary = Trainer(cut, RedTask()).run()
+    assert summary["updates"] == 8
+    one, other = weights(whole), weights(cut)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    timed = ("sampling_seconds", "update_seconds", "seconds")
+    strip = [[{k: v for k, v in line.items() if k not in timed} for line in lines(config)] for config in (whole, cut)]
+    assert strip[0] == strip[1]
+
+
+def test_finished_run_is_not_run_again_and_other_settings_are_refused(make_config):
+    config = make_config("train.epochs=1")
+    summary = Trainer(config, RedTask()).run()
+    again = Trainer(config, RedTask(lambda images: 1 / 0)).run()
+    assert again == summary
+    with pytest.raises(UserError, match="other settings"):
+        Trainer(make_config("train.epochs=1", "seed=1"), RedTask()).run()
+
+
+@pytest.mark.parametrize("parameters", ["lora", "full"])
+@pytest.mark.parametrize("kl", ["flow_grpo", "paper"])
+def test_kl_is_against_the_untrained_model(make_config, parameters, kl, tmp_path):
+    config = make_config(
+        f"model.parameters={parameters}", f"train.kl={kl}", "train.beta=0.1", "train.epochs=1", "train.lr=1e-3"
+    )
+    trainer = Trainer(config, RedTask())
+    latents = torch.randn(2, *trainer.base.latent_shape)
+    sigma = torch.tensor(0.5)
+    texts = ["a photo of a circle"] * 2
+    with torch.no_grad():
+        before = trainer.base.velocity(latents, sigma, texts, 1.0)
+    trainer.run()
+    with torch.no_grad():
+        after = trainer.base.velocity(latents, sigma, texts, 1.0)
+        with trainer.base.reference():
+            reference = trainer.base.velocity(latents, sigma, texts, 1.0)
+    assert torch.equal(before, reference)
+    assert not torch.equal(before, after)
+    assert lines(config)[0]["kl"] > 0
+
+
+def test_noise_is_keyed_by_sample_not_by_place(make_config):
+    config = make_config()
+    base = Base(config.model, torch.device("cpu"), 0)
+    task = RedTask()
+    first, second = [Sample(0, 0), Sample(1, 3)], [Sample(1, 3), Sample(2, 1)]
+    draw = [sample(base, s, task.train, config.sampling, [0, 1], None, "position", seed=0, epoch=5) for s in (first, second)]
+    assert torch.allclose(draw[0].latents[:, 1], draw[1].latents[:, 0], atol=1e-5)
+    assert not torch.allclose(draw[0].latents[:, 0], draw[1].latents[:, 0], atol=1e-2)
+
+
+def test_same_latent_shares_the_start_within_a_group_only(make_config):
+    config = make_config("sampling.same_latent=true")
+    base = Base(config.model, torch.device("cpu"), 0)
+    samples = [Sample(0, 0), Sample(0, 1), Sample(1, 0)]
+    latents = sample(base, samples, RedTask().train, config.sampling, [0], None, "image", 0, 0).latents
+    assert torch.equal(latents[0, 0], latents[0, 1])
+    assert not torch.equal(latents[1, 0], latents[1, 1])
+    assert not torch.equal(latents[0, 0], latents[0, 2])
+
+
+def test_relevance_does_not_change_the_rollout(make_config):
+    config = make_config()
+    base = Base(config.model, torch.device("cpu"), 0)
+    samples, task = [Sample(0, 0), Sample(1, 1)], RedTask()
+    plain, captured = (
+        sample(base, samples, task.train, config.sampling, [0, 1], relevance, "position", 0, 0)
+        for relevance in (None, config.relevance)
+    )
+    assert torch.equal(plain.images, captured.images)
+    assert torch.equal(plain.log_probs, captured.log_probs)
+    assert captured.relevance.shape == (2, 2, 8, 8)
+    assert (captured.relevance > 0).all() and (captured.relevance < 1).all()
+
+
+def test_guidance_mixes_the_two_branches(make_config):
+    config = make_config()
+    base = Base(config.model, torch.device("cpu"), 0)
+    latents, sigma = torch.randn(1, *base.latent_shape), torch.tensor(0.7)
+    with torch.no_grad():
+        plain = base.velocity(latents, sigma, ["a photo of a ring"], 1.0)
+        empty = base.velocity(latents, sigma, [""], 1.0)
+        guided = base.velocity(latents, sigma, ["a photo of a ring"], 4.5)
+    assert torch.allclose(guided, empty + 4.5 * (plain - empty), atol=1e-4)
+
+
+def test_plan_is_keyed_and_holds_whole_groups():
+    samples = plan(prompts=10, groups=4, group_size=3, seed=1, epoch=2)
+    assert samples == plan(10, 4, 3, 1, 2) != plan(10, 4, 3, 1, 3)
+    assert [s.index for s in samples] == [0, 1, 2] * 4
+    assert len({s.prompt for s in samples}) == 4
+    assert len(plan(prompts=2, groups=5, group_size=2, seed=0, epoch=0)) == 10
+
+
+def test_trained_steps(make_config):
+    whole = make_config("sampling.window=0").sampling
+    assert trained_steps(whole, 0, 0) == [0, 1, 2]
+    window = make_config("sampling.window=2").sampling
+    starts = {trained_steps(window, 0, epoch)[0] for epoch in range(40)}
+    assert starts == {0, 1}
+    assert all(len(trained_steps(window, 0, epoch)) == 2 for epoch in range(5))
+
+
+def test_collapse_and_divergence_stop_the_run(make_config, tmp_path):
+    epochs = iter(range(100))
+
+    def falling(images):
+        return np.full(len(images), 1.0 if next(epochs) < 2 else 0.1) + np.arange(len(images)) * 1e-3
+
+    config = make_config("train.epochs=9", "train.collapse_epochs=2", f"run={tmp_path / 'falling'}")
+    with pytest.raises(RunStopped, match="collapsed: for 2 epochs the reward is 0.1"):
+        Trainer(config, RedTask(falling)).run()
+    config = make_config("train.lr=1e30", f"run={tmp_path / 'diverging'}")
+    with pytest.raises(RunStopped, match="not finite"):
+        Trainer(config, RedTask()).run()
+
+
+def test_off_policy_first_update_stops_the_run(make_config, monkeypatch):
+    original = rollout.log_prob_map
+    monkeypatch.setattr(rollout, "log_prob_map", lambda *given: original(*given) + 1e-3)
+    with pytest.raises(RunStopped, match="first update"):
+        Trainer(make_config(), RedTask()).run()
+
+
+def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
+    """An overflow halves the scale and skips the update; at the smallest scale the gradient itself is not finite."""
+    trainer = Trainer(make_config(), RedTask())
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {name: value.detach().clone() for name, value in trainer.base.trained.items()}
+
+    def overflow():
+        for parameter in trainer.base.trained.values():
+            parameter.grad = torch.full_like(parameter, math.inf)
+        trainer._step(0)
+
+    overflow()
+    assert trainer.scaler.get_scale() == 2
+    assert all(torch.equal(before[name], value) for name, value in trainer.base.trained.items())
+    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 0"):
+        overflow()
+
+
+def test_a_policy_that_draws_one_picture_stops_the_run(make_config, monkeypatch):
+    spreads = iter([1.0, 0.04, 0.06, 0.04, 0.04, 0.04])
+    monkeypatch.setattr("star.training.trainer.diversity", lambda images, groups: next(spreads))
+    config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=16", "train.updates_per_epoch=1")
+    with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0.04, at the start 1"):
+        Trainer(config, RedTask()).run()
+    assert len(lines(config)) == 4
+
+
+MAPS = torch.tensor([0.1, 0.3, 0.6, 1.0]).repeat(16).view(8, 8)
+
+
+def with_maps(trainer, samples):
+    """Trajectories of one micro-batch each four samples, whose map tells the prompt: a pattern plus its number."""
+    made = []
+    for start in range(0, len(samples), 4):
+        part = samples[start : start + 4]
+        relevance = torch.stack([(MAPS + s.prompt).repeat(2, 1, 1) for s in part], dim=1)
+        made.append(Trajectory(part, [0, 1], *[torch.empty(0)] * 3, relevance, torch.empty(0)))
+    return made
+
+
+def test_the_allocation_gets_the_settings_and_the_groups(make_config):
+    words = ["method.cap=1.5", "method.mix=0.25", "method.exponent=2", "train.micro_batch=4"]
+    trainer = Trainer(make_config(*words), RedTask())
+    samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
+    trajectories = with_maps(trainer, samples)
+    weights = trainer._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0)
+    first = weights[0][0, 0].double()
+    power = MAPS.double() ** 2
+    scaled, scale = power / power.mean(), 1.0
+    while ((scale * scaled).clamp(max=1.5).mean() - 1).abs() > 1e-9:  # what the cap takes goes to the others
+        scale /= (scale * scaled).clamp(max=1.5).mean().item()
+    assert torch.allclose(first, 0.25 * (scale * scaled).clamp(max=1.5) + 0.75, atol=1e-5)
+
+    shuffled = Trainer(
+        make_config("method=star_shuffled", "method.mix=1", "method.cap=null", "train.micro_batch=4"), RedTask()
+    )
+    got = torch.cat(list(shuffled._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0).values()), dim=1)
+    own = torch.stack([(MAPS + s.prompt) / (MAPS + s.prompt).mean() for s in samples])
+    nearest = (got[0][:, None] - own[None, ::4]).abs().amax((2, 3)).argmin(1).tolist()
+    assert all(given != s.prompt for given, s in zip(nearest, samples, strict=True))
+
+
+def test_equal_rewards_teach_nothing(make_config):
+    config = make_config("train.epochs=1")
+    trainer = Trainer(config, RedTask(lambda images: [0.5] * len(images)))
+    before = {name: value.detach().clone() for name, value in trainer.base.trained.items()}
+    trainer.run()
+    (line,) = lines(config)
+    assert line["zero_std_share"] == 1 and line["grad_norm"] == 0
+    decay = 1 - config.train.lr * config.train.weight_decay  # AdamW's decay is all that moves a weight without a gradient
+    for name, value in trainer.base.trained.items():
+        assert torch.allclose(value, before[name] * decay**2, atol=1e-7)
+
+
+def test_an_opposite_reward_of_another_task_cancels_the_own(make_config, monkeypatch, tmp_path):
+    red, blue = (
+        RedTask(lambda images, sign=sign: [sign * float(i[..., 0].mean() - i[..., 2].mean()) for i in images])
+        for sign in (1, -1)
+    )
+    monkeypatch.setattr("star.training.trainer.load_task", lambda config, name: blue)
+    norms = {}
+    for weight in (1.0, 0.5):
+        config = make_config(f"+rewards.others.ocr={weight}", "train.epochs=1", f"run={tmp_path / str(weight)}")
+        Trainer(config, red).run()
+        (line,) = lines(config)
+        assert line["reward"] == -line["reward/ocr"] != 0
+        norms[weight] = line["grad_norm"]
+    assert norms[1.0] < 0.01 * norms[0.5]
+
+
+def test_evaluation_does_not_depend_on_the_batch(make_config):
+    task = RedTask()
+    values = []
+    for batch in (2, 8):
+        config = make_config(f"train.micro_batch={batch}", "evaluation.images=3")
+        trainer = Trainer(config, task)
+        values.append(trainer.evaluate(3)[0].value)
+    assert math.isclose(*values, abs_tol=1e-4)
