@@ -14,9 +14,10 @@ from rich.table import Table
 
 from star.common.errors import RunStopped, UserError
 from star.common.malloc import keep_freed_memory
+from star.method.arms import ARMS
 
-SETTINGS_HELP = """Settings are words key=value: task=geneval, method=star (flow_grpo, spatial, temporal, dense_uniform,
-star_shuffled, star_random), scale=mini (or paper), seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
+SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
+seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -70,8 +70,8 @@ class Pool:
         Returns:
             A function that waits and gives the lines of every image. Without workers, it is what does the work. It
             raises :class:`~star.common.errors.UserError` where the engine does (it lacks its models, say) and
-            :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills its
-            worker.
+            :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills
+            its worker.
         """
         jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]

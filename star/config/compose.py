@@ -1,4 +1,4 @@
-"""Composing the settings of a run: the YAML files of this package and of ``baselines``, and the words of a command.
+"""Composing the settings of a run: the YAML files of this package, the table of arms, and the words of a command.
 
 A run is ``task=... method=... scale=...`` (one small file each) plus overrides such as ``train.epochs=5``. Files and
 overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from star.common.errors import UserError
 from star.config.checks import check
 from star.config.schema import Config
+from star.method.arms import ARMS
 
 FILES = "star.config.files"
 GROUPS = ("task", "method", "scale", "model", "variant", "preset")
@@ -27,6 +28,9 @@ OPTIONAL = ("model", "variant", "preset")
 """The groups of which none need be chosen: ``variant=null``."""
 
 ConfigStore.instance().store("schema", Config)
+for _arm in ARMS.values():
+    _node = {"name": _arm.name, "arm": _arm.map, "reduction": _arm.ratio}
+    ConfigStore.instance().store(_arm.name, _node, group="method")
 
 
 def suffix(*names: str | None) -> str:
@@ -77,11 +81,10 @@ def read_config(file: Path) -> Config:
 
 
 def options(group: str) -> list[str]:
-    """The names of a group's files, e.g. of all methods."""
-    folders = [resources.files(FILES) / group]
+    """What a group offers: the names of its files, or of all arms."""
     if group == "method":
-        folders.append(resources.files("baselines") / group)
-    return sorted(Path(file.name).stem for folder in folders for file in folder.iterdir() if file.name.endswith(".yaml"))
+        return sorted(ARMS)
+    return sorted(Path(file.name).stem for file in (resources.files(FILES) / group).iterdir() if file.name.endswith(".yaml"))
 
 
 def _check_key(key: str) -> None:

@@ -11,6 +11,9 @@ from typing import Annotated, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from star.common.plugins import is_path
+from star.method.arms import MAPS
+
 
 class Rule(NamedTuple):
     """What a setting's value must satisfy, and the words that tell so behind ``name=value``."""
@@ -50,7 +53,10 @@ REDUCTION, STD, KL = one_of("image", "position"), one_of("batch", "group"), one_
 COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
 DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
 KIND, SCHEDULE = one_of("sde", "cps"), one_of("constant", "linear")
-ARM = one_of("uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
+ARM = Rule(
+    lambda value: value in MAPS or is_path(value),
+    f"is not known; it is one of {', '.join(MAPS)}, or a function of one's own, as my_module:my_map",
+)
 
 
 @dataclass
@@ -66,7 +72,7 @@ class MethodConfig:
     """How a rollout's advantage is allocated.
 
     Attributes:
-        arm: one of ``star.method.allocation.ARMS``.
+        arm: how weights are made, see :data:`star.method.arms.MAPS`.
         reduction: one ratio per ``image`` or per latent ``position``.
         clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
         cap: largest weight; null for none.

@@ -11,8 +11,8 @@ from star import config as settings
 from star.common.errors import UserError
 from star.common.files import read_jsonl
 from star.config import Config, config_hash
+from star.method.arms import ARMS
 
-METHODS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 SEEDS = ("0", "1", "2")
 AXES = ("task", "method", "seed")
 OF_TRAINING = ("method.", "relevance.", "sampling.")
@@ -118,7 +118,7 @@ def expand(words: Sequence[str]) -> list[Cell]:
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
     tasks = _names(given.get("task", "task=all"), settings.options("task"))
-    methods = _names(given.get("method", "method=all"), METHODS)
+    methods = _names(given.get("method", "method=all"), list(ARMS))
     seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]
     arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]

@@ -1,11 +1,12 @@
 """Relevance to weights: where and when a rollout's advantage counts.
 
 Every arm is a marginal of one tensor, the relevance (T, B, h, w), scaled to mean 1 over steps and positions for each
-rollout, so that all arms spend the same total credit. The controls replace the map and keep everything else.
+rollout, so that all arms spend the same total credit. The controls (:mod:`baselines.controls`) replace the map and keep
+everything else. :mod:`star.method.arms` is the table of them all.
 
-| arm | weight | what it removes |
+| map | weight | what it removes |
 |---|---|---|
-| ``uniform`` (also ``flow_grpo``, ``dense_uniform``) | 1 | everything |
+| ``uniform`` | 1 | everything |
 | ``spatial`` | mean over t | when |
 | ``temporal`` | mean over (h, w) | where |
 | ``star`` | the relevance itself | nothing |
@@ -14,20 +15,13 @@ rollout, so that all arms spend the same total credit. The controls replace the 
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from star.common.errors import UserError
-
-UNIFORM = ("uniform", "flow_grpo", "dense_uniform")
-ARMS = (*UNIFORM, "spatial", "temporal", "star", "star_shuffled", "star_random")
-# Correlation length of star_random's field, as a share of each axis.
-SMOOTHNESS = 1 / 8
+from star.method.arms import Rollouts, map_maker
 
 
 def allocate(
@@ -52,7 +46,7 @@ def allocate(
 
     Args:
         relevance: (T, B, h, w), finite, >= 0, not all 0 for any rollout; unused but for its shape by ``uniform``.
-        arm: one of :data:`ARMS`.
+        arm: a key of :data:`star.method.arms.MAPS`, or the path of a function of one's own (``my_module:my_map``).
         cap: largest weight, > 1; None for no cap.
         mix: share of the map in the result, in [0, 1].
         exponent: > 0; below 1 flattens the map, above 1 sharpens it.
@@ -62,33 +56,30 @@ def allocate(
 
     Raises:
         ValueError: an unknown arm, an option out of range or a wrong shape.
-        UserError: a rollout's map cannot be scaled or capped, or no donor of another prompt exists.
+        UserError: a function of one's own cannot be imported or makes no map, a rollout's map cannot be scaled or capped,
+            or no donor of another prompt exists.
     """
-    if arm not in ARMS:
-        raise ValueError(f"unknown arm {arm!r}; the arms are {', '.join(ARMS)}")
+    maker = map_maker(arm)
     if not (0 <= mix <= 1 and 0 < exponent < math.inf and (cap is None or cap > 1)):
         raise ValueError(f"mix is in [0, 1], exponent > 0, cap > 1; got mix={mix}, exponent={exponent}, cap={cap}")
     if relevance.dim() != 4 or relevance.numel() == 0:
         raise ValueError(f"relevance is (T, B, h, w) and not empty, got {tuple(relevance.shape)}")
-    if arm in UNIFORM:
+    if maker is None:
         return torch.ones_like(relevance, dtype=torch.float32)
     _check_maps(relevance)
     rollouts = relevance.shape[1]
-    ids = _ids(range(rollouts) if keys is None else keys, "keys", rollouts)
-    if arm == "star_shuffled":
-        if prompts is None:
-            raise ValueError("star_shuffled needs the prompt of each rollout")
-        relevance = relevance[:, donors(_ids(prompts, "prompts", rollouts), ids, seed)]
-    elif arm == "star_random":
-        relevance = torch.stack([_randomised(relevance[:, i], ids[i], seed) for i in range(rollouts)], dim=1)
-
+    known = Rollouts(
+        prompts=() if prompts is None else _ids(prompts, "prompts", rollouts),
+        keys=_ids(range(rollouts) if keys is None else keys, "keys", rollouts),
+        seed=seed,
+    )
     # Relative to its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent
-    if arm == "spatial":
-        powers = powers.mean(0, keepdim=True).expand_as(powers)
-    elif arm == "temporal":
-        powers = powers.mean((2, 3), keepdim=True).expand_as(powers)
-    weights = powers / powers.mean((0, 2, 3), keepdim=True)
+    maps = maker(powers, known)
+    if maps.shape != powers.shape:
+        raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(powers.shape)}")
+    _check_maps(maps, f"method.arm={arm}")
+    weights = maps / maps.mean((0, 2, 3), keepdim=True)
     if cap is not None:
         weights = _capped(weights, cap)
     weights = (mix * weights + (1 - mix)).float()
@@ -98,32 +89,19 @@ def allocate(
     return weights
 
 
-def donors(prompts: Sequence[int], keys: Sequence[int], seed: int) -> list[int]:
-    """For each rollout the index of the one whose map it gets: a permutation that never stays within a prompt.
+def star(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """The relevance itself, (T, B, h, w) in and out: where and when."""
+    return relevance
 
-    Rollouts are laid out prompt by prompt, prompts and members in an order drawn from the seed; each takes the map of
-    the one that is further by the size of the largest group.
 
-    Args:
-        prompts: the prompt id of each rollout, >= 0.
-        keys: the id of each rollout, >= 0.
-        seed: >= 0.
+def spatial(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """The mean over steps at every step, (T, B, h, w) in and out: where."""
+    return relevance.mean(0, keepdim=True).expand_as(relevance)
 
-    Raises:
-        UserError: more than half of the rollouts share a prompt, so that no such permutation exists.
-    """
-    shift = max(Counter(prompts).values())
-    if 2 * shift > len(prompts):
-        raise UserError(
-            f"star_shuffled: {shift} of {len(prompts)} rollouts share one prompt, but each needs the map of another; "
-            "use at least two prompts an epoch, none with more than half of the rollouts"
-        )
-    places = {prompt: _draw(seed, 0, prompt) for prompt in set(prompts)}
-    order = sorted(range(len(keys)), key=lambda i: (places[prompts[i]], prompts[i], _draw(seed, 1, keys[i]), keys[i]))
-    result = [0] * len(order)
-    for place, rollout in enumerate(order):
-        result[rollout] = order[(place + shift) % len(order)]
-    return result
+
+def temporal(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """The mean over positions at every position, (T, B, h, w) in and out: when."""
+    return relevance.mean((2, 3), keepdim=True).expand_as(relevance)
 
 
 def effective_sample_share(weights: Tensor) -> Tensor:
@@ -138,7 +116,8 @@ def upsample(weights: Tensor, patch: int) -> Tensor:
     return weights.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
 
-def _check_maps(relevance: Tensor) -> None:
+def _check_maps(relevance: Tensor, source: str = "") -> None:
+    """Refuse maps that no scale gives a mean of 1; ``source`` says who made them, if it was not the model."""
     for reason, bad in (
         ("is not finite", ~relevance.isfinite().all(3).all(2).all(0)),
         ("has negative values", (relevance < 0).any(3).any(2).any(0)),
@@ -146,7 +125,9 @@ def _check_maps(relevance: Tensor) -> None:
     ):
         if bad.any():
             rollout = bad.nonzero()[0].item()
-            raise UserError(f"the relevance of rollout {rollout} {reason}: check its core words and the chosen blocks")
+            what = f"the map that {source} gives for" if source else "the relevance of"
+            help = "correct the function" if source else "check its core words and the chosen blocks"
+            raise UserError(f"{what} rollout {rollout} {reason}: {help}")
 
 
 def _ids(values: Sequence[int] | Tensor, name: str, rollouts: int) -> list[int]:
@@ -154,24 +135,6 @@ def _ids(values: Sequence[int] | Tensor, name: str, rollouts: int) -> list[int]:
     if len(ids) != rollouts or min(ids, default=0) < 0:
         raise ValueError(f"{name} must be {rollouts} integers >= 0, one for each rollout")
     return ids
-
-
-def _draw(*key: int) -> float:
-    return np.random.default_rng(key).random()
-
-
-def _randomised(relevance: Tensor, key: int, seed: int) -> Tensor:
-    """The values of one rollout's map (T, h, w), put in the rank order of a smooth Gaussian random field.
-
-    The field is white noise under a Gaussian filter whose width is :data:`SMOOTHNESS` of each axis; it is periodic, so
-    that no place and no step is favoured.
-    """
-    noise = np.random.default_rng((seed, 2, key)).standard_normal(relevance.shape)
-    field = gaussian_filter(noise, [SMOOTHNESS * size for size in relevance.shape], mode="wrap")
-    order = torch.from_numpy(field.ravel().argsort()).to(relevance.device)
-    result = torch.empty_like(relevance).flatten()
-    result[order] = relevance.flatten().sort().values
-    return result.view_as(relevance)
 
 
 def _capped(weights: Tensor, cap: float) -> Tensor:

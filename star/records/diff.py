@@ -30,7 +30,7 @@ from star.common.errors import UserError
 from star.common.statistics import Estimate
 from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
 from star.records.summary import Summary, is_mini, summarise
-from star.records.tables import ARMS, method_label, metric_labels
+from star.records.tables import OF_THE_PAPER, method_label, metric_labels
 
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
@@ -215,7 +215,8 @@ def main_rows(rows: Iterable[DiffRow]) -> list[DiffRow]:
     return [
         row
         for row in rows
-        if row.status == DIFFERS or (row.metric in metric_labels(row.task, [row.metric]) and (row.seeds or row.method in ARMS))
+        if row.status == DIFFERS
+        or (row.metric in metric_labels(row.task, [row.metric]) and (row.seeds or row.method in OF_THE_PAPER))
     ]
 
 
@@ -277,7 +278,7 @@ def _cells(row: DiffRow) -> list[str]:
 
 def _place(row: DiffRow) -> tuple[Any, ...]:
     """Sort key: the order that :func:`diff` promises, metrics in the order of the task's table."""
-    metrics, arms = list(metric_labels(row.task, [row.metric])), list(ARMS)
+    metrics, arms = list(metric_labels(row.task, [row.metric])), list(OF_THE_PAPER)
     column = metrics.index(row.metric) if row.metric in metrics else len(metrics)
     group = arms.index(row.method) if row.method in arms else len(arms) + (row.seeds == 0)
     return row.task, group, row.method, column, row.metric, row.protocol

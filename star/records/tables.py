@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
+from star.method.arms import ARMS
 from star.records.results import PaperRow, Row
 from star.records.summary import Summary, is_mini, summarise
 
-# The arms of the paper, in reading order; whatever else a file holds (the controls) follows in alphabetical order.
-ARMS = {
-    "base": "base",
-    "flow_grpo": "Flow-GRPO",
-    "spatial": "spatial only",
-    "temporal": "temporal only",
-    "star": "STAR",
-}
+LABELS = {"base": "base", **{name: arm.label for name, arm in ARMS.items()}}
+"""What tables call methods."""
+
+OF_THE_PAPER = ("base", *(name for name, arm in ARMS.items() if arm.published))
+"""Its rows, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
+
 METRICS = {
     "geneval": {
         "geneval_official_macro": "official macro",
@@ -58,8 +57,8 @@ def table(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) ->
     published = {row.key: row for row in paper}
     metrics = metric_labels(task, (summary.metric for summary in summaries))
     methods = {summary.method for summary in summaries}
-    arms_published = [arm for arm in ARMS if any((task, metric, arm) in published for metric in metrics)]
-    ordered = [arm for arm in ARMS if arm in methods or arm in arms_published] + sorted(methods - set(ARMS))
+    arms_published = [arm for arm in OF_THE_PAPER if any((task, metric, arm) in published for metric in metrics)]
+    ordered = [arm for arm in OF_THE_PAPER if arm in methods or arm in arms_published] + sorted(methods - set(OF_THE_PAPER))
     lines = [["method", "numbers", "seeds", *metrics.values()]]
     for method in ordered:
         lines += _own_lines(method, metrics, [s for s in summaries if s.method == method])
@@ -78,7 +77,7 @@ def method_label(method: str) -> str:
     """The name a reader knows: ``flow_grpo+fast:ocr`` is "Flow-GRPO, fast (trained for ocr)"."""
     name, _, trained = method.partition(":")
     arm, *changes = name.split("+")
-    return ", ".join([ARMS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
+    return ", ".join([LABELS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
 
 
 def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:

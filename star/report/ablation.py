@@ -4,29 +4,18 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.common.statistics import Estimate
+from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.tables import method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
-from star.report.collection import METHODS, REFERENCE, Collection, family
+from star.report.collection import Collection, family
 from star.report.figures import forest_svg
 from star.tasks import paired_scores
-
-ARMS = {
-    "base": ("–", "not trained", "where do all start?"),
-    "flow_grpo": ("per image", "1 everywhere", "the published baseline"),
-    "dense_uniform": ("per position", "1 everywhere", "what do ratios per position do alone?"),
-    "spatial": ("per position", "attention, mean over steps", "does it matter where?"),
-    "temporal": ("per position", "attention, mean over positions", "does it matter when?"),
-    "star": ("per position", "attention to the prompt's core words", "where and when together"),
-    "star_shuffled": ("per position", "STAR's, of another prompt", "does the map have to match the prompt?"),
-    "star_random": ("per position", "STAR's values in a smooth random field", "does it have to be a map at all?"),
-}
-"""Arm -> its probability ratio, its weights, and the question that it answers."""
 
 NO_SETTINGS = ("task=", "seed=", "run=", "method.name=", "model.name=")
 """How the words of a command begin that do not say what a method is."""
 
-CONTROLS = ("star_shuffled", "star_random")
+CONTROLS = tuple(name for name, arm in ARMS.items() if arm.control)
 
 
 def comparisons(found: Collection, task: str) -> list[Comparison]:
@@ -73,7 +62,9 @@ def difference_row(c: Comparison, name: str) -> list[str]:
 
 def _arms(found: Collection) -> Table:
     shown = {method for task in found.tasks for method in found.methods(task)}
-    rows = [[method_label(m), *ARMS[m], "yes" if m in shown else "not run"] for m in METHODS]
+    rows = [["base", "–", "not trained", "where do all start?"]]
+    rows += [[arm.label, f"per {arm.ratio}", arm.weights, arm.question] for arm in ARMS.values()]
+    rows = [[*row, "yes" if method in shown else "not run"] for row, method in zip(rows, METHODS, strict=True)]
     return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
 
 

@@ -2,11 +2,12 @@
 
 from star.common.files import write_text
 from star.common.statistics import Estimate
+from star.method.arms import REFERENCE
 from star.records import tables
 from star.records.comparison import Comparison, compare
 from star.records.tables import method_label
 from star.report.blocks import signed
-from star.report.collection import REFERENCE, Collection
+from star.report.collection import Collection
 from star.report.figures import reward_curves
 from star.report.learning import by_seed, curve
 from star.tasks import paired_scores

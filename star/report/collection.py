@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from star.common.errors import UserError
+from star.method.arms import METHODS
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
 from star.records.folder import COMMANDS, CURVES, EVALUATION, IMAGES, KEY, belonging
@@ -19,12 +20,6 @@ from star.tasks import paired_scores
 from star.training.checkpoint import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
-METHODS = ("base", "flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
-"""The base and the arms of the ablation, in reading order."""
-
-REFERENCE = "flow_grpo"
-"""What every arm is compared with; a variant's arms with Flow-GRPO of the same variant, see :func:`family`."""
-
 Cell = tuple[str, str, int]
 """Task, method, training seed."""
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from star.common.statistics import mean_interval
+from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.learning_curves import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
 from star.records.tables import method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
-from star.report.collection import METHODS, REFERENCE, Collection, families, family, titled
-from star.report.figures import Curve, color_of, curves_svg
+from star.report.collection import Collection, families, family, titled
+from star.report.figures import INK, Curve, curves_svg
 
 COSTS = {"updates": "updates", "images_seen": "images", "seconds": "seconds"}
 
@@ -54,7 +55,7 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         reference = lines.get(baseline, {}) if method != baseline else {}
         ends = ", ".join(f"seed {seed} from {_shown(c)[0]:.3f} to {_shown(c)[-1]:.3f}" for seed, c in runs.items())
         alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
-        color = color_of(METHODS.index(method) - 1) if method in METHODS[1:] else color_of(len(METHODS))
+        color = (ARMS[method].colour if method in ARMS else None) or INK
         gallery.append((method_label(method), curves_svg(runs, reference, color, limits, alt)))
     caption = (
         f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: the "

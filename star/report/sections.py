@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
+from star.method.arms import METHODS, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
 from star.records.tables import method_label
 from star.report import pictures
 from star.report.ablation import ablation
 from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
-from star.report.collection import METHODS, REFERENCE, TASKS, Collection, base_of, families, titled
+from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
 from star.report.learning import learning
@@ -115,7 +116,7 @@ def _main_rows(found: Collection, task: str) -> list[diff.DiffRow]:
     rows = [
         row
         for row in diff.against_paper(own, found.paper)
-        if row.metric == primary(task) and (row.seeds or row.method in tables.ARMS)
+        if row.metric == primary(task) and (row.seeds or row.method in tables.OF_THE_PAPER)
     ]
     order = [*METHODS, *sorted(row.method for row in rows if row.method not in METHODS)]
     return sorted(rows, key=lambda row: order.index(row.method))

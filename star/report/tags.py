@@ -8,12 +8,13 @@ import pandas as pd
 
 from evaluators.geneval.prompts import TAGS
 from star.common.statistics import Estimate
+from star.method.arms import REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.summary import Summary
 from star.records.tables import method_label
 from star.report.ablation import difference_row
 from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, number, signed
-from star.report.collection import REFERENCE, Collection
+from star.report.collection import Collection
 from star.report.figures import dots_svg, forest_svg
 from star.report.pictures import SHOWN
 from star.tasks import paired_scores

@@ -25,7 +25,8 @@ from star.common.errors import RunStopped, UserError
 from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
-from star.method.allocation import UNIFORM, allocate, effective_sample_share, upsample
+from star.method.allocation import allocate, effective_sample_share, upsample
+from star.method.arms import map_maker
 from star.method.objective import (
     advantages,
     clip_range_for,
@@ -199,7 +200,7 @@ class Trainer:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         # Each update's share is spread over all processes, so that none waits for the others.
         mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
-        capture = None if config.method.arm in UNIFORM else config.relevance
+        capture = config.relevance if map_maker(config.method.arm) else None
         judges = {config.task.name: self.task, **self.others}
         trajectories, verdicts = [], []
         own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
@@ -252,7 +253,7 @@ class Trainer:
         The whole epoch is allocated at once, because a shuffled map comes from any of its rollouts.
         """
         method, size = self.config.method, self.config.train.micro_batch
-        if method.arm in UNIFORM:
+        if map_maker(method.arm) is None:
             return None
         own = [(index, t.relevance.cpu()) for index, t in zip(mine, trajectories, strict=True) if t.relevance is not None]
         maps = [relevance for _, relevance in sorted(self._gather(own), key=lambda pair: pair[0])]

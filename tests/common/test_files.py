@@ -28,7 +28,8 @@ def test_older_formats_count_where_there_are_no_safetensors(tmp_path):
 
 def test_nobody_else_is_in_a_locked_folder(tmp_path):
     folder = tmp_path / "results"
-    enter = f"from pathlib import Path; from star.common.files import locked\nwith locked(Path({str(folder)!r})): print('in', flush=True)"
+    imports = "from pathlib import Path; from star.common.files import locked"
+    enter = f"{imports}\nwith locked(Path({str(folder)!r})): print('in', flush=True)"
     with locked(folder):
         other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):

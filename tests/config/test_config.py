@@ -16,7 +16,7 @@ from star.config import (
     to_yaml,
 )
 from star.method import attention, objective, tokens
-from star.method.allocation import ARMS
+from star.method.arms import ARMS, MAPS
 
 
 @pytest.mark.parametrize("task", options("task"))
@@ -25,7 +25,7 @@ from star.method.allocation import ARMS
 def test_every_shipped_combination_is_valid(task, method, scale):
     config = load([f"task={task}", f"method={method}", f"scale={scale}"])
     assert (config.task.name, config.method.name, config.scale) == (task, method, scale)
-    assert config.method.arm in ARMS
+    assert (config.method.arm, config.method.reduction) == (ARMS[method].map, ARMS[method].ratio)
     assert config.run == f"runs/{scale}/{task}/{method}/seed0"
 
 
@@ -217,12 +217,12 @@ def test_a_method_of_ones_own_changes_what_the_scale_says(tmp_path):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("name: mine\narm: star\nmix: 1.0\ncap: 3.0\n")
     with initialize_config_module("star.config.files", version_base=None):
-        composed = compose("config", ["method=mine", f"hydra.searchpath=[pkg://baselines,file://{tmp_path}]"])
+        composed = compose("config", ["method=mine", f"hydra.searchpath=[file://{tmp_path}]"])
     assert (composed.method.mix, composed.method.cap) == (1.0, 3.0) != (load([]).method.mix, load([]).method.cap)
 
 
 def test_choices_are_those_of_the_code():
-    assert all(schema.ARM.allows(arm) for arm in set(ARMS) - {"flow_grpo", "dense_uniform"})
+    assert all(map(schema.ARM.allows, [*MAPS, *(arm.map for arm in ARMS.values()), "my_module:my_map"]))
     for rule, names in (
         (schema.REDUCTION, objective.REDUCTIONS),
         (schema.STD, objective.STDS),

@@ -23,10 +23,11 @@ from star.common.errors import UserError
 from star.config import config_hash
 from star.matrix import launchers, run
 from star.matrix.board import Board
-from star.matrix.cells import METHODS, Cell, State, expand
+from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect
 from star.matrix.estimate import pace, total
 from star.matrix.run import matrix
+from star.method.arms import ARMS
 from star.records import results
 from star.records.results import Row
 from star.training import runs
@@ -113,7 +114,7 @@ def test_without_words_every_task_and_method_and_three_seeds():
     found = labels("seed=0")
     assert found == [f"{task} base" for task in tasks] + [f"{task} {arm} seed 0" for task in tasks for arm in arms]
     assert labels("task=ocr", "method=star") == ["ocr base", *(f"ocr star seed {k}" for k in range(3))]
-    assert set(METHODS) == set(settings.options("method"))
+    assert set(ARMS) == set(settings.options("method"))
 
 
 def test_the_last_of_two_lists_counts_so_that_defaults_can_be_overridden():

@@ -7,10 +7,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from baselines.controls import donors
 from star.common.errors import UserError
-from star.method.allocation import ARMS, UNIFORM, allocate, donors, effective_sample_share, upsample
+from star.method.allocation import allocate, effective_sample_share, upsample
+from star.method.arms import ARMS, MAPS, METHODS, map_maker, needs_whole_epoch
 
-MAPPED = [arm for arm in ARMS if arm not in UNIFORM]
+MAPPED = [arm for arm in MAPS if map_maker(arm)]
 PROMPTS = [3, 3, 8, 8, 5, 5]
 
 
@@ -46,7 +48,7 @@ def test_arms_equal_naive_loops(arm, exponent, mix):
     torch.testing.assert_close(found, naive(relevance(), arm, exponent, mix), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("arm", UNIFORM)
+@pytest.mark.parametrize("arm", ["uniform"])
 def test_uniform_arms_are_one_everywhere(arm):
     assert torch.equal(allocate(relevance(), arm), torch.ones(4, 6, 5, 3))
 
@@ -66,7 +68,7 @@ def test_the_marginals_of_star_are_the_spatial_and_the_temporal_weights():
 @settings(deadline=None, max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(1, 4), st.integers(1, 4)),
-    arm=st.sampled_from(ARMS),
+    arm=st.sampled_from(list(MAPS)),
     cap=st.none() | st.floats(1.01, 10),
     mix=st.floats(0, 1),
     exponent=st.floats(0.05, 4),
@@ -265,3 +267,32 @@ def test_a_wrong_shape_is_named():
 def test_shuffling_within_one_prompt_is_refused():
     with pytest.raises(UserError, match="6 of 6 rollouts share one prompt"):
         allocate(relevance(), "star_shuffled", prompts=[2] * 6)
+
+
+def test_the_table_of_arms_is_the_one_place():
+    assert METHODS == ("base", *ARMS) and all(name == arm.name for name, arm in ARMS.items())
+    assert {arm.map for arm in ARMS.values()} == set(MAPS)
+    assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
+    assert [arm for arm in MAPS if map_maker(arm) and needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]
+    colours = [arm.colour for arm in ARMS.values() if arm.colour]
+    assert len(set(colours)) == len(colours) >= len(ARMS) - 1
+
+
+def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_maps.py").write_text(
+        "def squared(relevance, rollouts):\n    return relevance**2\n"
+        "def flat(relevance, rollouts):\n    return relevance[:1]\n"
+        "def none(relevance, rollouts):\n    return 0 * relevance\n"
+    )
+    relevance = torch.rand(2, 3, 4, 4) + 0.1
+    assert torch.allclose(allocate(relevance, "own_maps:squared"), allocate(relevance, "star", exponent=2.0))
+    for name, message in (
+        ("flat", r"method.arm=own_maps:flat gives maps of shape \(1, 3, 4, 4\), but it must keep \(2, 3, 4, 4\)"),
+        ("none", "the map that method.arm=own_maps:none gives for rollout 0 is 0 everywhere: correct the function"),
+        ("lost", "method.arm=own_maps:lost: the module own_maps has no 'lost'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            allocate(relevance, f"own_maps:{name}")
+    with pytest.raises(UserError, match="there is no module 'own_map'; install it, or run where own_map lies"):
+        allocate(relevance, "own_map:squared")

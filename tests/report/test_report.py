@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from star.common.errors import UserError
 from star.common.statistics import paired_difference, score_variances
 from star.config import load, read_config, to_dict, to_yaml
+from star.method.arms import METHODS
 from star.models.sd3 import Base
 from star.records.comparison import compare, variances
 from star.records.results import read, write
@@ -38,7 +39,7 @@ from star.report import report
 from star.report.ablation import comparisons
 from star.report.blocks import MISSING, _inline, signed
 from star.report.brief import write_brief
-from star.report.collection import METHODS, collect
+from star.report.collection import collect
 from star.report.pictures import trained_steps
 from star.report.provenance import overrides
 from star.report.tags import ENOUGH_PROMPTS, by_tag

@@ -1,0 +1,79 @@
+"""The controls: maps that keep everything of STAR's but their meaning (makers for :mod:`star.method.arms`)."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from star.common.errors import UserError
+from star.method.arms import Rollouts, whole_epoch
+
+SMOOTHNESS = 1 / 8
+"""Correlation length of the random field, as a share of each axis."""
+
+
+@whole_epoch
+def shuffled(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Each rollout gets the map of a rollout of another prompt, see :func:`donors`; (T, B, h, w) in and out.
+
+    Raises:
+        ValueError: the prompts are not known.
+        UserError: more than half of the rollouts share a prompt.
+    """
+    if not rollouts.prompts:
+        raise ValueError("star_shuffled needs the prompt of each rollout")
+    return relevance[:, donors(rollouts.prompts, rollouts.keys, rollouts.seed)]
+
+
+def randomised(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Each rollout's own values (T, B, h, w), put in the rank order of a smooth Gaussian random field.
+
+    The field is white noise under a Gaussian filter whose width is :data:`SMOOTHNESS` of each axis; it is periodic, so
+    that no place and no step is favoured.
+    """
+    return torch.stack([_in_order_of_field(relevance[:, i], key, rollouts.seed) for i, key in enumerate(rollouts.keys)], dim=1)
+
+
+def donors(prompts: Sequence[int], keys: Sequence[int], seed: int) -> list[int]:
+    """For each rollout the index of the one whose map it gets: a permutation that never stays within a prompt.
+
+    Rollouts are laid out prompt by prompt, prompts and members in an order drawn from the seed; each takes the map of
+    the one that is further by the size of the largest group.
+
+    Args:
+        prompts: the prompt id of each rollout, >= 0.
+        keys: the id of each rollout, >= 0.
+        seed: >= 0.
+
+    Raises:
+        UserError: more than half of the rollouts share a prompt, so that no such permutation exists.
+    """
+    shift = max(Counter(prompts).values())
+    if 2 * shift > len(prompts):
+        raise UserError(
+            f"star_shuffled: {shift} of {len(prompts)} rollouts share one prompt, but each needs the map of another; "
+            "use at least two prompts an epoch, none with more than half of the rollouts"
+        )
+    places = {prompt: _draw(seed, 0, prompt) for prompt in set(prompts)}
+    order = sorted(range(len(keys)), key=lambda i: (places[prompts[i]], prompts[i], _draw(seed, 1, keys[i]), keys[i]))
+    result = [0] * len(order)
+    for place, rollout in enumerate(order):
+        result[rollout] = order[(place + shift) % len(order)]
+    return result
+
+
+def _draw(*key: int) -> float:
+    return np.random.default_rng(key).random()
+
+
+def _in_order_of_field(relevance: Tensor, key: int, seed: int) -> Tensor:
+    """One rollout's map (T, h, w) for :func:`randomised`."""
+    noise = np.random.default_rng((seed, 2, key)).standard_normal(relevance.shape)
+    field = gaussian_filter(noise, [SMOOTHNESS * size for size in relevance.shape], mode="wrap")
+    order = torch.from_numpy(field.ravel().argsort()).to(relevance.device)
+    result = torch.empty_like(relevance).flatten()
+    result[order] = relevance.flatten().sort().values
+    return result.view_as(relevance)

@@ -1,0 +1,38 @@
+"""What users name by its path: ``my_package.my_module:MyClass``, from an installed package or the working directory."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from star.common.errors import UserError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path to something importable."""
+    return ":" in name
+
+
+def import_path(path: str, setting: str) -> Any:
+    """What a path such as ``my_package.my_module:MyClass`` names.
+
+    Args:
+        path: module and attribute.
+        setting: where the path comes from, for the error.
+
+    Raises:
+        UserError: there is no such module or attribute, or importing it fails.
+    """
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
+        raise UserError(f"{setting}: {path!r} names nothing; write it as my_package.my_module:my_name")
+    if (here := str(Path.cwd())) not in sys.path:  # installed commands do not look where they are called
+        sys.path.append(here)
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{setting}: there is no module {error.name!r}; install it, or run where {module} lies") from None
+    except AttributeError:
+        raise UserError(f"{setting}: the module {module} has no {name!r}") from None
+    except Exception as error:
+        raise UserError(f"{setting}: {module} cannot be imported: {type(error).__name__}: {error}") from error

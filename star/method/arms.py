@@ -1,0 +1,187 @@
+"""The arms of the ablation: one table for the settings, the matrix, the reports and the help.
+
+An arm is a way to make weights (``method.arm``) and a ratio (``method.reduction``), under a name. To add one, write a function
+that makes its map (see :data:`MapMaker`) and add a line here; to try one, name the function: ``method.arm=my_module:my_map``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from star.common.plugins import import_path, is_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    MapMaker = Callable[[Tensor, "Rollouts"], Tensor]
+    """Makes an arm's map, (T, B, h, w) in and out, >= 0, of rollouts' relevance, whose largest value is 1 for each rollout."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What a :data:`MapMaker` may know of B rollouts beside their relevance.
+
+    Attributes:
+        prompts: the id >= 0 of each rollout's prompt; empty if it is not known.
+        keys: an id >= 0 of each, for random numbers that do not depend on the batch.
+        seed: of random numbers, >= 0.
+    """
+
+    prompts: Sequence[int]
+    keys: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the ablation.
+
+    Attributes:
+        name: as in ``method=NAME`` and in results.
+        map: how its weights are made, a value of ``method.arm``: a key of :data:`MAPS` or the path of a :data:`MapMaker`.
+        ratio: one per ``image`` or per latent ``position``.
+        label: what tables call it.
+        weights: what its weights are, in words.
+        removes: what of STAR it leaves out.
+        question: what it answers.
+        published: whether the paper has it.
+        control: whether its maps mean nothing.
+        colour: in figures, of Okabe and Ito's, which colour-blind readers tell apart; None is that of the text.
+    """
+
+    name: str
+    map: str
+    ratio: str
+    label: str
+    weights: str
+    removes: str
+    question: str
+    published: bool = False
+    control: bool = False
+    colour: str | None = None
+
+
+MAPS: dict[str, str | None] = {
+    "uniform": None,
+    "spatial": "star.method.allocation:spatial",
+    "temporal": "star.method.allocation:temporal",
+    "star": "star.method.allocation:star",
+    "star_shuffled": "baselines.controls:shuffled",
+    "star_random": "baselines.controls:randomised",
+}
+"""The values of ``method.arm`` that have a name, and where their maps are made; ``uniform`` has none: its weights are 1."""
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm(
+            name="flow_grpo",
+            map="uniform",
+            ratio="image",
+            label="Flow-GRPO",
+            weights="1 everywhere",
+            removes="everything",
+            question="the published baseline",
+            published=True,
+            colour="#0072B2",
+        ),
+        Arm(
+            name="dense_uniform",
+            map="uniform",
+            ratio="position",
+            label="dense_uniform",
+            weights="1 everywhere",
+            removes="the map, not the ratios",
+            question="what do ratios per position do alone?",
+            colour="#D55E00",
+        ),
+        Arm(
+            name="spatial",
+            map="spatial",
+            ratio="position",
+            label="spatial only",
+            weights="attention, mean over steps",
+            removes="when",
+            question="does it matter where?",
+            published=True,
+            colour="#009E73",
+        ),
+        Arm(
+            name="temporal",
+            map="temporal",
+            ratio="position",
+            label="temporal only",
+            weights="attention, mean over positions",
+            removes="where",
+            question="does it matter when?",
+            published=True,
+            colour="#CC79A7",
+        ),
+        Arm(
+            name="star",
+            map="star",
+            ratio="position",
+            label="STAR",
+            weights="attention to the prompt's core words",
+            removes="nothing",
+            question="where and when together",
+            published=True,
+            colour="#E69F00",
+        ),
+        Arm(
+            name="star_shuffled",
+            map="star_shuffled",
+            ratio="position",
+            label="star_shuffled",
+            weights="STAR's, of another prompt",
+            removes="the match of map and prompt",
+            question="does the map have to match the prompt?",
+            control=True,
+            colour="#56B4E9",
+        ),
+        Arm(
+            name="star_random",
+            map="star_random",
+            ratio="position",
+            label="star_random",
+            weights="STAR's values in a smooth random field",
+            removes="any meaning of the map",
+            question="does it have to be a map at all?",
+            control=True,
+        ),
+    )
+}
+"""All arms in reading order, by name."""
+
+METHODS = ("base", *ARMS)
+"""What results hold, in reading order: the untrained model and the arms."""
+
+REFERENCE = "flow_grpo"
+"""The arm that every other is compared with."""
+
+
+def map_maker(arm: str) -> "MapMaker | None":
+    """What makes the map of a value of ``method.arm``; None where weights are 1 everywhere.
+
+    Raises:
+        ValueError: there is no such value.
+        UserError: there is no such module or function.
+    """
+    if arm not in MAPS and not is_path(arm):
+        raise ValueError(f"unknown arm {arm!r}; the arms are {', '.join(MAPS)}")
+    path = MAPS.get(arm, arm)
+    return None if path is None else import_path(path, f"method.arm={arm}")
+
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def whole_epoch(maker: Function) -> Function:
+    """Marks a :data:`MapMaker` that must be given all rollouts of an epoch at once, because it makes one's map of others'."""
+    maker.whole_epoch = True  # type: ignore[attr-defined]
+    return maker
+
+
+def needs_whole_epoch(maker: "MapMaker") -> bool:
+    """Whether a maker carries the mark of :func:`whole_epoch`."""
+    return getattr(maker, "whole_epoch", False)
