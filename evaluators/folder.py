@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from evaluators.images import read_image
+from evaluators.interface import mean_and_stderr
 from star.common.errors import RunStopped, UserError
 from star.common.files import replacing
 from star.common.progress import track
-from star.common.statistics import clustered_stderr
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -113,20 +113,6 @@ def summarise(rows: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
         ],
         columns=["metric", "protocol", "value", "stderr", "images", "prompts"],
     ).astype({"stderr": float})
-
-
-def mean_and_stderr(values: Sequence[float] | pd.Series, prompts: Sequence[Hashable]) -> tuple[float, float | None]:
-    """The mean over images and its standard error, robust to the images of one prompt being alike.
-
-    Args:
-        values: (n,) per image.
-        prompts: (n,) the prompt of each.
-
-    Returns:
-        The mean, and :func:`star.common.statistics.clustered_stderr`: None where there is one prompt.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    return float(numbers.mean()), clustered_stderr(numbers, prompts)
 
 
 def read_pairs(folder: Path, prompts: Path) -> list[Pair]:

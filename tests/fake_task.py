@@ -8,6 +8,8 @@ from star.tasks import Prompt, Score
 
 
 class RedTask:
+    """Prompts and evaluator in one."""
+
     name = "red"
     protocol = "red-v1"
     primary = "red"
@@ -19,6 +21,13 @@ class RedTask:
         prompts = [Prompt(f"a photo of a {word}", ((13, 13 + len(word)),)) for word in words]
         self.train, self.test = prompts[:4], prompts[4:]
         self._rewards = rewards
+        self.evaluator = self
+
+    def lacks(self, prompt) -> str:
+        return ""
+
+    def submit(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]):
+        return lambda: self.judge(prompts, images)
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
         if self._rewards is not None:

@@ -17,13 +17,13 @@ import pandas as pd
 from PIL import Image
 from rich.progress import track
 
-from evaluators.folder import mean_and_stderr
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
 from evaluators.geneval.rules import Verdict, filter_detections, judge
 from evaluators.images import read_image
+from evaluators.interface import mean_and_stderr
 from star.common.errors import UserError
 
 # Raise the version when a change alters what a folder of images scores.

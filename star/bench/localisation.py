@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import adaptive_avg_pool2d
 
+from evaluators.geneval.detector import Detector
+from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.rules import filter_detections
 from star.common.errors import UserError
 from star.common.noise import generator, normal
@@ -22,7 +24,6 @@ from star.config import Config, load
 from star.method.sampling import sigmas, transition
 from star.models.sd3 import Base
 from star.tasks import Prompt, load_task
-from star.tasks.geneval import Task
 from star.training.rollout import relevance_of
 
 SHOWN = 8
@@ -64,13 +65,13 @@ def measure(overrides: Sequence[str]) -> Localisation:
     """
     config = load(overrides)
     task = load_task(config, config.task.name)
-    if not isinstance(task, Task):
+    if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
     base = Base(config.model, Accelerator().device, config.seed)
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [
-        _measured(base, task, config, prompts[start : start + size])
+        _measured(base, task.evaluator.detector, config, prompts[start : start + size])
         for start in track(range(0, len(prompts), size), "maps of all blocks")
     ]
     concentration, images, maps = (np.concatenate([part[i] for part in parts]) for i in range(3))
@@ -80,7 +81,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
 
 
 @torch.no_grad()
-def _measured(base: Base, task: Task, config: Config, prompts: Sequence[Prompt]) -> tuple:
+def _measured(base: Base, detector: Detector, config: Config, prompts: Sequence[Prompt]) -> tuple:
     texts = [prompt.text for prompt in prompts]
     mask = base.core_columns(texts, [prompt.spans for prompt in prompts], config.relevance.columns)
     blocks = list(range(len(base.transformer.transformer_blocks)))
@@ -101,7 +102,7 @@ def _measured(base: Base, task: Task, config: Config, prompts: Sequence[Prompt])
     maps = maps / maps.mean((-2, -1), keepdim=True)
 
     kept, areas = [], []
-    for row, (prompt, found) in enumerate(zip(prompts, task.detector(list(images)), strict=True)):
+    for row, (prompt, found) in enumerate(zip(prompts, detector(list(images)), strict=True)):
         objects = filter_detections(found, prompt.target["tag"])
         masks = [d.mask for c in prompt.target["include"] for d in objects.get(c["class"], [])[: c["count"]]]
         drawn = [mask for mask in masks if mask is not None]

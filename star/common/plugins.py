@@ -1,5 +1,6 @@
 """What users name by its path: ``my_package.my_module:MyClass``, from an installed package or the working directory."""
 
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,22 +11,20 @@ from star.common.errors import UserError
 
 def is_path(name: str) -> bool:
     """Whether a name is meant as a path to something importable."""
-    return ":" in name
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name) is not None
 
 
 def import_path(path: str, setting: str) -> Any:
     """What a path such as ``my_package.my_module:MyClass`` names.
 
     Args:
-        path: module and attribute.
+        path: module and attribute, see :func:`is_path`.
         setting: where the path comes from, for the error.
 
     Raises:
         UserError: there is no such module or attribute, or importing it fails.
     """
     module, _, name = path.partition(":")
-    if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
-        raise UserError(f"{setting}: {path!r} names nothing; write it as my_package.my_module:my_name")
     if (here := str(Path.cwd())) not in sys.path:  # installed commands do not look where they are called
         sys.path.append(here)
     try:

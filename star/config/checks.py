@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any, get_type_hints
 
 from star.common.errors import UserError
+from star.common.plugins import is_path
 from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
 
 STABLE_GROUP = 12
@@ -26,9 +27,11 @@ def check(config: Config) -> None:
             "or model.shard=false"
         )
     for name in config.rewards.others:
-        if name not in config.evaluators or name == config.task.name:
+        if name == config.task.name or not (name in config.evaluators or is_path(name)):
             known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))
-            raise UserError(f"rewards.others={name}: not another task; there are: {known}")
+            raise UserError(
+                f"rewards.others={name}: not another task; there are: {known}, and your own as my_package.my_module:MyReward"
+            )
 
 
 def _check_values(config: Config) -> None:

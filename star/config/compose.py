@@ -4,6 +4,7 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -26,6 +27,9 @@ FILES = "star.config.files"
 GROUPS = ("task", "method", "scale", "model", "variant", "preset")
 OPTIONAL = ("model", "variant", "preset")
 """The groups of which none need be chosen: ``variant=null``."""
+
+OWN_REWARD = re.compile(r"\+{0,2}rewards\.others\.(?P<path>[\w.]+:\w+)=(?P<weight>.*)")
+"""A reward of one's own: the dots of its path would be levels of settings to Hydra."""
 
 ConfigStore.instance().store("schema", Config)
 for _arm in ARMS.values():
@@ -50,6 +54,8 @@ def load(overrides: Sequence[str]) -> Config:
     Raises:
         UserError: an unknown file or key, a value of the wrong type or out of range; the line names it and what is allowed.
     """
+    own_rewards = [match for word in overrides if (match := OWN_REWARD.fullmatch(word))]
+    overrides = [word for word in overrides if not OWN_REWARD.fullmatch(word)]
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
@@ -64,6 +70,7 @@ def load(overrides: Sequence[str]) -> Config:
         config: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
+    config.rewards.others |= {match["path"]: _weight(match) for match in own_rewards}
     check(config)
     return config
 
@@ -85,6 +92,15 @@ def options(group: str) -> list[str]:
     if group == "method":
         return sorted(ARMS)
     return sorted(Path(file.name).stem for file in (resources.files(FILES) / group).iterdir() if file.name.endswith(".yaml"))
+
+
+def _weight(reward: re.Match[str]) -> float:
+    try:
+        return float(reward["weight"])
+    except ValueError:
+        raise UserError(
+            f"rewards.others.{reward['path']}={reward['weight']} must be a number, the weight of the reward"
+        ) from None
 
 
 def _check_key(key: str) -> None:

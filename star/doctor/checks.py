@@ -15,11 +15,12 @@ from packaging.requirements import Requirement
 
 from star import config as settings
 from star.common.errors import RunStopped, UserError
+from star.common.plugins import is_path
 from star.config import Config
 from star.doctor.memory import Need, needed
 from star.doctor.shapes import shape_of
 from star.models.sd3 import CPU_PARAMETERS, located, source
-from star.tasks import load_task
+from star.tasks import load_rewards, load_task
 
 GIB = 2**30
 
@@ -59,7 +60,8 @@ def check(config: Config) -> list[Finding]:
         packages(),
         _device(need),
         _model(model, folder, need),
-        *(_task(config, name) for name in judges),
+        *(_task(config, name) for name in judges if not is_path(name)),
+        *([_rewards(config)] if config.rewards.others else []),
         _device_memory(config, need),
         _main_memory(need),
         _disk(config, need),
@@ -150,6 +152,16 @@ def _task(config: Config, name: str) -> Finding:
     except (UserError, RunStopped) as error:
         return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
     return Finding(what, True, f"{task.protocol}, {prompts}")
+
+
+def _rewards(config: Config) -> Finding:
+    """Whether the rewards that are mixed in can judge the task's images."""
+    names = ", ".join(config.rewards.others)
+    try:
+        load_rewards(config, load_task(config, config.task.name))
+    except UserError as error:
+        return Finding("rewards", False, names, str(error))
+    return Finding("rewards", True, f"{names} beside {config.task.name}")
 
 
 def _device_memory(config: Config, need: Need) -> Finding:

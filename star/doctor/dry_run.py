@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
+from evaluators.interface import Asked, Score
 from star import config as settings
 from star.common.files import write_text
 from star.common.progress import bar
@@ -26,7 +27,7 @@ from star.method.allocation import allocate
 from star.method.attention import Relevance
 from star.models.sd3 import Base, source
 from star.records.results import commit
-from star.tasks import Prompt, Score
+from star.tasks import Prompt, Task
 from star.training.rollout import Sample, sample
 from star.training.trainer import Part, Trainer
 
@@ -97,19 +98,19 @@ class DryRun:
 
 
 class Red:
-    """A task that needs no evaluator: the redder, the better."""
+    """An evaluator that needs nothing: the redder, the better."""
 
-    name = "dry run"
     protocol = "none"
     primary = "reward"
     paired: Mapping[str, str] = MappingProxyType({})
-    train: Sequence[Prompt] = (PROMPT,)
-    test: Sequence[Prompt] = (PROMPT,)
 
-    def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
-        return [{"reward": float(image[..., 0].mean())} for image in images]
+    def lacks(self, prompt: Asked) -> str:
+        return ""
 
-    def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        return lambda: [{"reward": float(image[..., 0].mean())} for image in images]
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         return []
 
 
@@ -136,7 +137,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         torch.manual_seed(config.seed)
         device = _device()
         base = Base(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
-        trainer = Trainer(config, Red(), base)
+        trainer = Trainer(config, Task("dry run", Red(), lambda: [PROMPT], lambda: [PROMPT]), base)
         done("rollout steps")
         plain, captured, maps = _rollout_steps(trainer)
         done("a rollout of two steps")

@@ -91,11 +91,11 @@ def _check_present(config: Config) -> None:
 
 def _load_all(config: Config) -> None:
     from star.models.sd3 import check_present
-    from star.tasks import load_task
+    from star.tasks import load_rewards, load_task
 
     check_present(config.model)
-    for name in config.evaluators:
-        load_task(config, name)
+    tasks = {name: load_task(config, name) for name in config.evaluators}
+    load_rewards(config, tasks[config.task.name])
 
 
 @contextmanager

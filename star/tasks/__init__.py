@@ -1,128 +1,133 @@
-"""What is rewarded. One module per task, found by its name; each has a class ``Task`` with the interface below."""
+"""What is trained for: prompts with their core words, and the evaluator that judges their images.
+
+A task is a module here, found by its name. It has ``EVALUATOR``, the name of its evaluator, and the functions
+``train(scale)`` and ``test(scale)``, which give lists of :class:`Prompt`; no test prompt is among the training prompts.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from importlib import import_module
-from importlib.util import find_spec
-from typing import NamedTuple, Protocol
+from types import ModuleType
 
 import numpy as np
 
-from evaluators.folder import mean_and_stderr
+from evaluators import registry
+from evaluators.interface import Evaluator, Score
 from star.common.errors import UserError
-from star.config import Config
+from star.config import Config, options
 from star.method.tokens import Span
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the character spans of its core words, and what the evaluator needs to know of it."""
+    """A text, the character spans of its core words, and what evaluators need to know of it beside the text."""
 
     text: str
     spans: tuple[Span, ...]
     target: dict = field(default_factory=dict)
 
 
-class Score(NamedTuple):
-    """One number of an evaluation, as result files hold it."""
-
-    metric: str
-    value: float
-    stderr: float | None
-    images: int
-    prompts: int
+Prompts = Callable[[], list[Prompt]]
 
 
-class Task(Protocol):
-    """A task: prompts and a reward.
+class Task:
+    """Prompts, and what judges their images.
 
     Attributes:
-        name: the module's.
-        protocol: name and version of the evaluation, with its engine.
-        primary: the metric that methods are compared by.
-        paired: what :meth:`judge` gives that paired comparisons use, name -> label.
-        train, test: prompts; no test prompt is among the training prompts.
+        name: in settings and results.
+        evaluator: what judges its images.
     """
 
-    name: str
-    protocol: str
-    primary: str
-    paired: Mapping[str, str]
-    train: Sequence[Prompt]
-    test: Sequence[Prompt]
-
-    def __init__(self, engine: str, scale: str) -> None:
+    def __init__(self, name: str, evaluator: Evaluator, train: Prompts, test: Prompts) -> None:
         """
         Args:
-            engine: which evaluator, from the settings ``evaluators``.
-            scale: ``mini`` or ``paper``: which prompts.
-
-        Raises:
-            UserError: what the evaluator lacks, e.g. weights.
+            name: of the task.
+            evaluator: what judges its images.
+            train, test: give the prompts when they are first asked for.
         """
-        ...
+        self.name, self.evaluator = name, evaluator
+        self._train, self._test = train, test
+
+    @cached_property
+    def train(self) -> list[Prompt]:
+        """The training prompts."""
+        return self._train()
+
+    @cached_property
+    def test(self) -> list[Prompt]:
+        """The held-out prompts."""
+        return self._test()
+
+    @property
+    def protocol(self) -> str:
+        """The evaluator's."""
+        return self.evaluator.protocol
+
+    @property
+    def primary(self) -> str:
+        """The metric that methods are compared by."""
+        return self.evaluator.primary
+
+    @property
+    def paired(self) -> Mapping[str, str]:
+        """What verdicts hold that paired comparisons use, name -> label, the main one first."""
+        return self.evaluator.paired
+
+    def submit(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """Start to judge images; see :meth:`evaluators.interface.Evaluator.submit`."""
+        return self.evaluator.submit(prompts, images)
 
     def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
-        """What each image is worth: plain values by name, among them ``reward``, the training reward, and ``stratum``,
-        within which comparisons average before they average over strata.
-
-        Args:
-            prompts: what image ``i`` was made from.
-            images: uint8 (H, W, 3) in RGB, as many.
-        """
-        ...
+        """The verdicts on images, at once."""
+        return self.submit(prompts, images)()
 
     def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
-        """All metrics of an evaluation from what :meth:`judge` gave; a prompt may have many images, in any order."""
-        ...
+        """All metrics of an evaluation; see :meth:`evaluators.interface.Evaluator.summarise`."""
+        return self.evaluator.summarise(prompts, verdicts)
 
 
-def find(name: str) -> type[Task]:
-    """The class of the task of a name.
+def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> Task:
+    """The task of a name with the configured evaluator, or with a given one.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, its evaluator lacks weights or packages, or cannot judge its prompts.
     """
-    if find_spec(f"star.tasks.{name}") is None:
-        raise UserError(f"task {name!r} has no module star/tasks/{name}.py")
-    return import_module(f"star.tasks.{name}").Task
+    module = _find(name)
+    evaluator = evaluator or registry.create(module.EVALUATOR, config.evaluators[name])
+    return Task(name, evaluator, partial(module.train, config.scale), partial(module.test, config.scale))
 
 
-def load_task(config: Config, name: str) -> Task:
-    """The task of a name with the configured evaluator."""
-    return find(name)(config.evaluators[name], config.scale)
+def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
+    """The evaluators of ``rewards.others`` by name, which judge the images of a task beside its own.
+
+    Raises:
+        UserError: one lacks weights or packages, or the task's prompts lack what it needs.
+    """
+    found = {name: registry.create(name, config.evaluators.get(name)) for name in config.rewards.others}
+    judges = {f"evaluators.{task.name}": task.evaluator} | {f"rewards.others.{name}": made for name, made in found.items()}
+    for setting, evaluator in judges.items():
+        for prompt in task.train:
+            if lack := evaluator.lacks(prompt):
+                raise UserError(
+                    f"{setting} cannot judge images of task={task.name}: the prompt {prompt.text!r} has no {lack}; choose "
+                    "another reward or task"
+                )
+    return found
 
 
 def paired_scores(task: str) -> dict[str, str]:
     """The scores that a task's images are compared by, column -> label, the main one first; none for an unknown task."""
-    try:
-        return dict(find(task).paired)
-    except UserError:
-        return {}
+    return dict(registry.find(_find(task).EVALUATOR).paired) if task in options("task") else {}
 
 
 def primary(task: str) -> str | None:
     """The metric that methods are compared by, or None for an unknown task."""
-    try:
-        return find(task).primary
-    except UserError:
-        return None
+    return registry.find(_find(task).EVALUATOR).primary if task in options("task") else None
 
 
-def mean_scores(prompts: Sequence[Prompt], verdicts: Sequence[dict], metrics: Mapping[str, str]) -> list[Score]:
-    """Means over images, with standard errors over prompts, of ``metrics``: name -> key of what the verdicts hold."""
-    texts = [prompt.text for prompt in prompts]
-    return [
-        Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
-        for metric, key in metrics.items()
-    ]
-
-
-def submit(task: Task, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-    """Start to judge images: beside what comes next if the task can (it has a method ``submit``), or else when asked.
-
-    Returns:
-        A function that gives what :meth:`Task.judge` gives.
-    """
-    start = getattr(task, "submit", None)
-    return start(prompts, images) if start else lambda: task.judge(prompts, images)
+def _find(name: str) -> ModuleType:
+    """The module of a task."""
+    if name not in options("task"):
+        raise UserError(f"no task {name!r}; there are: {', '.join(options('task'))}")
+    return import_module(f"star.tasks.{name}")

@@ -57,7 +57,7 @@ def trained(config: Config) -> list[Row]:
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
     for name in others:
-        task = trainer.others.get(name) or load_task(config, name)
+        task = load_task(config, name, trainer.others.get(name))
         known = settings.identity(config, name)
         rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images, known)
     return rows

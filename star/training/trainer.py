@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 
+from evaluators.interface import Evaluator
 from star import config as settings
-from star import tasks
 from star.common import processes
 from star.common.errors import RunStopped, UserError
 from star.common.noise import generator
@@ -42,7 +42,7 @@ from star.models import lora
 from star.models.ema import EMA
 from star.models.sd3 import Base
 from star.records.results import commit
-from star.tasks import Score, Task, load_task
+from star.tasks import Score, Task, load_rewards, load_task
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
 from star.training.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
@@ -85,9 +85,10 @@ class Trainer:
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        self.base = base or Base(config.model, self.accelerator.device, config.seed)
+        # Rewards come first: what cannot be judged is told before a model is loaded.
         self.task = task or load_task(config, config.task.name)
-        self.others = {name: load_task(config, name) for name in config.rewards.others}
+        self.others = load_rewards(config, self.task)
+        self.base = base or Base(config.model, self.accelerator.device, config.seed)
         if self.base.sharded:
             self._check_shares()
         # Blocks that the model does not have are told before anything is written.
@@ -201,7 +202,7 @@ class Trainer:
         # Each update's share is spread over all processes, so that none waits for the others.
         mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
         capture = config.relevance if map_maker(config.method.arm) else None
-        judges = {config.task.name: self.task, **self.others}
+        judges: dict[str, Task | Evaluator] = {config.task.name: self.task, **self.others}
         trajectories, verdicts = [], []
         own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
         self.base.prepare(own, config.sampling.guidance)
@@ -221,7 +222,7 @@ class Trainer:
                 )
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectories[-1].images.numpy())
-            verdicts.append({name: tasks.submit(task, prompts, images) for name, task in judges.items()})
+            verdicts.append({name: judge.submit(prompts, images) for name, judge in judges.items()})
             tick()
         return mine, trajectories, verdicts
 

@@ -6,7 +6,8 @@ from evaluators.geneval.prompts import MINI
 from evaluators.geneval.rules import Detection
 from star.bench import localisation, overhead
 from star.common.errors import UserError
-from star.tasks.geneval import Task
+from star.config import load
+from star.tasks import load_task
 
 
 class LeftHalf:
@@ -22,8 +23,8 @@ class LeftHalf:
 
 
 def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatch, tmp_path):
-    task = Task("mini", "mini")
-    task.detector = LeftHalf()
+    task = load_task(load(["task=geneval"]), "geneval")
+    task.evaluator.detector = LeftHalf()
     monkeypatch.setattr(localisation, "load_task", lambda config, name: task)
     result = localisation.measure([*FAST.split(), f"model.path={pipeline_folder}"])
     blocks, steps = 3, 4

@@ -150,7 +150,8 @@ def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monke
 
 def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkeypatch, pipeline_folder):
     class Silent:
-        protocol, train, test = "none", ["a"], ["b"]
+        protocol, train, test = "none", [], ["b"]
+        evaluator = None
 
         def judge(self, prompts, images):
             raise RunStopped("nor can it read a blank image")

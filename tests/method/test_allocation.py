@@ -270,7 +270,7 @@ def test_shuffling_within_one_prompt_is_refused():
 
 
 def test_the_table_of_arms_is_the_one_place():
-    assert METHODS == ("base", *ARMS) and all(name == arm.name for name, arm in ARMS.items())
+    assert ("base", *ARMS) == METHODS and all(name == arm.name for name, arm in ARMS.items())
     assert {arm.map for arm in ARMS.values()} == set(MAPS)
     assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
     assert [arm for arm in MAPS if map_maker(arm) and needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]

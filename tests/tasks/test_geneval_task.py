@@ -3,7 +3,8 @@ import pytest
 
 from evaluators.geneval.prompts import MINI, OFFICIAL, TAGS, generate
 from evaluators.geneval.rules import Detection
-from star import tasks
+from star.config import load
+from star.tasks import load_task
 
 
 class Counting:
@@ -20,8 +21,8 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def task():
-    made = tasks.find("geneval")("mini", "mini")
-    made.detector = Counting()
+    made = load_task(load(["task=geneval"]), "geneval")
+    made.evaluator.detector = Counting()
     return made
 
 
@@ -36,7 +37,7 @@ def test_training_never_sees_a_test_prompt(task):
 
 
 def test_the_paper_scale_has_the_official_prompts():
-    test = tasks.find("geneval")("mini", "paper").test
+    test = load_task(load(["scale=paper", "evaluators.geneval=mini"]), "geneval").test
     assert [prompt.target for prompt in test] == list(generate(OFFICIAL)) and len(test) == 553
 
 

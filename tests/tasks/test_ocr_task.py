@@ -5,7 +5,8 @@ import pytest
 
 from evaluators.ocr.pool import Pool
 from star.common.errors import UserError
-from star.tasks import Prompt, Score, find, sign_words
+from star.config import load
+from star.tasks import Prompt, Score, load_task, sign_words
 from star.tasks import prompt_files as data
 
 
@@ -28,13 +29,15 @@ def picture(word):
 
 @pytest.fixture
 def task():
-    task = find("ocr")("rapidocr", "mini")
-    task.pool = Pool(Oracle(), 0)
+    task = load_task(load(["task=ocr"]), "ocr")
+    real = task.protocol
+    task.evaluator.pool = Pool(Oracle(), 0)
+    assert real.startswith("ocr-v1/rapidocr-3.")
     return task
 
 
 def test_mini_prompts_are_signs_and_no_test_word_is_trained(task):
-    assert task.protocol.startswith("ocr-v1/rapidocr-3.")
+    assert task.protocol == "ocr-v1/oracle-1"
     train, test = (
         [prompt.text[start:end] for prompt in split for start, end in prompt.spans] for split in (task.train, task.test)
     )
@@ -74,7 +77,7 @@ def test_a_prompt_without_quotes_is_told(task):
 
 def test_paper_prompts_come_from_the_published_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    task = find("ocr")("rapidocr", "paper")
+    task = load_task(load(["scale=paper", "evaluators.ocr=rapidocr"]), "ocr")
     with pytest.raises(UserError, match="data/ocr/test.txt is missing; `star data ocr`"):
         _ = task.test
     content = b'A cake "Happy Day" on it\nA "No Entry" sign'

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from evaluators.geneval.prompts import MINI, TAGS, generate
-from star import tasks
-from star.tasks import pickscore
+from evaluators.pickscore import evaluator
+from star.config import load
+from star.tasks import load_task, pickscore
 
 
 class Scorer:
@@ -17,8 +18,8 @@ class Scorer:
 
 @pytest.fixture
 def make_task(monkeypatch):
-    monkeypatch.setattr(pickscore, "engine", {"bytes": Scorer()}.__getitem__)
-    return tasks.find("pickscore")
+    monkeypatch.setattr(evaluator, "engine", {"bytes": Scorer()}.__getitem__)
+    return lambda engine, scale: load_task(load([f"scale={scale}", f"evaluators.pickscore={engine}"]), "pickscore")
 
 
 def test_mini_prompts_are_disjoint_deterministic_and_drawable(make_task):

@@ -313,7 +313,7 @@ def test_an_opposite_reward_of_another_task_cancels_the_own(make_config, monkeyp
         RedTask(lambda images, sign=sign: [sign * float(i[..., 0].mean() - i[..., 2].mean()) for i in images])
         for sign in (1, -1)
     )
-    monkeypatch.setattr("star.training.trainer.load_task", lambda config, name: blue)
+    monkeypatch.setattr("star.training.trainer.load_rewards", lambda config, task: {"ocr": blue})
     norms = {}
     for weight in (1.0, 0.5):
         config = make_config(f"+rewards.others.ocr={weight}", "train.epochs=1", f"run={tmp_path / str(weight)}")

@@ -1,0 +1,53 @@
+"""GenEval as an evaluator: does the picture show the objects, counts, colours and relations of the prompt's record?"""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from evaluators.geneval import evaluate
+from evaluators.interface import Asked, Score
+
+
+class GenEval:
+    """Judges images by a detector (see :class:`evaluators.interface.Evaluator`); the reward is the continuous score."""
+
+    primary = "geneval_official_macro"
+    paired = MappingProxyType({"correct": "official macro", "strict": "strict macro", "score": "continuous macro"})
+
+    def __init__(self, engine: str) -> None:
+        self.detector = evaluate.detector(engine)
+
+    @property
+    def protocol(self) -> str:
+        return evaluate.protocol(self.detector)
+
+    def lacks(self, prompt: Asked) -> str:
+        return "" if {"tag", "include"} <= prompt.target.keys() else "GenEval record"
+
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """The returned function does the work: detectors compute where the model does."""
+        return lambda: self._judge(prompts, images)
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        rows = pd.DataFrame(verdicts).assign(
+            tag=[prompt.target["tag"] for prompt in prompts],
+            prompt=[prompt.text for prompt in prompts],
+            protocol=self.protocol,
+        )
+        return [
+            Score(row["metric"], row["value"], _known(row["stderr"]), row["images"], row["prompts"])
+            for row in evaluate.summarise(rows).to_dict("records")
+        ]
+
+    def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
+        results = evaluate.verdicts([dict(prompt.target) for prompt in prompts], images, self.detector)
+        return [
+            {"stratum": prompt.target["tag"], "reward": verdict.score, **vars(verdict)}
+            for prompt, verdict in zip(prompts, results, strict=True)
+        ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,98 @@
+"""What every evaluator is to those who use one: the trainer, evaluations, the report.
+
+An evaluator of one's own follows :class:`Evaluator` and is named by its path, ``my_package.my_module:MyEvaluator``; nothing
+has to be registered.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from star.common.statistics import clustered_stderr
+
+
+class Asked(Protocol):
+    """What an evaluator sees of a prompt: its text, and what a task's data tell beside it (a GenEval record, say)."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def target(self) -> Mapping[str, Any]: ...
+
+
+class Score(NamedTuple):
+    """One number of an evaluation, as result files hold it.
+
+    Attributes:
+        metric: its name.
+        value: finite.
+        stderr: standard error over prompts, None where it cannot be told.
+        images, prompts: what it is a mean over.
+    """
+
+    metric: str
+    value: float
+    stderr: float | None
+    images: int
+    prompts: int
+
+
+class Evaluator(Protocol):
+    """Judges images for their prompts.
+
+    Attributes:
+        protocol: name and version of the evaluation, with its engine: ``ocr-v1/rapidocr-3.10.0``.
+        primary: the metric that methods are compared by.
+        paired: what verdicts hold that paired comparisons use, name -> label, the main one first.
+    """
+
+    protocol: str
+    primary: str
+    paired: Mapping[str, str]
+
+    def lacks(self, prompt: Asked) -> str:
+        """What the evaluator needs and the prompt does not carry, in words; empty if images of it can be judged."""
+        ...
+
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """Start to judge images, beside what comes next if that can be.
+
+        Args:
+            prompts: what image ``i`` was made from.
+            images: uint8 (H, W, 3) in RGB, as many.
+
+        Returns:
+            A function that waits, and gives for each image plain values by name, among them ``reward``, the training reward,
+            and ``stratum``, within which comparisons average before they average over strata.
+        """
+        ...
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """All metrics of an evaluation from the verdicts; a prompt may have many images, in any order."""
+        ...
+
+
+def mean_and_stderr(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[float, float | None]:
+    """The mean over images and its standard error, robust to the images of one prompt being alike.
+
+    Args:
+        values: (n,) per image.
+        prompts: (n,) the prompt of each.
+
+    Returns:
+        The mean, and :func:`star.common.statistics.clustered_stderr`: None where there is one prompt.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    return float(numbers.mean()), clustered_stderr(numbers, prompts)
+
+
+def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Mapping[str, str]) -> list[Score]:
+    """Means over images, with standard errors over prompts, of ``metrics``: name -> key of what the verdicts hold."""
+    texts = [prompt.text for prompt in prompts]
+    return [
+        Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
+        for metric, key in metrics.items()
+    ]

@@ -1,0 +1,40 @@
+"""PickScore as an evaluator: how well would people like the picture for the prompt?"""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from evaluators.interface import Asked, Score, mean_scores
+from evaluators.pickscore.score import METRICS, engine, judge, protocol
+
+REWARD_SCALE = 26
+"""Flow-GRPO (arXiv 2505.05470) divides the score by it for training, and only there."""
+
+
+class Preference:
+    """Scores images by a CLIP (see :class:`evaluators.interface.Evaluator`). The reported score is raw."""
+
+    primary = "pickscore"
+    paired = MappingProxyType({"score": "PickScore"})
+
+    def __init__(self, engine_name: str) -> None:
+        self.scorer = engine(engine_name)
+
+    @property
+    def protocol(self) -> str:
+        return protocol(self.scorer)
+
+    def lacks(self, prompt: Asked) -> str:
+        return ""
+
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """The returned function does the work: the scorer computes where the model does."""
+        return lambda: self._judge(prompts, images)
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        return mean_scores(prompts, verdicts, METRICS)
+
+    def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
+        verdicts = judge([prompt.text for prompt in prompts], images, self.scorer)
+        return [{"stratum": "all", "reward": verdict["score"] / REWARD_SCALE, **verdict} for verdict in verdicts]

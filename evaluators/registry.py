@@ -1,0 +1,43 @@
+"""The evaluators by name. They are imported when they are asked for, since their libraries take their time."""
+
+from evaluators.interface import Evaluator
+from star.common.errors import UserError
+from star.common.plugins import import_path, is_path
+
+EVALUATORS = {
+    "geneval": "evaluators.geneval.evaluator:GenEval",
+    "ocr": "evaluators.ocr.evaluator:TextRendering",
+    "pickscore": "evaluators.pickscore.evaluator:Preference",
+}
+
+
+def find(name: str) -> type[Evaluator]:
+    """The class of an evaluator.
+
+    Args:
+        name: one of :data:`EVALUATORS`, or the path of a class of one's own: ``my_package.my_module:MyEvaluator``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in EVALUATORS and not is_path(name):
+        known = ", ".join(EVALUATORS)
+        raise UserError(f"no evaluator {name!r}; there are {known}, and your own as my_package.my_module:MyEvaluator")
+    return import_path(EVALUATORS.get(name, name), f"evaluator {name}")
+
+
+def create(name: str, engine: str | None = None) -> Evaluator:
+    """An evaluator, ready to judge.
+
+    Args:
+        name: as for :func:`find`.
+        engine: which engine a built-in one uses, e.g. ``rapidocr``, or the path of another class to judge in its place.
+
+    Raises:
+        UserError: there is none, or it lacks weights or packages.
+    """
+    if is_path(name):
+        return find(name)()
+    if engine is not None and is_path(engine):
+        return find(engine)()
+    return find(name)(engine)  # type: ignore[call-arg]

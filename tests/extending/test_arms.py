@@ -1,0 +1,30 @@
+"""An arm of one's own by its path."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_task import RedTask
+
+from star.common.errors import UserError
+from star.config import identity, label, load
+from star.training.trainer import Trainer
+
+
+def test_an_arm_of_ones_own_trains_under_its_own_name(make_config, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    config = make_config("method=star", "method.name=star_peaks", "method.arm=own_arm:peaks", "train.epochs=1")
+    assert label(config, config.method.name) == "star_peaks" and identity(config)["method"]["arm"] == "own_arm:peaks"
+    Trainer(config, RedTask()).run()
+    (line,) = [json.loads(text) for text in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+    plain = make_config("method=star", "train.epochs=1", f"run={config.run}-plain")
+    Trainer(plain, RedTask()).run()
+    (star,) = [json.loads(text) for text in (Path(plain.run) / "metrics.jsonl").read_text().splitlines()]
+    # Cutting off what is below the mean leaves fewer positions with more weight each.
+    assert line["reward"] == star["reward"] and line["effective_share"] < star["effective_share"]
+
+
+@pytest.mark.parametrize("arm", ["peaks", "flow_grpo", "own arm:peaks", "own_arm:"])
+def test_what_is_no_arm_is_told_with_what_there_is(arm):
+    with pytest.raises(UserError, match="method.arm=.* is not known; it is one of uniform, spatial, .* my_module:my_map"):
+        load([f"method.arm='{arm}'"])

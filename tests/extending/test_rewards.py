@@ -1,0 +1,102 @@
+"""A reward of one's own by its path, and mixtures of rewards that cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluators import registry
+from evaluators.score import score
+from star.common.errors import UserError
+from star.config import identity, load
+from star.tasks import load_rewards, load_task
+from star.training import runs
+from star.training.trainer import Trainer
+
+HERE = Path(__file__).parent
+OWN = "own_reward:Brightness"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_example(monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+
+
+def lines(config):
+    return [json.loads(line) for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_reward_of_ones_own_is_mixed_with_the_tasks(make_config):
+    config = make_config("task=pickscore", f"+rewards.others.{OWN}=0.5", "train.epochs=1")
+    assert config.rewards.others == {OWN: 0.5} and identity(config)["rewards"]["others"] == {OWN: 0.5}
+    Trainer(config).run()
+    (line,) = lines(config)
+    assert 0 < line[f"reward/{OWN}"] < 1 and line["reward"] != line[f"reward/{OWN}"]
+
+
+def test_a_reward_of_ones_own_is_the_only_one_and_judges_the_evaluation(make_config):
+    config = make_config("task=ocr", f"evaluators.ocr={OWN}", "train.epochs=1", "evaluation.cross_images=0")
+    rows = runs.trained(config)
+    assert [row.metric for row in rows] == ["brightness"] and rows[0].protocol.startswith("brightness-v1/mini")
+    assert 0 < rows[0].value < 1 and rows[0].prompts == 128
+    assert identity(config)["evaluators"] == {"ocr": OWN}
+
+
+def test_a_folder_is_scored_by_an_evaluator_of_ones_own(tmp_path):
+    for name, grey in (("a.png", 51), ("b.png", 102)):
+        Image.fromarray(np.full((4, 4, 3), grey, np.uint8)).save(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("a dark picture\na grey picture\n")
+    scores = score(OWN, str(tmp_path), str(tmp_path / "prompts.txt"))
+    assert scores["value"].tolist() == pytest.approx([0.3]) and scores["protocol"].tolist() == ["brightness-v1"]
+    assert (tmp_path / "brightness.csv").exists()
+
+
+# Task, reward, and what the task's prompts lack of it; all six pairs of a task with the reward of another.
+PAIRS = [
+    ("geneval", "pickscore", ""),
+    ("ocr", "pickscore", ""),
+    ("pickscore", "geneval", ""),
+    ("ocr", "geneval", "GenEval record"),
+    ("geneval", "ocr", "text in double quotes"),
+    ("pickscore", "ocr", "text in double quotes"),
+]
+
+
+@pytest.mark.parametrize(("task", "reward", "lack"), PAIRS)
+def test_every_pair_of_task_and_reward_works_or_is_refused_before_a_model_is_loaded(task, reward, lack, monkeypatch):
+    monkeypatch.setattr("star.training.trainer.Base", lambda *_: pytest.fail("a model is loaded"))
+    config = load([f"task={task}", f"+rewards.others.{reward}=0.5"])
+    if not lack:
+        evaluator = load_rewards(config, load_task(config, task))[reward]
+        prompts = load_task(config, task).train[:2]
+        verdicts = evaluator.submit(prompts, [np.full((64, 64, 3), 128, np.uint8)] * 2)()
+        assert all(isinstance(verdict["reward"], float | int) for verdict in verdicts)
+        return
+    with pytest.raises(UserError, match=f"rewards.others.{reward} cannot judge images of task={task}: .* has no {lack}"):
+        Trainer(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+rewards.others.own_reward:Missing=1"], "the module own_reward has no 'Missing'"),
+        (["+rewards.others.nowhere.at_all:Reward=1"], "there is no module 'nowhere'"),
+        ([f"+rewards.others.{OWN}=much"], "must be a number, the weight of the reward"),
+        ([f"+rewards.others.{OWN}=inf"], "must be a finite number"),
+        (["+rewards.others.own_reward=1"], "not another task; there are: ocr, pickscore, and your own as"),
+        (["evaluators.geneval=own_reward:Missing"], "the module own_reward has no 'Missing'"),
+    ],
+)
+def test_paths_that_lead_nowhere_are_one_line(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config = load(words)
+        load_rewards(config, load_task(config, "geneval"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_registry_names_what_there_is():
+    assert list(registry.EVALUATORS) == ["geneval", "ocr", "pickscore"]
+    with pytest.raises(UserError, match="no evaluator 'style'; there are geneval, ocr, pickscore, and your own as"):
+        registry.find("style")
