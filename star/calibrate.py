@@ -10,6 +10,7 @@ from star.common.errors import UserError
 from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
+from star.records.names import MethodName
 from star.records.results import Row
 from star.training import runs
 
@@ -41,6 +42,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
     label = name or (AGAIN if source is None else f"lora@{Path(source).name}")
+    MethodName.parse(label)  # a name that no result file takes is told before the work
     rows = runs.released(config, lora.read(lora.locate(source or RELEASED[task])), label)
     if PartialState().is_main_process:
         results.upsert(Path("results", config.scale, f"{task}.csv"), rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
 from star.records import results
+from star.records.names import measured_on_own_task
 
 
 def pace(scale: str, task: str) -> float | None:
@@ -79,7 +80,9 @@ def _finished(folder: Path) -> tuple[float, int] | None:
 def _recorded(file: Path) -> Iterator[tuple[float, int]]:
     """Seconds and images of the trainings in a result file, which is not read before they are asked for."""
     rows = results.read(file) if file.exists() else []
-    yield from {(row.method, row.seed): (row.seconds, row.images_seen) for row in rows if ":" not in row.method}.values()
+    yield from {
+        (row.method, row.seed): (row.seconds, row.images_seen) for row in rows if measured_on_own_task(row.method)
+    }.values()
 
 
 def _under_way(folder: Path) -> tuple[float, int]:

@@ -28,9 +28,10 @@ from rich.table import Table
 
 from star.common.errors import UserError
 from star.common.statistics import Estimate
+from star.records.names import ProtocolName, is_mini, method_label
 from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
-from star.records.summary import Summary, is_mini, summarise
-from star.records.tables import OF_THE_PAPER, method_label, metric_labels
+from star.records.summary import Summary, summarise
+from star.records.tables import OF_THE_PAPER, metric_labels
 
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
@@ -133,9 +134,9 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
 def as_published(task: str, protocol: str) -> bool:
     """Whether an evaluation is meant to give the published numbers: by the engines that stand for the published ones, with
     the official weights, and drawn in the scale's own way."""
-    _, engine, *rest = [*protocol.split("/"), ""]
-    own = engine.startswith(PUBLISHED_ENGINES.get(task, "")) and "-unofficial" not in engine
-    return own and not any("=" in part for part in rest)
+    name = ProtocolName.parse(protocol)
+    own = name.engine.startswith(PUBLISHED_ENGINES.get(task, "")) and "-unofficial" not in name.engine
+    return own and not name.changed
 
 
 def against_results(ours: Sequence[Summary], theirs: Sequence[Summary], source: str) -> list[DiffRow]:

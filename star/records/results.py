@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from star.common.errors import UserError
 from star.common.files import replacing
+from star.records.names import MethodName
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("star", "evaluators", "baselines")
@@ -36,7 +37,7 @@ class Row:
         updates, images_seen: optimizer steps and images drawn in training; 0 where nothing was trained.
         seconds: wall-clock time of training.
         commit: see :func:`commit`.
-        config_hash: see :func:`config_hash`.
+        config_hash: see :func:`star.config.config_hash`.
     """
 
     task: str
@@ -187,6 +188,13 @@ def _word(text: str) -> str:
     return text
 
 
+def _method(text: str) -> str:
+    try:
+        return MethodName.parse(text).text
+    except UserError:
+        raise ValueError from None
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise ValueError
@@ -220,17 +228,20 @@ def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 Parser = tuple[Callable[[str], Any], str]
 WORD: Parser = (_word, "a word, not empty")
+METHOD: Parser = (_method, "a method's name, like star, flow_grpo@released or star+fast:ocr")
 COUNT: Parser = (_count, "a whole number, 0 or more")
 OPTIONAL_COUNT: Parser = (_optional(_count), "a whole number, 0 or more, or nothing")
 PARSERS: dict[str, Parser] = {
-    **dict.fromkeys(("task", "metric", "protocol", "method", "commit", "config_hash"), WORD),
+    **dict.fromkeys(("task", "metric", "protocol", "commit", "config_hash"), WORD),
+    "method": METHOD,
     **dict.fromkeys(("seed", "images", "prompts", "updates", "images_seen"), COUNT),
     "value": (_finite, "a finite number"),
     "stderr": (_optional(_not_negative), "a number, 0 or more, or nothing"),
     "seconds": (_not_negative, "a number, 0 or more"),
 }
 PAPER_PARSERS: dict[str, Parser] = {
-    **dict.fromkeys(("task", "metric", "protocol", "method", "source"), WORD),
+    **dict.fromkeys(("task", "metric", "protocol", "source"), WORD),
+    "method": METHOD,
     **dict.fromkeys(("images", "prompts"), OPTIONAL_COUNT),
     "value": (_optional(_decimal), "a finite number, or nothing"),
     "note": (str, "any text"),

@@ -39,11 +39,6 @@ class Summary:
         return len(self.values)
 
 
-def is_mini(protocol: str) -> bool:
-    """Whether any part of a protocol is mini's: the model, the prompts or the evaluator."""
-    return any(part == "mini" or part.startswith("mini-") for part in protocol.split("/"))
-
-
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """One summary per (task, metric, protocol, method), sorted by those."""
     ordered = sorted(rows, key=lambda row: row.key)

@@ -4,11 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.method.arms import ARMS
+from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
-from star.records.summary import Summary, is_mini, summarise
-
-LABELS = {"base": "base", **{name: arm.label for name, arm in ARMS.items()}}
-"""What tables call methods."""
+from star.records.summary import Summary, summarise
 
 OF_THE_PAPER = ("base", *(name for name, arm in ARMS.items() if arm.published))
 """Its rows, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
@@ -73,13 +71,6 @@ def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
     return METRICS.get(task) or {metric: metric for metric in sorted(set(found))}
 
 
-def method_label(method: str) -> str:
-    """The name a reader knows: ``flow_grpo+fast:ocr`` is "Flow-GRPO, fast (trained for ocr)"."""
-    name, _, trained = method.partition(":")
-    arm, *changes = name.split("+")
-    return ", ".join([LABELS.get(arm, arm), *changes]) + (f" (trained for {trained})" if trained else "")
-
-
 def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:
     head, *rows = table(task, summaries, paper)
     lines = [f"### {task}", "", _line(head), "|---|---|" + "--:|" * (len(head) - 2), *map(_line, rows)]
@@ -122,8 +113,8 @@ def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
     for protocol in sorted({s.protocol for s in summaries}):
         own = [s for s in summaries if s.protocol == protocol]
         sizes = []
-        for other, what in ((False, ""), (True, " after training for another task")):
-            if of := [s for s in own if (":" in s.method) == other]:
+        for at_home, what in ((True, ""), (False, " after training for another task")):
+            if of := [s for s in own if measured_on_own_task(s.method) == at_home]:
                 widest = max(of, key=lambda summary: summary.images)
                 sizes.append(f"{widest.images:,} images of {widest.prompts:,} prompts{what}")
         lines.append(f"- `{protocol}`: {'; '.join(sizes)}")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from star.common.statistics import Estimate
 from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
-from star.records.tables import method_label
+from star.records.names import family, method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
-from star.report.collection import Collection, family
+from star.report.collection import Collection
 from star.report.figures import forest_svg
 from star.tasks import paired_scores
 

@@ -5,7 +5,7 @@ from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records import tables
 from star.records.comparison import Comparison, compare
-from star.records.tables import method_label
+from star.records.names import method_label
 from star.report.blocks import signed
 from star.report.collection import Collection
 from star.report.figures import reward_curves

@@ -13,8 +13,9 @@ from star.method.arms import METHODS
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
 from star.records.folder import COMMANDS, CURVES, EVALUATION, IMAGES, KEY, belonging
+from star.records.names import MethodName, family, is_mini, measured_on_own_task
 from star.records.results import PaperRow, Row, read, read_paper
-from star.records.summary import Summary, is_mini, summarise
+from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores
 from star.training.checkpoint import RunFolder
@@ -57,12 +58,12 @@ class Collection:
 
         Not those that only checkpoints of other tasks were scored on.
         """
-        found = {row.task for row in self.rows if ":" not in row.method}
+        found = {row.task for row in self.rows if measured_on_own_task(row.method)}
         return [task for task in TASKS if task in found] + sorted(found - set(TASKS))
 
     def methods(self, task: str) -> list[str]:
         """The methods that were measured on the task they were trained for, in reading order."""
-        found = {row.method for row in self.rows if row.task == task and ":" not in row.method}
+        found = {row.method for row in self.rows if row.task == task and measured_on_own_task(row.method)}
         return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
 
     def trained(self, task: str, method: str) -> bool:
@@ -129,11 +130,6 @@ def collect(folder: Path, runs: Path) -> Collection:
     return found
 
 
-def family(method: str) -> str:
-    """What methods that are compared have in common, as part of their names: ``+fast`` of ``star+fast:ocr``, or nothing."""
-    return "".join(method.partition(":")[0].partition("+")[1:])
-
-
 def base_of(found: Collection, task: str, variant: str) -> str:
     """The untrained model that methods of a :func:`family` began from: the family's own if it was measured on the task."""
     own = f"base{variant}"
@@ -142,13 +138,13 @@ def base_of(found: Collection, task: str, variant: str) -> str:
 
 def families(methods: Iterable[str]) -> list[str]:
     """The families of trained methods, the plain one first; that alone if nothing was trained."""
-    found = sorted({family(method) for method in methods if not method.startswith("base")})
+    found = sorted({family(method) for method in methods if not MethodName.parse(method).untrained})
     return found or [""]
 
 
 def titled(task: str, variant: str) -> str:
     """A task with the changes of a family of methods: ``ocr, fast``."""
-    return ", ".join([task, *variant.split("+")[1:]])
+    return ", ".join([task, *MethodName.parse(f"base{variant}").changes])
 
 
 def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
@@ -176,8 +172,8 @@ def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]
 
 def _training(row: Row) -> Cell:
     """The cell that trained what a row was measured on: of ``star:ocr`` on geneval it is that of ocr."""
-    method, _, own = row.method.partition(":")
-    return own or row.task, method, row.seed
+    own = MethodName.parse(row.method).trained_for
+    return own or row.task, row.method.removesuffix(f":{own}"), row.seed
 
 
 def _unmeasured(found: Collection) -> list[str]:
@@ -203,7 +199,7 @@ def _table(
     file = found.folder / name
     current = belonging(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
     there = set(current[KEY].itertuples(index=False, name=None))
-    cells = {(row.task, row.method, row.seed) for row in found.rows if ":" not in row.method}
+    cells = {(row.task, row.method, row.seed) for row in found.rows if measured_on_own_task(row.method)}
     needed = {cell for cell in cells if name != CURVES or found.trained(*cell[:2])}
     parts = [current] if len(current) else []
     for task, method, seed in sorted(needed - there):

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from star.method.arms import REFERENCE
-from star.records.tables import method_label
+from star.records.names import family, method_label
 from star.report.blocks import MISSING, Block, Section, Table, Text, number
-from star.report.collection import Collection, family
+from star.report.collection import Collection
 
 PARTS = {"sampling_seconds": "sampling and judging", "update_seconds": "update"}
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from star.records.tables import method_label, metric_labels
+from star.records.names import family, method_label
+from star.records.tables import metric_labels
 from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
-from star.report.collection import TASKS, Collection, base_of, families, family, titled
+from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.figures import dots_svg
 from star.tasks import primary
 

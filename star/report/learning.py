@@ -8,9 +8,9 @@ import pandas as pd
 from star.common.statistics import mean_interval
 from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.learning_curves import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
-from star.records.tables import method_label
+from star.records.names import family, method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
-from star.report.collection import Collection, families, family, titled
+from star.report.collection import Collection, families, titled
 from star.report.figures import INK, Curve, curves_svg
 
 COSTS = {"updates": "updates", "images_seen": "images", "seconds": "seconds"}

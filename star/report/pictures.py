@@ -24,7 +24,7 @@ from star.config import Config, SamplingConfig, read_config
 from star.method.allocation import allocate
 from star.method.sampling import sigmas, transition
 from star.models.sd3 import Base
-from star.records.tables import method_label
+from star.records.names import method_label
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.tasks import Prompt, load_task, paired_scores

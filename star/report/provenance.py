@@ -11,8 +11,8 @@ from typing import Any
 
 from star import config as settings
 from star.common.errors import UserError
+from star.records.names import MethodName, measured_on_own_task, method_label
 from star.records.results import Row, commit
-from star.records.tables import method_label
 from star.report import csv_export as numbers
 from star.report.blocks import MISSING, Code, Section, Table, Text
 from star.report.collection import CURVES, IMAGES, Collection
@@ -55,7 +55,7 @@ def _runs(found: Collection) -> list[list[str]]:
 
 def _own(found: Collection) -> list[Row]:
     """Rows of runs on the task they were trained for."""
-    return [row for row in found.rows if ":" not in row.method]
+    return [row for row in found.rows if measured_on_own_task(row.method)]
 
 
 def _versions() -> list[list[str]]:
@@ -84,7 +84,7 @@ def _commands(found: Collection) -> tuple[list[str], list[str]]:
                 words += overrides(found.runs[cell] / "config.yaml", words)
             except UserError as error:
                 notes.append(f"{error}: its settings are not in the command.")
-        verb = "train" if trained else "calibrate" if "@" in method else "base"
+        verb = "train" if trained else "calibrate" if MethodName.parse(method).source else "base"
         lines.append(found.commands.get(cell) or shlex.join(["star", verb, *words]))
     if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
         notes.append(

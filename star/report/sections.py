@@ -7,7 +7,7 @@ from evaluators.geneval.prompts import TAGS
 from star.method.arms import METHODS, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
-from star.records.tables import method_label
+from star.records.names import measured_on_own_task, method_label
 from star.report import pictures
 from star.report.ablation import ablation
 from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
@@ -112,7 +112,7 @@ def _reading(found: Collection, statuses: set[str]) -> list[Block]:
 
 def _main_rows(found: Collection, task: str) -> list[diff.DiffRow]:
     """The task's main metric beside the paper's, in reading order: what was run, and the arms of the paper."""
-    own = [summary for summary in found.summaries if summary.task == task and ":" not in summary.method]
+    own = [summary for summary in found.summaries if summary.task == task and measured_on_own_task(summary.method)]
     rows = [
         row
         for row in diff.against_paper(own, found.paper)
@@ -145,7 +145,7 @@ def _paper_line(found: Collection, row: diff.DiffRow) -> list[str]:
 
 def _all_metrics(found: Collection, task: str) -> Table:
     """The table of :mod:`star.records.tables`, as a block; GenEval's tags have a chapter of their own."""
-    own = [summary for summary in found.summaries if summary.task == task and ":" not in summary.method]
+    own = [summary for summary in found.summaries if summary.task == task and measured_on_own_task(summary.method)]
     lines = tables.table(task, own, found.paper)
     columns = [column for column, name in enumerate(lines[0]) if name not in TAGS]
     head, *rows = [[_typeset(line[column]) for column in columns] for line in lines]

@@ -10,8 +10,8 @@ from evaluators.geneval.prompts import TAGS
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records.comparison import Comparison, compare
+from star.records.names import method_label
 from star.records.summary import Summary
-from star.records.tables import method_label
 from star.report.ablation import difference_row
 from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, number, signed
 from star.report.collection import Collection

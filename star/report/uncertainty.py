@@ -7,7 +7,7 @@ import pandas as pd
 from star.common.statistics import ENOUGH_RUNS, ENOUGH_SCORES, enough, interquartile_mean, probability_of_improvement
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import variances
-from star.records.tables import method_label
+from star.records.names import method_label
 from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number
 from star.report.collection import Collection
 from star.tasks import paired_scores, primary

@@ -17,6 +17,7 @@ from star.common.files import write_text
 from star.config import Config, config_hash
 from star.models.lora import Lora
 from star.models.sd3 import Base
+from star.records.names import ProtocolName
 from star.records.results import Row, commit
 from star.tasks import Task, load_task
 from star.training.checkpoint import load_trained
@@ -141,8 +142,7 @@ class Kept:
 
 def _protocol(task: Task, config: Config) -> str:
     """``geneval-v1/mini-2/mini``, with what an evaluation does differently from the scale behind it: ``.../guidance=1.0``."""
-    changes = settings.evaluation_changes(config)
-    return "/".join([task.protocol, config.scale, *(f"{name}={value}" for name, value in changes.items())])
+    return str(ProtocolName.of(task.protocol, config.scale, settings.evaluation_changes(config)))
 
 
 def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:

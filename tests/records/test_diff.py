@@ -12,8 +12,9 @@ from star.common.errors import UserError
 from star.common.statistics import Estimate, wilson
 from star.records import diff as diff_module
 from star.records.diff import as_published, diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
+from star.records.names import is_mini
 from star.records.results import PaperRow, Row, write
-from star.records.summary import is_mini, summarise
+from star.records.summary import summarise
 from star.records.tables import markdown
 
 MACRO = "geneval_official_macro"

@@ -41,9 +41,9 @@ def test_file_is_exactly_this(tmp_path):
 
 def test_round_trip_and_order_do_not_depend_on_the_order_of_writing(tmp_path):
     rows = [
-        replace(ROW, task=task, method=method, seed=seed, value=0.25, seconds=1.5)
+        replace(ROW, task=task, protocol=protocol, method=method, seed=seed, value=0.25, seconds=1.5)
         for task in ("ocr", "geneval")
-        for method in ("star", "base, with a comma")
+        for method, protocol in (("star", "v1"), ("base", "v1, with a comma"))
         for seed in (10, 2)
     ]
     write(rows, tmp_path / "a.csv")
@@ -94,7 +94,9 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
         ("seed", "1.5", "a whole number, 0 or more"),
         ("seed", "-1", "a whole number, 0 or more"),
         ("images", "", "a whole number, 0 or more"),
-        ("method", "", "a word, not empty"),
+        ("method", "", "a method's name, like star, flow_grpo@released or star+fast:ocr"),
+        ("method", "star:", "a method's name"),
+        ("task", "", "a word, not empty"),
     ],
 )
 def test_bad_cell_names_file_line_column_and_what_is_allowed(tmp_path, column, text, allowed):
