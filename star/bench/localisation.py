@@ -17,14 +17,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.rules import filter_detections
+from star import models
 from star.common.errors import UserError
-from star.common.noise import generator, normal
+from star.common.noise import normal
 from star.common.progress import track
 from star.config import Config, load
-from star.method.sampling import sigmas, transition
-from star.models.sd3 import Base
+from star.models.interface import BaseModel
 from star.tasks import Prompt, load_task
-from star.training.rollout import relevance_of
+from star.training.rollout import denoise, keyed_noise
 
 SHOWN = 8
 
@@ -67,7 +67,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
-    base = Base(config.model, Accelerator().device, config.seed)
+    base = models.load(config.model, Accelerator().device, config.seed)
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [
@@ -81,22 +81,19 @@ def measure(overrides: Sequence[str]) -> Localisation:
 
 
 @torch.no_grad()
-def _measured(base: Base, detector: Detector, config: Config, prompts: Sequence[Prompt]) -> tuple:
-    texts = [prompt.text for prompt in prompts]
+def _measured(base: BaseModel, detector: Detector, config: Config, prompts: Sequence[Prompt]) -> tuple:
+    texts, sampling = [prompt.text for prompt in prompts], config.sampling
     mask = base.core_columns(texts, [prompt.spans for prompt in prompts], config.relevance.columns)
-    blocks = list(range(len(base.transformer.transformer_blocks)))
-    schedule = sigmas(config.sampling.steps).to(base.device)
+    capture = base.relevance(replace(config.relevance, blocks=list(range(base.blocks))), mask)
     x = torch.stack([normal(base.latent_shape, config.seed, "maps", text) for text in texts]).to(base.device)
-    noise = [generator(config.seed, "maps steps", text) for text in texts]
+    noise = keyed_noise(base, [(config.seed, "maps steps", text) for text in texts])
+    # The last step is taken without noise, as the pictures are judged.
+    kinds = [sampling.kind] * (sampling.steps - 1) + ["ode"]
     steps = []
-    for step in range(config.sampling.steps):
-        with relevance_of(base, replace(config.relevance, blocks=blocks), mask) as relevance:
-            v = base.velocity(x, schedule[step], texts, config.sampling.guidance)
-        steps.append(relevance.take(per_block=True))
-        mean, std, _ = transition(x, v, schedule, step, config.sampling.kind, config.sampling.noise_level)
-        z = torch.stack([torch.randn(base.latent_shape, generator=source) for source in noise]).to(base.device)
-        # The last step is taken without noise, as the pictures are judged.
-        x = mean + std * z if step < config.sampling.steps - 1 else transition(x, v, schedule, step, "ode").mean
+    for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, per_block=True):
+        assert step.relevance is not None
+        steps.append(step.relevance)
+        x = step.following
     images = base.decode(x).cpu().numpy()
     maps = torch.stack(steps, dim=2).transpose(0, 1).cpu()
     maps = maps / maps.mean((-2, -1), keepdim=True)

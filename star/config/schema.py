@@ -147,6 +147,16 @@ class SamplingConfig:
     window_range: Annotated[list[int], TWO]
     same_latent: bool
 
+    @property
+    def trainable(self) -> range:
+        """The steps that training may use: the window's range, or all but the last, whose deviation is almost 0."""
+        return range(*self.window_range) if self.window else range(self.steps - 1)
+
+    @property
+    def trained(self) -> int:
+        """How many steps of a rollout are trained."""
+        return self.window or len(self.trainable)
+
 
 @dataclass
 class RelevanceConfig:

@@ -19,7 +19,8 @@ from star.common.plugins import is_path
 from star.config import Config
 from star.doctor.memory import Need, needed
 from star.doctor.shapes import shape_of
-from star.models.sd3 import CPU_PARAMETERS, located, source
+from star.models.sd3 import CPU_PARAMETERS
+from star.models.sources import located, source
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30

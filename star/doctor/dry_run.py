@@ -25,11 +25,12 @@ from star.doctor.memory import needed
 from star.doctor.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.method.allocation import allocate
 from star.method.attention import Relevance
-from star.models.sd3 import Base, source
+from star.models.sd3 import SD3
+from star.models.sources import source
 from star.records.results import commit
 from star.tasks import Prompt, Task
 from star.training.rollout import Sample, sample
-from star.training.trainer import Part, Trainer
+from star.training.trainer import MicroBatch, Trainer
 
 # The method with all of the work, two denoising steps of which the first is trained, and one update.
 FIXED = (
@@ -93,8 +94,7 @@ class DryRun:
         train, sampling = self.wanted.train, self.wanted.sampling
         batches = train.groups * train.group_size / self.config.train.micro_batch
         decoding = max(0.0, self.rollout.seconds - self.plain - self.captured)
-        trained = sampling.window or sampling.steps - 1
-        return batches * (sampling.steps * self.captured + decoding + trained * self.update.seconds)
+        return batches * (sampling.steps * self.captured + decoding + sampling.trained * self.update.seconds)
 
 
 class Red:
@@ -136,10 +136,10 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
 
         torch.manual_seed(config.seed)
         device = _device()
-        base = Base(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
+        base = SD3(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
         trainer = Trainer(config, Task("dry run", Red(), lambda: [PROMPT], lambda: [PROMPT]), base)
         done("rollout steps")
-        plain, captured, maps = _rollout_steps(trainer)
+        plain, captured, maps = _rollout_steps(trainer, base)
         done("a rollout of two steps")
         samples = [Sample(0, index) for index in range(config.train.micro_batch)]
         with _measuring(device) as rollout:
@@ -149,8 +149,9 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         done("an update")
         assert trajectory.relevance is not None
         weights = allocate(trajectory.relevance, "star", cap=config.method.cap, mix=config.method.mix)
+        batch = MicroBatch(0, trajectory, advantages=torch.ones(len(samples)), weights=weights)
         with _measuring(device) as update:
-            figures = trainer.update({0: Part(trajectory, torch.ones(len(samples)), weights)}, 1, 0)
+            figures = trainer.update([batch], 1, 0)
         done("done")
     return DryRun(
         config=config,
@@ -232,9 +233,9 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _rollout_steps(trainer: Trainer) -> tuple[float, float, float]:
+def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     """Median seconds of a rollout step without maps, with maps, and of the maps alone."""
-    base, config = trainer.base, trainer.config
+    config = trainer.config
     texts = [PROMPT.text] * config.train.micro_batch
     maps = config.relevance
     mask = base.core_columns(texts, [PROMPT.spans] * len(texts), maps.columns)

@@ -90,10 +90,10 @@ def _check_present(config: Config) -> None:
 
 
 def _load_all(config: Config) -> None:
-    from star.models.sd3 import check_present
+    from star.models import find
     from star.tasks import load_rewards, load_task
 
-    check_present(config.model)
+    find(config.model)
     tasks = {name: load_task(config, name) for name in config.evaluators}
     load_rewards(config, tasks[config.task.name])
 

@@ -1,1 +1,48 @@
-"""Base models, and what is trained in them."""
+"""Base models, and what is trained in them.
+
+A model is found by the class that its ``model_index.json`` names. To add one, write a module that follows
+:class:`star.models.interface.BaseModel` and add a line to :data:`MODELS`.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from star.common.errors import UserError
+from star.common.plugins import import_path
+from star.config import ModelConfig
+from star.models.sources import pipeline_class, source
+
+if TYPE_CHECKING:
+    from star.models.interface import BaseModel
+
+MODELS = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}
+"""Class of a diffusers pipeline -> what makes a base model of it."""
+
+
+def find(config: ModelConfig) -> "type[BaseModel]":
+    """The class of the configured base model.
+
+    Raises:
+        UserError: the model cannot be had, or is of a kind that is not known here. That is told before weights are loaded.
+    """
+    kind = pipeline_class(config)
+    if kind not in MODELS:
+        raise UserError(
+            f"model.path={source(config)} is a {kind or 'folder without a pipeline'}; there are: {', '.join(MODELS)}"
+        )
+    return import_path(MODELS[kind], f"model.path={source(config)}")
+
+
+def load(config: ModelConfig, device: torch.device, seed: int) -> "BaseModel":
+    """The configured base model, ready to sample and to train.
+
+    Args:
+        config: which model and what to train in it.
+        device: where everything computes.
+        seed: of the adapters' initial values.
+
+    Raises:
+        UserError: the model is missing or cannot be used.
+    """
+    return find(config)(config, device, seed)

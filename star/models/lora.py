@@ -16,7 +16,8 @@ from torch import Tensor
 
 from star.common.errors import UserError
 from star.config import ModelConfig
-from star.models.sd3 import Base, located
+from star.models.interface import BaseModel
+from star.models.sources import located
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -48,8 +49,8 @@ class Lora:
         targets = sorted({name.partition(".lora_")[0] for name in self.weights})
         return replace(config, parameters="lora", lora_rank=self.rank, lora_alpha=self.alpha, lora_targets=targets)
 
-    def values(self, base: Base) -> dict[str, Tensor]:
-        """The weights as values of a model's trained parameters, for :meth:`star.models.sd3.Base.weights`.
+    def values(self, base: BaseModel) -> dict[str, Tensor]:
+        """The weights as values of a model's trained parameters, for :meth:`star.models.interface.BaseModel.weights`.
 
         Raises:
             UserError: the LoRA is of another model.
@@ -66,7 +67,7 @@ def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> N
 
     Args:
         folder: is created.
-        trained: by their names in the model, as :attr:`star.models.sd3.Base.trained` has them.
+        trained: by their names in the model, as :attr:`star.models.interface.BaseModel.trained` has them.
         config: says rank and alpha.
     """
     StableDiffusion3Pipeline.save_lora_weights(

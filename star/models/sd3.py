@@ -1,4 +1,4 @@
-"""The base model: loading an SD3 pipeline, what is trained in it, text embeddings and decoding."""
+"""Stable Diffusion 3 and 3.5 as a base model: loading a pipeline, what is trained in it, text embeddings and decoding."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -8,26 +8,26 @@ import diffusers
 import torch
 import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from peft import LoraConfig
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from star.common.errors import UserError
-from star.common.shipped import MINI_BASE
-from star.config import ModelConfig
+from star.config import ModelConfig, RelevanceConfig
+from star.method.attention import Relevance
+from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
+from star.models import lora
 from star.models.ema import swapped
 from star.models.sharding import several_processes, shard
+from star.models.sources import source, told
 from star.models.text import EMPTY, TextCache, visiting
 
 CPU_PARAMETERS = 100e6
 """Larger models are not run without a GPU: a step would take minutes."""
 
 
-class Base:
-    """A frozen SD3 pipeline with trainable parameters in its transformer.
+class SD3:
+    """A frozen SD3 pipeline with trainable parameters in its transformer; see :class:`star.models.interface.BaseModel`.
 
     Attributes:
         pipeline: the ``StableDiffusion3Pipeline``.
@@ -61,6 +61,8 @@ class Base:
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
         self.pipeline.vae.float()
+        if self.pipeline.scheduler.config.use_dynamic_shifting:
+            raise UserError(f"model.path={source(config)}: its scheduler shifts by resolution, which is not supported")
         self.transformer = self.pipeline.transformer
         token = self.pipeline.vae_scale_factor * self.patch
         most = self.transformer.config.pos_embed_max_size * token
@@ -94,6 +96,23 @@ class Base:
     def patch(self) -> int:
         """Latent positions per image token and axis."""
         return self.transformer.config.patch_size
+
+    @property
+    def blocks(self) -> int:
+        """Joint blocks of the transformer."""
+        return len(self.transformer.transformer_blocks)
+
+    def schedule(self, steps: int) -> Tensor:
+        """The noise levels of an image, float32 (steps + 1) on the device, with the shift of the pipeline's scheduler."""
+        return sigmas(steps, self.pipeline.scheduler.config.shift).to(self.device)
+
+    def relevance(self, config: RelevanceConfig, mask: Tensor) -> Relevance:
+        """The configured capture for the core words' columns, bool (B, columns).
+
+        Raises:
+            UserError: blocks or heads that the transformer does not have.
+        """
+        return Relevance(self.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which text columns hold core words, bool (B, columns); see :func:`star.method.tokens.token_columns`."""
@@ -166,34 +185,12 @@ class Base:
         """Inside, the trained parameters have other values, e.g. an average's."""
         return swapped(self.trained, values)
 
+    def export(self, folder: Path, values: Mapping[str, Tensor]) -> None:
+        """Write trained adapters in diffusers' layout: ``pipeline.load_lora_weights(folder)`` takes them."""
+        lora.write(folder, values, self.config)
+
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module))
-
-
-def source(config: ModelConfig) -> str:
-    """The diffusers folder or hub name of the configured base: by default the mini base's folder."""
-    return config.path or str(MINI_BASE.folder)
-
-
-def located(model: str) -> Path | None:
-    """The folder of a model or LoRA: a path, or a repository in the hub's cache. None if it is not on this machine; nothing
-    is downloaded."""
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-
-
-def check_present(config: ModelConfig) -> None:
-    """Look for a model's index, which is quick, so that a missing model is told before anything is done.
-
-    Raises:
-        UserError: the model cannot be had.
-    """
-    with _told(config):
-        StableDiffusion3Pipeline.load_config(source(config))
 
 
 def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
@@ -201,13 +198,13 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
     transformers.utils.logging.disable_progress_bar()
     if device.type == "cpu":
         _check_size(config)
-    with _told(config):
+    with told(config):
         return StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
 
 
 def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
-    with _told(config):
+    with told(config):
         shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
     with torch.device("meta"):
         count = SD3Transformer2DModel.from_config(shape).num_parameters()
@@ -218,33 +215,19 @@ def _check_size(config: ModelConfig) -> None:
         )
 
 
-@contextmanager
-def _told(config: ModelConfig) -> Iterator[None]:
-    """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # What follows in parentheses is how the hub was asked.
-        reason = str(error).strip().splitlines()[0].partition(" (")[0]
-        raise UserError(
-            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
-            f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
-        ) from None
-
-
 def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
     """Add the configured adapters, in the precision of what they adapt.
 
     Raises:
         UserError: a target fits no module.
     """
-    lora = LoraConfig(
+    adapters = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         init_lora_weights="gaussian",
         target_modules=config.lora_targets,
     )
     try:
-        transformer.add_adapter(lora)
+        transformer.add_adapter(adapters)
     except ValueError as error:
         raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None

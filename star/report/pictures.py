@@ -20,16 +20,16 @@ from PIL import Image
 from star.common.errors import UserError
 from star.common.files import replacing
 from star.common.noise import normal
-from star.config import Config, SamplingConfig, read_config
+from star.config import Config, read_config
 from star.method.allocation import allocate
-from star.method.sampling import sigmas, transition
-from star.models.sd3 import Base
+from star.models import load
+from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.tasks import Prompt, load_task, paired_scores
 from star.training.checkpoint import load_trained
-from star.training.rollout import relevance_of
+from star.training.rollout import denoise
 
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6
@@ -52,7 +52,7 @@ def filmstrip(found: Collection, task: str) -> Block:
         config = read_config(runs["star"] / "config.yaml")
         prompt = _richest(list(load_task(config, task).test))
         images, maps = _maps(config, prompt, runs["star"] / "final" / "trained.safetensors")
-        return _strip(prompt, images, maps, trained_steps(config.sampling))
+        return _strip(prompt, images, maps, config.sampling.trainable)
 
     return _kept(found.folder / "figures" / f"maps-{task}.png", _source(runs), draw if runs else None, caption)
 
@@ -126,7 +126,7 @@ def _richest(prompts: list[Prompt]) -> Prompt:
 @torch.no_grad()
 def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Images (H, W, 3) and STAR's weights (steps, h, w), each before and after training."""
-    base = Base(config.model, Accelerator().device, config.seed)
+    base = load(config.model, Accelerator().device, config.seed)
     trained = {name: value.clone() for name, value in base.trained.items()}
     load_trained(weights, trained)
     images, maps = [], []
@@ -140,23 +140,16 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
     return images, maps
 
 
-def _denoised(base: Base, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
+def _denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
     """One image by the deterministic flow, and the relevance (steps, 1, h, w) on the way."""
-    mask = base.core_columns([prompt.text], [prompt.spans], config.relevance.columns)
-    schedule = sigmas(config.sampling.steps).to(base.device)
+    capture = base.relevance(config.relevance, base.core_columns([prompt.text], [prompt.spans], config.relevance.columns))
     x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)
     maps = []
-    for step in range(config.sampling.steps):
-        with relevance_of(base, config.relevance, mask) as relevance:
-            v = base.velocity(x, schedule[step], [prompt.text], config.sampling.guidance)
-        maps.append(relevance.take())
-        x = transition(x, v, schedule, step, "ode").mean
+    for step in denoise(base, x, [prompt.text], config.sampling.guidance, ["ode"] * config.sampling.steps, capture=capture):
+        assert step.relevance is not None
+        maps.append(step.relevance)
+        x = step.following
     return base.decode(x)[0].cpu().numpy(), torch.stack(maps)
-
-
-def trained_steps(sampling: SamplingConfig) -> range:
-    """The steps that training may use: the window's range, or all but the last."""
-    return range(*sampling.window_range) if sampling.window else range(sampling.steps - 1)
 
 
 def _strip(prompt: Prompt, images: list[np.ndarray], maps: list[np.ndarray], trained: range) -> tuple[Figure, str]:

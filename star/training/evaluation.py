@@ -10,7 +10,7 @@ from torch import Tensor
 from star.common.processes import gather
 from star.common.progress import track
 from star.config import EvaluationConfig
-from star.models.sd3 import Base
+from star.models.interface import BaseModel
 from star.tasks import Score, Task
 from star.training.rollout import generate, mean_distance, thumbnails
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def evaluate(
-    base: Base, task: Task, config: EvaluationConfig, images: int, batch: int, accelerator: Accelerator
+    base: BaseModel, task: Task, config: EvaluationConfig, images: int, batch: int, accelerator: Accelerator
 ) -> Evaluation:
     """Draw ``images`` images of every test prompt and judge them; each process draws its share.
 

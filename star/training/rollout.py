@@ -1,6 +1,6 @@
 """Rollouts: which prompts an epoch samples, and the stochastic trajectories of a micro-batch with their relevance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from star.common.noise import generator, normal
 from star.config import RelevanceConfig, SamplingConfig
 from star.method.attention import Relevance
 from star.method.objective import log_prob_map
-from star.method.sampling import sigmas, transition
-from star.models.sd3 import Base
+from star.method.sampling import Transition, transition
+from star.models.interface import BaseModel
 from star.tasks import Prompt
 
 
@@ -62,26 +62,75 @@ def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:
     With a window the other steps are deterministic. Without one every step is stochastic, also the last, which is
     never trained (its deviation is almost 0).
     """
+    steps = sampling.trainable
     if not sampling.window:
-        return list(range(sampling.steps - 1))
-    first, last = sampling.window_range
-    places = last - sampling.window - first + 1
-    start = first + int(torch.randint(places, (), generator=generator(seed, "window", epoch)))
-    return list(range(start, start + sampling.window))
+        return list(steps)
+    places = len(steps) - sampling.trained + 1
+    start = int(torch.randint(places, (), generator=generator(seed, "window", epoch)))
+    return list(steps[start : start + sampling.trained])
 
 
-def relevance_of(base: Base, config: RelevanceConfig, mask: Tensor) -> Relevance:
-    """The configured capture for the core words' columns, bool (B, columns).
+@dataclass(frozen=True)
+class Step:
+    """One step of a denoising, from latents ``x`` (B, C, H, W) to the ``following`` ones.
 
-    Raises:
-        UserError: blocks or heads that the transformer does not have.
+    Attributes:
+        index: of the step.
+        kind: ``sde``, ``cps`` or ``ode``.
+        x, following: latents before and after, float32.
+        transition: the distribution that ``following`` was drawn from.
+        relevance: (B, h, w), with ``per_block`` (blocks, B, h, w); None where it was not captured.
     """
-    return Relevance(base.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
+
+    index: int
+    kind: str
+    x: Tensor
+    transition: Transition
+    following: Tensor
+    relevance: Tensor | None
+
+
+@torch.no_grad()
+def denoise(
+    base: BaseModel,
+    x: Tensor,
+    texts: Sequence[str],
+    guidance: float,
+    kinds: Sequence[str],
+    noise_level: float = 0.0,
+    noise: Callable[[], Tensor] | None = None,
+    capture: Relevance | None = None,
+    captured: Container[int] | None = None,
+    per_block: bool = False,
+) -> Iterator[Step]:
+    """The one denoising loop: rollouts, evaluations, pictures and measurements all go through it, step by step.
+
+    Args:
+        base: the model.
+        x: where it starts, (B, C, H, W) float32 on the model's device.
+        texts: B prompts.
+        guidance: classifier-free guidance scale.
+        kinds: of each step; as many as there are steps.
+        noise_level: of the stochastic ones.
+        noise: draws (B, C, H, W) for a step; it is asked at every one. None takes the mean of each.
+        capture: reads relevance.
+        captured: at which steps; by default at all.
+        per_block: whether it comes block by block.
+    """
+    schedule = base.schedule(len(kinds))
+    for index, kind in enumerate(kinds):
+        looks = capture if captured is None or index in captured else None
+        with looks or nullcontext():
+            v = base.velocity(x, schedule[index], texts, guidance)
+        moved = transition(x, v, schedule, index, kind, noise_level)
+        following = moved.mean if noise is None else moved.mean + moved.std * noise()
+        yield Step(index, kind, x, moved, following, looks.take(per_block) if looks else None)
+        x = following
 
 
 @torch.no_grad()
 def sample(
-    base: Base,
+    base: BaseModel,
     samples: Sequence[Sample],
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
@@ -106,31 +155,24 @@ def sample(
         reduction: of the log-probabilities, ``image`` or ``position``.
         seed, epoch: of the noise.
     """
-    schedule = sigmas(sampling.steps).to(base.device)
     texts = [prompts[s.prompt].text for s in samples]
     spans = [prompts[s.prompt].spans for s in samples]
     x = torch.stack([_initial(base, s, sampling.same_latent, seed, epoch) for s in samples]).to(base.device)
-    noise = [generator(seed, epoch, "steps", s.prompt, s.index) for s in samples]
     capture = None
     if relevance is not None:
-        capture = relevance_of(base, relevance, base.core_columns(texts, spans, relevance.columns))
+        capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
+    # Every sample draws for every step, so that a step's noise does not depend on where the window lies.
+    noise = keyed_noise(base, [(seed, epoch, "steps", s.prompt, s.index) for s in samples])
+    kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
     latents, log_probs, means, maps = [x], [], [], []
-    for step in range(sampling.steps):
-        trained = step in steps
-        with capture if capture and trained else nullcontext():
-            v = base.velocity(x, schedule[step], texts, sampling.guidance)
-        if capture and trained:
-            maps.append(capture.take())
-        kind = sampling.kind if trained or not sampling.window else "ode"
-        mean, std, _ = transition(x, v, schedule, step, kind, sampling.noise_level)
-        # Every sample draws for every step, so that a step's noise does not depend on where the window lies.
-        z = torch.stack([torch.randn(base.latent_shape, generator=source) for source in noise]).to(base.device)
-        x = mean + std * z
-        if trained:
-            log_probs.append(log_prob_map(x, mean, std, kind, reduction))
-            means.append(mean)
+    for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps):
+        x = step.following
+        if step.index in steps:
+            log_probs.append(log_prob_map(x, step.transition.mean, step.transition.std, step.kind, reduction))
+            means.append(step.transition.mean)
             latents.append(x)
+            maps += [] if step.relevance is None else [step.relevance]
         elif not log_probs:
             latents = [x]
     return Trajectory(
@@ -145,27 +187,33 @@ def sample(
 
 
 @torch.no_grad()
-def generate(base: Base, texts: Sequence[str], keys: Sequence[tuple[int | str, ...]], steps: int, guidance: float) -> Tensor:
+def generate(
+    base: BaseModel, texts: Sequence[str], keys: Sequence[tuple[int | str, ...]], steps: int, guidance: float
+) -> Tensor:
     """Images for evaluation, uint8 (B, H, W, 3) on the CPU: the deterministic flow from noise with the given keys."""
-    schedule = sigmas(steps).to(base.device)
     x = torch.stack([normal(base.latent_shape, *key) for key in keys]).to(base.device)
-    for step in range(steps):
-        v = base.velocity(x, schedule[step], texts, guidance)
-        x = transition(x, v, schedule, step, "ode").mean
+    for step in denoise(base, x, texts, guidance, ["ode"] * steps):
+        x = step.following
     return base.decode(x).cpu()
 
 
-def diversity(images: Tensor, groups: Sequence[int]) -> float:
+def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Callable[[], Tensor]:
+    """What draws the noise of one step after the other for samples with the given keys, (B, C, H, W) on the device."""
+    sources = [generator(*key) for key in keys]
+    return lambda: torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources]).to(base.device)
+
+
+def diversity(rows: Tensor, groups: Sequence[int]) -> float:
     """Mean over groups of the mean distance of two images of a group (of 0 if it has one).
 
     The distance is the root mean square difference of pixels in [0, 1] at an eighth of the size.
 
     Args:
-        images: uint8 (n, H, W, 3).
+        rows: (n, pixels), the :func:`thumbnails` of the images.
         groups: the group of each.
     """
-    small, ids = thumbnails(images), torch.as_tensor(groups)
-    return torch.stack([mean_distance(small[ids == group]) for group in ids.unique()]).mean().item()
+    ids = torch.as_tensor(groups)
+    return torch.stack([mean_distance(rows[ids == group]) for group in ids.unique()]).mean().item()
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -179,5 +227,5 @@ def mean_distance(rows: Tensor) -> Tensor:
     return torch.pdist(rows).mean() / rows.shape[1] ** 0.5 if len(rows) > 1 else torch.zeros(())
 
 
-def _initial(base: Base, sample: Sample, same_latent: bool, seed: int, epoch: int) -> Tensor:
+def _initial(base: BaseModel, sample: Sample, same_latent: bool, seed: int, epoch: int) -> Tensor:
     return normal(base.latent_shape, seed, epoch, "start", sample.prompt, 0 if same_latent else sample.index)

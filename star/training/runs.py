@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from star import config as settings
+from star import models
 from star.common import processes
 from star.common.files import write_text
 from star.config import Config, config_hash
+from star.models.interface import BaseModel
 from star.models.lora import Lora
-from star.models.sd3 import Base
 from star.records.names import ProtocolName
 from star.records.results import Row, commit
 from star.tasks import Task, load_task
@@ -69,7 +70,7 @@ def base(config: Config) -> list[Row]:
     accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        model = Base(config.model, accelerator.device, config.seed)
+        model = models.load(config.model, accelerator.device, config.seed)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator)
 
@@ -82,7 +83,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        model = Base(lora.model_config(config.model), accelerator.device, config.seed)
+        model = models.load(lora.model_config(config.model), accelerator.device, config.seed)
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator)
 
@@ -145,7 +146,7 @@ def _protocol(task: Task, config: Config) -> str:
     return str(ProtocolName.of(task.protocol, config.scale, settings.evaluation_changes(config)))
 
 
-def _evaluate(config: Config, images: int, model: Base, task: Task, accelerator: Accelerator) -> Evaluation:
+def _evaluate(config: Config, images: int, model: BaseModel, task: Task, accelerator: Accelerator) -> Evaluation:
     return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator)
 
 

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from evaluators.interface import Evaluator
 from star import config as settings
+from star import models
 from star.common import processes
-from star.common.errors import RunStopped, UserError
+from star.common.errors import UserError
 from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.method.allocation import allocate, effective_sample_share, upsample
-from star.method.arms import map_maker
+from star.method.arms import map_maker, needs_whole_epoch
 from star.method.objective import (
     advantages,
     clip_range_for,
@@ -37,40 +38,52 @@ from star.method.objective import (
     policy_loss,
     zero_std_share,
 )
-from star.method.sampling import Transition, sigmas, transition
-from star.models import lora
+from star.method.sampling import Transition, transition
 from star.models.ema import EMA
-from star.models.sd3 import Base
+from star.models.interface import BaseModel
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
+from star.training import guards
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
-from star.training.rollout import Sample, Trajectory, diversity, plan, relevance_of, sample, trained_steps
+from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps
 
-COLLAPSED_REWARD = 0.5
-COLLAPSED_DIVERSITY = 0.05
-SMALLEST_SCALE = 1.0
-# Of these figures an epoch reports the largest value, of the others the mean.
 LARGEST = ("ratio_error", "weight_max")
-
+"""Of these figures an epoch reports the largest value, of the others the mean."""
 
 Verdicts = dict[str, Callable[[], list[dict]]]
-"""Task name -> a function that waits for the verdicts on a micro-batch."""
+"""Name of a reward -> a function that waits for the verdicts on a micro-batch."""
 
 
 @dataclass
-class Part:
-    """One micro-batch ready for the update: its trajectory, advantages (B,) and weights (steps, B, H, W) or None."""
+class MicroBatch:
+    """What goes through the model at once, on its way from rollout to update.
 
+    Attributes:
+        number: its place among the micro-batches of all processes; sample ``i`` of it is the epoch's ``number B + i``.
+        trajectory: of its B rollouts.
+        verdicts: on its images, which may still be in the making.
+        advantages: (B,), once all rewards are known.
+        weights: (steps, B, h, w), once they are allocated; None where they are 1 everywhere.
+    """
+
+    number: int
     trajectory: Trajectory
-    advantages: Tensor
-    weights: Tensor | None
+    verdicts: Verdicts = field(default_factory=dict)
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    weights: Tensor | None = None
+
+    @property
+    def places(self) -> slice:
+        """Where its samples stand among those of the epoch."""
+        size = len(self.trajectory.samples)
+        return slice(self.number * size, (self.number + 1) * size)
 
 
 class Trainer:
     """A training run of one configuration, in one run folder."""
 
-    def __init__(self, config: Config, task: Task | None = None, base: Base | None = None) -> None:
+    def __init__(self, config: Config, task: Task | None = None, base: BaseModel | None = None) -> None:
         """
         Args:
             config: a checked configuration.
@@ -88,12 +101,12 @@ class Trainer:
         # Rewards come first: what cannot be judged is told before a model is loaded.
         self.task = task or load_task(config, config.task.name)
         self.others = load_rewards(config, self.task)
-        self.base = base or Base(config.model, self.accelerator.device, config.seed)
+        self.base = base or models.load(config.model, self.accelerator.device, config.seed)
         if self.base.sharded:
             self._check_shares()
         # Blocks that the model does not have are told before anything is written.
-        relevance_of(self.base, config.relevance, torch.ones(1, 1, dtype=torch.bool))
-        self.schedule = sigmas(config.sampling.steps).to(self.base.device)
+        self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        self.schedule = self.base.schedule(config.sampling.steps)
         _, height, width = self.base.latent_shape
         method = config.method
         self.clip_range = (
@@ -111,7 +124,8 @@ class Trainer:
         self.folder = RunFolder(Path(config.run))
 
     @property
-    def parts(self) -> dict:
+    def state(self) -> dict:
+        """What a checkpoint holds beside the trained weights."""
         return {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
 
     def run(self) -> dict:
@@ -151,7 +165,7 @@ class Trainer:
         summary = progress | {"commit": commit()}
         if main:
             if self.config.model.parameters == "lora":
-                lora.write(self.folder.path / "final" / "lora", self.ema.values, self.config.model)
+                self.base.export(self.folder.path / "final" / "lora", self.ema.values)
             self.folder.finish(self.ema.values, summary)
         # Not end_training: that also parts the processes, which still have to evaluate.
         for tracker in self.accelerator.trackers:
@@ -165,21 +179,18 @@ class Trainer:
         train = self.config.train
         samples = plan(len(self.task.train), train.groups, train.group_size, self.config.seed, epoch)
         steps = trained_steps(self.config.sampling, self.config.seed, epoch)
-        mine, trajectories, verdicts = self._sample(samples, steps, epoch, tick)
-        scores, spread = self._score(mine, trajectories, verdicts)
+        batches = self._sample(samples, steps, epoch, tick)
+        scores, spread = self._score(batches)
         sampled = time.monotonic()
         # Draws of one text in an epoch are one group, as in Flow-GRPO.
         ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
         groups = [ids[self._text(s)] for s in samples]
         rewards = scores[self.config.task.name]
         gains = advantages(self._mixed(scores, groups), groups, train.std)
-        weights = self._allocate(mine, trajectories, groups, epoch)
-        size = train.micro_batch
-        parts = {
-            index: Part(trajectory, gains[index * size : (index + 1) * size], None if weights is None else weights[index])
-            for index, trajectory in zip(mine, trajectories, strict=True)
-        }
-        figures = self.update(parts, len(samples) // size, epoch, tick)
+        for batch in batches:
+            batch.advantages = gains[batch.places]
+        self._allocate(batches, groups, epoch)
+        figures = self.update(batches, len(samples) // train.micro_batch, epoch, tick)
         return {
             "reward": rewards.mean().item(),
             "reward_std": rewards.std(correction=0).item(),
@@ -195,107 +206,111 @@ class Trainer:
 
     def _sample(
         self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
-    ) -> tuple[list[int], list[Trajectory], list[Verdicts]]:
-        """This process's micro-batches: their numbers, trajectories and verdicts, which may still be in the making."""
+    ) -> list[MicroBatch]:
+        """This process's micro-batches in the order of their numbers, drawn, and with verdicts under way."""
         size, config = self.config.train.micro_batch, self.config
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         # Each update's share is spread over all processes, so that none waits for the others.
-        mine = sorted(index for share in self._shares(len(samples) // size, epoch) for index in share[rank::ranks])
+        mine = sorted(number for share in self._shares(len(samples) // size, epoch) for number in share[rank::ranks])
         capture = config.relevance if map_maker(config.method.arm) else None
         judges: dict[str, Task | Evaluator] = {config.task.name: self.task, **self.others}
-        trajectories, verdicts = [], []
-        own = [self._text(s) for index in mine for s in samples[index * size : (index + 1) * size]]
-        self.base.prepare(own, config.sampling.guidance)
-        for index in mine:
-            batch = samples[index * size : (index + 1) * size]
-            trajectories.append(
-                sample(
-                    self.base,
-                    batch,
-                    self.task.train,
-                    config.sampling,
-                    steps,
-                    capture,
-                    config.method.reduction,
-                    config.seed,
-                    epoch,
-                )
+        drawn = {number: samples[number * size : (number + 1) * size] for number in mine}
+        self.base.prepare([self._text(s) for batch in drawn.values() for s in batch], config.sampling.guidance)
+        batches = []
+        for number, batch in drawn.items():
+            trajectory = sample(
+                self.base,
+                batch,
+                self.task.train,
+                config.sampling,
+                steps,
+                capture,
+                config.method.reduction,
+                config.seed,
+                epoch,
             )
-            prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectories[-1].images.numpy())
-            verdicts.append({name: judge.submit(prompts, images) for name, judge in judges.items()})
+            prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
+            verdicts = {name: judge.submit(prompts, images) for name, judge in judges.items()}
+            batches.append(MicroBatch(number, trajectory, verdicts))
             tick()
-        return mine, trajectories, verdicts
+        return batches
 
-    def _score(
-        self, mine: Sequence[int], trajectories: Sequence[Trajectory], verdicts: Sequence[Verdicts]
-    ) -> tuple[dict[str, Tensor], float]:
-        """All rewards of the epoch by task, in the order of its samples, and the diversity within micro-batch groups."""
+    def _score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
+        """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
         scored = []
-        for index, trajectory, pending in zip(mine, trajectories, verdicts, strict=True):
-            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in pending.items()}
-            scored.append((index, rewards, diversity(trajectory.images, [s.prompt for s in trajectory.samples])))
+        for batch in batches:
+            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in batch.verdicts.items()}
+            prompts = [s.prompt for s in batch.trajectory.samples]
+            scored.append((batch.number, rewards, prompts, thumbnails(batch.trajectory.images)))
         scored = sorted(self._gather(scored), key=lambda item: item[0])
         names = [self.config.task.name, *self.others]
-        together = {name: torch.tensor([reward for _, part, _ in scored for reward in part[name]]) for name in names}
-        return together, sum(spread for *_, spread in scored) / len(scored)
+        together = {name: torch.tensor([reward for _, part, *_ in scored for reward in part[name]]) for name in names}
+        # A group may lie in several micro-batches, on several processes.
+        groups = [prompt for _, _, prompts, _ in scored for prompt in prompts]
+        return together, diversity(torch.cat([rows for *_, rows in scored]), groups)
 
     def _mixed(self, scores: dict[str, Tensor], groups: Sequence[int]) -> Tensor:
-        """The reward that is optimised: the task's own, or its sum with those of other tasks."""
+        """The reward that is optimised: the task's own, or its sum with others."""
         config = self.config.rewards
         if not config.others:
             return scores[self.config.task.name]
         return mixed_rewards(scores, {self.config.task.name: 1.0, **config.others}, groups, config.normalise)
 
-    def _allocate(
-        self, mine: Sequence[int], trajectories: Sequence[Trajectory], groups: Sequence[int], epoch: int
-    ) -> dict[int, Tensor] | None:
-        """Weights of this process's micro-batches, or None where they are 1 everywhere.
+    def _allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
+        """Give this process's micro-batches their weights, where they are not 1 everywhere.
 
-        The whole epoch is allocated at once, because a shuffled map comes from any of its rollouts.
+        Maps stay on their process, unless one's map is made of others': then the whole epoch is allocated at once.
         """
-        method, size = self.config.method, self.config.train.micro_batch
-        if map_maker(method.arm) is None:
-            return None
-        own = [(index, t.relevance.cpu()) for index, t in zip(mine, trajectories, strict=True) if t.relevance is not None]
-        maps = [relevance for _, relevance in sorted(self._gather(own), key=lambda pair: pair[0])]
+        method = self.config.method
+        maker = map_maker(method.arm)
+        if maker is None:
+            return
+        own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
+        maps = dict(sorted(self._gather(own) if needs_whole_epoch(maker) else own))
+        if not maps:
+            return  # no micro-batch for this process
+        size = self.config.train.micro_batch
+        places = [number * size + place for number in maps for place in range(size)]
         weights = allocate(
-            torch.cat(maps, dim=1),
+            torch.cat(list(maps.values()), dim=1),
             method.arm,
             cap=method.cap,
             mix=method.mix,
             exponent=method.exponent,
-            prompts=groups,
-            keys=[epoch * len(groups) + place for place in range(len(groups))],
+            prompts=[groups[place] for place in places],
+            keys=[epoch * len(groups) + place for place in places],
             seed=self.config.seed,
         )
-        return {index: weights[:, index * size : (index + 1) * size].to(self.base.device) for index in mine}
+        parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
+        for batch in batches:
+            batch.weights = parts[batch.number].to(self.base.device)
 
-    def update(self, parts: dict[int, Part], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+    def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
 
         Args:
-            parts: this process's micro-batches by number.
+            batches: this process's.
             count: of the micro-batches of all processes.
             epoch: which decides on the order.
             tick: called after every micro-batch.
         """
         figures: dict[str, list[float]] = defaultdict(list)
+        own = {batch.number: batch for batch in batches}
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(epoch)
         for update, share in enumerate(self._shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
-            for index in share:
-                if index in parts:
-                    self._backward(parts[index], samples, figures, on_policy=update == 0)
-                    tick()
+            for batch in [own[number] for number in share if number in own]:
+                self._backward(batch, samples, figures, on_policy=update == 0)
+                tick()
             figures["grad_norm"].append(self._step(epoch))
-        for part in parts.values():
-            if part.weights is not None:
-                figures["effective_share"].append(effective_sample_share(part.weights).mean().item())
-                figures["weight_max"].append(part.weights.max().item())
+        for batch in batches:
+            if batch.weights is not None:
+                figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())
+                figures["weight_max"].append(batch.weights.max().item())
         pooled: dict[str, list[float]] = defaultdict(list)
-        for own in self._gather([dict(figures)]):
-            for name, values in own.items():
+        for part in self._gather([dict(figures)]):
+            for name, values in part.items():
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
 
@@ -318,17 +333,17 @@ class Trainer:
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
 
-    def _backward(self, part: Part, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
+    def _backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
-        config, trajectory = self.config, part.trajectory
+        config, trajectory = self.config, batch.trajectory
         train, method = config.train, config.method
-        if train.beta == 0 and not part.advantages.any():
+        if train.beta == 0 and not batch.advantages.any():
             if not self.base.sharded:
                 return
             # Its gradient is 0 and its figures do not count, but other processes need this one's part of the weights.
             figures = defaultdict(list)
         texts = [self._text(s) for s in trajectory.samples]
-        gains = part.advantages.to(self.base.device)
+        gains = batch.advantages.to(self.base.device)
         for row, step in enumerate(trajectory.steps):
             x, following = trajectory.latents[row], trajectory.latents[row + 1]
             v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
@@ -337,7 +352,7 @@ class Trainer:
             old = trajectory.log_probs[row]
             if train.guard:
                 new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
-            weights = None if part.weights is None else upsample(part.weights[row], self.base.patch)
+            weights = None if batch.weights is None else upsample(batch.weights[row], self.base.patch)
             per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
             policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
             loss = policy.loss / -moved.dt if train.guard else policy.loss
@@ -347,12 +362,11 @@ class Trainer:
                     penalty = penalty * weights
                 figures["kl"].append(penalty.mean().item())
                 loss = loss + train.beta * penalty.mean((1, 2))
-            if not loss.isfinite().all():
-                raise RunStopped(f"the loss is not finite at step {step}: lower train.lr or check the rewards")
+            guards.check_loss(loss, step)
             self.scaler.scale(loss.sum() / (samples * len(trajectory.steps))).backward()
             error = policy.ratio_error.item()
             if on_policy:
-                self._check_on_policy(error, step)
+                guards.check_on_policy(error, train.ratio_tolerance, step)
                 figures["ratio_error"].append(error)
             figures["clip_fraction"].append(policy.clip_fraction.item())
             figures["approx_kl"].append(policy.approx_kl.item())
@@ -364,14 +378,6 @@ class Trainer:
         sampling = self.config.sampling
         mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
         return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
-
-    def _check_on_policy(self, error: float, step: int) -> None:
-        if not error <= self.config.train.ratio_tolerance:
-            raise RunStopped(
-                f"a ratio of the first update is {error:.2g} off 1 at step {step} (train.ratio_tolerance="
-                f"{self.config.train.ratio_tolerance:g}): sampling and update do not compute the same; use model.dtype="
-                "float32 or the same kernels in both"
-            )
 
     def _step(self, epoch: int) -> float:
         """One optimizer step on the gradients summed over processes."""
@@ -386,9 +392,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # In half precision an update whose gradient overflows is skipped, and the scale halved for the next.
-        if not math.isfinite(norm) and self.scaler.get_scale() <= SMALLEST_SCALE:
-            raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
+        guards.check_gradient(norm, self.scaler.get_scale(), epoch)
         self.optimizer.zero_grad()
         self.ema.update(self.base.trained)
         return norm
@@ -402,14 +406,7 @@ class Trainer:
     def _advance(self, progress: dict, metrics: dict) -> dict:
         """Progress after one more epoch; stops a run that has collapsed."""
         first = progress.get("first") or {"reward": metrics["reward"], "diversity": metrics["diversity"]}
-        reasons = []
-        if first["reward"] > 0 and metrics["reward"] < COLLAPSED_REWARD * first["reward"]:
-            reasons.append(f"the reward is {metrics['reward']:.3g}, at the start {first['reward']:.3g}")
-        if metrics["diversity"] < COLLAPSED_DIVERSITY * first["diversity"]:
-            reasons.append(f"the diversity within groups is {metrics['diversity']:.3g}, at the start {first['diversity']:.3g}")
-        bad = progress.get("bad_epochs", 0) + 1 if reasons else 0
-        if bad >= self.config.train.collapse_epochs:
-            raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta")
+        bad = guards.bad_epochs(first, metrics, progress.get("bad_epochs", 0), self.config.train.collapse_epochs)
         return {
             "epoch": progress["epoch"] + 1,
             "updates": progress.get("updates", 0) + self.config.train.updates_per_epoch,
@@ -430,12 +427,12 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            self.folder.save(progress["epoch"], self.base.trained, self.parts, progress)
+            self.folder.save(progress["epoch"], self.base.trained, self.state, progress)
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
         """Load the newest checkpoint, and drop what was logged after it."""
-        progress = self.folder.restore(self.base.trained, self.parts)
+        progress = self.folder.restore(self.base.trained, self.state)
         if self.accelerator.is_main_process:
             self.folder.truncate(progress["epoch"])
         return progress

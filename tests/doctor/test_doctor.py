@@ -15,7 +15,7 @@ from star.doctor import checks, dry_run
 from star.doctor.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed, trajectory_bytes
 from star.doctor.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, random_pipeline, shape_of
 from star.models import sd3 as pipeline
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 
 GIB = 2**30
 NARROW = {
@@ -86,7 +86,7 @@ def test_what_a_block_keeps_is_what_the_estimate_says(dual, keeps, checkpointing
 
     def kept(layers: int) -> int:
         shape = {**NARROW, "num_layers": layers, "dual_attention_layers": dual[:layers]}
-        base = Base(config.model, torch.device("cpu"), 0, random_pipeline(shape, torch.bfloat16, SMALL_AUTOENCODER))
+        base = SD3(config.model, torch.device("cpu"), 0, random_pipeline(shape, torch.bfloat16, SMALL_AUTOENCODER))
         own = {tensor.untyped_storage().data_ptr() for tensor in base.transformer.state_dict().values()}
         sizes: dict[int, int] = {}
 
@@ -145,13 +145,13 @@ def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeli
 def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monkeypatch):
     monkeypatch.setattr(pipeline, "CPU_PARAMETERS", 1e4)
     with pytest.raises(UserError, match="no GPU: with 0 M parameters a step takes minutes here.*STAR_TORCH=torch-gpu.txt"):
-        Base(load([f"model.path={pipeline_folder}"]).model, torch.device("cpu"), 0)
+        SD3(load([f"model.path={pipeline_folder}"]).model, torch.device("cpu"), 0)
 
 
 def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkeypatch, pipeline_folder):
     class Silent:
         protocol, train, test = "none", [], ["b"]
-        evaluator = None
+        name, evaluator = "silent", None
 
         def judge(self, prompts, images):
             raise RunStopped("nor can it read a blank image")

@@ -66,7 +66,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("task", "reward", "lack"), PAIRS)
 def test_every_pair_of_task_and_reward_works_or_is_refused_before_a_model_is_loaded(task, reward, lack, monkeypatch):
-    monkeypatch.setattr("star.training.trainer.Base", lambda *_: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("star.models.load", lambda *_: pytest.fail("a model is loaded"))
     config = load([f"task={task}", f"+rewards.others.{reward}=0.5"])
     if not lack:
         evaluator = load_rewards(config, load_task(config, task))[reward]

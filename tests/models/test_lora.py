@@ -15,7 +15,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from star.common.errors import UserError
 from star.common.noise import normal
 from star.models import lora
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 from star.records.results import read
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -68,11 +68,11 @@ def test_a_trained_lora_draws_the_same_picture_in_plain_diffusers(make_config, p
 
 
 def test_what_is_written_is_read_again(make_config, tmp_path):
-    base = Base(make_config().model, CPU, 0)
+    base = SD3(make_config().model, CPU, 0)
     lora.write(tmp_path / "lora", base.trained, base.config)
     again = lora.read(tmp_path / "lora")
     assert (again.rank, again.alpha) == (4, 8)
-    values = again.values(Base(again.model_config(base.config), CPU, 1))
+    values = again.values(SD3(again.model_config(base.config), CPU, 1))
     assert values.keys() == base.trained.keys()
     assert all(torch.equal(values[name], base.trained[name]) for name in values)
 
@@ -81,7 +81,7 @@ def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, 
     folder, model = released
     read_lora = lora.read(folder)
     assert (read_lora.rank, read_lora.alpha) == (3, 12)
-    base = Base(read_lora.model_config(make_config().model), CPU, 0)
+    base = SD3(read_lora.model_config(make_config().model), CPU, 0)
     latents, sigma = normal((2, *base.latent_shape), 1), torch.tensor(0.6)
     embeds, pooled = base.encode([TEXT] * 2)
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
         lora.read(tmp_path)
     other = lora.read(folder)
     with pytest.raises(UserError, match="made for another base model"):
-        other.values(Base(make_config().model, CPU, 0))
+        other.values(SD3(make_config().model, CPU, 0))
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(UserError, match="it has use_dora; only plain LoRA"):

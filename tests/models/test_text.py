@@ -4,7 +4,7 @@ import torch
 from fake_task import RedTask
 
 from star.models import text
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 from star.models.text import TextCache, visiting
 from star.training.trainer import Trainer
 
@@ -25,7 +25,7 @@ def counted(base, monkeypatch) -> list[str]:
 
 
 def test_each_text_is_encoded_once_and_shared(make_config, monkeypatch):
-    base = Base(make_config().model, CPU, 0)
+    base = SD3(make_config().model, CPU, 0)
     seen = counted(base, monkeypatch)
     embeds, pooled = base.encode(["a ring", "a star", "a ring"])
     again, _ = base.encode(["a star"])
@@ -44,7 +44,7 @@ def test_an_epoch_encodes_every_prompt_once(make_config, monkeypatch):
 
 def test_the_texts_used_last_are_kept(make_config, monkeypatch):
     monkeypatch.setattr(text, "KEPT_TEXTS", 2)
-    base = Base(make_config().model, CPU, 0)
+    base = SD3(make_config().model, CPU, 0)
     seen = counted(base, monkeypatch)
     for texts in (["a"], ["b"], ["a"], ["c"], ["a", "c"], ["b"]):
         base.encode(texts)
@@ -65,7 +65,7 @@ def test_resting_parts_are_on_the_device_only_while_they_work(make_config):
     with visiting([Part(1, 1)], CPU, meta):
         assert places == ["cpu"]
     assert places == ["cpu", "meta"]
-    base = Base(make_config().model, CPU, 0)
+    base = SD3(make_config().model, CPU, 0)
     moves: list[tuple[str, torch.device]] = []
     for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         part = getattr(base.pipeline, name)

@@ -32,7 +32,7 @@ from star.common.errors import UserError
 from star.common.statistics import paired_difference, score_variances
 from star.config import load, read_config, to_dict, to_yaml
 from star.method.arms import METHODS
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, write
 from star.report import report
@@ -40,7 +40,6 @@ from star.report.ablation import comparisons
 from star.report.blocks import MISSING, _inline, signed
 from star.report.brief import write_brief
 from star.report.collection import collect
-from star.report.pictures import trained_steps
 from star.report.provenance import overrides
 from star.report.tags import ENOUGH_PROMPTS, by_tag
 
@@ -487,7 +486,7 @@ def test_maps_before_and_after_training_are_drawn_from_the_run(make_config, tmp_
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
     path = write_run(tmp_path / "runs", "geneval", "star", 0)
     config = make_config("task=geneval", "method=star", "seed=0")
-    base = Base(config.model, torch.device("cpu"), config.seed)
+    base = SD3(config.model, torch.device("cpu"), config.seed)
     (path / "config.yaml").write_text("# training settings abc\n" + to_yaml(config))
     save_file({name: value.detach() + 1.0 for name, value in base.trained.items()}, path / "final" / "trained.safetensors")
     page, _ = report(results, tmp_path / "runs")
@@ -498,9 +497,9 @@ def test_maps_before_and_after_training_are_drawn_from_the_run(make_config, tmp_
 
 
 def test_the_steps_that_training_uses(make_config):
-    assert trained_steps(make_config("sampling.window=0", "sampling.steps=5").sampling) == range(4)
+    assert make_config("sampling.window=0", "sampling.steps=5").sampling.trainable == range(4)
     window = make_config("sampling.steps=6", "sampling.window=2", "sampling.window_range=[1,4]").sampling
-    assert trained_steps(window) == range(1, 4)
+    assert window.trainable == range(1, 4) and window.trained == 2
 
 
 def test_maps_that_cannot_be_drawn_are_said(tmp_path):

@@ -10,7 +10,7 @@ from fake_task import RedTask
 
 from star.method.objective import advantages
 from star.training.rollout import plan, trained_steps
-from star.training.trainer import Part, Trainer
+from star.training.trainer import Trainer
 
 
 def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, beta, clip):
@@ -96,8 +96,9 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
     trainer = Trainer(config, RedTask())
     train = config.train
     samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 0)
-    mine, trajectories, verdicts = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
-    scores, _ = trainer._score(mine, trajectories, verdicts)
+    batches = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
+    trajectories = [batch.trajectory for batch in batches]
+    scores, _ = trainer._score(batches)
     rewards = scores[config.task.name]
     prompts = [trainer.task.train[s.prompt].text for s in samples]
     torch.manual_seed(1)  # off policy, so that ratios, clipping and the penalty all count
@@ -106,12 +107,11 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
 
     groups = [s.prompt for s in samples]
     gains = advantages(rewards, groups, "batch")
-    weights = trainer._allocate(mine, trajectories, groups, 0)
+    trainer._allocate(batches, groups, 0)
     figures = defaultdict(list)
-    for index in mine:
-        own = slice(3 * index, 3 * index + 3)
-        part = Part(trajectories[index], gains[own], weights and weights[index])
-        trainer._backward(part, len(samples), figures, on_policy=False)
+    for batch in batches:
+        batch.advantages = gains[3 * batch.number : 3 * batch.number + 3]
+        trainer._backward(batch, len(samples), figures, on_policy=False)
     assert 0 < sum(figures["clip_fraction"]) / len(figures["clip_fraction"]) < 1
 
     relevance = None if method == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
@@ -160,7 +160,7 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
     monkeypatch.setattr(trainer.optimizer, "step", step)
     figures = trainer.epoch(0)
 
-    (_, trajectories, _), rewards = drawn[0], scored[0][0][config.task.name].tolist()
+    trajectories, rewards = [batch.trajectory for batch in drawn[0]], scored[0][0][config.task.name].tolist()
     prompts = [trainer.task.train[s.prompt].text for trajectory in trajectories for s in trajectory.samples]
     relevance = torch.cat([trajectory.relevance for trajectory in trajectories], dim=1)
     loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, True, 0.3, trainer.clip_range)

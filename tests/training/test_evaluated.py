@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from star.common.noise import normal
 from star.models.lora import Lora
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 from star.tasks import Score, load_task
 from star.training import runs
 from star.training.evaluation import Evaluation
@@ -37,7 +37,7 @@ def same(one, other):
 
 def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, seen):
     for module in ("star.training.runs", "star.training.trainer"):
-        monkeypatch.setattr(f"{module}.load_task", lambda config, name: RedTask())
+        monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
     config = make_config("train.epochs=2", "train.lr=1e-2", "evaluation.cross_images=1")
     raw = {}
     finish = Trainer.run
@@ -56,9 +56,9 @@ def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, 
 
 def test_a_lora_from_elsewhere_is_judged_with_its_own_weights(make_config, monkeypatch, tmp_path, seen):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "load_task", lambda config, name: RedTask())
+    monkeypatch.setattr(runs, "load_task", lambda config, name, evaluator=None: RedTask())
     config = make_config()
-    base = Base(config.model, CPU, 0)
+    base = SD3(config.model, CPU, 0)
     weights = {name.replace(".default.", "."): torch.randn_like(value) for name, value in base.trained.items()}
     runs.released(config, Lora(rank=4, alpha=8, weights=weights, digest="0"), "lora")
     assert same({name.replace(".default.", "."): value for name, value in seen[0].items()}, weights)
@@ -79,7 +79,7 @@ def test_images_are_those_of_the_configured_noise_and_guidance(make_config):
 
 
 def test_latents_are_scaled_as_diffusers_does(make_config):
-    base = Base(make_config().model, CPU, 0)
+    base = SD3(make_config().model, CPU, 0)
     vae = base.pipeline.vae
     assert (vae.config.scaling_factor, vae.config.shift_factor) == (0.8, 0.1)
     latents = normal((2, *base.latent_shape), 3)
@@ -91,7 +91,7 @@ def test_latents_are_scaled_as_diffusers_does(make_config):
 def test_the_shipped_base_draws_what_it_is_asked_for(make_config):
     """It is right on 0.72 of the pictures of single objects, and with guidance on almost all."""
     config = make_config("model.path=null", "relevance.blocks=[5]")
-    base = Base(config.model, CPU, 0)
+    base = SD3(config.model, CPU, 0)
     with base.reference():
         task = load_task(config, "geneval")
         prompts = [prompt for prompt in task.test if prompt.target["tag"] == "single_object"]

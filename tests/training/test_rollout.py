@@ -9,8 +9,8 @@ from star.common.noise import generator
 from star.method.attention import Relevance
 from star.method.sampling import sigmas, transition
 from star.mini.build import untrained_pipeline
-from star.models.sd3 import Base
-from star.training.rollout import Sample, diversity, sample
+from star.models.sd3 import SD3
+from star.training.rollout import Sample, diversity, sample, thumbnails
 
 CPU = torch.device("cpu")
 SAMPLES = [Sample(0, 0), Sample(1, 1)]
@@ -19,7 +19,7 @@ PROMPTS = RedTask().train
 
 @pytest.fixture
 def base(make_config):
-    return Base(make_config().model, CPU, 0)
+    return SD3(make_config().model, CPU, 0)
 
 
 def draw(base, config, steps, relevance=None, seed=0, epoch=0):
@@ -37,7 +37,7 @@ def test_the_configured_blocks_heads_columns_and_softmax_are_read(make_config):
     words = ["relevance.blocks=[1]", "relevance.heads=[0]", "relevance.columns=clip", "relevance.softmax_over=text"]
     config = make_config(*words)
     torch.manual_seed(0)
-    base = Base(config.model, CPU, 0, untrained_pipeline(width=64, blocks=2))  # two heads, two blocks
+    base = SD3(config.model, CPU, 0, untrained_pipeline(width=64, blocks=2))  # two heads, two blocks
     trajectory = draw(base, config, [0], config.relevance)
     texts, spans = ([getattr(PROMPTS[s.prompt], name) for s in SAMPLES] for name in ("text", "spans"))
     direct = Relevance(base.transformer, [1], base.core_columns(texts, spans, "clip"), heads=[0], softmax_over="text")
@@ -93,4 +93,4 @@ def test_every_epoch_and_every_seed_has_its_own_noise(base, make_config, changed
 def test_diversity_is_the_mean_distance_within_groups():
     """Flat pictures of grey 0, 51 and 102 differ by 0.2, 0.2 and 0.4; a lone picture by nothing."""
     images = torch.from_numpy(np.stack([np.full((16, 16, 3), grey, np.uint8) for grey in (0, 51, 102, 255)]))
-    assert diversity(images, [7, 7, 7, 3]) == pytest.approx((0.8 / 3 + 0) / 2, abs=1e-6)
+    assert diversity(thumbnails(images), [7, 7, 7, 3]) == pytest.approx((0.8 / 3 + 0) / 2, abs=1e-6)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from star.common.errors import RunStopped, UserError
 from star.config import to_yaml
-from star.models.sd3 import Base
+from star.models.sd3 import SD3
 from star.training import rollout
-from star.training.rollout import Sample, Trajectory, plan, sample, trained_steps
-from star.training.trainer import Trainer
+from star.training.rollout import Sample, Trajectory, plan, sample, thumbnails, trained_steps
+from star.training.trainer import MicroBatch, Trainer
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 
@@ -89,7 +89,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, p
         "import sys, time, torch\n"
         "from omegaconf import OmegaConf\n"
         "from star.config import Config\n"
-        "from star.training.trainer import Trainer\n"
+        "from star.training.trainer import MicroBatch, Trainer\n"
         "from fake_task import RedTask\n"
         "torch.set_num_threads(1)\n"
         f"config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load({str(overrides)!r})))\n"
@@ -153,7 +153,7 @@ def test_kl_is_against_the_untrained_model(make_config, parameters, kl, tmp_path
 
 def test_noise_is_keyed_by_sample_not_by_place(make_config):
     config = make_config()
-    base = Base(config.model, torch.device("cpu"), 0)
+    base = SD3(config.model, torch.device("cpu"), 0)
     task = RedTask()
     first, second = [Sample(0, 0), Sample(1, 3)], [Sample(1, 3), Sample(2, 1)]
     draw = [sample(base, s, task.train, config.sampling, [0, 1], None, "position", seed=0, epoch=5) for s in (first, second)]
@@ -163,7 +163,7 @@ def test_noise_is_keyed_by_sample_not_by_place(make_config):
 
 def test_same_latent_shares_the_start_within_a_group_only(make_config):
     config = make_config("sampling.same_latent=true")
-    base = Base(config.model, torch.device("cpu"), 0)
+    base = SD3(config.model, torch.device("cpu"), 0)
     samples = [Sample(0, 0), Sample(0, 1), Sample(1, 0)]
     latents = sample(base, samples, RedTask().train, config.sampling, [0], None, "image", 0, 0).latents
     assert torch.equal(latents[0, 0], latents[0, 1])
@@ -173,7 +173,7 @@ def test_same_latent_shares_the_start_within_a_group_only(make_config):
 
 def test_relevance_does_not_change_the_rollout(make_config):
     config = make_config()
-    base = Base(config.model, torch.device("cpu"), 0)
+    base = SD3(config.model, torch.device("cpu"), 0)
     samples, task = [Sample(0, 0), Sample(1, 1)], RedTask()
     plain, captured = (
         sample(base, samples, task.train, config.sampling, [0, 1], relevance, "position", 0, 0)
@@ -187,7 +187,7 @@ def test_relevance_does_not_change_the_rollout(make_config):
 
 def test_guidance_mixes_the_two_branches(make_config):
     config = make_config()
-    base = Base(config.model, torch.device("cpu"), 0)
+    base = SD3(config.model, torch.device("cpu"), 0)
     latents, sigma = torch.randn(1, *base.latent_shape), torch.tensor(0.7)
     with torch.no_grad():
         plain = base.velocity(latents, sigma, ["a photo of a ring"], 1.0)
@@ -254,7 +254,7 @@ def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
 
 def test_a_policy_that_draws_one_picture_stops_the_run(make_config, monkeypatch):
     spreads = iter([1.0, 0.04, 0.06, 0.04, 0.04, 0.04])
-    monkeypatch.setattr("star.training.trainer.diversity", lambda images, groups: next(spreads))
+    monkeypatch.setattr("star.training.trainer.diversity", lambda rows, groups: next(spreads))
     config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=16", "train.updates_per_epoch=1")
     with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0.04, at the start 1"):
         Trainer(config, RedTask()).run()
@@ -279,8 +279,9 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     trainer = Trainer(make_config(*words), RedTask())
     samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
     trajectories = with_maps(trainer, samples)
-    weights = trainer._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0)
-    first = weights[0][0, 0].double()
+    batches = [MicroBatch(number, trajectory) for number, trajectory in enumerate(trajectories)]
+    trainer._allocate(batches, [s.prompt for s in samples], 0)
+    first = batches[0].weights[0, 0].double()
     power = MAPS.double() ** 2
     scaled, scale = power / power.mean(), 1.0
     while ((scale * scaled).clamp(max=1.5).mean() - 1).abs() > 1e-9:  # what the cap takes goes to the others
@@ -290,7 +291,8 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     shuffled = Trainer(
         make_config("method=star_shuffled", "method.mix=1", "method.cap=null", "train.micro_batch=4"), RedTask()
     )
-    got = torch.cat(list(shuffled._allocate([0, 1, 2, 3], trajectories, [s.prompt for s in samples], 0).values()), dim=1)
+    shuffled._allocate(batches, [s.prompt for s in samples], 0)
+    got = torch.cat([batch.weights for batch in batches], dim=1)
     own = torch.stack([(MAPS + s.prompt) / (MAPS + s.prompt).mean() for s in samples])
     nearest = (got[0][:, None] - own[None, ::4]).abs().amax((2, 3)).argmin(1).tolist()
     assert all(given != s.prompt for given, s in zip(nearest, samples, strict=True))
@@ -332,3 +334,41 @@ def test_evaluation_does_not_depend_on_the_batch(make_config):
         trainer = Trainer(config, task)
         values.append(trainer.evaluate(3)[0].value)
     assert math.isclose(*values, abs_tol=1e-4)
+
+
+def test_diversity_is_that_of_whole_groups_whatever_the_micro_batch(make_config, tmp_path):
+    spreads = {}
+    for size in (1, 2, 4, 8, 16):
+        config = make_config(
+            f"train.micro_batch={size}", "train.epochs=1", "train.updates_per_epoch=1", f"run={tmp_path / str(size)}"
+        )
+        Trainer(config, RedTask()).run()
+        (line,) = lines(config)
+        spreads[size] = line["diversity"]
+    assert min(spreads.values()) > 0.01 and all(math.isclose(s, spreads[16], rel_tol=1e-4) for s in spreads.values())
+
+
+def test_a_policy_that_draws_one_picture_is_seen_with_micro_batches_of_one(make_config, monkeypatch):
+    """Pictures of a group become the same after the first epoch."""
+    drawn = []
+
+    def same(images):
+        drawn.append(images)
+        rows = thumbnails(images)
+        return rows if len(drawn) <= 16 else torch.zeros_like(rows)
+
+    monkeypatch.setattr("star.training.trainer.thumbnails", same)
+    config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=1")
+    with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0, at the start 0"):
+        Trainer(config, RedTask()).run()
+
+
+@pytest.mark.parametrize(
+    ("method", "gathered"), [("flow_grpo", False), ("star", False), ("star_random", False), ("star_shuffled", True)]
+)
+def test_maps_leave_their_process_only_for_the_arm_that_needs_others(make_config, monkeypatch, method, gathered):
+    trainer, items = Trainer(make_config(f"method={method}", "train.epochs=1"), RedTask()), []
+    monkeypatch.setattr(trainer, "_gather", lambda given: items.extend(given) or given)
+    trainer.epoch(0)
+    maps = [item for item in items if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], torch.Tensor)]
+    assert len(maps) == (2 if gathered else 0)  # one of each micro-batch

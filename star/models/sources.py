@@ -1,0 +1,53 @@
+"""Where base models and LoRAs lie: a folder, or a repository in the hub's cache. Nothing is downloaded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from star.common.errors import UserError
+from star.common.shipped import MINI_BASE
+from star.config import ModelConfig
+
+
+def source(config: ModelConfig) -> str:
+    """The diffusers folder or hub name of the configured base: by default the mini base's folder."""
+    return config.path or str(MINI_BASE.folder)
+
+
+def located(model: str) -> Path | None:
+    """The folder of a model or LoRA: a path, or a repository in the hub's cache. None if it is not on this machine."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def pipeline_class(config: ModelConfig) -> str:
+    """The name of the class that the configured model's ``model_index.json`` says; empty if it says none.
+
+    Raises:
+        UserError: the model cannot be had. That is quick to tell, before anything is done.
+    """
+    with told(config):
+        return DiffusionPipeline.load_config(source(config)).get("_class_name", "")
+
+
+@contextmanager
+def told(config: ModelConfig) -> Iterator[None]:
+    """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # What follows in parentheses is how the hub was asked.
+        reason = str(error).strip().splitlines()[0].partition(" (")[0]
+        raise UserError(
+            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
+            f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
+        ) from None

@@ -1,0 +1,63 @@
+"""What stops a run that must not go on: updates that are not on-policy, numbers that are not finite, a collapse."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from star.common.errors import RunStopped
+
+COLLAPSED_REWARD = 0.5
+"""The share of the first epoch's reward below which an epoch counts as bad."""
+
+COLLAPSED_DIVERSITY = 0.05
+"""The same of the diversity within groups."""
+
+SMALLEST_SCALE = 1.0
+"""Of a gradient in half precision: an update whose gradient overflows is skipped and the scale halved, down to here."""
+
+
+def check_on_policy(error: float, tolerance: float, step: int) -> None:
+    """Stop where the first update of an epoch does not compute what the rollout did.
+
+    Args:
+        error: the largest distance of a ratio from 1.
+        tolerance: how much of it is rounding.
+        step: where it was found.
+    """
+    if not error <= tolerance:
+        raise RunStopped(
+            f"a ratio of the first update is {error:.2g} off 1 at step {step} (train.ratio_tolerance={tolerance:g}): sampling "
+            "and update do not compute the same; use model.dtype=float32 or the same kernels in both"
+        )
+
+
+def check_loss(loss: Tensor, step: int) -> None:
+    """Stop where a loss is not finite."""
+    if not loss.isfinite().all():
+        raise RunStopped(f"the loss is not finite at step {step}: lower train.lr or check the rewards")
+
+
+def check_gradient(norm: float, scale: float, epoch: int) -> None:
+    """Stop where a gradient is not finite and no smaller scale of it is left."""
+    if not math.isfinite(norm) and scale <= SMALLEST_SCALE:
+        raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
+
+
+def bad_epochs(first: Mapping[str, float], now: Mapping[str, float], before: int, allowed: int) -> int:
+    """How many epochs in a row have been bad, this one included; 0 if this one is not.
+
+    Args:
+        first, now: ``reward`` and ``diversity`` of the first epoch and of this one.
+        before: the number up to the epoch before.
+        allowed: the run stops at so many.
+    """
+    reasons = []
+    if first["reward"] > 0 and now["reward"] < COLLAPSED_REWARD * first["reward"]:
+        reasons.append(f"the reward is {now['reward']:.3g}, at the start {first['reward']:.3g}")
+    if now["diversity"] < COLLAPSED_DIVERSITY * first["diversity"]:
+        reasons.append(f"the diversity within groups is {now['diversity']:.3g}, at the start {first['diversity']:.3g}")
+    bad = before + 1 if reasons else 0
+    if bad >= allowed:
+        raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta")
+    return bad
