@@ -52,7 +52,7 @@ def train(overrides: Settings = None) -> None:
     own = settings.task.name
     labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
     scores = [(label, row.value, row.stderr) for label, row in zip(labels, rows, strict=True)]
-    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", scores)
+    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", scores, f"run folder: {settings.run}")
 
 
 @app.command(epilog=SETTINGS_HELP)
@@ -380,10 +380,13 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     Console().print(table)
 
 
-def _show(title: str, scores: Sequence[tuple[str, float, float | None]]) -> None:
+def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes of a run one is enough
     table = Table("metric", "value", "± standard error", title=title, title_justify="left")
     for metric, value, stderr in scores:
         table.add_row(metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if below:
+        console.print(below, markup=False, highlight=False, soft_wrap=True)

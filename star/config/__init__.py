@@ -1,7 +1,7 @@
 """The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
 
 from star.config.checks import cautions, check
-from star.config.compose import load, options, read_config
+from star.config.compose import options, read_config
 from star.config.identity import (
     base_folder,
     base_identity,
@@ -10,8 +10,10 @@ from star.config.identity import (
     identity,
     label,
     other_tasks,
+    run_folder,
     shared_terms,
 )
+from star.config.loading import load
 from star.config.schema import (
     Config,
     EvaluationConfig,
@@ -46,6 +48,7 @@ __all__ = [
     "options",
     "other_tasks",
     "read_config",
+    "run_folder",
     "shared_terms",
     "to_dict",
     "to_yaml",

@@ -12,14 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from star.common.errors import UserError
-from star.config.checks import check
 from star.config.schema import Config
 from star.method.arms import ARMS
 
@@ -37,41 +37,32 @@ for _arm in ARMS.values():
     ConfigStore.instance().store(_arm.name, _node, group="method")
 
 
-def suffix(*names: str | None) -> str:
-    """``+cfg+fast``: what changes of a method are called behind its name; nothing for None."""
-    return "".join(f"+{name}" for name in names if name)
-
-
-OmegaConf.register_new_resolver("suffix", suffix)
-
-
-def load(overrides: Sequence[str]) -> Config:
-    """Compose the settings of a run.
+def compose(overrides: Sequence[str]) -> Config:
+    """The settings that the words of a command make, of the right types; :func:`star.config.load` also checks their values.
 
     Args:
         overrides: ``key=value`` words in Hydra's grammar.
 
     Raises:
-        UserError: an unknown file or key, a value of the wrong type or out of range; the line names it and what is allowed.
+        UserError: an unknown file or key, or a value of the wrong type; the line names it and what is allowed.
     """
     own_rewards = [match for word in overrides if (match := OWN_REWARD.fullmatch(word))]
-    overrides = [word for word in overrides if not OWN_REWARD.fullmatch(word)]
+    overrides = _without_null([word for word in overrides if not OWN_REWARD.fullmatch(word)])
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
         group, _, value = word.partition("=")
         if group not in GROUPS:
             _check_key(group)
-        elif value not in options(group) and not (value == "null" and group in OPTIONAL):
+        elif value not in options(group):
             raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
     try:
         with initialize_config_module(FILES, version_base=None):
-            composed = compose("config", overrides=list(overrides))
+            composed = hydra_compose("config", overrides=list(overrides))
         config: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
     config.rewards.others |= {match["path"]: _weight(match) for match in own_rewards}
-    check(config)
     return config
 
 
@@ -92,6 +83,14 @@ def options(group: str) -> list[str]:
     if group == "method":
         return sorted(ARMS)
     return sorted(Path(file.name).stem for file in (resources.files(FILES) / group).iterdir() if file.name.endswith(".yaml"))
+
+
+def _without_null(words: list[str]) -> list[str]:
+    """The words less those that a later ``variant=null`` takes back, and less that: Hydra has no word for none."""
+    for group in OPTIONAL:
+        last = max((place for place, word in enumerate(words) if word == f"{group}=null"), default=-1)
+        words = [word for place, word in enumerate(words) if place > last or not word.startswith(f"{group}=")]
+    return words
 
 
 def _weight(reward: re.Match[str]) -> float:
@@ -118,7 +117,7 @@ def _check_key(key: str) -> None:
 @cache
 def of_scale(name: str) -> Config:
     """The settings of a scale as they are, with nothing changed."""
-    return load([f"scale={name}"])
+    return compose([f"scale={name}"])
 
 
 def _one_line(error: BaseException) -> str:

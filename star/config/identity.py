@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from star.common.shipped import MINI_BASE, MINI_PICKSCORE
-from star.config.compose import of_scale, suffix
+from star.config.compose import of_scale
 from star.config.schema import Config, get, to_dict
 
 DRAWING = ("steps", "guidance", "seed")
@@ -26,7 +26,7 @@ def label(config: Config, method: str) -> str:
     The base has no variant, unless that evaluates in another way.
     """
     shared = method == "base" and not evaluation_changes(config)
-    return method + suffix(config.model.name, None if shared else config.variant)
+    return method + _suffix(config.model.name, None if shared else config.variant)
 
 
 def evaluation_changes(config: Config) -> dict[str, Any]:
@@ -72,6 +72,13 @@ def base_identity(config: Config) -> dict:
     return {name: known[name] for name in ("task", "scale", "evaluators")} | {"model": model, "evaluation": evaluation}
 
 
+def run_folder(config: Config) -> Path:
+    """Where a run is kept unless its settings say another place. Other trainings have other folders; another way to evaluate
+    the same training has not."""
+    name = label(config, config.method.name)
+    return Path("runs", config.scale, config.task.name, name, f"seed{config.seed}-{config_hash(identity(config))[:8]}")
+
+
 def base_folder(config: Config) -> Path:
     """Where an evaluation of the untrained model is kept."""
     return Path("runs", config.scale, config.task.name, label(config, "base"))
@@ -93,3 +100,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     except TypeError as error:
         raise ValueError(f"a configuration must be plain data: {error}") from None
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _suffix(*names: str | None) -> str:
+    """``+cfg+fast``: what changes of a method are called behind its name; nothing for None."""
+    return "".join(f"+{name}" for name in names if name)

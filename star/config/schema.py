@@ -267,8 +267,9 @@ class RewardsConfig:
 class Config:
     """All settings of a run.
 
-    ``seed`` is that of adapters, prompts and noise; ``tracker`` a name that accelerate knows; ``variant`` the name of a
-    published change of the method, which becomes part of the method's name in results.
+    ``run`` is the run's folder, by default :func:`star.config.run_folder`; ``seed`` is that of adapters, prompts and noise;
+    ``tracker`` a name that accelerate knows; ``variant`` the name of a published change of the method, which becomes part of
+    the method's name in results.
     """
 
     task: TaskConfig
@@ -282,7 +283,7 @@ class Config:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     variant: str | None = None
     seed: Annotated[int, NOT_NEGATIVE] = 0
-    run: str = "???"
+    run: str = ""
     tracker: str | None = None
     evaluators: dict[str, str] = field(default_factory=dict)
 

@@ -158,11 +158,7 @@ def _base(task: str, overrides: Sequence[str]) -> Cell:
 
 def _arm(task: str, method: str, seed: str, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", f"method={method}", f"seed={seed}", *overrides]
-    config = _load(words)
-    # Evaluating in another way is no other training: the folder's name tells trainings apart.
-    hashed = config_hash(settings.identity(config))[:8]
-    config.run = f"runs/{config.scale}/{task}/{method}/seed{seed}-{hashed}"
-    return Cell(("star", "train", *words, f"run={config.run}"), config, int(seed))
+    return Cell(("star", "train", *words), _load(words), int(seed))
 
 
 def _load(words: Sequence[str]) -> Config:

@@ -6,6 +6,7 @@ from star.common.shipped import MINI_BASE, Shipped
 from star.config import (
     base_identity,
     cautions,
+    config_hash,
     evaluation_changes,
     get,
     identity,
@@ -26,7 +27,7 @@ def test_every_shipped_combination_is_valid(task, method, scale):
     config = load([f"task={task}", f"method={method}", f"scale={scale}"])
     assert (config.task.name, config.method.name, config.scale) == (task, method, scale)
     assert (config.method.arm, config.method.reduction) == (ARMS[method].map, ARMS[method].ratio)
-    assert config.run == f"runs/{scale}/{task}/{method}/seed0"
+    assert config.run == f"runs/{scale}/{task}/{method}/seed0-{config_hash(identity(config))[:8]}"
 
 
 @pytest.mark.parametrize("model", [None, *options("model")])
@@ -41,7 +42,7 @@ def test_every_change_of_the_paper_scale_is_valid(model, variant, preset):
     assert evaluation_changes(config) == ({"guidance": 1.0} if unguided else {})
     assert label(config, "star") == f"star{changes}"
     assert label(config, "base") == (f"base{changes}" if unguided else "base" + (f"+{model}" if model else ""))
-    assert config.run == f"runs/paper/geneval/star{changes}/seed0"
+    assert config.run == f"runs/paper/geneval/star{changes}/seed0-{config_hash(identity(config))[:8]}"
 
 
 def test_presets_differ_in_budget_and_memory_alone():
@@ -81,7 +82,7 @@ def test_what_is_reported_to_collapse_is_said(words, caution):
 
 def test_no_change_of_the_scale_is_no_part_of_the_run():
     config = load(["scale=mini"])
-    assert cautions(config) == [] and config.run == "runs/mini/geneval/star/seed0" and config.variant is None
+    assert cautions(config) == [] and config.run.startswith("runs/mini/geneval/star/seed0-") and config.variant is None
 
 
 def test_where_the_weights_are_is_no_part_of_the_run():
@@ -237,3 +238,20 @@ def test_settings_survive_yaml():
     config = load(["method=star", "method.cap=4", "seed=3"])
     text = to_yaml(config)
     assert "cap: 4.0" in text and "seed: 3" in text and "runs/mini/geneval/star/seed3" in text
+
+
+def test_no_variant_preset_or_model_can_be_said():
+    plain = load([])
+    assert load(["variant=null", "preset=null", "model=null"]) == plain
+    assert load(["scale=paper", "variant=fast", "variant=null"]) == load(["scale=paper"])
+    with pytest.raises(UserError, match="no scale 'null'; there are: mini, paper"):
+        load(["scale=null"])
+
+
+def test_every_training_has_a_folder_of_its_own_and_evaluating_it_otherwise_has_not():
+    plain = load([]).run
+    for word in ("train.lr=2e-3", "method.mix=1", "relevance.blocks=[4]", "seed=1", "+rewards.others.pickscore=0.5"):
+        assert load([word]).run != plain, word
+    for word in ("evaluation.images=1", "train.checkpoint_every=1", "tracker=tensorboard", "model.offload=true"):
+        assert load([word]).run == plain, word
+    assert load(["run=elsewhere"]).run == "elsewhere"

@@ -134,7 +134,7 @@ def test_the_command_of_a_base_names_nothing_that_it_has_no_use_for():
     words = ["method.mix=1", "method.name=star_mix1", "relevance.blocks=[4]", "sampling.guidance=2"]
     base, arm = expand(["task=ocr", "method=star", "seed=0", *words, "evaluation.images=2"])
     assert base.command == ("star", "base", "task=ocr", "evaluation.images=2")
-    assert arm.command[5:-2] == tuple(words)
+    assert arm.command[5:-1] == tuple(words)
 
 
 def test_folders_tell_trainings_apart_and_nothing_else():
@@ -142,6 +142,8 @@ def test_folders_tell_trainings_apart_and_nothing_else():
     _, cell = expand(words)
     assert cell.folder.parent == Path("runs/mini/geneval/star")
     assert cell.folder.name == f"seed0-{config_hash(settings.identity(settings.load(words)))[:8]}"
+    # What star train trained is not trained again.
+    assert cell.folder == Path(settings.load(words).run) and list(cell.command) == ["star", "train", *words]
     for same in ("evaluation.images=1", "tracker=tensorboard"):
         assert expand([*words, same])[1].folder == cell.folder
     for other in ("train.epochs=5", "method.cap=4", "relevance.blocks=[1]"):
