@@ -3,14 +3,29 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from star.config import ModelConfig, RelevanceConfig
-from star.method.attention import Relevance
 from star.method.tokens import Span
+
+
+class Capture(Protocol):
+    """Reads relevance from a model's attention: entered around a call of :meth:`BaseModel.velocity`, asked after it.
+
+    :class:`star.method.attention.Relevance` is one for joint attention.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def take(self, per_block: bool = False) -> Tensor:
+        """The relevance of the latest call, float32 (B, h, w), mean over blocks; or (blocks, B, h, w) if ``per_block``."""
+        ...
 
 
 class BaseModel(Protocol):
@@ -69,7 +84,7 @@ class BaseModel(Protocol):
         """
         ...
 
-    def relevance(self, config: RelevanceConfig, mask: Tensor) -> Relevance:
+    def relevance(self, config: RelevanceConfig, mask: Tensor) -> Capture:
         """What reads relevance from the attention while :meth:`velocity` is called inside it.
 
         Args:

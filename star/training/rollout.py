@@ -9,10 +9,9 @@ from torch import Tensor
 
 from star.common.noise import generator, normal
 from star.config import RelevanceConfig, SamplingConfig
-from star.method.attention import Relevance
 from star.method.objective import log_prob_map
 from star.method.sampling import Transition, transition
-from star.models.interface import BaseModel
+from star.models.interface import BaseModel, Capture
 from star.tasks import Prompt
 
 
@@ -99,7 +98,7 @@ def denoise(
     kinds: Sequence[str],
     noise_level: float = 0.0,
     noise: Callable[[], Tensor] | None = None,
-    capture: Relevance | None = None,
+    capture: Capture | None = None,
     captured: Container[int] | None = None,
     per_block: bool = False,
 ) -> Iterator[Step]:

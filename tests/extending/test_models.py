@@ -1,0 +1,59 @@
+"""A base model of one's own: a module and a line in the registry."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fake_task import RedTask
+
+from star import models
+from star.common.errors import UserError
+from star.config import load
+from star.models.sd3 import SD3
+from star.training.trainer import Trainer
+
+WORDS = """model.path=toy model.resolution=64 train.epochs=8 train.groups=4 train.group_size=8 train.micro_batch=16
+train.lr=0.3 sampling.steps=4 sampling.window=0 sampling.guidance=1 evaluation.steps=4 train.beta=0.001""".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setitem(models.MODELS, "ToyPipeline", "own_model:Toy")
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "star", "star_shuffled"])
+def test_a_registered_model_is_found_by_its_index_and_trains(toy, method):
+    trainer = Trainer(load([*WORDS, f"method={method}", f"run={method}"]), RedTask())
+    before = trainer.base.trained["colour"].detach().clone()
+    trainer.run()
+    lines = [json.loads(line) for line in Path(method, "metrics.jsonl").read_text().splitlines()]
+    assert type(trainer.base).__name__ == "Toy" and lines[0]["ratio_error"] < 1e-5
+    # Redder: more of the first channel than of the last.
+    assert lines[-1]["reward"] > lines[0]["reward"] + 0.05
+    after = trainer.ema.values["colour"]
+    assert (after[0] - after[2]) > (before[0] - before[2])
+    assert Path(method, "final", "lora", "colour.safetensors").exists()
+    if method == "star":
+        assert lines[0]["weight_max"] > 1.2  # the upper half counts more
+    assert [score.metric for score in trainer.evaluate(1)] == ["red"]
+
+
+def test_a_model_of_an_unknown_kind_is_told_before_its_weights_are_loaded(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match="is a FluxPipeline; there are: StableDiffusion3Pipeline"):
+        models.load(load([f"model.path={tmp_path}"]).model, torch.device("cpu"), 0)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="is a folder without a pipeline"):
+        models.find(load([f"model.path={tmp_path}"]).model)
+
+
+def test_the_shift_is_the_loaded_schedulers(make_config):
+    base = SD3(make_config().model, torch.device("cpu"), 0)
+    third = base.schedule(8)
+    base.pipeline.scheduler.register_to_config(shift=1.0)
+    assert third[1] > base.schedule(8)[1] and base.schedule(1).tolist() == third[[0, -1]].tolist() == [1, 0]
