@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance.Levenshtein import distance as levenshtein
+
 from star.common.errors import UserError
 
 
@@ -43,17 +45,6 @@ def text_reward(target: str, lines: Sequence[str]) -> float:
     if wanted in found:
         return 1.0
     return 1 - min(levenshtein(found, wanted), len(wanted)) / len(wanted)
-
-
-def levenshtein(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions that turn one string into the other."""
-    previous = list(range(len(b) + 1))
-    for row, left in enumerate(a, 1):
-        current = [row]
-        for column, right in enumerate(b, 1):
-            current.append(min(previous[column] + 1, current[-1] + 1, previous[column - 1] + (left != right)))
-        previous = current
-    return previous[-1]
 
 
 def _normalise(text: str) -> str:

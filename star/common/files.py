@@ -1,12 +1,18 @@
 """Files that are there whole or not at all, and what is in files of weights."""
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from star.common.errors import UserError
+
+NO_LOCKS = (OSError, NotImplementedError)
+"""What file systems without locks answer."""
 
 
 @contextmanager
@@ -24,16 +30,39 @@ def replacing(file: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Inside, nobody else is: files that are read, changed and written again lose nothing of another process.
 
-    The folder is made if need be. File systems without locks go without.
+    The folder is made if need be; the lock lies beside it. File systems without locks go without.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    number = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with suppress(*NO_LOCKS):
+        lock.acquire()
     try:
-        with suppress(OSError):
-            fcntl.flock(number, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(number)
+        lock.release()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in a run folder.
+
+    Raises:
+        UserError: one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".running.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process works in {folder}; wait until it is done, or name another folder with run=..."
+        ) from None
+    except NO_LOCKS:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -271,11 +271,8 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials")
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
-    rate = successes / trials
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = np.sqrt(z2 * (rate * (1 - rate) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _strata(values: Column, clusters: Column, strata: Column | None) -> list[tuple[np.ndarray, np.ndarray]]:

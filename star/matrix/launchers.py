@@ -3,7 +3,6 @@
 Whoever runs a cell goes through :func:`attempt`, so that its folder tells the same whatever ran it.
 """
 
-import fcntl
 import os
 import re
 import shlex
@@ -252,7 +251,14 @@ def _installed_gpus() -> int:
 
 
 def _locked(file: IO[str]) -> Iterator[None]:
-    """Take the lock of a cell, waiting for whoever has it."""
+    """Take the lock of a cell, waiting for whoever has it.
+
+    Of the system itself and not of a library, because the cell's process inherits it; Windows has none that can be.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from star import config as settings
 from star import models
 from star.common import processes
-from star.common.files import write_text
+from star.common.files import alone_in, write_text
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
@@ -44,6 +45,13 @@ def trained(config: Config) -> list[Row]:
     if trainer.accelerator.is_main_process:
         for line in settings.cautions(config):
             print(f"star: caution: {line}", file=sys.stderr)
+    with alone_in(trainer.folder.path) if trainer.accelerator.is_main_process else nullcontext():
+        return _trained_and_measured(config, trainer)
+
+
+def _trained_and_measured(config: Config, trainer: Trainer) -> list[Row]:
+    """The work of :func:`trained`."""
+    others = settings.other_tasks(config)
     summary = trainer.run()
     weights: dict[str, Tensor] = {}
 

@@ -164,10 +164,13 @@ def test_paired_interval_covers_the_truth():
 
 
 @pytest.mark.parametrize("successes, trials", [(0, 80), (80, 80), (1, 4), (527, 553), (3, 7)])
-def test_wilson_is_scipys(successes, trials):
+def test_wilson_solves_its_own_equation(successes, trials):
+    """Wilson (1927): the ends are the rates p at which the observed one is z standard errors sqrt(p (1 - p) / n) away."""
     for confidence in (0.9, 0.95):
-        reference = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-        assert wilson(successes, trials, confidence) == pytest.approx((reference.low, reference.high), abs=1e-12)
+        z = stats.norm.ppf((1 + confidence) / 2)
+        for end in wilson(successes, trials, confidence):
+            gap, error = abs(successes / trials - end), math.sqrt(end * (1 - end) / trials)
+            assert 0 <= end <= 1 and gap == pytest.approx(z * error, abs=1e-9)
 
 
 def test_wilson_needs_a_rate():

@@ -1,11 +1,15 @@
 """What is evaluated: which weights, from which noise, under which guidance."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from fake_task import RedTask
 from safetensors.torch import load_file
 
+from star.common.errors import UserError
+from star.common.files import alone_in
 from star.common.noise import normal
 from star.models.lora import Lora
 from star.models.sd3 import SD3
@@ -99,3 +103,13 @@ def test_the_shipped_base_draws_what_it_is_asked_for(make_config):
         images = generate(base, texts, [(0, "shipped", text) for text in texts], 8, 3.0)
     right = [verdict["correct"] for verdict in task.judge(prompts, list(images.numpy()))]
     assert len(right) == 8 and sum(right) >= 5
+
+
+def test_two_processes_do_not_work_in_one_run_folder(make_config, monkeypatch, seen):
+    monkeypatch.setattr("star.training.runs.load_task", lambda config, name, evaluator=None: RedTask())
+    monkeypatch.setattr("star.training.trainer.load_task", lambda config, name: RedTask())
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    with alone_in(Path(config.run)), pytest.raises(UserError, match="another process works in .*; wait until it is done"):
+        runs.trained(config)
+    assert not (Path(config.run) / "metrics.jsonl").exists()
+    runs.trained(config)
