@@ -1,0 +1,1 @@
+"""What STAR is compared with: see README.md beside this."""

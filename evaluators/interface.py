@@ -17,10 +17,14 @@ class Asked(Protocol):
     """What an evaluator sees of a prompt: its text, and what a task's data tell beside it (a GenEval record, say)."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """The prompt."""
+        ...
 
     @property
-    def target(self) -> Mapping[str, Any]: ...
+    def target(self) -> Mapping[str, Any]:
+        """What is known beside it, by name; may be empty."""
+        ...
 
 
 class Score(NamedTuple):

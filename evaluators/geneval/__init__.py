@@ -1,0 +1,1 @@
+"""GenEval (arXiv 2310.11513): prompts, detectors, the rules of the verdict."""

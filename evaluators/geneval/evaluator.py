@@ -21,9 +21,11 @@ class GenEval:
 
     @property
     def protocol(self) -> str:
+        """Name and version, with the detector."""
         return evaluate.protocol(self.detector)
 
     def lacks(self, prompt: Asked) -> str:
+        """The record, where there is none."""
         return "" if {"tag", "include"} <= prompt.target.keys() else "GenEval record"
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
@@ -31,6 +33,7 @@ class GenEval:
         return lambda: self._judge(prompts, images)
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """GenEval's means by tag, macro and micro; see :func:`evaluators.geneval.evaluate.summarise`."""
         rows = pd.DataFrame(verdicts).assign(
             tag=[prompt.target["tag"] for prompt in prompts],
             prompt=[prompt.text for prompt in prompts],

@@ -91,19 +91,23 @@ def plural(word: str) -> str:
 
 
 def single_object(name: str) -> Record:
+    """The record of one object."""
     return _record("single_object", [_clause(name)], article(name))
 
 
 def two_object(first: str, second: str) -> Record:
+    """The record of two objects of different classes."""
     return _record("two_object", [_clause(first), _clause(second)], f"{article(first)} and {article(second)}")
 
 
 def counting(name: str, count: int) -> Record:
+    """The record of so many objects of a class, and no more."""
     text = f"{COUNT_WORDS[count]} {plural(name)}"
     return _record("counting", [_clause(name, count)], text, exclude=[_clause(name, count + 1)])
 
 
 def colors(name: str, color: str) -> Record:
+    """The record of one object in a colour."""
     return _record("colors", [_clause(name, color=color)], f"{article(color)} {name}")
 
 
@@ -114,6 +118,7 @@ def position(subject: str, relation: str, reference: str) -> Record:
 
 
 def color_attr(first: str, first_color: str, second: str, second_color: str) -> Record:
+    """The record of two objects, each in a colour of its own."""
     include = [_clause(first, color=first_color), _clause(second, color=second_color)]
     return _record("color_attr", include, f"{article(first_color)} {first} and {article(second_color)} {second}")
 
@@ -235,6 +240,7 @@ def serialise(records: Iterable[Record]) -> str:
 
 
 def sha256(records: Iterable[Record]) -> str:
+    """The sha256 of records as :func:`serialise` writes them."""
     return hashlib.sha256(serialise(records).encode()).hexdigest()
 
 

@@ -1,5 +1,7 @@
 """The shapes and colours of the mini world, 64 x 64 pixels: what its pictures are drawn with and its detector looks for."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -23,7 +25,7 @@ def shape_mask(name: str, left: float, top: float, side: float) -> np.ndarray:
     image = Image.new("L", (SIZE * scale, SIZE * scale))
     pen = ImageDraw.Draw(image)
 
-    def at(points):
+    def at(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         return [((left + px * side) * scale, (top + py * side) * scale) for px, py in points]
 
     match name:

@@ -1,0 +1,1 @@
+"""Text rendering: engines that read, and what their lines are worth."""

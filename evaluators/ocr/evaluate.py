@@ -37,6 +37,7 @@ def engine(name: str) -> Engine:
 
 
 def protocol(engine: Engine) -> str:
+    """Name and version of the evaluation, with its engine."""
     return f"{PROTOCOL}/{engine.name}"
 
 

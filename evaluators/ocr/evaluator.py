@@ -23,9 +23,11 @@ class TextRendering:
 
     @property
     def protocol(self) -> str:
+        """Name and version, with the engine."""
         return protocol(self.pool.engine)
 
     def lacks(self, prompt: Asked) -> str:
+        """The quoted text, where there is none."""
         try:
             target_span(prompt.text)
         except UserError:
@@ -33,8 +35,10 @@ class TextRendering:
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """Starts to read in worker processes; the returned function waits for them."""
         verdicts = submit([prompt.text for prompt in prompts], images, self.pool)
         return lambda: [{"stratum": "all", **verdict} for verdict in verdicts()]
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """Mean reward (the published accuracy) and share of exact readings."""
         return mean_scores(prompts, verdicts, METRICS)

@@ -1,0 +1,1 @@
+"""PickScore (arXiv 2305.01569) and any other CLIP."""

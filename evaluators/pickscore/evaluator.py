@@ -23,9 +23,11 @@ class Preference:
 
     @property
     def protocol(self) -> str:
+        """Name and version, with the model."""
         return protocol(self.scorer)
 
     def lacks(self, prompt: Asked) -> str:
+        """Nothing: any text will do."""
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
@@ -33,6 +35,7 @@ class Preference:
         return lambda: self._judge(prompts, images)
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """The mean raw score."""
         return mean_scores(prompts, verdicts, METRICS)
 
     def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:

@@ -139,6 +139,7 @@ def engine(name: str) -> PickScore:
 
 
 def protocol(scorer: PickScore) -> str:
+    """Name and version of the evaluation, with its model."""
     return f"{PROTOCOL}/{scorer.name}"
 
 

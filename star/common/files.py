@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -71,13 +72,13 @@ def write_text(file: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_jsonl(file: Path) -> list[dict]:
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The lines of a JSON Lines file, none if there is no file; a last line that was cut off does not count."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def append_jsonl(file: Path, line: dict) -> None:
+def append_jsonl(file: Path, line: dict[str, Any]) -> None:
     """Add a line to a JSON Lines file."""
     with open(file, "a") as log:
         log.write(json.dumps(line) + "\n")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from star.common.errors import RunStopped
 
+Item = TypeVar("Item")
 
-def gather(accelerator: Accelerator, items: list) -> list:
+
+def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
     """The items of all processes, in the order of their ranks.
 
     Raises:
@@ -23,7 +26,8 @@ def gather(accelerator: Accelerator, items: list) -> list:
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
     """The sum over all processes; raises what :func:`gather` does."""
     with together():
-        return accelerator.reduce(values, "sum")
+        summed: Tensor = accelerator.reduce(values, "sum")
+    return summed
 
 
 def wait(accelerator: Accelerator) -> None:

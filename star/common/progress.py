@@ -38,6 +38,7 @@ class Bar:
         self._display.update(self._task, description=description)
 
     def remove(self) -> None:
+        """Take the line off the display."""
         self._display.remove_task(self._task)
 
     def _line(self) -> str:

@@ -35,6 +35,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
+        """Half the interval's width; None without an interval."""
         return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
@@ -280,7 +281,7 @@ def _strata(values: Column, clusters: Column, strata: Column | None) -> list[tup
     strata = [0] * len(values) if strata is None else strata
     if not len(values) == len(clusters) == len(strata) or len(values) == 0:
         raise ValueError(f"need equal lengths above 0, got {len(values)}, {len(clusters)} and {len(strata)}")
-    sums: dict = {}
+    sums: dict[Any, dict[Any, list[float]]] = {}
     for value, cluster, stratum in zip(values, clusters, strata, strict=True):
         entry = sums.setdefault(stratum, {}).setdefault(cluster, [0.0, 0])
         entry[0] += float(value)
@@ -299,7 +300,8 @@ def _resampled_means(total: np.ndarray, size: np.ndarray, draws: int, rng: np.ra
         picked = rng.integers(len(size), size=(min(BATCH, draws - start), len(size)))
         means.append(total[picked].sum(axis=1) / size[picked].sum(axis=1))
     mean = total.sum() / size.sum()
-    return mean + (np.concatenate(means) - mean) * np.sqrt(len(size) / (len(size) - 1))
+    drawn: np.ndarray = mean + (np.concatenate(means) - mean) * np.sqrt(len(size) / (len(size) - 1))
+    return drawn
 
 
 def _macro(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -359,7 +361,8 @@ def _resampled(runs: np.ndarray, draws: int, rng: np.random.Generator) -> np.nda
 def _wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(draws,) share of pairs in which a run of ``a`` (draws, n) is above one of ``b`` (draws, m)."""
     ours, theirs = a[:, :, None], b[:, None, :]
-    return ((ours > theirs) + 0.5 * (ours == theirs)).mean((1, 2))
+    shares: np.ndarray = ((ours > theirs) + 0.5 * (ours == theirs)).mean((1, 2))
+    return shares
 
 
 def _percentiles(value: float, draws: np.ndarray) -> Estimate:

@@ -297,6 +297,7 @@ def get(config: Config, name: str) -> Any:
 
 
 def to_yaml(config: Config) -> str:
+    """All settings as YAML, as a run's ``config.yaml`` holds them."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

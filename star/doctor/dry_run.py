@@ -105,12 +105,15 @@ class Red:
     paired: Mapping[str, str] = MappingProxyType({})
 
     def lacks(self, prompt: Asked) -> str:
+        """Nothing."""
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """The mean of the red channel."""
         return lambda: [{"reward": float(image[..., 0].mean())} for image in images]
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """Nothing: a dry run is not evaluated."""
         return []
 
 

@@ -45,18 +45,22 @@ class Cell:
 
     @property
     def task(self) -> str:
+        """Its task's name."""
         return self.config.task.name
 
     @property
     def method(self) -> str:
+        """Its method's name, ``base`` for an untrained model."""
         return "base" if self.seed is None else self.config.method.name
 
     @property
     def label(self) -> str:
+        """What it is called while a matrix runs."""
         return f"{self.task} base" if self.seed is None else f"{self.task} {self.method} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
+        """Where its run is kept."""
         return settings.base_folder(self.config) if self.seed is None else Path(self.config.run)
 
     @property

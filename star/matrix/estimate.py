@@ -64,6 +64,7 @@ def spent(folder: Path) -> float:
 
 
 def clock(seconds: float) -> str:
+    """A time as ``1:23:45``."""
     return str(timedelta(seconds=round(seconds)))
 
 

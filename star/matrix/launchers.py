@@ -342,6 +342,7 @@ class Job:
     options: Submitit
 
     def __call__(self) -> None:
+        """Runs on every node of the job."""
         import submitit
 
         environment = submitit.JobEnvironment()
@@ -357,6 +358,7 @@ class Job:
                     pass
 
     def checkpoint(self) -> Any:
+        """What is put back into the queue when the job's time is up."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -173,7 +173,7 @@ def map_maker(arm: str) -> "MapMaker | None":
     return None if path is None else import_path(path, f"method.arm={arm}")
 
 
-Function = TypeVar("Function", bound=Callable)
+Function = TypeVar("Function", bound="MapMaker")
 
 
 def whole_epoch(maker: Function) -> Function:

@@ -117,10 +117,11 @@ class Relevance:
         if height * width != maps.shape[-1]:
             raise ValueError(f"{maps.shape[-1]} image tokens are no grid of {height} x {width}; give the grid")
         maps = maps.unflatten(-1, (height, width))
-        return maps if per_block else maps.mean(0)
+        taken: Tensor = maps if per_block else maps.mean(0)
+        return taken
 
     @torch.no_grad()
-    def _collect(self, index: int, heads: int, part: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _collect(self, index: int, heads: int, part: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if output.dim() == 3:
             output = output.unflatten(-1, (heads, -1)).transpose(1, 2)
         parts = self._parts.setdefault(index, {})
@@ -161,11 +162,13 @@ def log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
     """
     if query.device.type == "cpu":
         query, key = query.float(), key.float()
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key)[1]
+        normaliser: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key)[1]
+        return normaliser
     if query.is_cuda and can_use_efficient_attention(SDPAParams(query, key, key, None, 0.0, False, False)):
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
         # The kernel pads its queries to whole tiles.
-        return kernel(query, key, key, None, True)[1][:, :, : query.shape[2]]
+        normaliser = kernel(query, key, key, None, True)[1][:, :, : query.shape[2]]
+        return normaliser
     return explicit_log_sum_exp(query, key)
 
 

@@ -56,6 +56,7 @@ def table(engine: Engine, images: int = 48, seed: int = 0) -> pd.DataFrame:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("--images", type=int, default=48, help="per height")

@@ -231,7 +231,7 @@ def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
 class Checkpoint:
     """Parts with ``state_dict`` in one file, the step reached, and the log beside it."""
 
-    def __init__(self, file: Path, parts: dict):
+    def __init__(self, file: Path, parts: dict) -> None:
         self.file, self.parts = file, parts
         self.step = 0
         self.pending: list[dict] = []
@@ -242,9 +242,11 @@ class Checkpoint:
                 part.load_state_dict(saved[name])
 
     def save(self, step: int) -> None:
+        """Write all parts after so many steps."""
         save({"step": step} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
 
     def log(self, step: int, **values: Tensor) -> None:
+        """Keep the figures of a step until :meth:`take_means`."""
         self.pending.append({"step": step} | {name: value.item() for name, value in values.items()})
 
     def take_means(self) -> dict:
@@ -299,5 +301,6 @@ def digest(module: nn.Module) -> str:
 
 
 def save(state: dict, file: Path) -> None:
+    """Write a state whole or not at all."""
     with replacing(file) as part:
         torch.save(state, part)

@@ -119,4 +119,5 @@ def _paint(color: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def to_uint8(canvas: np.ndarray) -> np.ndarray:
+    """A canvas in [0, 255] as pixels."""
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

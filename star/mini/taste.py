@@ -69,6 +69,7 @@ class Look:
 
     @property
     def quality(self) -> float:
+        """The mean of the three, in [0, 1]."""
         return (self.sharpness + self.contrast + self.cleanness) / 3
 
 
@@ -117,6 +118,7 @@ def alignment(record: Record, objects: Sequence[Object]) -> float:
 
 
 def draw_record(rng: np.random.Generator) -> Record:
+    """A prompt, of each kind as often as :data:`TAG_SHARES` says."""
     return prompts.draw(rng.choice(prompts.TAGS, p=list(TAG_SHARES.values())), MINI, rng)
 
 

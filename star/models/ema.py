@@ -34,9 +34,11 @@ class EMA:
         torch._foreach_lerp_(list(self.values.values()), current, 1 - decay)
 
     def state_dict(self) -> dict:
+        """What a checkpoint holds."""
         return {"updates": self.updates, "values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a checkpoint."""
         self.updates = state["updates"]
         for name, value in self.values.items():
             value.copy_(state["values"][name])

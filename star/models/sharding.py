@@ -21,6 +21,7 @@ class Gather(DefaultAllGather):
     """The usual one; but a process that waits for one that has died says so, as everywhere."""
 
     def __call__(self, *arguments: Any, **named: Any) -> distributed.Work | None:
+        """Gather a module's weights; raises :class:`~star.common.errors.RunStopped` where another process has died."""
         with together():
             return super().__call__(*arguments, **named)
 

@@ -85,6 +85,7 @@ class PaperRow:
 
     @property
     def key(self) -> tuple[str, str, str]:
+        """What identifies a row: a file holds one per key."""
         return self.task, self.metric, self.method
 
     @property
@@ -267,7 +268,7 @@ def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> lis
     header = next(lines, [])
     if header != columns:
         raise UserError(f"{path} line 1: the columns are {','.join(header) or '(none)'}; allowed: {','.join(columns)}")
-    rows: dict[tuple, AnyRow] = {}
+    rows: dict[tuple[Any, ...], AnyRow] = {}
     for line in lines:
         where = f"{path} line {lines.line_num}"
         if len(line) != len(columns):

@@ -36,6 +36,7 @@ class Summary:
 
     @property
     def seeds(self) -> int:
+        """How many seeds it is a mean over."""
         return len(self.values)
 
 

@@ -66,10 +66,12 @@ class Picture:
 
     @property
     def source(self) -> str:
+        """The picture itself, as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         with Image.open(self.file) as image:
             return image.size
 
@@ -109,10 +111,14 @@ class Sized(Protocol):
     """A number that was measured on images of prompts."""
 
     @property
-    def images(self) -> int: ...
+    def images(self) -> int:
+        """How many images."""
+        ...
 
     @property
-    def prompts(self) -> int: ...
+    def prompts(self) -> int:
+        """Of how many distinct prompts."""
+        ...
 
 
 def to_html(page: Page) -> str:
@@ -137,6 +143,7 @@ def to_markdown(page: Page, folder: Path) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
+    """``1,234.567`` with a real minus sign; a dash for None."""
     return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -76,6 +76,7 @@ class Collection:
 
     @cached_property
     def summaries(self) -> list[Summary]:
+        """One estimate per task, metric, protocol and method."""
         return summarise(self.rows)
 
     def summary(self, task: str, metric: str, method: str, protocol: str | None = None) -> Summary | None:
@@ -92,6 +93,7 @@ class Collection:
 
     @property
     def mini(self) -> bool:
+        """Whether any of the numbers is the embedded world's."""
         return any(is_mini(row.protocol) for row in self.rows)
 
 

@@ -32,4 +32,5 @@ TRAIN_WORDS = tuple(word for word in WORDS if word not in TEST_WORDS)
 
 
 def prompt(word: str) -> str:
+    """The prompt of a sign that shows a word."""
     return f'{PROMPT}"{word}"'

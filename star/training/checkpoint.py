@@ -16,9 +16,15 @@ from star.common.files import append_jsonl, read_jsonl, replacing, write_text
 
 
 class Stateful(Protocol):
-    def state_dict(self) -> dict: ...
+    """A part of a run whose state a checkpoint holds."""
 
-    def load_state_dict(self, state: dict) -> Any: ...
+    def state_dict(self) -> dict:
+        """The state."""
+        ...
+
+    def load_state_dict(self, state: dict) -> Any:
+        """Take the state back."""
+        ...
 
 
 class RunFolder:
@@ -66,10 +72,12 @@ class RunFolder:
         os.replace(part, folder)
 
     def prune(self, keep: int) -> None:
+        """Delete all checkpoints but the newest so many."""
         for folder in self.checkpoints()[:-keep]:
             shutil.rmtree(folder)
 
     def checkpoints(self) -> list[Path]:
+        """The folders of complete checkpoints, oldest first."""
         return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
 
     def restore(self, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> dict:
@@ -88,6 +96,7 @@ class RunFolder:
         return json.loads((folders[-1] / "progress.json").read_text())
 
     def log(self, line: dict) -> None:
+        """Add a line to ``metrics.jsonl``."""
         append_jsonl(self.path / "metrics.jsonl", line)
 
     def metrics(self) -> list[dict]:

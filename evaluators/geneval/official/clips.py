@@ -80,6 +80,7 @@ class TransformersClip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (n, width) of texts."""
         length = self.model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(self.device)
@@ -89,6 +90,7 @@ class TransformersClip:
 
     @torch.inference_mode()
     def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, width) of pixels (n, 3, side, side)."""
         with mixed_precision(self.device):
             return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
 
@@ -117,11 +119,13 @@ class OpenClip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (n, width) of texts."""
         with mixed_precision(self.device):
             return self.model.encode_text(self._tokenizer(list(texts)).to(self.device))
 
     @torch.inference_mode()
     def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embeddings (n, width) of pixels (n, 3, side, side)."""
         with mixed_precision(self.device):
             return self.model.encode_image(pixels.to(self.device))
 

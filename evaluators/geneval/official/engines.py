@@ -51,11 +51,13 @@ class OfficialDetector:
         self._network, self._colors, self._compat = network, Colors(clip), flow_grpo_compat
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict[str, list[Detection]]]:
+        """Class -> objects per image; see :class:`~evaluators.geneval.detector.Detector`."""
         if self._compat:
             images = [np.ascontiguousarray(compat.jpeg(image)[..., ::-1]) for image in images]
         return [_by_class(found) for found in self._network(images, SCORE_THRESHOLD)]
 
     def with_colors(self, image: np.ndarray, name: str, detections: Sequence[Detection]) -> list[Detection]:
+        """The objects with their colours; see :class:`~evaluators.geneval.detector.Detector`."""
         seen = compat.jpeg(image) if self._compat else image
         colors = self._colors(seen, name, detections)
         return [replace(detection, color=color) for detection, color in zip(detections, colors, strict=True)]
