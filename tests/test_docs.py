@@ -1,0 +1,73 @@
+"""What the documents say of the code is so: tables, links, paths and commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from star.cli import app
+from star.config import options
+from star.method.arms import ARMS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "star" / "weights").rglob("*.md"),
+        ROOT / "baselines/README.md",
+    ]
+)
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_method_table_is_the_table_of_arms():
+    rows = [f"| `{arm.name}` | per {arm.ratio} | {arm.weights} | {arm.question} |" for arm in ARMS.values()]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+    names = re.findall(r"^\| `(\w+)` \| per (\w+) \|", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted((arm.name, arm.ratio) for arm in ARMS.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith(("http", "mailto:")) or (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_are_there(page):
+    if page.name in ("CHANGELOG.md", "extending.md"):
+        return  # they name what was, and what one would add
+    paths = re.findall(
+        r"`((?:star|evaluators|baselines|tests|results|docs)/[\w./-]+\.(?:py|md|csv|yaml|toml))`", page.read_text()
+    )
+    for path in paths:
+        assert (ROOT / path).exists() or path.startswith("results/paper/"), f"{page}: {path}"
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    named = set(re.findall(r"^    ((?:star/)?\w+/)(?![\w.])", tree, re.MULTILINE))
+    folders = {f"star/{path.name}/" for path in (ROOT / "star").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders | {"evaluators/", "baselines/", "results/", "docs/"} == named
+
+
+def test_every_command_is_in_the_documents():
+    command = typer.main.get_command(app)
+    names = [
+        f"star {name} {inner}" if inner else f"star {name}"
+        for name, found in command.commands.items()
+        for inner in getattr(found, "commands", {"": None})
+    ]
+    text = (ROOT / "docs" / "README.md").read_text()
+    assert len(names) > 10 and all(name in text for name in names)
+
+
+def test_variants_presets_and_models_are_told():
+    text = (ROOT / "docs" / "paper_scale.md").read_text()
+    for group in ("variant", "preset", "model"):
+        assert all(name in text for name in options(group)), group
