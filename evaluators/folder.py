@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from evaluators.images import read_image
-from evaluators.interface import mean_and_stderr
 from star.common.errors import RunStopped, UserError
 from star.common.files import replacing
 from star.common.progress import track
@@ -93,26 +92,6 @@ def keep(scored: Iterable[dict], protocol: str, out: Path) -> pd.DataFrame:
     frame = _frame(rows, protocol)
     _write(frame, out)
     return frame
-
-
-def summarise(rows: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Means with standard errors from the rows of :func:`score_folder`.
-
-    Args:
-        rows: of one protocol.
-        metrics: name of a metric -> the column that it is the mean of.
-
-    Returns:
-        One row per metric: metric, protocol, value, stderr (NaN where there is one prompt), images, prompts.
-    """
-    texts = rows["prompt"].tolist()
-    return pd.DataFrame(
-        [
-            (metric, rows["protocol"].iloc[0], *mean_and_stderr(rows[column], texts), len(rows), len(set(texts)))
-            for metric, column in metrics.items()
-        ],
-        columns=["metric", "protocol", "value", "stderr", "images", "prompts"],
-    ).astype({"stderr": float})
 
 
 def read_pairs(folder: Path, prompts: Path) -> list[Pair]:

@@ -5,6 +5,7 @@ has to be registered.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,14 @@ class Asked(Protocol):
     def target(self) -> Mapping[str, Any]:
         """What is known beside it, by name; may be empty."""
         ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt of which nothing is known but its text."""
+
+    text: str
+    target: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Score(NamedTuple):

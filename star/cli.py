@@ -148,7 +148,7 @@ def doctor(
 
     Example: star doctor scale=paper preset=gpu1
     """
-    overrides, asked = _flag(words or [], "dry_run")
+    overrides, asked = take_flag(words or [], "dry_run")
     if dry_run or asked:
         from star.doctor.dry_run import dry_run as run
         from star.doctor.dry_run import report
@@ -364,7 +364,7 @@ def _pair(word: str, known: Sequence[str]) -> tuple[str, str]:
     return key, value
 
 
-def _flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
+def take_flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
     """The words without ``name=true`` and ``name=false``, and whether the last of those is true."""
     rest = [word for word in words if not word.startswith(f"{name}=")]
     values = [word.partition("=")[2].lower() for word in words if word not in rest]

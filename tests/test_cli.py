@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAST
 from PIL import Image
+from tiny import FAST
 
 from evaluators.geneval.evaluate import save_folder
 from evaluators.geneval.prompts import MINI, TAGS, generate

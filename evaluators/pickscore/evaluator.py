@@ -6,7 +6,10 @@ from types import MappingProxyType
 import numpy as np
 
 from evaluators.interface import Asked, Score, mean_scores
-from evaluators.pickscore.score import METRICS, engine, judge, protocol
+from evaluators.pickscore.score import engine
+
+# Raise the version when a change alters what an image scores.
+PROTOCOL = "pickscore-v1"
 
 REWARD_SCALE = 26
 """Flow-GRPO (arXiv 2505.05470) divides the score by it for training, and only there."""
@@ -24,7 +27,7 @@ class Preference:
     @property
     def protocol(self) -> str:
         """Name and version, with the model."""
-        return protocol(self.scorer)
+        return f"{PROTOCOL}/{self.scorer.name}"
 
     def lacks(self, prompt: Asked) -> str:
         """Nothing: any text will do."""
@@ -36,8 +39,8 @@ class Preference:
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """The mean raw score."""
-        return mean_scores(prompts, verdicts, METRICS)
+        return mean_scores(prompts, verdicts, {"pickscore": "score"})
 
     def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
-        verdicts = judge([prompt.text for prompt in prompts], images, self.scorer)
-        return [{"stratum": "all", "reward": verdict["score"] / REWARD_SCALE, **verdict} for verdict in verdicts]
+        scores = self.scorer.score([prompt.text for prompt in prompts], images).tolist()
+        return [{"stratum": "all", "reward": score / REWARD_SCALE, "score": score} for score in scores]

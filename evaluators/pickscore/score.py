@@ -1,8 +1,7 @@
 """PickScore: how well people would like an image for its prompt, by a CLIP trained on their choices.
 
 Kirstain et al., Pick-a-Pic (arXiv 2305.01569). The model is any CLIP folder; the published one and a small one of the mini
-world have names of their own. For a folder of images, ``judge`` goes into :func:`evaluators.folder.score_folder`, and
-:data:`METRICS` into its ``summarise``.
+world have names of their own.
 """
 
 from collections.abc import Sequence
@@ -21,9 +20,6 @@ from evaluators.hub import Published, Source, load_clip, locate, model_name
 from star.common.errors import UserError
 from star.common.shipped import MINI_PICKSCORE
 
-# Raise the version when a change alters what an image scores.
-PROTOCOL = "pickscore-v1"
-METRICS = {"pickscore": "score"}
 BATCH = 32
 
 
@@ -136,13 +132,3 @@ def engine(name: str) -> PickScore:
     if Path(name).is_dir():
         return PickScore(name, device=device)
     raise UserError(f"no pickscore engine {name!r}; there are mini, pickscore and folders of CLIP models")
-
-
-def protocol(scorer: PickScore) -> str:
-    """Name and version of the evaluation, with its model."""
-    return f"{PROTOCOL}/{scorer.name}"
-
-
-def judge(prompts: Sequence[str], images: Sequence[np.ndarray], scorer: PickScore) -> list[dict]:
-    """The verdict on every image: its ``score``; arguments and errors are those of :meth:`PickScore.score`."""
-    return [{"score": score} for score in scorer.score(prompts, images).tolist()]

@@ -18,6 +18,7 @@ import torch
 
 from evaluators.interface import Asked, Score
 from star import config as settings
+from star.common import markdown
 from star.common.files import write_text
 from star.common.progress import bar
 from star.config import Config
@@ -187,9 +188,7 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
         f"* versions: {packages}",
         f"* commit: {commit()}",
         "",
-        "| what | measured |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
+        *markdown.table(["what", "measured"], rows, numbers=2),
     ]
     file = Path("results", run.config.scale, "dry_run.md")
     file.parent.mkdir(parents=True, exist_ok=True)

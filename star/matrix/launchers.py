@@ -126,7 +126,7 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
         raise UserError("launcher=submitit needs the package submitit; get it with: pip install 'star-rl[slurm]'")
     if isinstance(options, Submitit):
         return _submitit(cells, options)
-    gpus, at_once = _gpus(), side_by_side(options)
+    gpus, at_once = usable_gpus(), side_by_side(options)
     if gpus and at_once * options.gpus_per_node > len(gpus):
         raise UserError(
             f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
@@ -139,7 +139,7 @@ def side_by_side(options: Options) -> int:
     """How many cells run at once on this machine; on a cluster nobody knows before, and it is 1."""
     if isinstance(options, Submitit):
         return 1
-    return options.at_once or (1 if _gpus() else min(2, os.cpu_count() or 1))
+    return options.at_once or (1 if usable_gpus() else min(2, os.cpu_count() or 1))
 
 
 def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = LOCAL_PORT) -> list[str]:
@@ -234,7 +234,7 @@ def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str
     return share | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[place * size : (place + 1) * size])} if gpus else {})
 
 
-def _gpus() -> list[str]:
+def usable_gpus() -> list[str]:
     """The GPUs that may be used here, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]

@@ -52,7 +52,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
     launched = launchers.launch(waiting, options)
     if waiting:
-        _check_present(cells[0].config)
+        check_present(cells[0].config)
     with _interruptible(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         for cell, state, reason in events:
             board.update(cell, state, reason)
@@ -83,7 +83,7 @@ def _expected(cell: Cell, state: State) -> str:
     return "?" if seconds is None else f"about {clock(seconds)}"
 
 
-def _check_present(config: Config) -> None:
+def check_present(config: Config) -> None:
     """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         pool.submit(_load_all, config).result()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluators.ocr.evaluate import ENGINES, engine
+from evaluators.ocr.evaluator import ENGINES, engine
 from evaluators.ocr.pool import Engine
 from evaluators.ocr.reward import text_reward
 from star.mini.scenes import background, to_uint8

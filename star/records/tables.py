@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
+from star.common import markdown as written
 from star.method.arms import ARMS
 from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
@@ -73,7 +74,7 @@ def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
 
 def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:
     head, *rows = table(task, summaries, paper)
-    lines = [f"### {task}", "", _line(head), "|---|---|" + "--:|" * (len(head) - 2), *map(_line, rows)]
+    lines = [f"### {task}", "", *written.table(head, rows, numbers=2)]
     notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
     return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
 
@@ -119,7 +120,3 @@ def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
                 sizes.append(f"{widest.images:,} images of {widest.prompts:,} prompts{what}")
         lines.append(f"- `{protocol}`: {'; '.join(sizes)}")
     return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

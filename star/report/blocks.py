@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from star.common import markdown
 from star.common.statistics import Estimate
 
 MISSING = "–"
@@ -185,10 +186,8 @@ def _block(block: Block, folder: Path) -> list[str]:
         case Text():
             return [(f"**{block.strong}** " if block.strong else "") + _plain(block.text)]
         case Table():
-            marks = ["---" if column < block.numbers else "--:" for column in range(len(block.head))]
-            rows = [block.head, *block.rows]
-            written = ["| " + " | ".join(_plain(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
-            return [f"*{_plain(block.caption)}*", "", written[0], "|" + "|".join(marks) + "|", *written[1:]]
+            head, *rows = [[_plain(cell) for cell in row] for row in (block.head, *block.rows)]
+            return [f"*{_plain(block.caption)}*", "", *markdown.table(head, rows, block.numbers)]
         case Picture():
             return [f"![{_plain(block.alt)}]({Path(os.path.relpath(block.file, folder)).as_posix()})", "", block.caption]
         case Code():

@@ -53,9 +53,10 @@ def _aggregate(found: Collection) -> list[Block]:
     normalised, left_out = _normalised(found)
     blocks: list[Block] = [Text(f"{task} is left out: {why}.", missing=True) for task, why in left_out.items()]
     arms = [m for m in METHODS[1:] if normalised and all(m in runs for runs in normalised.values())]
-    scores = {arm: [runs[arm] for runs in normalised.values()] for arm in arms}
-    if not scores or not all(enough(runs) for runs in scores.values()):
-        counts = ", ".join(f"{method_label(arm)} {sum(map(len, runs))}" for arm, runs in scores.items()) or "none"
+    there = {arm: [runs[arm] for runs in normalised.values()] for arm in arms}
+    scores = {arm: runs for arm, runs in there.items() if enough(runs)}
+    if not scores:
+        counts = ", ".join(f"{method_label(arm)} {sum(map(len, runs))}" for arm, runs in there.items()) or "none"
         blocks.append(
             Text(
                 f"No aggregate over tasks: a bootstrap over runs needs at least {ENOUGH_RUNS} runs of each task and "

@@ -179,8 +179,8 @@ class Trainer:
         train = self.config.train
         samples = plan(len(self.task.train), train.groups, train.group_size, self.config.seed, epoch)
         steps = trained_steps(self.config.sampling, self.config.seed, epoch)
-        batches = self._sample(samples, steps, epoch, tick)
-        scores, spread = self._score(batches)
+        batches = self.rollouts(samples, steps, epoch, tick)
+        scores, spread = self.score(batches)
         sampled = time.monotonic()
         # Draws of one text in an epoch are one group, as in Flow-GRPO.
         ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
@@ -189,7 +189,7 @@ class Trainer:
         gains = advantages(self._mixed(scores, groups), groups, train.std)
         for batch in batches:
             batch.advantages = gains[batch.places]
-        self._allocate(batches, groups, epoch)
+        self.allocate(batches, groups, epoch)
         figures = self.update(batches, len(samples) // train.micro_batch, epoch, tick)
         return {
             "reward": rewards.mean().item(),
@@ -204,7 +204,7 @@ class Trainer:
             **figures,
         }
 
-    def _sample(
+    def rollouts(
         self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
     ) -> list[MicroBatch]:
         """This process's micro-batches in the order of their numbers, drawn, and with verdicts under way."""
@@ -235,7 +235,7 @@ class Trainer:
             tick()
         return batches
 
-    def _score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
+    def score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
         scored = []
         for batch in batches:
@@ -256,7 +256,7 @@ class Trainer:
             return scores[self.config.task.name]
         return mixed_rewards(scores, {self.config.task.name: 1.0, **config.others}, groups, config.normalise)
 
-    def _allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
+    def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
         """Give this process's micro-batches their weights, where they are not 1 everywhere.
 
         Maps stay on their process, unless one's map is made of others': then the whole epoch is allocated at once.
@@ -301,9 +301,9 @@ class Trainer:
         for update, share in enumerate(self._shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
             for batch in [own[number] for number in share if number in own]:
-                self._backward(batch, samples, figures, on_policy=update == 0)
+                self.backward(batch, samples, figures, on_policy=update == 0)
                 tick()
-            figures["grad_norm"].append(self._step(epoch))
+            figures["grad_norm"].append(self.step(epoch))
         for batch in batches:
             if batch.weights is not None:
                 figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())
@@ -333,7 +333,7 @@ class Trainer:
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
 
-    def _backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
+    def backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
         config, trajectory = self.config, batch.trajectory
         train, method = config.train, config.method
@@ -379,7 +379,7 @@ class Trainer:
         mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
         return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
 
-    def _step(self, epoch: int) -> float:
+    def step(self, epoch: int) -> float:
         """One optimizer step on the gradients summed over processes."""
         trained = list(self.base.trained.values())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])

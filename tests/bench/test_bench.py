@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import FAST
+from tiny import FAST
 
 from evaluators.geneval.prompts import MINI
 from evaluators.geneval.rules import Detection

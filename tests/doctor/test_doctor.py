@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST
 from test_cli import star  # noqa: F401 (a fixture)
+from tiny import FAST
 
 from star import cli
 from star.common.errors import RunStopped, UserError
@@ -205,9 +205,9 @@ def test_packages_are_those_that_the_project_requires():
     [(["a=1", "dry_run=true"], (["a=1"], True)), (["dry_run=False"], ([], False)), ([], ([], False))],
 )
 def test_a_flag_may_be_written_as_a_setting(words, expected):
-    assert cli._flag(words, "dry_run") == expected
+    assert cli.take_flag(words, "dry_run") == expected
     with pytest.raises(UserError, match="dry_run=maybe must be true or false"):
-        cli._flag(["dry_run=maybe"], "dry_run")
+        cli.take_flag(["dry_run=maybe"], "dry_run")
 
 
 def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  # noqa: F811

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from evaluators.folder import mean_and_stderr, read_lines, score_folder, summarise
+from evaluators.folder import read_lines, score_folder
 from evaluators.images import read_image
+from evaluators.interface import Text, mean_and_stderr, mean_scores
 from star.common.errors import RunStopped, UserError
 
 
@@ -215,17 +216,12 @@ def test_mean_and_standard_error_are_clustered_by_prompt():
 
 def test_summary_of_a_folder(folder):
     rows = score(folder)
-    (row,) = summarise(rows, {"mean_shade": "shade"}).to_dict("records")
+    prompts = [Text(text) for text in rows["prompt"]]
+    (row,) = mean_scores(prompts, rows.to_dict("records"), {"mean_shade": "shade"})
     stderr = np.std([1, 2, 10], ddof=1) / np.sqrt(3)
-    assert row == {
-        "metric": "mean_shade",
-        "protocol": "shade-v1",
-        "value": pytest.approx(13 / 3),
-        "stderr": pytest.approx(stderr),
-        "images": 3,
-        "prompts": 3,
-    }
-    assert np.isnan(summarise(rows[:1], {"mean_shade": "shade"})["stderr"][0])
+    assert set(rows["protocol"]) == {"shade-v1"}
+    assert row == ("mean_shade", pytest.approx(13 / 3), pytest.approx(stderr), 3, 3)
+    assert mean_scores(prompts[:1], rows[:1].to_dict("records"), {"mean_shade": "shade"})[0].stderr is None
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])

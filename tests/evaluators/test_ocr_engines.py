@@ -10,8 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from evaluators.interface import Text
 from evaluators.ocr import paddle
-from evaluators.ocr.evaluate import PROTOCOL, engine, judge, protocol
+from evaluators.ocr.evaluator import PROTOCOL, TextRendering, engine
 from evaluators.ocr.paddle import Paddle
 from evaluators.ocr.pool import Pool
 from evaluators.ocr.rapid import Rapid
@@ -20,6 +21,13 @@ from star.mini import legibility, signs
 from star.tasks import sign_words
 
 BLANK = np.full((64, 64, 3), 128, np.uint8)
+
+
+def judge(prompts, images, engine):
+    """The verdicts of the evaluator with an engine, in this process."""
+    evaluator = TextRendering("rapidocr")
+    evaluator.pool = Pool(engine, 0)
+    return evaluator.submit([Text(prompt) for prompt in prompts], images)()
 
 
 def drawn(words, seed):
@@ -34,7 +42,7 @@ def rapid():
 def test_fresh_signs_are_read_at_native_size(rapid):
     rng = np.random.default_rng(11)
     words = [signs.draw_word(rng) for _ in range(30)] + sorted(sign_words.TEST_WORDS)[1::4]
-    verdicts = judge([sign_words.prompt(word) for word in words], drawn(words, 11), Pool(rapid, 0))
+    verdicts = judge([sign_words.prompt(word) for word in words], drawn(words, 11), rapid)
     assert np.mean([verdict["reward"] for verdict in verdicts]) >= 0.95
     assert np.mean([verdict["exact"] for verdict in verdicts]) >= 0.9
     assert [verdict["target"] for verdict in verdicts] == words
@@ -50,8 +58,8 @@ def test_switches_of_another_call_do_not_stick(rapid):
 
 def test_nothing_to_read_gives_no_lines_and_no_reward(rapid):
     assert rapid.lines(BLANK) == ()
-    (verdict,) = judge([sign_words.prompt("STAR")], [BLANK], Pool(rapid, 0))
-    assert verdict == {"reward": 0.0, "exact": False, "target": "STAR", "text": ""}
+    (verdict,) = judge([sign_words.prompt("STAR")], [BLANK], rapid)
+    assert verdict == {"stratum": "all", "reward": 0.0, "exact": False, "target": "STAR", "text": ""}
 
 
 def test_the_real_engine_works_in_a_worker():
@@ -81,7 +89,7 @@ def test_capitals_have_the_height_that_the_table_says(height):
 
 
 def test_engines_by_name(monkeypatch):
-    assert protocol(engine("rapidocr")).startswith(f"{PROTOCOL}/rapidocr-3.")
+    assert TextRendering("rapidocr").protocol.startswith(f"{PROTOCOL}/rapidocr-3.")
     with pytest.raises(
         UserError, match="no ocr engine 'tesseract'; there are: rapidocr, paddleocr, paddleocr_flow_grpo_compat"
     ):
@@ -248,20 +256,18 @@ def write_inference_files(folder):
 def test_a_folder_is_scored_without_diffusers_or_torch(tmp_path):
     program = """
 import sys
-from evaluators.folder import score_folder, summarise
-from evaluators.ocr.evaluate import METRICS, engine, judge, protocol
-from evaluators.ocr.pool import Pool
-from functools import partial
-pool = Pool(engine("rapidocr"), 0)
-rows = score_folder("images", "prompts.txt", partial(judge, pool=pool), protocol(pool.engine), "out.csv", progress=False)
-print(summarise(rows, METRICS)["value"].tolist(), sorted({"diffusers", "torch", "transformers"} & set(sys.modules)))
+from evaluators.score import score
+if __name__ == "__main__":
+    scores = score("ocr", "images", "prompts.txt", out="out.csv")
+    print(scores["value"].tolist(), sorted({"diffusers", "torch", "transformers"} & set(sys.modules)))
 """
+    (tmp_path / "program.py").write_text(program)
     (tmp_path / "images").mkdir()
     for number, sign in enumerate(drawn(["STAR", "ROBOT"], 3)):
         Image.fromarray(sign).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "prompts.txt").write_text(f"{sign_words.prompt('STAR')}\n{sign_words.prompt('ROBIN')}")
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(root)}
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(root)}
     )
     assert done.stdout == "[0.8, 0.5] []\n", done.stderr  # ROBOT for ROBIN: 2 of 5 letters are wrong

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -13,9 +14,10 @@ from tiny_clip import SIDE, save_tiny_clip
 from transformers import CLIPModel
 
 from evaluators import hub
-from evaluators.folder import score_folder
 from evaluators.pickscore import score as pickscore
+from evaluators.pickscore.evaluator import Preference
 from evaluators.pickscore.score import PickScore
+from evaluators.score import score
 from star.common.errors import UserError
 from star.common.shipped import Shipped
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
@@ -94,7 +96,7 @@ def test_the_name_follows_the_weights(folder, tmp_path):
         model.logit_scale += 1
     model.save_pretrained(tmp_path / "random_clip")
     assert PickScore(tmp_path / "random_clip", folder).name != name
-    assert pickscore.protocol(PickScore(folder)) == f"pickscore-v1/{name}"
+    assert Preference(str(folder)).protocol == f"pickscore-v1/{name}"
 
 
 def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeypatch):
@@ -161,19 +163,13 @@ def test_a_folder_of_images_is_scored(folder, images, tmp_path):
         Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
 
-    def judge(prompts, pictures):
-        return pickscore.judge(prompts, pictures, scorer)
-
-    rows = score_folder(
-        tmp_path / "images",
-        tmp_path / "prompts.txt",
-        judge,
-        pickscore.protocol(scorer),
-        tmp_path / "out.csv",
-        progress=False,
+    scores = score(
+        "pickscore", str(tmp_path / "images"), str(tmp_path / "prompts.txt"), str(folder), str(tmp_path / "out.csv")
     )
+    rows = pd.read_csv(tmp_path / "out.csv")
     assert rows["score"].tolist() == pytest.approx(scorer.score(PROMPTS, images).tolist(), abs=1e-4)
-    assert set(rows["protocol"]) == {f"pickscore-v1/{scorer.name}"}
+    assert set(rows["protocol"]) == set(scores["protocol"]) == {f"pickscore-v1/{scorer.name}"}
+    assert scores["value"].tolist() == pytest.approx([rows["score"].mean()])
 
 
 def test_scoring_does_not_need_diffusers():

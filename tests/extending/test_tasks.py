@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluators.interface import Score
-from evaluators.ocr import evaluate as ocr
+from evaluators.ocr import evaluator as ocr
 from star.config import load
 from star.tasks import Prompt, load_task
 

@@ -52,7 +52,7 @@ def cell(monkeypatch, tmp_path) -> Cell:
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
-    monkeypatch.setattr(launchers, "_gpus", lambda: [])
+    monkeypatch.setattr(launchers, "usable_gpus", lambda: [])
     return expand(["task=ocr", "method=star", "seed=0"])[1]
 
 
@@ -124,7 +124,7 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
     leave(cells, monkeypatch)
     monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
-    monkeypatch.setattr(launchers, "_gpus", lambda: ["0", "1", "4", "5"])
+    monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1", "4", "5"])
     used = []
     attempt = launchers.attempt
 
@@ -143,9 +143,9 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
 
 def test_the_gpus_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
-    assert launchers._gpus() == ["0", "1", "4", "5"]
+    assert launchers.usable_gpus() == ["0", "1", "4", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launchers._gpus() == []
+    assert launchers.usable_gpus() == []
 
 
 def test_without_submitit_the_line_says_how_to_get_it(cell, monkeypatch):

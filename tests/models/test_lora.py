@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAST
 from diffusers import StableDiffusion3Pipeline
 from fake_task import RedTask
 from peft import LoraConfig, get_peft_model
 from test_cli import star  # noqa: F401 (a fixture)
+from tiny import FAST
 
 from star.common.errors import UserError
 from star.common.noise import normal

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST
 from fake_results import (
     ARMS,
     EPOCHS,
@@ -27,6 +26,7 @@ from fake_results import (
 )
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import FAST
 
 from star.common.errors import UserError
 from star.common.statistics import paired_difference, score_variances
@@ -295,6 +295,16 @@ def test_five_seeds_are_enough_for_an_aggregate(whole, tmp_path):
     assert [flow_grpo[0], star[0]] == ["Flow-GRPO", "STAR"]
     assert flow_grpo[2:] == ["–", "–"] and star[2] == "1.00 [1.00, 1.00]" and star[3] == "–"
     assert float(flow_grpo[1].split()[0]) == pytest.approx(1, abs=0.15)
+
+
+def test_an_arm_with_few_seeds_does_not_keep_the_others_from_an_aggregate(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), seeds=range(5))
+    for task in TASKS:
+        file = results / f"{task}.csv"
+        write([row for row in read(file) if row.method != "spatial" or row.seed < 3], file)
+    _, markdown = report(results, tmp_path)
+    lines = table(section(markdown.read_text(), "Where the uncertainty"), "Over 15 runs of 3 tasks")
+    assert [line[0] for line in lines[1:]] == ["Flow-GRPO", "STAR"]
 
 
 def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, whole):

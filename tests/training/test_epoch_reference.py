@@ -96,9 +96,9 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
     trainer = Trainer(config, RedTask())
     train = config.train
     samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 0)
-    batches = trainer._sample(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
+    batches = trainer.rollouts(samples, trained_steps(config.sampling, config.seed, 0), 0, lambda: None)
     trajectories = [batch.trajectory for batch in batches]
-    scores, _ = trainer._score(batches)
+    scores, _ = trainer.score(batches)
     rewards = scores[config.task.name]
     prompts = [trainer.task.train[s.prompt].text for s in samples]
     torch.manual_seed(1)  # off policy, so that ratios, clipping and the penalty all count
@@ -107,11 +107,11 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
 
     groups = [s.prompt for s in samples]
     gains = advantages(rewards, groups, "batch")
-    trainer._allocate(batches, groups, 0)
+    trainer.allocate(batches, groups, 0)
     figures = defaultdict(list)
     for batch in batches:
         batch.advantages = gains[3 * batch.number : 3 * batch.number + 3]
-        trainer._backward(batch, len(samples), figures, on_policy=False)
+        trainer.backward(batch, len(samples), figures, on_policy=False)
     assert 0 < sum(figures["clip_fraction"]) / len(figures["clip_fraction"]) < 1
 
     relevance = None if method == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
@@ -153,9 +153,9 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
     for parameter in trainer.base.trained.values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     drawn, scored, given = [], [], {}
-    draw, score = trainer._sample, trainer._score
-    monkeypatch.setattr(trainer, "_sample", lambda *words: drawn.append(draw(*words)) or drawn[0])
-    monkeypatch.setattr(trainer, "_score", lambda *words: scored.append(score(*words)) or scored[0])
+    draw, score = trainer.rollouts, trainer.score
+    monkeypatch.setattr(trainer, "rollouts", lambda *words: drawn.append(draw(*words)) or drawn[0])
+    monkeypatch.setattr(trainer, "score", lambda *words: scored.append(score(*words)) or scored[0])
     step = lambda: given.update({name: p.grad.clone() for name, p in trainer.base.trained.items()})  # noqa: E731
     monkeypatch.setattr(trainer.optimizer, "step", step)
     figures = trainer.epoch(0)

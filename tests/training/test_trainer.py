@@ -243,7 +243,7 @@ def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
     def overflow():
         for parameter in trainer.base.trained.values():
             parameter.grad = torch.full_like(parameter, math.inf)
-        trainer._step(0)
+        trainer.step(0)
 
     overflow()
     assert trainer.scaler.get_scale() == 2
@@ -280,7 +280,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
     trajectories = with_maps(trainer, samples)
     batches = [MicroBatch(number, trajectory) for number, trajectory in enumerate(trajectories)]
-    trainer._allocate(batches, [s.prompt for s in samples], 0)
+    trainer.allocate(batches, [s.prompt for s in samples], 0)
     first = batches[0].weights[0, 0].double()
     power = MAPS.double() ** 2
     scaled, scale = power / power.mean(), 1.0
@@ -291,7 +291,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     shuffled = Trainer(
         make_config("method=star_shuffled", "method.mix=1", "method.cap=null", "train.micro_batch=4"), RedTask()
     )
-    shuffled._allocate(batches, [s.prompt for s in samples], 0)
+    shuffled.allocate(batches, [s.prompt for s in samples], 0)
     got = torch.cat([batch.weights for batch in batches], dim=1)
     own = torch.stack([(MAPS + s.prompt) / (MAPS + s.prompt).mean() for s in samples])
     nearest = (got[0][:, None] - own[None, ::4]).abs().amax((2, 3)).argmin(1).tolist()
