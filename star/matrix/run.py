@@ -94,8 +94,10 @@ def _load_all(config: Config) -> None:
     from star.tasks import load_rewards, load_task
 
     find(config.model)
-    tasks = {name: load_task(config, name) for name in config.evaluators}
-    load_rewards(config, tasks[config.task.name])
+    for name in config.evaluators:
+        task = load_task(config, name)
+        if name == config.task.name:
+            load_rewards(config, task)
 
 
 @contextmanager

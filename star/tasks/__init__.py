@@ -99,12 +99,16 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
 
 
 def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
-    """The evaluators of ``rewards.others`` by name, which judge the images of a task beside its own.
+    """What judges the images of a task beside its own evaluator, by the names in ``rewards.others``: those of other tasks,
+    whose evaluators they are, and paths.
 
     Raises:
         UserError: one lacks weights or packages, or the task's prompts lack what it needs.
     """
-    found = {name: registry.create(name, config.evaluators.get(name)) for name in config.rewards.others}
+    found = {
+        name: registry.create(_find(name).EVALUATOR if name in options("task") else name, config.evaluators.get(name))
+        for name in config.rewards.others
+    }
     judges = {f"evaluators.{task.name}": task.evaluator} | {f"rewards.others.{name}": made for name, made in found.items()}
     for setting, evaluator in judges.items():
         for prompt in task.train:

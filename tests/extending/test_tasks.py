@@ -42,6 +42,8 @@ config = load(["task=rings"])
 task = load_task(config, "rings")
 assert [task.train[0].text[slice(*span)] for span in task.train[0].spans] == ["ring"], task.train[0]
 assert load_rewards(config, task) == {} and task.primary == "pickscore"
+geneval = load(["task=geneval", "+rewards.others.rings=0.5"])
+assert list(load_rewards(geneval, load_task(geneval, "geneval"))) == ["rings"]
 print(config.task.beta, task.protocol)
 """
 
