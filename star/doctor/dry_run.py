@@ -41,6 +41,8 @@ FIXED = (
     "sampling.window=0",
     "train.groups=1",
     "train.updates_per_epoch=1",
+    # It is told how far sampling and update are apart, and not stopped by it.
+    "train.ratio_tolerance=1e9",
 )
 PROMPT = Prompt("a photo of a circle", ((13, 19),))
 SECONDS = 10.0  # rollout steps are repeated for so long, and at least once
@@ -127,7 +129,6 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
 
     Raises:
         UserError: a setting that cannot be used, or a model of an unknown shape.
-        RunStopped: rollout and update do not compute the same.
     """
     wanted = settings.load(overrides)
     config = _settings(overrides, wanted)
@@ -148,7 +149,16 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         samples = [Sample(0, index) for index in range(config.train.micro_batch)]
         with _measuring(device) as rollout:
             trajectory = sample(
-                base, samples, [PROMPT], config.sampling, [0], config.relevance, config.method.reduction, config.seed, epoch=0
+                base,
+                samples,
+                [PROMPT],
+                config.sampling,
+                [0],
+                config.relevance,
+                config.method.reduction,
+                config.seed,
+                epoch=0,
+                keep_means=config.train.guard,
             )
         done("an update")
         assert trajectory.relevance is not None
@@ -199,6 +209,8 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
 def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
+    tolerance = wanted.train.ratio_tolerance
+    allowed = f"a run {'goes on' if run.ratio_error <= tolerance else 'STOPS'}: train.ratio_tolerance is {tolerance:g}"
     met = "goal met" if run.share <= GOAL else "above the goal"
     estimate = needed(wanted, shape_of(source(wanted.model))).gpu / GIB
     epoch = wanted.train.groups * wanted.train.group_size
@@ -218,7 +230,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
             "estimated for one GPU",
             f"{estimate:.1f} GiB at most, for {wanted.train.micro_batch} rollouts at once, {epoch} an epoch",
         ),
-        ("first update on policy", f"ratio off 1 by {run.ratio_error:.1e}"),
+        ("first update on policy", f"ratio off 1 by {run.ratio_error:.1e} ({allowed})"),
         (f"an epoch of {epoch} images at this pace", f"{run.epoch_seconds / 3600:.2f} h on one such device, without judging"),
     ]
 

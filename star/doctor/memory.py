@@ -97,11 +97,17 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
 
 
 def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
-    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and the
-    means of its transitions."""
+    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and with
+    GRPO-Guard the means of its transitions."""
     images = -(-config.train.groups * config.train.group_size // processes)
-    steps = config.sampling.window or config.sampling.steps - 1
-    return images * (2 * steps + 1) * shape["in_channels"] * (config.model.resolution // 8) ** 2 * SIZES["float32"]
+    steps = config.sampling.trained
+    return (
+        images
+        * (steps + 1 + steps * config.train.guard)
+        * shape["in_channels"]
+        * (config.model.resolution // 8) ** 2
+        * SIZES["float32"]
+    )
 
 
 def activation_bytes(config: Config, shape: Shape) -> float:

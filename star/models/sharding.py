@@ -12,18 +12,30 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
+from star.common.errors import UserError
 from star.common.processes import together
 
 
-class Gather(DefaultAllGather):
-    """The usual one; but a process that waits for one that has died says so, as everywhere."""
+def gather() -> Any:
+    """torch's own gathering of a module's weights; but a process that waits for one that has died says so, as everywhere.
 
-    def __call__(self, *arguments: Any, **named: Any) -> distributed.Work | None:
-        """Gather a module's weights; raises :class:`~star.common.errors.RunStopped` where another process has died."""
-        with together():
-            return super().__call__(*arguments, **named)
+    Raises:
+        UserError: this version of torch has it at another place, which is none of its public ones.
+    """
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+    except ImportError:
+        raise UserError(
+            f"model.shard=true does not know torch {torch.__version__}; use 2.9 to 2.14, or model.shard=false"
+        ) from None
+
+    class Gather(DefaultAllGather):
+        def __call__(self, *arguments: Any, **named: Any) -> distributed.Work | None:
+            with together():
+                return super().__call__(*arguments, **named)
+
+    return Gather()
 
 
 def several_processes() -> bool:
@@ -41,4 +53,4 @@ def shard(transformer: SD3Transformer2DModel, whole: Iterable[nn.Parameter], dev
     """
     mesh = distributed.init_device_mesh(device.type, (distributed.get_world_size(),))
     for module in (*transformer.transformer_blocks, transformer):
-        fully_shard(module, mesh=mesh, ignored_params=set(whole)).set_custom_all_gather(Gather())
+        fully_shard(module, mesh=mesh, ignored_params=set(whole)).set_custom_all_gather(gather())

@@ -32,7 +32,7 @@ class Trajectory:
         steps: the trained steps, ascending.
         latents: (len(steps) + 1, B, C, H, W) float32: before each trained step, and after the last.
         log_probs: under the policy that sampled, (len(steps), B) or (len(steps), B, H, W).
-        means: of its transitions, (len(steps), B, C, H, W).
+        means: of its transitions, (len(steps), B, C, H, W); None if they were not asked for.
         relevance: (len(steps), B, h, w), or None if it was not captured.
         images: uint8 (B, H, W, 3), on the CPU.
     """
@@ -41,7 +41,7 @@ class Trajectory:
     steps: list[int]
     latents: Tensor
     log_probs: Tensor
-    means: Tensor
+    means: Tensor | None
     relevance: Tensor | None
     images: Tensor
 
@@ -138,6 +138,7 @@ def sample(
     reduction: str,
     seed: int,
     epoch: int,
+    keep_means: bool = False,
 ) -> Trajectory:
     """Draw one micro-batch.
 
@@ -153,6 +154,7 @@ def sample(
         relevance: which blocks and columns.
         reduction: of the log-probabilities, ``image`` or ``position``.
         seed, epoch: of the noise.
+        keep_means: of the transitions, which GRPO-Guard alone needs: they are as large as the latents.
     """
     texts = [prompts[s.prompt].text for s in samples]
     spans = [prompts[s.prompt].spans for s in samples]
@@ -169,7 +171,7 @@ def sample(
         x = step.following
         if step.index in steps:
             log_probs.append(log_prob_map(x, step.transition.mean, step.transition.std, step.kind, reduction))
-            means.append(step.transition.mean)
+            means += [step.transition.mean] if keep_means else []
             latents.append(x)
             maps += [] if step.relevance is None else [step.relevance]
         elif not log_probs:
@@ -179,7 +181,7 @@ def sample(
         steps=list(steps),
         latents=torch.stack(latents),
         log_probs=torch.stack(log_probs),
-        means=torch.stack(means),
+        means=torch.stack(means) if keep_means else None,
         relevance=torch.stack(maps) if capture else None,
         images=base.decode(x).cpu(),
     )

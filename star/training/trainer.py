@@ -228,6 +228,7 @@ class Trainer:
                 config.method.reduction,
                 config.seed,
                 epoch,
+                keep_means=config.train.guard,
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
             verdicts = {name: judge.submit(prompts, images) for name, judge in judges.items()}
@@ -350,7 +351,7 @@ class Trainer:
             moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
             new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
             old = trajectory.log_probs[row]
-            if train.guard:
+            if trajectory.means is not None:
                 new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
             weights = None if batch.weights is None else upsample(batch.weights[row], self.base.patch)
             per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights

@@ -63,9 +63,11 @@ def test_offloading_and_checkpointing_save_memory():
 
 
 def test_the_trajectories_of_an_epoch_count():
-    """Of 128 images, 10 latents and 9 means of 16 x 64 x 64 float32 each."""
+    """Of 128 images, 10 latents and with GRPO-Guard 9 means of 16 x 64 x 64 float32 each."""
     one, other = (load(["scale=paper", "preset=gpu1", f"train.groups={groups}"]) for groups in (8, 16))
-    assert trajectory_bytes(one, SD35_MEDIUM, 1) == 128 * 19 * 16 * 64 * 64 * 4
+    guard = load(["scale=paper", "preset=gpu1", "variant=guard"])
+    assert trajectory_bytes(one, SD35_MEDIUM, 1) == 128 * 10 * 16 * 64 * 64 * 4
+    assert trajectory_bytes(guard, SD35_MEDIUM, 1) == 128 * 19 * 16 * 64 * 64 * 4
     assert needed(other, SD35_MEDIUM).gpu - needed(one, SD35_MEDIUM).gpu == trajectory_bytes(one, SD35_MEDIUM, 1)
     assert needed(other, SD35_MEDIUM, processes=2).gpu == needed(one, SD35_MEDIUM).gpu
 
@@ -111,14 +113,22 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
     run = dry_run.dry_run(["scale=paper", "relevance.blocks=[1]", "model.resolution=128"], SMALL_AUTOENCODER)
     assert run.trained == 2 * 128 * 32 * (3 * 8 - 1)
-    assert run.ratio_error <= run.config.train.ratio_tolerance
+    assert run.ratio_error <= run.wanted.train.ratio_tolerance
     assert 0 < run.maps < run.captured and 0 < run.share < 1
     assert run.rollout.seconds > 0 and run.update.seconds > 0 and run.update.memory > 0
     assert run.wanted.train.group_size == 24 and run.epoch_seconds > 1152 * run.update.seconds
     file, rows = dry_run.report(run)
     text = file.read_text()
     assert file == Path("results/paper/dry_run.md")
-    for part in ("commit: ", "torch 2", "0.188 M parameters", "goal: at most 1 %", "ratio off 1 by", "for 9 rollouts at once"):
+    for part in (
+        "commit: ",
+        "torch 2",
+        "0.188 M parameters",
+        "goal: at most 1 %",
+        "ratio off 1 by",
+        "a run goes on: train.ratio_tolerance is 5e-05",
+        "for 9 rollouts at once",
+    ):
         assert part in text
     assert all(name in text for name, _ in rows)
 
@@ -130,6 +140,24 @@ def test_the_dry_run_of_an_unknown_model_is_one_line():
 
 def test_the_shape_of_the_mini_base_is_that_of_its_folder():
     assert shape_of(str(MINI_BASE.folder))["num_layers"] == 6
+
+
+def test_a_dry_run_tells_of_a_ratio_that_would_stop_a_run(monkeypatch, tmp_path):
+    """Sampling and update that differ are a figure here: that is what a dry run is for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
+    draw = dry_run.sample
+
+    def disturbed(*given, **named):
+        trajectory = draw(*given, **named)
+        trajectory.log_probs = trajectory.log_probs + 0.01
+        return trajectory
+
+    monkeypatch.setattr(dry_run, "sample", disturbed)
+    words = ["scale=paper", "relevance.blocks=[1]", "model.resolution=128", "variant=guard"]
+    _, rows = dry_run.report(dry_run.dry_run(words, SMALL_AUTOENCODER))
+    assert "a run STOPS: train.ratio_tolerance is 5e-05" in dict(rows)["first update on policy"]
 
 
 def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeline_folder):

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
-from star.common.errors import RunStopped
+from star.common.errors import RunStopped, UserError
 from star.common.processes import total
 from star.config import Config, to_yaml
 from star.matrix.launchers import _reason
-from star.models.sharding import Gather
+from star.models.sharding import gather
 
 PROGRAM = """
 import hashlib, json, os, signal, sys
@@ -226,7 +226,13 @@ def test_who_waits_for_a_dead_process_to_give_its_weights_ends_with_a_reason(mon
 
     monkeypatch.setattr(DefaultAllGather, "__call__", broken)
     with pytest.raises(RunStopped, match=r"another process of this run has died.*\(Connection closed by peer\)"):
-        Gather()(torch.zeros(2), torch.zeros(1), None)
+        gather()(torch.zeros(2), torch.zeros(1), None)
+
+
+def test_a_torch_that_keeps_its_gathering_elsewhere_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.distributed.fsdp._fully_shard._fsdp_collectives", None)
+    with pytest.raises(UserError, match="model.shard=true does not know torch .*; use 2.9 to 2.14, or model.shard=false"):
+        gather()
 
 
 @pytest.mark.parametrize("shard", [False, True])

@@ -23,7 +23,7 @@ def base(make_config):
 
 
 def draw(base, config, steps, relevance=None, seed=0, epoch=0):
-    return sample(base, SAMPLES, PROMPTS, config.sampling, steps, relevance, "position", seed, epoch)
+    return sample(base, SAMPLES, PROMPTS, config.sampling, steps, relevance, "position", seed, epoch, keep_means=True)
 
 
 def test_guidance_does_not_change_whose_maps_are_taken(base, make_config):
