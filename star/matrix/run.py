@@ -2,7 +2,7 @@
 
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from multiprocessing import get_context
@@ -52,7 +52,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
     launched = launchers.launch(waiting, options)
     if waiting:
-        check_present(cells[0].config)
+        check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
     with _interruptible(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         for cell, state, reason in events:
             board.update(cell, state, reason)
@@ -83,16 +83,19 @@ def _expected(cell: Cell, state: State) -> str:
     return "?" if seconds is None else f"about {clock(seconds)}"
 
 
-def check_present(config: Config) -> None:
+def check_present(config: Config, arms: Collection[str]) -> None:
     """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(_load_all, config).result()
+        pool.submit(_load_all, config, sorted(arms)).result()
 
 
-def _load_all(config: Config) -> None:
+def _load_all(config: Config, arms: Sequence[str]) -> None:
+    from star.method.arms import map_maker
     from star.models import find
     from star.tasks import load_rewards, load_task
 
+    for arm in arms:
+        map_maker(arm)
     find(config.model)
     for name in config.evaluators:
         task = load_task(config, name)

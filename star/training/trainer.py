@@ -98,7 +98,8 @@ class Trainer:
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        # Rewards come first: what cannot be judged is told before a model is loaded.
+        # A map that cannot be made and images that cannot be judged are told before a model is loaded.
+        map_maker(config.method.arm)
         self.task = task or load_task(config, config.task.name)
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, self.accelerator.device, config.seed)

@@ -28,3 +28,12 @@ def test_an_arm_of_ones_own_trains_under_its_own_name(make_config, monkeypatch):
 def test_what_is_no_arm_is_told_with_what_there_is(arm):
     with pytest.raises(UserError, match="method.arm=.* is not known; it is one of uniform, spatial, .* my_module:my_map"):
         load([f"method.arm='{arm}'"])
+
+
+def test_a_function_that_is_not_there_is_told_before_a_model_is_loaded(make_config, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr("star.models.load", lambda *_: pytest.fail("a model is loaded"))
+    config = make_config("method.arm=own_arm:nope")
+    with pytest.raises(UserError, match="method.arm=own_arm:nope: the module own_arm has no 'nope'"):
+        Trainer(config, RedTask())
+    assert not Path(config.run).exists()

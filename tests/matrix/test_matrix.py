@@ -87,7 +87,7 @@ def fake_star(monkeypatch, tmp_path):
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
-    monkeypatch.setattr(run, "check_present", lambda config: None)
+    monkeypatch.setattr(run, "check_present", lambda config, arms: None)
     return lambda **behaviour: monkeypatch.setenv("BEHAVIOUR", json.dumps(behaviour))
 
 
@@ -318,7 +318,7 @@ PARENT = """
 import sys
 from star.matrix import launchers, run
 launchers.MODULES["star"] = sys.argv[1]
-run.check_present = lambda config: None
+run.check_present = lambda config, arms: None
 sys.exit(run.matrix(sys.argv[2:]))
 """
 
@@ -542,7 +542,7 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     words += ["task=ocr", "method=star", "seed=1"]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(run, "check_present", lambda config: None)
+    monkeypatch.setattr(run, "check_present", lambda config, arms: None)
     monkeypatch.chdir(tmp_path / "whole")
     base, cell = expand(words)
     expected = runs.base(base.config) + runs.trained(cell.config)
