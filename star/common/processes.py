@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -41,6 +42,8 @@ def together() -> Iterator[None]:
     """Inside is communication alone, whose errors mean that somebody is not there any more."""
     try:
         yield
+    except torch.OutOfMemoryError:  # one of them too, and this process's own
+        raise
     except RuntimeError as error:  # torch's own errors of distribution are kinds of it
         reason = str(error).strip().splitlines()[0]
         raise RunStopped(

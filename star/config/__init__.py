@@ -1,6 +1,6 @@
 """The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
 
-from star.config.checks import cautions, check
+from star.config.checks import cautions, check, ways_to_save_memory
 from star.config.compose import options, read_config
 from star.config.identity import (
     base_folder,
@@ -52,4 +52,5 @@ __all__ = [
     "shared_terms",
     "to_dict",
     "to_yaml",
+    "ways_to_save_memory",
 ]

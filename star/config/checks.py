@@ -104,6 +104,14 @@ def cautions(config: Config) -> list[str]:
     return found
 
 
+def ways_to_save_memory(config: Config, processes: int) -> list[str]:
+    """Settings that need less of a GPU's memory than these; weights can be shared out among several processes."""
+    ways = ["model.gradient_checkpointing=true"] * (not config.model.gradient_checkpointing)
+    ways += ["model.offload=true"] * (not config.model.offload)
+    ways += ["model.shard=true"] * (processes > 1 and config.model.parameters == "lora" and not config.model.shard)
+    return [*ways, f"train.micro_batch below {config.train.micro_batch}"]
+
+
 def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Every number among nested settings, with the dotted name of the setting that it belongs to."""
     if isinstance(settings, dict):

@@ -172,11 +172,7 @@ def _device_memory(config: Config, need: Need) -> Finding:
     found = f"{_gib(have)} per GPU, {_gib(need.gpu)} needed (estimate)"
     if need.gpu <= have:
         return Finding("GPU memory", True, found)
-    ways = ["model.gradient_checkpointing=true"] * (not config.model.gradient_checkpointing)
-    ways += ["model.offload=true"] * (not config.model.offload)
-    ways += ["model.shard=true"] * (_processes() > 1 and config.model.parameters == "lora" and not config.model.shard)
-    ways += [f"train.micro_batch below {config.train.micro_batch}"]
-    return Finding("GPU memory", False, found, " or ".join(ways))
+    return Finding("GPU memory", False, found, " or ".join(settings.ways_to_save_memory(config, _processes())))
 
 
 def _processes() -> int:

@@ -59,8 +59,11 @@ def epochs(cell: Cell) -> int:
 
 
 def spent(folder: Path) -> float:
-    """Wall-clock seconds of the attempts at a cell, as far as they are on record."""
-    return sum(attempt["seconds"] for attempt in attempts(folder))
+    """Wall-clock seconds of the attempts at a cell, as far as they are on record; of its training if star train made it."""
+    if tries := attempts(folder):
+        return sum(attempt["seconds"] for attempt in tries)
+    file = folder / "final" / "summary.json"
+    return json.loads(file.read_text())["seconds"] if file.exists() else 0.0
 
 
 def clock(seconds: float) -> str:

@@ -328,7 +328,7 @@ def _reason(log: Path, start: int, code: int) -> str:
     if killed := DEAD_RANK.search(text):
         name = signal.Signals(int(killed[2])).name
         return f"the process of rank {killed[1]} was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    for pattern in (r"^star: (.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
+    for pattern in (r"^star: (?!caution: )(.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
         if found := re.findall(pattern, text, re.MULTILINE):
             return found[-1].strip()
     return f"exit code {code}"

@@ -1,11 +1,15 @@
 """What stops a run that must not go on: updates that are not on-policy, numbers that are not finite, a collapse."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from star.common.errors import RunStopped
+from star.config import Config, ways_to_save_memory
+from star.models.sharding import several_processes
 
 COLLAPSED_REWARD = 0.5
 """The share of the first epoch's reward below which an epoch counts as bad."""
@@ -42,6 +46,19 @@ def check_gradient(norm: float, scale: float, epoch: int) -> None:
     """Stop where a gradient is not finite and no smaller scale of it is left."""
     if not math.isfinite(norm) and scale <= SMALLEST_SCALE:
         raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
+
+
+@contextmanager
+def memory(config: Config) -> Iterator[None]:
+    """Inside, a GPU that runs out of memory stops the run with the settings that need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". GPU")[0]  # what follows tells of the allocator
+        ways = " or ".join(ways_to_save_memory(config, 2 if several_processes() else 1))
+        raise RunStopped(
+            f"{reason}; set {ways} (another micro-batch is another run, the others go on with this one)"
+        ) from None
 
 
 def bad_epochs(first: Mapping[str, float], now: Mapping[str, float], before: int, allowed: int) -> int:

@@ -22,6 +22,7 @@ from star.models.lora import Lora
 from star.records.names import ProtocolName
 from star.records.results import Row, commit
 from star.tasks import Task, load_task
+from star.training import guards
 from star.training.checkpoint import load_trained
 from star.training.evaluation import Evaluation, evaluate
 from star.training.trainer import Trainer
@@ -36,6 +37,11 @@ def trained(config: Config) -> list[Row]:
     The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
     per prompt and the method's name as ``star:geneval``.
     """
+    with guards.memory(config):
+        return _trained(config)
+
+
+def _trained(config: Config) -> list[Row]:
     trainer = Trainer(config)
     others = settings.other_tasks(config)
     for name in others:
@@ -103,7 +109,8 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
-    return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
+    with guards.memory(config):
+        return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ if how == "stop":
     sys.exit("some warning\\nstar: collapsed: the reward is 0.1\\nleaked semaphores")
 if how == "trace":
     raise RuntimeError("CUDA out of memory")
+if how == "caution":
+    print("star: caution: groups of 4 are reported to collapse", file=sys.stderr)
+    raise MemoryError("the true reason")
 if how == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if how == "time is up":
@@ -286,6 +289,7 @@ def test_a_cell_that_is_to_be_evaluated_otherwise_is_not_done(fake_star):
     [
         ("stop", "collapsed: the reward is 0.1"),
         ("trace", "RuntimeError: CUDA out of memory"),
+        ("caution", "MemoryError: the true reason"),
         ("die", "killed by SIGKILL (out of memory?)"),
         ("code", "exit code 3"),
         ("time is up", None),

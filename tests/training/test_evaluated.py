@@ -8,9 +8,10 @@ import torch
 from fake_task import RedTask
 from safetensors.torch import load_file
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in
 from star.common.noise import normal
+from star.common.processes import together
 from star.models.lora import Lora
 from star.models.sd3 import SD3
 from star.tasks import Score, load_task
@@ -113,3 +114,25 @@ def test_two_processes_do_not_work_in_one_run_folder(make_config, monkeypatch, s
         runs.trained(config)
     assert not (Path(config.run) / "metrics.jsonl").exists()
     runs.trained(config)
+
+
+def test_a_gpu_without_memory_is_told_with_the_settings_that_need_less(make_config, monkeypatch):
+    monkeypatch.setattr("star.training.runs.load_task", lambda config, name, evaluator=None: RedTask())
+    monkeypatch.setattr("star.training.trainer.load_task", lambda config, name: RedTask())
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB")
+
+    for stage in ("epoch", "_gather"):
+        monkeypatch.setattr(Trainer, stage, full)
+        with pytest.raises(RunStopped) as caught:
+            runs.trained(make_config("evaluation.cross_images=0"))
+        assert str(caught.value).startswith(
+            "CUDA out of memory. Tried to allocate 2.00 GiB; set model.gradient_checkpointing=true or model.offload=true or "
+            "train.micro_batch below 8 (another micro-batch"
+        )
+
+
+def test_memory_that_runs_out_while_processes_talk_is_not_taken_for_a_dead_one():
+    with pytest.raises(torch.OutOfMemoryError), together():
+        raise torch.OutOfMemoryError("CUDA out of memory")
