@@ -49,6 +49,11 @@ class MethodName:
         return cls(text, match["arm"], match["source"] or match["task_source"] or "", changes, match["task"] or "")
 
     @property
+    def at_home(self) -> str:
+        """The name on the task that it was trained for: without that task."""
+        return self.text.partition(":")[0]
+
+    @property
     def family(self) -> str:
         """What methods that are compared with each other share, as part of their names: ``+fast``, or nothing."""
         return "".join(f"+{change}" for change in self.changes)
@@ -61,8 +66,7 @@ class MethodName:
     @property
     def label(self) -> str:
         """The name a reader knows: ``flow_grpo+fast:ocr`` is "Flow-GRPO, fast (trained for ocr)"."""
-        own, _, trained = self.text.partition(":")
-        head = own.partition("+")[0]
+        head, trained = self.at_home.partition("+")[0], self.text.partition(":")[2]
         name = ARMS[head].label if head in ARMS else head
         return ", ".join([name, *self.changes]) + (f" (trained for {trained})" if trained else "")
 
@@ -129,6 +133,11 @@ def family(method: str) -> str:
 def is_mini(protocol: str) -> bool:
     """Whether a protocol's numbers are the embedded world's; see :attr:`ProtocolName.mini`."""
     return ProtocolName.parse(protocol).mini
+
+
+def on_task(method: str, trained_for: str, measured_on: str) -> str:
+    """What rows of a task call a method that was trained for a task: ``star``, or ``star:ocr`` on another one."""
+    return method if trained_for == measured_on else f"{method}:{trained_for}"
 
 
 def measured_on_own_task(method: str) -> bool:

@@ -174,8 +174,8 @@ def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]
 
 def _training(row: Row) -> Cell:
     """The cell that trained what a row was measured on: of ``star:ocr`` on geneval it is that of ocr."""
-    own = MethodName.parse(row.method).trained_for
-    return own or row.task, row.method.removesuffix(f":{own}"), row.seed
+    name = MethodName.parse(row.method)
+    return name.trained_for or row.task, name.at_home, row.seed
 
 
 def _unmeasured(found: Collection) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from star.records.names import family, method_label
+from star.records.names import family, method_label, on_task
 from star.records.tables import metric_labels
 from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
 from star.report.collection import TASKS, Collection, base_of, families, titled
@@ -43,7 +43,7 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
             method_label(m),
             own,
             str(len(found.seeds(own, m))),
-            *(_value(found, t, measured[t], _name(m, own, t)) for t in measured),
+            *(_value(found, t, measured[t], on_task(m, own, t)) for t in measured),
         ]
         for m, own in arms
     ]
@@ -74,7 +74,7 @@ def _scores(found: Collection, task: str, metric: str, variant: str, arms: list[
     """Title and drawing of one task's scores under all checkpoints of a family of methods."""
     dots: dict[str, dict[str, tuple[float, ...]]] = {}
     for method, trained in arms:
-        if summary := found.summary(task, metric, _name(method, trained, task)):
+        if summary := found.summary(task, metric, on_task(method, trained, task)):
             dots.setdefault(method_label(method), {})[f"trained for {trained}"] = summary.values
     if not dots:
         return None
@@ -84,11 +84,6 @@ def _scores(found: Collection, task: str, metric: str, variant: str, arms: list[
     line = ("base, all its images", base.estimate.value) if base else None
     title = f"{titled(task, variant)}, {label}"
     return title, dots_svg(dots, label, f"{title} after training for each task: {told}.", line)
-
-
-def _name(method: str, trained: str, task: str) -> str:
-    """What rows of a task call a method that was trained for a task."""
-    return method if task == trained else f"{method}:{trained}"
 
 
 def _value(found: Collection, task: str, metric: str, method: str) -> str:

@@ -19,7 +19,7 @@ from star.common.files import alone_in, write_text
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
-from star.records.names import ProtocolName
+from star.records.names import ProtocolName, on_task
 from star.records.results import Row, commit
 from star.tasks import Task, load_task
 from star.training import guards
@@ -75,7 +75,7 @@ def _trained_and_measured(config: Config, trainer: Trainer) -> list[Row]:
     for name in others:
         task = load_task(config, name, trainer.others.get(name))
         known = settings.identity(config, name)
-        rows += kept.rows(task, f"{method}:{own}", final / task.name, config.evaluation.cross_images, known)
+        rows += kept.rows(task, on_task(method, own, name), final / task.name, config.evaluation.cross_images, known)
     return rows
 
 

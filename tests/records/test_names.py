@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from star.common.errors import UserError
 from star.config import load
 from star.records.diff import find_paper
-from star.records.names import MethodName, ProtocolName, family, measured_on_own_task, method_label
+from star.records.names import MethodName, ProtocolName, family, measured_on_own_task, method_label, on_task
 from star.records.results import read_paper
 
 WORDS = st.from_regex(r"[A-Za-z0-9_.-]+", fullmatch=True)
@@ -27,7 +27,7 @@ def test_what_the_parts_of_a_name_are(text, arm, source, changes, task, label):
     assert (name.text, name.arm, name.source, name.changes, name.trained_for) == (text, arm, source, changes, task)
     assert name.label == method_label(text) == label
     assert family(text) == "".join(f"+{change}" for change in changes) and measured_on_own_task(text) == (not task)
-    assert name.untrained == (arm == "base")
+    assert name.untrained == (arm == "base") and name.at_home == text.partition(":")[0]
 
 
 @given(WORDS, WORDS, st.lists(WORDS, max_size=3), WORDS)
@@ -81,3 +81,9 @@ def test_what_the_parts_of_a_protocol_are(text, evaluation, engine, changed, min
 
 def test_a_protocol_is_made_of_evaluator_scale_and_changes():
     assert str(ProtocolName.of("geneval-v1/mini-2", "mini", {"guidance": 2.0})) == "geneval-v1/mini-2/mini/guidance=2.0"
+
+
+def test_a_method_on_another_task_says_what_it_was_trained_for():
+    assert on_task("star+fast", "ocr", "ocr") == "star+fast" and on_task("star+fast", "ocr", "geneval") == "star+fast:ocr"
+    name = MethodName.parse(on_task("star+fast", "ocr", "geneval"))
+    assert (name.at_home, name.trained_for) == ("star+fast", "ocr")
