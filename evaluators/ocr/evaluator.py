@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluators.interface import Asked, Score, mean_scores
 from evaluators.ocr.paddle import Paddle
-from evaluators.ocr.pool import Engine, Pool
+from evaluators.ocr.pool import Engine, Pool, spare_cores
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import target_span, target_text, text_reward
 from star.common.errors import UserError
@@ -46,7 +46,7 @@ class TextRendering:
     paired = MappingProxyType({"reward": "accuracy", "exact": "exact"})
 
     def __init__(self, engine_name: str) -> None:
-        self.pool = Pool(engine(engine_name))
+        self.pool = Pool(engine(engine_name), spare_cores())
 
     @property
     def protocol(self) -> str:

@@ -18,6 +18,7 @@ from star.common.errors import RunStopped, UserError
 Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
+MOST_WORKERS = 8
 BLANK = np.full((64, 64, 3), 255, np.uint8)
 
 
@@ -36,6 +37,16 @@ class Engine(Protocol):
     def lines(self, image: np.ndarray) -> Sequence[str]:
         """Recognised lines in reading order, empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
         ...
+
+
+def spare_cores() -> int:
+    """How many workers suit this process: the cores that it may use, shared with the run's other processes on this machine,
+    less the one that it needs itself; at least 1 and at most :data:`MOST_WORKERS`."""
+    together, share = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
+    processes = int(together) if together.isdecimal() else 1
+    # Launchers of several processes set one thread for each, whatever there is; of one it is what somebody wants.
+    cores = int(share) if share.isdecimal() and processes == 1 else os.cpu_count() or 1
+    return min(max(cores // processes - 1, 1), MOST_WORKERS)
 
 
 class Pool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_engines import CRASH, FAIL, LACK, LEAVE, PROCESS, THREADS, WAIT, FakeEngine
 
-from evaluators.ocr.pool import FAILURES_IN_A_ROW, Pool
+from evaluators.ocr.pool import FAILURES_IN_A_ROW, Pool, spare_cores
 from star.common.errors import RunStopped, UserError
 
 pytestmark = pytest.mark.timeout(60)
@@ -142,3 +142,31 @@ def alive(process):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("cores", "environment", "workers"),
+    [
+        (2, {}, 1),
+        (16, {}, 8),
+        (16, {"LOCAL_WORLD_SIZE": "8"}, 1),
+        (32, {"LOCAL_WORLD_SIZE": "8", "OMP_NUM_THREADS": "1"}, 3),
+        (4, {"OMP_NUM_THREADS": "2,1"}, 3),
+        (16, {"OMP_NUM_THREADS": "1"}, 1),  # a matrix gave each of its runs a share
+        (16, {"OMP_NUM_THREADS": "4"}, 3),
+        (None, {}, 1),
+    ],
+)
+def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, workers):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert spare_cores() == workers
+
+
+def test_several_workers_keep_the_order_of_the_images(tmp_path):
+    pool = Pool(FakeEngine(tmp_path), 3)
+    assert pool.submit(images(*range(1, 25)))() == [[str(number), "x"] for number in range(1, 25)]
+    pool.close()
