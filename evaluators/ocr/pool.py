@@ -43,7 +43,7 @@ def spare_cores() -> int:
     """How many workers suit this process: the cores that it may use, shared with the run's other processes on this machine,
     less the one that it needs itself; at least 1 and at most :data:`MOST_WORKERS`."""
     together, share = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
-    processes = int(together) if together.isdecimal() else 1
+    processes = max(1, int(together)) if together.isdecimal() else 1
     # Launchers of several processes set one thread for each, whatever there is; of one it is what somebody wants.
     cores = int(share) if share.isdecimal() and processes == 1 else os.cpu_count() or 1
     return min(max(cores // processes - 1, 1), MOST_WORKERS)
