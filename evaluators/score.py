@@ -40,18 +40,19 @@ def score(
     if task not in ENGINES and not is_path(task):
         known = ", ".join(ENGINES)
         raise UserError(f"task={task} has no evaluator; there are: {known}, and your own as my_package.my_module:MyEvaluator")
-    name = task.rpartition(":")[2].lower()
-    file = Path(out or Path(images, f"{name}.csv"))
+    engine = engine or ENGINES.get(task)
+    file = Path(out or Path(images, f"{task.rpartition(':')[2].lower()}.csv"))
     if task == "geneval":
         if prompts:
             raise UserError("task=geneval takes no prompts=: its folders hold them (00000/metadata.jsonl)")
         from evaluators.geneval import evaluate
 
-        detector = evaluate.detector(engine or ENGINES[task])
+        assert engine is not None
+        detector = evaluate.detector(engine)
         return evaluate.summarise(folder.keep(evaluate.judge_folder(images, detector), evaluate.protocol(detector), file))
     if not prompts:
         raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
-    evaluator = registry.create(task, engine or ENGINES.get(task))
+    evaluator = registry.create(task, engine)
     rows = folder.score_folder(images, prompts, partial(_judged, evaluator, task), evaluator.protocol, file)
     scores = evaluator.summarise([Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})

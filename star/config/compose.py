@@ -4,7 +4,6 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from star.common.errors import UserError
+from star.common.plugins import is_path
 from star.config.schema import Config
 from star.method.arms import ARMS
 
@@ -28,8 +28,8 @@ GROUPS = ("task", "method", "scale", "model", "variant", "preset")
 OPTIONAL = ("model", "variant", "preset")
 """The groups of which none need be chosen: ``variant=null``."""
 
-OWN_REWARD = re.compile(r"\+{0,2}rewards\.others\.(?P<path>[\w.]+:\w+)=(?P<weight>.*)")
-"""A reward of one's own: the dots of its path would be levels of settings to Hydra."""
+REWARDS = "rewards.others."
+"""How the settings begin that may go on with the path of a reward, whose dots would be levels of settings to Hydra."""
 
 ConfigStore.instance().store("schema", Config)
 for _arm in ARMS.values():
@@ -46,8 +46,7 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         UserError: an unknown file or key, or a value of the wrong type; the line names it and what is allowed.
     """
-    own_rewards = [match for word in overrides if (match := OWN_REWARD.fullmatch(word))]
-    overrides = _without_null([word for word in overrides if not OWN_REWARD.fullmatch(word)])
+    rewards, overrides = _own_rewards(_without_null(list(overrides)))
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
@@ -62,7 +61,7 @@ def compose(overrides: Sequence[str]) -> Config:
         config: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
-    config.rewards.others |= {match["path"]: _weight(match) for match in own_rewards}
+    config.rewards.others |= rewards
     return config
 
 
@@ -93,13 +92,20 @@ def _without_null(words: list[str]) -> list[str]:
     return words
 
 
-def _weight(reward: re.Match[str]) -> float:
-    try:
-        return float(reward["weight"])
-    except ValueError:
-        raise UserError(
-            f"rewards.others.{reward['path']}={reward['weight']} must be a number, the weight of the reward"
-        ) from None
+def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
+    """The weights of rewards that are named by their path, and the words that are left for Hydra."""
+    rewards, left = {}, []
+    for word in words:
+        key, _, weight = word.partition("=")
+        key = key.lstrip("+")
+        if not (key.startswith(REWARDS) and is_path(path := key.removeprefix(REWARDS))):
+            left.append(word)
+            continue
+        try:
+            rewards[path] = float(weight)
+        except ValueError:
+            raise UserError(f"{key}={weight} must be a number, the weight of the reward") from None
+    return rewards, left
 
 
 def _check_key(key: str) -> None:

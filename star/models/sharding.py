@@ -51,6 +51,7 @@ def shard(transformer: SD3Transformer2DModel, whole: Iterable[nn.Parameter], dev
         whole: parameters that are left as they are.
         device: of this process.
     """
+    gathering, kept = gather(), set(whole)
     mesh = distributed.init_device_mesh(device.type, (distributed.get_world_size(),))
     for module in (*transformer.transformer_blocks, transformer):
-        fully_shard(module, mesh=mesh, ignored_params=set(whole)).set_custom_all_gather(gather())
+        fully_shard(module, mesh=mesh, ignored_params=kept).set_custom_all_gather(gathering)

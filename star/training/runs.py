@@ -38,27 +38,20 @@ def trained(config: Config) -> list[Row]:
     per prompt and the method's name as ``star:geneval``.
     """
     with guards.memory(config):
-        return _trained(config)
-
-
-def _trained(config: Config) -> list[Row]:
-    trainer = Trainer(config)
-    others = settings.other_tasks(config)
-    for name in others:
-        if name not in trainer.others:
-            # What an evaluator lacks is told before hours of work, not after. It is not kept: its weights take memory.
-            load_task(config, name)
-    if trainer.accelerator.is_main_process:
-        for line in settings.cautions(config):
+        trainer = Trainer(config)
+        for name in settings.other_tasks(config):
+            if name not in trainer.others:
+                # What an evaluator lacks is told before hours of work, not after. It is not kept: its weights take memory.
+                load_task(config, name)
+        main = trainer.accelerator.is_main_process
+        for line in settings.cautions(config) if main else ():
             print(f"star: caution: {line}", file=sys.stderr)
-    with alone_in(trainer.folder.path) if trainer.accelerator.is_main_process else nullcontext():
-        return _trained_and_measured(config, trainer)
+        with alone_in(trainer.folder.path) if main else nullcontext():
+            return _measured(config, trainer, trainer.run())
 
 
-def _trained_and_measured(config: Config, trainer: Trainer) -> list[Row]:
-    """The work of :func:`trained`."""
-    others = settings.other_tasks(config)
-    summary = trainer.run()
+def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
+    """Result rows of a training that is done: on its own task, then on the others."""
     weights: dict[str, Tensor] = {}
 
     def measure(task: Task, images: int) -> Evaluation:
@@ -72,7 +65,7 @@ def _trained_and_measured(config: Config, trainer: Trainer) -> list[Row]:
     method = settings.label(config, config.method.name)
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
-    for name in others:
+    for name in settings.other_tasks(config):
         task = load_task(config, name, trainer.others.get(name))
         known = settings.identity(config, name)
         rows += kept.rows(task, on_task(method, own, name), final / task.name, config.evaluation.cross_images, known)

@@ -53,6 +53,13 @@ def test_a_folder_is_scored_by_an_evaluator_of_ones_own(tmp_path):
     assert (tmp_path / "brightness.csv").exists()
 
 
+def test_an_engine_for_an_evaluator_of_ones_own_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match="engine=fast: own_reward:Brightness is an evaluator of your own, which has no engines"
+    ):
+        registry.create(OWN, "fast")
+
+
 # Task, reward, and what the task's prompts lack of it; all six pairs of a task with the reward of another.
 PAIRS = [
     ("geneval", "pickscore", ""),
