@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from star.common.errors import RunStopped, UserError
-from star.common.malloc import keep_freed_memory
+from star.common.malloc import keep_freed_memory, let_segments_grow
 from star.method.arms import ARMS
 
 SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
@@ -300,6 +300,17 @@ def overhead(overrides: Settings = None) -> None:
 
 
 @bench.command(epilog=SETTINGS_HELP)
+def speed(
+    overrides: Settings = None,
+    rounds: Annotated[int, typer.Option(help="Epochs that are timed.", min=1)] = 5,
+) -> None:
+    """How fast training is: epochs here and in Flow-GRPO's loop as published in turn, and the ratios of their times."""
+    from star.bench.speed import measure
+
+    _show("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
+
+
+@bench.command(epilog=SETTINGS_HELP)
 def localisation(
     overrides: Settings = None,
     image: Annotated[Path | None, typer.Option(help="Write a picture of the configured blocks' maps.")] = None,
@@ -325,6 +336,7 @@ def main() -> None:
     # Before the libraries are imported: they would warn of optional packages that nothing here uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    let_segments_grow()
     keep_freed_memory()
     with report_errors():
         app()

@@ -1,9 +1,23 @@
-"""Memory allocation of the C library, which decides much of the speed on a CPU."""
+"""Memory allocation: of the C library, which decides much of the speed on a CPU, and of torch on a GPU."""
 
 import ctypes
+import os
 
 # glibc's mallopt.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+ON_A_GPU = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Where torch looks for its settings; the second is the older name."""
+
+
+def let_segments_grow() -> None:
+    """Let torch's memory on a GPU grow in place, unless the environment says something; to be called before torch is imported.
+
+    Rollouts, updates and the autoencoder need blocks of other sizes; without this the holes between them add up to gigabytes.
+    """
+    if not any(name in os.environ for name in ON_A_GPU):
+        os.environ[ON_A_GPU[0]] = "expandable_segments:True"
 
 
 def keep_freed_memory() -> None:

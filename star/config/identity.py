@@ -13,8 +13,20 @@ from star.config.schema import Config, get, to_dict
 DRAWING = ("steps", "guidance", "seed")
 """The settings of an evaluation that change its images, rather than their number."""
 
-THRIFT = ("model.gradient_checkpointing", "model.offload", "train.checkpoint_every", "train.keep")
-"""Settings that change where things are and how often they are computed or kept, but not what is computed."""
+ARITHMETIC = 2
+"""Counts the changes of this code by which the same settings came to give other digits. 2: groups that share their first
+noise share its step, sampling folds adapters into the weights, AdamW is fused, frozen layers go through oneDNN where it is
+faster."""
+
+THRIFT = (
+    "model.gradient_checkpointing",
+    "model.offload",
+    "model.decode_batch",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.ratio_tolerance",
+)
+"""Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
 
 UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
@@ -47,11 +59,13 @@ def identity(config: Config, measured: str | None = None) -> dict:
     outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
     known = {name: value for name, value in to_dict(config).items() if name not in outside}
     del known["model"]["shard"]
+    del known["model"]["kernels"]  # a run that was begun with some goes on with them, see star.training.machine
     own = of_scale(config.scale)  # whatever these settings are, they count as the scale's own
     for name in THRIFT:
         group, _, key = name.partition(".")
         known[group][key] = get(own, name)
     known["model"]["path"] = config.model.path or MINI_BASE.identity
+    known["arithmetic"] = ARITHMETIC
     used = {config.task.name, measured, *config.rewards.others}
     known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
     if known["evaluators"].get("pickscore") == "mini":
@@ -69,7 +83,10 @@ def base_identity(config: Config) -> dict:
     known = identity(config, config.task.name)
     model = {name: known["model"][name] for name in UNTRAINED}
     evaluation = {name: known["evaluation"][name] for name in (*DRAWING, "images")}
-    return {name: known[name] for name in ("task", "scale", "evaluators")} | {"model": model, "evaluation": evaluation}
+    return {name: known[name] for name in ("task", "scale", "evaluators", "arithmetic")} | {
+        "model": model,
+        "evaluation": evaluation,
+    }
 
 
 def run_folder(config: Config) -> Path:

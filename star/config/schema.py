@@ -39,7 +39,7 @@ def _is_name(value: str) -> bool:
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
-ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for the scale's")
+ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for one that is worked out")
 ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 1, or null for none")
 TWO = Rule(lambda value: len(value) == 2, "must be two numbers")
 ALL_BELOW_1 = Rule(lambda value: all(0 <= beta < 1 for beta in value), "must lie in [0, 1)")
@@ -52,6 +52,11 @@ NAME_OR_NULL = Rule(
 REDUCTION, STD, KL = one_of("image", "position"), one_of("batch", "group"), one_of("flow_grpo", "paper")
 COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
 DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
+ATTENTION = Rule(
+    lambda value: value in (None, "flash", "efficient", "cudnn", "math"),
+    "is not known; it is flash, efficient, cudnn, math, or null for the usual one",
+)
+KERNELS = one_of("auto", "torch", "onednn")
 KIND, SCHEDULE = one_of("sde", "cps"), one_of("constant", "linear")
 ARM = Rule(
     lambda value: value in MAPS or is_path(value),
@@ -105,7 +110,14 @@ class ModelConfig:
         lora_targets: module names within a joint block.
         gradient_checkpointing: trade a second forward for memory.
         name: of a base model that is not the scale's own; it becomes part of the method's name in results.
-        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work.
+        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work; null where they would
+            not fit beside the training.
+        decode_batch: images that the autoencoder decodes at once.
+        attention: kernel of the transformer's attention, the same in rollouts and updates: ``flash``, ``efficient``,
+            ``cudnn`` or ``math``; null for flash in half precision and efficient in float32 on a GPU, and a CPU's own there.
+        kernels: of a CPU, for the products with frozen weights: ``torch``, ``onednn``, or ``auto`` for the faster one here,
+            with which a run then goes on.
+        compile: compile the transformer's blocks, which takes minutes at the start.
         shard: each process keeps only its part of the transformer's frozen weights (FSDP2); for ``lora``. It changes where
             weights are and not what is computed, so it is no part of a run's identity.
     """
@@ -119,7 +131,11 @@ class ModelConfig:
     lora_alpha: Annotated[int, POSITIVE]
     lora_targets: list[str]
     gradient_checkpointing: bool
-    offload: bool
+    offload: bool | None
+    decode_batch: Annotated[int, POSITIVE] = 8
+    attention: Annotated[str | None, ATTENTION] = None
+    kernels: Annotated[str, KERNELS] = "auto"
+    compile: bool = False
     name: Annotated[str | None, NAME_OR_NULL] = None
     shard: bool = False
 
@@ -194,12 +210,15 @@ class TrainConfig:
         beta: coefficient of the KL penalty; 0 switches it off.
         kl: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
         ema_decay, ema_every: average of the trained weights, updated every so many optimizer steps.
-        ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1.
+        ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1; null for what
+            rounding explains in the model's precision (:func:`star.method.objective.ratio_tolerance_for`).
         collapse_epochs: the run stops when for so many epochs the reward is under half its first epoch's, or the
             diversity within groups under a twentieth of it.
         checkpoint_every: epochs between checkpoints.
         keep: checkpoints that are kept.
         guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
+        deterministic: on a GPU, only kernels that give the same digits every time, so that a run that was cut off ends as one
+            that was not; slower. A CPU's always do.
     """
 
     epochs: Annotated[int, POSITIVE]
@@ -219,11 +238,12 @@ class TrainConfig:
     kl: Annotated[str, KL]
     ema_decay: Annotated[float, SHARE]
     ema_every: Annotated[int, POSITIVE]
-    ratio_tolerance: Annotated[float, POSITIVE]
+    ratio_tolerance: Annotated[float | None, ABOVE_0_OR_NULL]
     collapse_epochs: Annotated[int, POSITIVE]
     checkpoint_every: Annotated[int, POSITIVE]
     keep: Annotated[int, POSITIVE]
     guard: bool = False
+    deterministic: bool = False
 
 
 @dataclass

@@ -17,9 +17,9 @@ from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.plugins import is_path
 from star.config import Config
-from star.doctor.memory import Need, needed
-from star.doctor.shapes import shape_of
+from star.models.memory import Need, needed
 from star.models.sd3 import CPU_PARAMETERS
+from star.models.shapes import shape_of
 from star.models.sources import located, source
 from star.tasks import load_rewards, load_task
 

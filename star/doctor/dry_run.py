@@ -1,5 +1,6 @@
 """The dry run: the true transformer with random weights, one rollout and one update, on whatever device there is."""
 
+import math
 import os
 import platform
 import resource
@@ -15,6 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evaluators.interface import Asked, Score
 from star import config as settings
@@ -22,11 +24,11 @@ from star.common import markdown
 from star.common.files import write_text
 from star.common.progress import bar
 from star.config import Config
-from star.doctor.memory import needed
-from star.doctor.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.method.allocation import allocate
 from star.method.attention import Relevance
+from star.models.memory import needed
 from star.models.sd3 import SD3
+from star.models.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.models.sources import source
 from star.records.results import commit
 from star.tasks import Prompt, Task
@@ -41,8 +43,6 @@ FIXED = (
     "sampling.window=0",
     "train.groups=1",
     "train.updates_per_epoch=1",
-    # It is told how far sampling and update are apart, and not stopped by it.
-    "train.ratio_tolerance=1e9",
 )
 PROMPT = Prompt("a photo of a circle", ((13, 19),))
 SECONDS = 10.0  # rollout steps are repeated for so long, and at least once
@@ -72,6 +72,7 @@ class DryRun:
         rollout: two steps and decoding.
         update: forward and backward pass of a trained step and the optimizer's step.
         ratio_error: how far the first update was off its rollout.
+        tolerance: how far it may be.
     """
 
     config: Config
@@ -85,6 +86,7 @@ class DryRun:
     rollout: Measured
     update: Measured
     ratio_error: float
+    tolerance: float
 
     @property
     def share(self) -> float:
@@ -143,6 +145,8 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         device = _device()
         base = SD3(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
         trainer = Trainer(config, Task("dry run", Red(), lambda: [PROMPT], lambda: [PROMPT]), base)
+        # It is told how far sampling and update are apart, and not stopped by it.
+        tolerance, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         done("rollout steps")
         plain, captured, maps = _rollout_steps(trainer, base)
         done("a rollout of two steps")
@@ -179,6 +183,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         rollout=rollout,
         update=update,
         ratio_error=figures["ratio_error"],
+        tolerance=tolerance,
     )
 
 
@@ -209,8 +214,8 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
 def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
-    tolerance = wanted.train.ratio_tolerance
-    allowed = f"a run {'goes on' if run.ratio_error <= tolerance else 'STOPS'}: train.ratio_tolerance is {tolerance:g}"
+    goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
+    allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding"
     met = "goal met" if run.share <= GOAL else "above the goal"
     estimate = needed(wanted, shape_of(source(wanted.model))).gpu / GIB
     epoch = wanted.train.groups * wanted.train.group_size
@@ -281,12 +286,13 @@ class Timed(Relevance):
         super().__init__(*given, **named)
         self.seconds: list[float] = []
 
-    def _collect(self, *given) -> None:
+    def _relevance(self, *given) -> Tensor:
         _wait()
         started = time.perf_counter()
-        super()._collect(*given)
+        relevance = super()._relevance(*given)
         _wait()
         self.seconds.append(time.perf_counter() - started)
+        return relevance
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Relevance: how much of each image position's joint attention goes to the prompt's core words.
+"""Joint attention of SD3's blocks, and relevance: how much of each image position's attention goes to the core words.
 
 In a block of SD3's transformer, image and text tokens attend to all tokens of both. With the queries of the image and
 the keys of both, the relevance of a position u is
@@ -6,26 +6,152 @@ the keys of both, the relevance of a position u is
     R[u] = mean over heads of  sum over core-word columns c of  softmax_k(q_u . k / sqrt(d))[c]
 
 with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096).
-Only the core words' share of the attention matrix is computed; the normaliser comes from a fused attention kernel,
-which has it anyway. Queries and keys are read by hooks, so the model's own attention, its kernel and its output stay as
-they are.
+Only the core words' share of the attention matrix is computed; its normaliser is what the attention's own kernel leaves.
+So relevance needs no second attention, compiles with the block, and cannot touch the output: the kernel is the same one
+whether relevance is read or not, and whether gradients are wanted or not.
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.backends.cuda import SDPAParams, can_use_efficient_attention
-from torch.utils.hooks import RemovableHandle
 
 from star.common.errors import UserError
 
 SOFTMAX_OVER = ("joint", "text")
-PARTS = ("image_query", "image_key", "text_key")
+
+Attended = tuple[Tensor, Tensor]
+"""What an attention kernel gives: the output (B, heads, queries, d), and the log-sum-exp of each query's logits, float32
+(B, heads, queries)."""
+
+
+def _cpu(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    output, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return output, normaliser
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    output, normaliser, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return output, normaliser
+
+
+def _efficient(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    output, normaliser, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+    return output, normaliser[:, :, : query.shape[2]]  # the kernel pads its queries to whole tiles
+
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    output, normaliser, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)
+    return output, normaliser.reshape(query.shape[:3])
+
+
+def _math(query: Tensor, key: Tensor, value: Tensor) -> Attended:
+    logits = query.float() @ key.float().mT / math.sqrt(query.shape[3])
+    return (logits.softmax(-1) @ value.float()).to(value.dtype), logits.logsumexp(-1)
+
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Attended]] = {
+    "cpu": _cpu,
+    "flash": _flash,
+    "efficient": _efficient,
+    "cudnn": _cudnn,
+    "math": _math,
+}
+"""Attention kernels by name. Each gives its log-sum-exp with and without gradients: torch's own choice asks for it only with
+them, and cuDNN computes other digits then."""
+
+
+def default_kernel(device: str, dtype: torch.dtype) -> str:
+    """The kernel for a kind of device (``cpu``, ``cuda``, ...) and what is computed in."""
+    if device == "cuda":
+        return "efficient" if dtype == torch.float32 else "flash"
+    return "cpu" if device == "cpu" else "math"
+
+
+class JointAttention:
+    """The attention of one SD3 block as a diffusers processor, by one kernel that also normalises relevance.
+
+    Attributes:
+        kernel: one of :data:`KERNELS`, or None for :func:`default_kernel`.
+        watch: what is made of (image queries, text keys, normaliser of the image queries) in a forward pass; None for nothing.
+        seen: what :attr:`watch` made of the latest pass.
+    """
+
+    def __init__(self, kernel: str | None = None) -> None:
+        self.kernel = kernel
+        self.watch: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.seen: Tensor | None = None
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """
+        Args:
+            attn: the block's ``Attention`` module.
+            hidden_states: of the image tokens, (B, tokens, width).
+            encoder_hidden_states: of the text tokens, (B, columns, width); None where the image attends to itself.
+            attention_mask: unused, as in SD3.
+
+        Returns:
+            The image's hidden states, with the text's behind them if there are any.
+        """
+        query = _heads(attn, hidden_states, attn.to_q, attn.norm_q)
+        key = _heads(attn, hidden_states, attn.to_k, attn.norm_k)
+        value = _heads(attn, hidden_states, attn.to_v, None)
+        image, text_key = hidden_states.shape[1], None
+        if encoder_hidden_states is not None:
+            text_query = _heads(attn, encoder_hidden_states, attn.add_q_proj, attn.norm_added_q)
+            text_key = _heads(attn, encoder_hidden_states, attn.add_k_proj, attn.norm_added_k)
+            text_value = _heads(attn, encoder_hidden_states, attn.add_v_proj, None)
+            query, key, value = (torch.cat(parts, 2) for parts in ((query, text_query), (key, text_key), (value, text_value)))
+        attend = KERNELS[self.kernel or default_kernel(query.device.type, query.dtype)]
+        output, normaliser = attend(query, key, value)
+        if self.watch is not None and text_key is not None:
+            self.seen = self.watch(query[:, :, :image], text_key, normaliser[:, :, :image])
+        output = output.transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return _projected(attn, output)
+        text = output[:, image:] if attn.context_pre_only else attn.to_add_out(output[:, image:])
+        return _projected(attn, output[:, :image]), text
+
+
+def _heads(attn: Any, tokens: Tensor, projection: nn.Module, norm: nn.Module | None) -> Tensor:
+    """Queries, keys or values (B, heads, tokens, d), in the precision that attention computes in."""
+    split = projection(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    normed: Tensor = split if norm is None else norm(split)
+    device = normed.device.type
+    return normed.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed
+
+
+def _projected(attn: Any, tokens: Tensor) -> Tensor:
+    """Through the output projection and its dropout."""
+    linear, dropout = attn.to_out
+    projected: Tensor = dropout(linear(tokens))
+    return projected
+
+
+def install(transformer: nn.Module, kernel: str | None = None) -> None:
+    """Let all blocks of an ``SD3Transformer2DModel`` attend by :class:`JointAttention`.
+
+    Args:
+        transformer: plain or wrapped by peft or for distributed training.
+        kernel: one of :data:`KERNELS`, or None for :func:`default_kernel`.
+    """
+    for block in _blocks(transformer):
+        block.attn.processor = JointAttention(kernel)
+        if block.attn2 is not None:
+            block.attn2.processor = JointAttention(kernel)
+
+
+def _blocks(transformer: nn.Module) -> Any:
+    return getattr(transformer, "module", transformer).transformer_blocks
 
 
 class Relevance:
@@ -68,34 +194,34 @@ class Relevance:
             raise ValueError(f"unknown softmax_over {softmax_over!r}; it is one of {', '.join(SOFTMAX_OVER)}")
         if mask.dim() != 2 or not mask.any(1).all():
             raise ValueError("the mask is (B, text tokens) and every row has a core word's column")
-        modules: Any = getattr(transformer, "module", transformer).transformer_blocks
-        self._attentions = {index: modules[index].attn for index in _checked("block", blocks, len(modules))}
-        self._heads = None if heads == "mean" else _checked("head", list(heads), modules[0].attn.heads)
-        self._columns, self._valid = _gatherable(mask)
-        self._text_tokens = mask.shape[1]
+        blocks_there = _blocks(transformer)
+        chosen = _checked("block", blocks, len(blocks_there))
+        if not all(isinstance(blocks_there[index].attn.processor, JointAttention) for index in chosen):
+            install(transformer)
+        self._transformer, self._blocks = transformer, chosen
+        self._processors = [blocks_there[index].attn.processor for index in chosen]
+        self._heads = None if heads == "mean" else _checked("head", list(heads), blocks_there[0].attn.heads)
+        self._mask = mask
+        device = next(transformer.parameters()).device
+        self._columns, self._valid = (part.to(device) for part in _gatherable(mask))
         self._softmax_over = softmax_over
         self._grid = grid
-        self._parts: dict[int, dict[str, Tensor]] = {}
-        self._maps: dict[int, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+
+    def of(self, rows: Sequence[int]) -> Self:
+        """The same for some rows of the mask."""
+        heads: Any = self._heads or "mean"
+        mask = self._mask[list(rows)]
+        softmax_over, grid = self._softmax_over, self._grid
+        return type(self)(self._transformer, self._blocks, mask, heads=heads, softmax_over=softmax_over, grid=grid)
 
     def __enter__(self) -> Self:
-        for index, attention in self._attentions.items():
-            # Queries and keys enter the attention as these modules put them out: (batch, heads, tokens, d) from the
-            # norms, (batch, tokens, heads d) from the projections of a model without query and key norm.
-            if attention.norm_q is None:
-                sources = (attention.to_q, attention.to_k, attention.add_k_proj)
-            else:
-                sources = (attention.norm_q, attention.norm_k, attention.norm_added_k)
-            for part, source in zip(PARTS, sources, strict=True):
-                self._handles.append(source.register_forward_hook(partial(self._collect, index, attention.heads, part)))
+        for processor in self._processors:
+            processor.watch, processor.seen = self._relevance, None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._parts.clear()
+        for processor in self._processors:
+            processor.watch = None
 
     def take(self, per_block: bool = False) -> Tensor:
         """The relevance of the latest forward pass, float32 (B, h, w), mean over blocks; each pass gives one.
@@ -107,11 +233,13 @@ class Relevance:
             RuntimeError: since the last take, no forward pass went through all chosen blocks.
             ValueError: the image tokens do not fill the grid, or there is no grid and they form no square.
         """
-        missing = [index for index in self._attentions if index not in self._maps]
+        seen = [processor.seen for processor in self._processors]
+        for processor in self._processors:
+            processor.seen = None
+        missing = [index for index, one in zip(self._blocks, seen, strict=True) if one is None]
         if missing:
             raise RuntimeError(f"no forward pass went through blocks {missing} since the last take")
-        maps = torch.stack([self._maps[index] for index in self._attentions])
-        self._maps.clear()
+        maps = torch.stack([one for one in seen if one is not None])
         side = math.isqrt(maps.shape[-1])
         height, width = self._grid or (side, side)
         if height * width != maps.shape[-1]:
@@ -121,59 +249,29 @@ class Relevance:
         return taken
 
     @torch.no_grad()
-    def _collect(self, index: int, heads: int, part: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.dim() == 3:
-            output = output.unflatten(-1, (heads, -1)).transpose(1, 2)
-        parts = self._parts.setdefault(index, {})
-        parts[part] = output
-        if len(parts) == len(PARTS):
-            del self._parts[index]
-            self._maps[index] = self._relevance(**parts)
-
-    def _relevance(self, image_query: Tensor, image_key: Tensor, text_key: Tensor) -> Tensor:
-        """(B, image tokens) of one block, from all rows and heads of its queries and keys."""
-        query, image_key, text_key = (self._chosen(part) for part in (image_query, image_key, text_key))
-        if text_key.shape[2] != self._text_tokens:
-            raise ValueError(f"the mask has {self._text_tokens} columns, the text {text_key.shape[2]} tokens")
-        columns, valid = self._columns.to(query.device), self._valid.to(query.device)
+    def _relevance(self, query: Tensor, text_key: Tensor, normaliser: Tensor) -> Tensor:
+        """(B, image tokens) of one block, from all rows and heads: queries and normaliser of the image, keys of the text."""
+        query, text_key, normaliser = (self._chosen(part) for part in (query, text_key, normaliser))
+        if text_key.shape[2] != self._mask.shape[1]:
+            raise ValueError(f"the mask has {self._mask.shape[1]} columns, the text {text_key.shape[2]} tokens")
         with torch.autocast(query.device.type, enabled=False):
-            keys = torch.cat([image_key, text_key], dim=2) if self._softmax_over == "joint" else text_key
-            normaliser = log_sum_exp(query, keys)
-            core = text_key.gather(2, columns[:, None, :, None].expand(-1, text_key.shape[1], -1, text_key.shape[3]))
-            logits = query.float() @ core.float().mT / math.sqrt(query.shape[3])
-            shares = (logits - normaliser[..., None]).exp() * valid[:, None, None, :]
+            if self._softmax_over == "text":
+                normaliser = log_sum_exp(query, text_key)
+            chosen = self._columns[:, None, :, None].expand(-1, text_key.shape[1], -1, text_key.shape[3])
+            logits = query.float() @ text_key.gather(2, chosen).float().mT / math.sqrt(query.shape[3])
+            shares = (logits - normaliser[..., None]).exp() * self._valid[:, None, None, :]
             return shares.sum(-1).mean(1)
 
     def _chosen(self, part: Tensor) -> Tensor:
-        """The rows of the mask and the chosen heads, in the precision that the attention itself computes in."""
+        """The rows of the mask and the chosen heads."""
         rows = len(self._valid)
         if len(part) not in (rows, 2 * rows):
             raise ValueError(f"the mask has {rows} rows; the transformer's batch must have as many or twice, not {len(part)}")
-        part = part[-rows:] if self._heads is None else part[-rows:, self._heads]
-        device = part.device.type
-        return part.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else part
+        return part[-rows:] if self._heads is None else part[-rows:, self._heads]
 
 
 def log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
-    """``logsumexp_k(q . k / sqrt(d))`` in float32, (B, heads, queries), from (B, heads, tokens, d).
-
-    Fused attention kernels compute it on their way, without ever holding the matrix; their output is thrown away.
-    Where there is none, the matrix is formed head by head.
-    """
-    if query.device.type == "cpu":
-        query, key = query.float(), key.float()
-        normaliser: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, key)[1]
-        return normaliser
-    if query.is_cuda and can_use_efficient_attention(SDPAParams(query, key, key, None, 0.0, False, False)):
-        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-        # The kernel pads its queries to whole tiles.
-        normaliser = kernel(query, key, key, None, True)[1][:, :, : query.shape[2]]
-        return normaliser
-    return explicit_log_sum_exp(query, key)
-
-
-def explicit_log_sum_exp(query: Tensor, key: Tensor) -> Tensor:
-    """The same without a fused kernel, one head at a time to bound the memory."""
+    """``logsumexp_k(q . k / sqrt(d))`` in float32, (B, heads, queries), from (B, heads, tokens, d); a head at a time."""
     scale = 1 / math.sqrt(query.shape[3])
     heads = zip(query.float().unbind(1), key.float().unbind(1), strict=True)
     return torch.stack([(q @ k.mT * scale).logsumexp(-1) for q, k in heads], dim=1)

@@ -228,6 +228,29 @@ def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
     return image_clip if reduction == "image" else image_clip * positions
 
 
+ROUNDING = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
+"""Relative differences of two velocities that other kernels for the same product explain: half a unit in the last place of
+the half precisions, and of float32 what sums of thousands of terms in another order make of it."""
+
+
+def ratio_tolerance_for(reduction: str, dtype: str, clip_range: float, positions: int) -> float:
+    """How far the ratios of an update on its own rollouts may be off 1.
+
+    The log-ratio is the mean over elements of the noise that was drawn times what the two velocities of one policy differ by.
+    Rounding differs without a sign in common, so a position's mean is ``sqrt(positions)`` times as wide as the image's, and
+    the largest of so many twice that. However coarse the precision, the clip range is the end: where rounding alone reaches
+    it, it is rounding that is clipped.
+
+    Args:
+        reduction: ``image`` or ``position``.
+        dtype: what the model computes in: ``float32``, ``float16`` or ``bfloat16``.
+        clip_range: of such a ratio.
+        positions: H times W of the latents.
+    """
+    _check_reduction(reduction)
+    return min(clip_range, ROUNDING[dtype] * (1 if reduction == "image" else 2 * math.sqrt(positions)))
+
+
 def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | float, kind: str = "flow_grpo") -> Tensor:
     """KL divergence of two transitions with the same std, averaged over channels: (B, C, H, W) -> (B, H, W).
 
@@ -249,7 +272,7 @@ def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | flo
         raise ValueError(f"unknown KL {kind!r}; the kinds are {', '.join(KLS)}")
     if mean_new.shape != mean_ref.shape:
         raise ValueError(f"the means differ in shape: {tuple(mean_new.shape)} and {tuple(mean_ref.shape)}")
-    variance = torch.as_tensor(std, dtype=torch.float32, device=mean_new.device).square()
+    variance = torch.as_tensor(std, dtype=torch.float32).square()
     if kind == "flow_grpo":
         variance = variance / -dt
     return ((mean_new.float() - mean_ref.detach().float()).square() / (2 * variance)).mean(1)

@@ -20,7 +20,7 @@ class Transition(NamedTuple):
 
     Attributes:
         mean: like x, float32.
-        std: the true standard deviation of the transition, a scalar or (B, 1, ..., 1); 0 for an ode step.
+        std: the true standard deviation of the transition, a scalar beside the schedule or (B, 1, ..., 1); 0 for an ode step.
         dt: ``s' - s``, negative, shaped as ``std``.
     """
 
@@ -61,7 +61,7 @@ def transition(
     Args:
         x: latents at this step, (B, ...).
         v: the model's velocity, shaped as x.
-        sigmas: the schedule, (steps + 1,).
+        sigmas: the schedule, (steps + 1,), best in main memory.
         index: the step, from 0 to steps - 1; one int, or an integer tensor (B,) when samples are at different steps.
         kind: ``sde``, ``cps`` or ``ode``.
         noise_level: Flow-GRPO's a >= 0 for ``sde``; eta in [0, 1] for ``cps``; unused by ``ode``.
@@ -74,7 +74,7 @@ def transition(
         raise ValueError(f"latents and velocity differ in shape: {tuple(x.shape)} and {tuple(v.shape)}")
     if noise_level < 0 or (kind == "cps" and noise_level > 1):
         raise ValueError(f"noise_level is {noise_level}; it must be >= 0 for sde and in [0, 1] for cps")
-    x, v, sigmas = x.float(), v.float(), sigmas.to(x.device, torch.float32)
+    x, v, sigmas = x.float(), v.float(), sigmas.float()
     here, there = _levels(sigmas, index, x)
     dt = there - here
     if kind == "ode":
@@ -90,16 +90,21 @@ def transition(
 
 
 def _levels(sigmas: Tensor, index: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """sigma and the next sigma, as scalars for an int, else as (B, 1, ..., 1)."""
+    """sigma and the next sigma, as scalars where the schedule is for an int, else as (B, 1, ..., 1) beside x.
+
+    Scalars of a schedule in main memory go into a GPU's kernels as they are, and nothing waits.
+    """
     steps = len(sigmas) - 1
-    at = torch.as_tensor(index, device=sigmas.device)
+    at = torch.as_tensor(index)
     if at.dim() > 1 or (at.dim() == 1 and len(at) != len(x)):
         raise ValueError(f"the step is one int or a tensor ({len(x)},), got shape {tuple(at.shape)}")
     if at.min() < 0 or at.max() >= steps:
         raise ValueError(f"step {index} is out of range; a schedule of {steps} steps has steps 0 to {steps - 1}")
-    if at.dim() == 1:
-        at = at.reshape(-1, *[1] * (x.dim() - 1))
-    return sigmas[at], sigmas[at + 1]
+    at = at.to(sigmas.device)
+    if at.dim() == 0:
+        return sigmas[at], sigmas[at + 1]
+    at = at.reshape(-1, *[1] * (x.dim() - 1))
+    return sigmas[at].to(x.device), sigmas[at + 1].to(x.device)
 
 
 def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde") -> Tensor:
@@ -126,7 +131,7 @@ def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde")
     squared = (next.detach().float() - mean.float()).square()
     if kind == "cps":
         return -squared
-    std = torch.as_tensor(std, dtype=torch.float32, device=mean.device)
+    std = torch.as_tensor(std, dtype=torch.float32)
     if not (std > 0).all():
         raise ValueError("the std of an sde step must be positive to have a log-probability; is its noise level 0?")
     return -squared / (2 * std.square()) - std.log() - math.log(math.sqrt(2 * math.pi))

@@ -27,6 +27,10 @@ class Capture(Protocol):
         """The relevance of the latest call, float32 (B, h, w), mean over blocks; or (blocks, B, h, w) if ``per_block``."""
         ...
 
+    def of(self, rows: Sequence[int]) -> Self:
+        """What reads the relevance of these rows alone, by their places in the mask."""
+        ...
+
 
 class BaseModel(Protocol):
     """A frozen text-to-image flow model with trainable parameters in it.
@@ -71,7 +75,7 @@ class BaseModel(Protocol):
         ...
 
     def schedule(self, steps: int) -> Tensor:
-        """The noise levels of an image, float32 (steps + 1) on the device, from 1 down to 0."""
+        """The noise levels of an image, float32 (steps + 1) in main memory, from 1 down to 0."""
         ...
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
@@ -105,10 +109,14 @@ class BaseModel(Protocol):
 
         Args:
             latents: (B, C, H, W).
-            sigma: noise level of all samples, a scalar.
+            sigma: noise level of all samples, a scalar in main memory.
             prompts: B texts.
             guidance: classifier-free guidance scale.
         """
+        ...
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Inside, nothing is trained, and the model may make use of it, where that changes no more than rounding does."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

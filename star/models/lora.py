@@ -1,4 +1,4 @@
-"""Folders with a LoRA: what a training leaves for others to load, and what others have released.
+"""LoRA: adapters within a transformer, and folders that hold one, a training's own or one that others have released.
 
 Two layouts are read: diffusers' (``pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` takes, and
 which is written here) and peft's (``adapter_config.json`` with ``adapter_model.safetensors``, as Flow-GRPO's are released).
@@ -6,13 +6,15 @@ which is written here) and peft's (``adapter_config.json`` with ``adapter_model.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import StableDiffusion3Pipeline
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from star.common.errors import UserError
 from star.config import ModelConfig
@@ -148,3 +150,24 @@ def _parsed(text: str, file: Path) -> dict:
         return dict(json.loads(text))
     except (ValueError, TypeError):
         raise UserError(f"{file}: its settings are not a JSON object; download it again") from None
+
+
+@contextmanager
+def folded(transformer: nn.Module) -> Iterator[None]:
+    """Inside, the adapters of a transformer are part of the weights that they adapt, W + s B A: a product less in each layer.
+
+    Adapters that are off stay off. Afterwards the weights are what they were, to the bit.
+    """
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer) and not module.disable_adapters]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    before = [weight.data for weight in weights]
+    try:
+        for layer, weight in zip(layers, weights, strict=True):
+            for name in layer.active_adapters:
+                weight.data = weight.data + layer.get_delta_weight(name).detach()
+                layer.merged_adapters.append(name)
+        yield
+    finally:
+        for layer, weight, data in zip(layers, weights, before, strict=True):
+            weight.data = data
+            layer.merged_adapters.clear()

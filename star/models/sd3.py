@@ -1,7 +1,9 @@
 """Stable Diffusion 3 and 3.5 as a base model: loading a pipeline, what is trained in it, text embeddings and decoding."""
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import diffusers
@@ -13,10 +15,10 @@ from torch import Tensor, nn
 
 from star.common.errors import UserError
 from star.config import ModelConfig, RelevanceConfig
-from star.method.attention import Relevance
+from star.method.attention import Relevance, install
 from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
-from star.models import lora
+from star.models import kernels, lora
 from star.models.ema import swapped
 from star.models.sharding import several_processes, shard
 from star.models.sources import source, told
@@ -59,8 +61,10 @@ class SD3:
         start = main_memory if self.sharded else device
         for name, module in self._modules():
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
+            if device.type == "cuda" and config.offload and name != "transformer":
+                module._apply(torch.Tensor.pin_memory)  # from there they come several times as fast
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
-        self.pipeline.vae.float()
+        self.pipeline.vae.to(memory_format=torch.channels_last).float()
         if self.pipeline.scheduler.config.use_dynamic_shifting:
             raise UserError(f"model.path={source(config)}: its scheduler shifts by resolution, which is not supported")
         self.transformer = self.pipeline.transformer
@@ -78,6 +82,11 @@ class SD3:
         self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
         for parameter in self.trained.values():
             parameter.data = parameter.data.to(device, torch.float32)
+        install(self.transformer, config.attention)
+        if device.type == "cpu":
+            kernels.use(self.transformer, kernels.faster() if config.kernels == "auto" else config.kernels)
+        if config.compile:
+            compile_blocks(self.transformer)
         if self.sharded:
             shard(self.transformer, self.trained.values(), device)
         # Full fine-tuning needs a copy of where it started; adapters are simply left out.
@@ -103,8 +112,8 @@ class SD3:
         return len(self.transformer.transformer_blocks)
 
     def schedule(self, steps: int) -> Tensor:
-        """The noise levels of an image, float32 (steps + 1) on the device, with the shift of the pipeline's scheduler."""
-        return sigmas(steps, self.pipeline.scheduler.config.shift).to(self.device)
+        """The noise levels of an image, float32 (steps + 1) in main memory, with the shift of the pipeline's scheduler."""
+        return sigmas(steps, self.pipeline.scheduler.config.shift)
 
     def relevance(self, config: RelevanceConfig, mask: Tensor) -> Relevance:
         """The configured capture for the core words' columns, bool (B, columns).
@@ -146,7 +155,7 @@ class SD3:
                 inputs.to(self.dtype),
                 encoder_hidden_states=embeds.to(self.dtype),
                 pooled_projections=pooled.to(self.dtype),
-                timestep=(1000 * sigma).to(self.device).expand(len(inputs)),
+                timestep=torch.full((len(inputs),), (1000 * sigma).item(), device=self.device),
                 return_dict=False,
             )[0].float()
         if guidance == 1:
@@ -158,9 +167,11 @@ class SD3:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
         autoencoder = self.pipeline.vae
-        scaled = latents / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
+        scaled = latents.float() / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
         with visiting([autoencoder], self.device, self._rest):
-            images = autoencoder.decode(scaled.float()).sample / 2 + 0.5
+            # A few at a time: at 512 pixels nine need 7 GiB, which is there only once in an epoch.
+            parts = [autoencoder.decode(part).sample for part in scaled.split(self.config.decode_batch)]
+        images = torch.cat(parts) / 2 + 0.5
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     @property
@@ -180,6 +191,12 @@ class SD3:
             return
         with self.weights(self._initial):
             yield
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Inside, adapters are folded into the weights, where precision and placement allow it: half of it would round them
+        away, and of sharded weights nobody has the whole."""
+        whole = self.config.parameters == "lora" and self.dtype == torch.float32 and not self.sharded
+        return lora.folded(self.transformer) if whole else nullcontext()
 
     def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         """Inside, the trained parameters have other values, e.g. an average's."""
@@ -231,3 +248,30 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
         transformer.add_adapter(adapters)
     except ValueError as error:
         raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None
+
+
+VARIANTS = 64
+"""Of one block's code that are compiled: with and without gradients, adapters and relevance, for each shape. torch's limit
+of 8 would leave the rest to the interpreter without a word."""
+
+
+def compile_blocks(transformer: SD3Transformer2DModel, backend: str = "inductor") -> None:
+    """Compile every block on its own: they are alike, so that the code of a few serves all.
+
+    Args:
+        transformer: in which blocks are compiled.
+        backend: of ``torch.compile``; ``aot_eager`` compiles nothing and traces the same graphs in seconds.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    on_cpu = next(transformer.parameters()).device.type == "cpu"
+    if backend == "inductor" and on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(
+            "model.compile=true needs a C++ compiler for a CPU, g++ or $CXX; install one or use model.compile=false"
+        )
+    torch._dynamo.config.recompile_limit = VARIANTS
+    # Beyond that a run stops: interpreted blocks would compute other digits than compiled ones.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for block in transformer.transformer_blocks:
+        block.compile(backend=backend)

@@ -27,6 +27,7 @@ class TextCache:
         """
         self._pipeline, self._length, self._device, self._rest = pipeline, length, device, rest
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._latest: tuple[list[str], tuple[Tensor, Tensor]] | None = None
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode those of the texts that are not kept yet, in one visit of the encoders to the device."""
@@ -39,7 +40,16 @@ class TextCache:
                 self._kept[text] = self._encoded(text)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts travel there once."""
+        """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts travel there once.
+
+        The latest ones stay there: all steps of a micro-batch ask for the same.
+        """
+        if self._latest is None or self._latest[0] != list(texts):
+            self._latest = None
+            self._latest = list(texts), self._on_device(texts)
+        return self._latest[1]
+
+    def _on_device(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         self.prepare(texts)
         distinct = list(dict.fromkeys(texts))
         for text in distinct:  # the last ones used are the last ones to go
@@ -62,12 +72,13 @@ class TextCache:
 
 @contextmanager
 def visiting(modules: Sequence[nn.Module], device: torch.device, rest: torch.device) -> Iterator[None]:
-    """Inside, modules are on a device; afterwards they are back where they rest."""
-    for module in modules:
-        module.to(device)
+    """Inside, modules are on a device; afterwards they are back where they rest, where they have never left."""
+    resting = [] if rest == device else [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    kept = [tensor.data for tensor in resting]
+    for tensor in resting:
+        tensor.data = tensor.data.to(device, non_blocking=True)
     try:
         yield
     finally:
-        if rest != device:
-            for module in modules:
-                module.to(rest)
+        for tensor, data in zip(resting, kept, strict=True):
+            tensor.data = data  # nothing was changed, so nothing is copied back

@@ -38,6 +38,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def started(self) -> bool:
+        """Whether a run got anywhere here."""
+        return bool(self.checkpoints() or self.summary())
+
     def open(self, config: str, identity: str) -> None:
         """Make the folder, or check that the run in it, if it got anywhere, is the same.
 
@@ -50,8 +55,7 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         text = f"# training settings {identity}\n{config}"
-        started = self.checkpoints() or self.summary()
-        if started and file.read_text().splitlines()[0] != text.splitlines()[0]:
+        if self.started and file.read_text().splitlines()[0] != text.splitlines()[0]:
             raise UserError(
                 f"{self.path} holds a run with other settings (see its config.yaml); delete it or name another "
                 "folder with run=..."

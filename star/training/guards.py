@@ -1,11 +1,10 @@
 """What stops a run that must not go on: updates that are not on-policy, numbers that are not finite, a collapse."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from star.common.errors import RunStopped
 from star.config import Config, ways_to_save_memory
@@ -21,25 +20,23 @@ SMALLEST_SCALE = 1.0
 """Of a gradient in half precision: an update whose gradient overflows is skipped and the scale halved, down to here."""
 
 
-def check_on_policy(error: float, tolerance: float, step: int) -> None:
-    """Stop where the first update of an epoch does not compute what the rollout did.
+def check_update(figures: Mapping[str, Sequence[float]], tolerance: float, epoch: int) -> None:
+    """Stop before an update that is not finite, or is the first of its epoch and does not compute what the rollout did.
 
     Args:
-        error: the largest distance of a ratio from 1.
-        tolerance: how much of it is rounding.
-        step: where it was found.
+        figures: ``loss`` and ``ratio_error``, the largest distance of a ratio from 1, of each micro-batch and step.
+        tolerance: how much of that is rounding, see :func:`star.method.objective.ratio_tolerance_for`.
+        epoch: of the update.
     """
+    if not all(map(math.isfinite, figures.get("loss", ()))):
+        raise RunStopped(f"the loss is not finite in epoch {epoch}: lower train.lr or check the rewards")
+    error = max(figures.get("ratio_error", ()), default=0.0)
     if not error <= tolerance:
         raise RunStopped(
-            f"a ratio of the first update is {error:.2g} off 1 at step {step} (train.ratio_tolerance={tolerance:g}): sampling "
-            "and update do not compute the same; use model.dtype=float32 or the same kernels in both"
+            f"a ratio of the first update of epoch {epoch} is {error:.2g} off 1, more than rounding ({tolerance:.2g}): "
+            "sampling and update do not compute the same; use model.dtype=float32 or another model.attention, or set "
+            "train.ratio_tolerance"
         )
-
-
-def check_loss(loss: Tensor, step: int) -> None:
-    """Stop where a loss is not finite."""
-    if not loss.isfinite().all():
-        raise RunStopped(f"the loss is not finite at step {step}: lower train.lr or check the rewards")
 
 
 def check_gradient(norm: float, scale: float, epoch: int) -> None:
@@ -49,8 +46,8 @@ def check_gradient(norm: float, scale: float, epoch: int) -> None:
 
 
 @contextmanager
-def memory(config: Config) -> Iterator[None]:
-    """Inside, a GPU that runs out of memory stops the run with the settings that need less."""
+def limits(config: Config) -> Iterator[None]:
+    """Inside, a GPU that runs out of memory, or code that is compiled too often, stops the run with the settings that help."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -58,6 +55,11 @@ def memory(config: Config) -> Iterator[None]:
         ways = " or ".join(ways_to_save_memory(config, 2 if several_processes() else 1))
         raise RunStopped(
             f"{reason}; set {ways} (another micro-batch is another run, the others go on with this one)"
+        ) from None
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        raise RunStopped(
+            "compiled blocks met more shapes and modes than are compiled, and interpreted ones would compute other digits; "
+            "set model.compile=false"
         ) from None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Trajectory:
         means: of its transitions, (len(steps), B, C, H, W); None if they were not asked for.
         relevance: (len(steps), B, h, w), or None if it was not captured.
         images: uint8 (B, H, W, 3), on the CPU.
+        alike: how many rows in a row are equal before the first trained step, see :func:`alike`; None if none are.
     """
 
     samples: list[Sample]
@@ -44,6 +46,7 @@ class Trajectory:
     means: Tensor | None
     relevance: Tensor | None
     images: Tensor
+    alike: list[int] | None = None
 
 
 def plan(prompts: int, groups: int, group_size: int, seed: int, epoch: int) -> list[Sample]:
@@ -89,6 +92,37 @@ class Step:
     relevance: Tensor | None
 
 
+def alike(samples: Sequence[Sample], same_latent: bool) -> list[int] | None:
+    """Lengths of the runs of rows that start from one text and one noise: the model sees each run once until noise parts it.
+
+    They add up to the number of samples. None if every row is for itself.
+    """
+    if not same_latent:
+        return None
+    lengths = [len(list(run)) for _, run in groupby(samples, key=lambda s: s.prompt)]
+    return lengths if len(lengths) < len(samples) else None
+
+
+def velocity(
+    base: BaseModel, x: Tensor, sigma: Tensor, texts: Sequence[str], guidance: float, alike: Sequence[int] | None = None
+) -> Tensor:
+    """:meth:`BaseModel.velocity`, computed once for each run of rows that are alike."""
+    if alike is None:
+        return base.velocity(x, sigma, texts, guidance)
+    first = _first(alike)
+    return _spread(base.velocity(x[first], sigma, [texts[row] for row in first], guidance), alike)
+
+
+def _first(alike: Sequence[int]) -> list[int]:
+    """The first row of every run."""
+    return [0, *accumulate(alike)][:-1]
+
+
+def _spread(rows: Tensor, alike: Sequence[int]) -> Tensor:
+    """One row for each run -> all rows. Views that are joined: the gradient is a plain sum, as no indexing's is on a GPU."""
+    return torch.cat([row.expand(length, *row.shape[1:]) for row, length in zip(rows.split(1), alike, strict=True)])
+
+
 @torch.no_grad()
 def denoise(
     base: BaseModel,
@@ -101,6 +135,7 @@ def denoise(
     capture: Capture | None = None,
     captured: Container[int] | None = None,
     per_block: bool = False,
+    alike: Sequence[int] | None = None,
 ) -> Iterator[Step]:
     """The one denoising loop: rollouts, evaluations, pictures and measurements all go through it, step by step.
 
@@ -115,16 +150,25 @@ def denoise(
         capture: reads relevance.
         captured: at which steps; by default at all.
         per_block: whether it comes block by block.
+        alike: lengths of the runs of rows that start alike, see :func:`alike`.
     """
     schedule = base.schedule(len(kinds))
-    for index, kind in enumerate(kinds):
-        looks = capture if captured is None or index in captured else None
-        with looks or nullcontext():
-            v = base.velocity(x, schedule[index], texts, guidance)
-        moved = transition(x, v, schedule, index, kind, noise_level)
-        following = moved.mean if noise is None else moved.mean + moved.std * noise()
-        yield Step(index, kind, x, moved, following, looks.take(per_block) if looks else None)
-        x = following
+    with base.sampling():
+        for index, kind in enumerate(kinds):
+            looks = capture if captured is None or index in captured else None
+            if looks and alike:
+                looks = looks.of(_first(alike))
+            with looks or nullcontext():
+                v = velocity(base, x, schedule[index], texts, guidance, alike)
+            relevance = looks.take(per_block) if looks else None
+            if relevance is not None and alike:
+                relevance = _spread(relevance.transpose(0, -3), alike).transpose(0, -3)
+            moved = transition(x, v, schedule, index, kind, noise_level)
+            following = moved.mean if noise is None else moved.mean + moved.std * noise()
+            yield Step(index, kind, x, moved, following, relevance)
+            x = following
+            if kind != "ode" and noise is not None:
+                alike = None
 
 
 @torch.no_grad()
@@ -166,8 +210,9 @@ def sample(
     noise = keyed_noise(base, [(seed, epoch, "steps", s.prompt, s.index) for s in samples])
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
+    runs = alike(samples, sampling.same_latent)
     latents, log_probs, means, maps = [x], [], [], []
-    for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps):
+    for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps, alike=runs):
         x = step.following
         if step.index in steps:
             log_probs.append(log_prob_map(x, step.transition.mean, step.transition.std, step.kind, reduction))
@@ -184,6 +229,7 @@ def sample(
         means=torch.stack(means) if keep_means else None,
         relevance=torch.stack(maps) if capture else None,
         images=base.decode(x).cpu(),
+        alike=runs,
     )
 
 
@@ -201,7 +247,13 @@ def generate(
 def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Callable[[], Tensor]:
     """What draws the noise of one step after the other for samples with the given keys, (B, C, H, W) on the device."""
     sources = [generator(*key) for key in keys]
-    return lambda: torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources]).to(base.device)
+
+    def draw() -> Tensor:
+        rows = torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources])
+        # From pinned memory a copy waits for nothing: the next noise is drawn while the GPU computes.
+        return rows.pin_memory().to(base.device, non_blocking=True) if base.device.type == "cuda" else rows.to(base.device)
+
+    return draw
 
 
 def diversity(rows: Tensor, groups: Sequence[int]) -> float:

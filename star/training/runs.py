@@ -37,7 +37,7 @@ def trained(config: Config) -> list[Row]:
     The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
     per prompt and the method's name as ``star:geneval``.
     """
-    with guards.memory(config):
+    with guards.limits(config):
         trainer = Trainer(config)
         for name in settings.other_tasks(config):
             if name not in trainer.others:
@@ -102,7 +102,7 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
-    with guards.memory(config):
+    with guards.limits(config):
         return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
 
 

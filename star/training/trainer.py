@@ -6,9 +6,11 @@ a run that was killed and resumed ends with the same weights as one that was not
 """
 
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ from star.method.objective import (
     log_prob_map,
     mixed_rewards,
     policy_loss,
+    ratio_tolerance_for,
     zero_std_share,
 )
 from star.method.sampling import Transition, transition
@@ -46,7 +49,8 @@ from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
-from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps
+from star.training.machine import compute_deterministically, decisions, settled
+from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps, velocity
 
 LARGEST = ("ratio_error", "weight_max")
 """Of these figures an epoch reports the largest value, of the others the mean."""
@@ -96,13 +100,21 @@ class Trainer:
         if config.tracker and config.tracker not in (installed := [str(name) for name in get_available_trackers()]):
             known = ", ".join(installed) or "none"
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
-        self.config = config
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
+        device, ranks = self.accelerator.device, self.accelerator.num_processes
+        self.folder = RunFolder(Path(config.run))
+        asked = config
+        self.config = config = settled(asked, self.folder, device, ranks)
+        self.decisions = decisions(asked, config)
+        if config.train.deterministic:
+            compute_deterministically()
         # A map that cannot be made and images that cannot be judged are told before a model is loaded.
         map_maker(config.method.arm)
         self.task = task or load_task(config, config.task.name)
         self.others = load_rewards(config, self.task)
-        self.base = base or models.load(config.model, self.accelerator.device, config.seed)
+        self.base = base or models.load(config.model, device, config.seed)
+        # A GPU is not kept waiting for verdicts. On a CPU there is nothing beside which to judge.
+        self.judging = ThreadPoolExecutor(1) if device.type == "cuda" else None
         if self.base.sharded:
             self._check_shares()
         # Blocks that the model does not have are told before anything is written.
@@ -116,13 +128,17 @@ class Trainer:
             else method.clip_range
         )
         train = config.train
+        self.ratio_tolerance = (
+            ratio_tolerance_for(method.reduction, config.model.dtype, self.clip_range, height * width)
+            if train.ratio_tolerance is None
+            else train.ratio_tolerance
+        )
         first, second = train.betas
         self.optimizer = torch.optim.AdamW(
-            self.base.trained.values(), train.lr, betas=(first, second), weight_decay=train.weight_decay
+            self.base.trained.values(), train.lr, betas=(first, second), weight_decay=train.weight_decay, fused=True
         )
         self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
-        self.folder = RunFolder(Path(config.run))
 
     @property
     def state(self) -> dict:
@@ -146,6 +162,8 @@ class Trainer:
         processes.wait(self.accelerator)
         if done := self.folder.summary():
             return done
+        for line in self.decisions if main else ():
+            print(f"star: {line}", file=sys.stderr)
         progress = self._restore()
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
@@ -212,7 +230,7 @@ class Trainer:
         size, config = self.config.train.micro_batch, self.config
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         # Each update's share is spread over all processes, so that none waits for the others.
-        mine = sorted(number for share in self._shares(len(samples) // size, epoch) for number in share[rank::ranks])
+        mine = sorted(number for share in self.shares(len(samples) // size, epoch) for number in share[rank::ranks])
         capture = config.relevance if map_maker(config.method.arm) else None
         judges: dict[str, Task | Evaluator] = {config.task.name: self.task, **self.others}
         drawn = {number: samples[number * size : (number + 1) * size] for number in mine}
@@ -232,10 +250,14 @@ class Trainer:
                 keep_means=config.train.guard,
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
-            verdicts = {name: judge.submit(prompts, images) for name, judge in judges.items()}
+            verdicts = {name: self._beside(judge.submit(prompts, images)) for name, judge in judges.items()}
             batches.append(MicroBatch(number, trajectory, verdicts))
             tick()
         return batches
+
+    def _beside(self, judge: Callable[[], list[dict]]) -> Callable[[], list[dict]]:
+        """What waits for verdicts that are made beside the rollouts, where that can be."""
+        return self.judging.submit(judge).result if self.judging else judge
 
     def score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
@@ -300,11 +322,15 @@ class Trainer:
         own = {batch.number: batch for batch in batches}
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(epoch)
-        for update, share in enumerate(self._shares(count, epoch)):
+        for update, share in enumerate(self.shares(count, epoch)):
             samples = len(share) * self.config.train.micro_batch
+            found: dict[str, list[Tensor]] = defaultdict(list)
             for batch in [own[number] for number in share if number in own]:
-                self.backward(batch, samples, figures, on_policy=update == 0)
+                self.backward(batch, samples, found, on_policy=update == 0)
                 tick()
+            for name, values in found.items():
+                figures[name] += torch.stack(values).tolist()
+            guards.check_update(figures, self.ratio_tolerance, epoch)
             figures["grad_norm"].append(self.step(epoch))
         for batch in batches:
             if batch.weights is not None:
@@ -320,7 +346,7 @@ class Trainer:
         """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""
         train, ranks = self.config.train, self.accelerator.num_processes
         batches = train.groups * train.group_size // train.micro_batch
-        if any(len(share) % ranks for share in self._shares(batches, 0)):
+        if any(len(share) % ranks for share in self.shares(batches, 0)):
             raise UserError(
                 f"model.shard=true: {batches} micro-batches in {train.updates_per_epoch} updates are no equal shares for "
                 f"{ranks} processes; use another number of processes, another train.micro_batch or model.shard=false"
@@ -330,13 +356,16 @@ class Trainer:
         train = self.config.train
         return train.lr if train.schedule == "constant" else train.lr * (1 - epoch / train.epochs)
 
-    def _shares(self, count: int, epoch: int) -> list[list[int]]:
+    def shares(self, count: int, epoch: int) -> list[list[int]]:
         """The micro-batches of each update of an epoch, of all processes."""
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
 
-    def backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[float]], on_policy: bool) -> None:
-        """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps."""
+    def backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[Tensor]], on_policy: bool) -> None:
+        """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps.
+
+        Figures stay on the device, so that nothing waits for it before the whole update is on its way.
+        """
         config, trajectory = self.config, batch.trajectory
         train, method = config.train, config.method
         if train.beta == 0 and not batch.advantages.any():
@@ -348,7 +377,9 @@ class Trainer:
         gains = batch.advantages.to(self.base.device)
         for row, step in enumerate(trajectory.steps):
             x, following = trajectory.latents[row], trajectory.latents[row + 1]
-            v = self.base.velocity(x, self.schedule[step], texts, config.sampling.guidance)
+            # Rows are alike until the noise of the first trained step, and the rollout saw them so too.
+            alike = trajectory.alike if row == 0 else None
+            v = velocity(self.base, x, self.schedule[step], texts, config.sampling.guidance, alike)
             moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
             new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
             old = trajectory.log_probs[row]
@@ -359,25 +390,24 @@ class Trainer:
             policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
             loss = policy.loss / -moved.dt if train.guard else policy.loss
             if train.beta:
-                penalty = self._kl(x, v, step, moved, texts)
+                penalty = self._kl(x, v, step, moved, texts, alike)
                 if method.weighted_kl and weights is not None:
                     penalty = penalty * weights
-                figures["kl"].append(penalty.mean().item())
+                figures["kl"].append(penalty.detach().mean())
                 loss = loss + train.beta * penalty.mean((1, 2))
-            guards.check_loss(loss, step)
             self.scaler.scale(loss.sum() / (samples * len(trajectory.steps))).backward()
-            error = policy.ratio_error.item()
+            figures["loss"].append(loss.detach().mean())
+            figures["clip_fraction"].append(policy.clip_fraction)
+            figures["approx_kl"].append(policy.approx_kl)
             if on_policy:
-                guards.check_on_policy(error, train.ratio_tolerance, step)
-                figures["ratio_error"].append(error)
-            figures["clip_fraction"].append(policy.clip_fraction.item())
-            figures["approx_kl"].append(policy.approx_kl.item())
-            figures["loss"].append(loss.mean().item())
+                figures["ratio_error"].append(policy.ratio_error)
 
-    def _kl(self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str]) -> Tensor:
-        with torch.no_grad(), self.base.reference():
-            reference = self.base.velocity(x, self.schedule[step], texts, self.config.sampling.guidance)
+    def _kl(
+        self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str], alike: Sequence[int] | None
+    ) -> Tensor:
         sampling = self.config.sampling
+        with torch.no_grad(), self.base.reference():
+            reference = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
         mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
         return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
 

@@ -51,7 +51,7 @@ def test_presets_differ_in_budget_and_memory_alone():
     assert images == [128, 256, 1152]
     assert [config.model.gradient_checkpointing for config in (one, four, eight)] == [True, True, False]
     for config in (one, four, eight):
-        assert config.model.offload
+        assert config.model.offload is None
         for name in ("train.lr", "train.beta", "train.clip_range", "sampling.guidance", "model.resolution", "model.dtype"):
             assert get(config, name) == get(eight, name)
 

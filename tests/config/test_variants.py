@@ -8,7 +8,7 @@ import torch
 from fake_task import RedTask
 
 from star.config import load, options
-from star.doctor.shapes import AUTOENCODER, SD3_MEDIUM, SD35_LARGE, random_pipeline
+from star.models.shapes import AUTOENCODER, SD3_MEDIUM, SD35_LARGE, random_pipeline
 from star.training.trainer import Trainer
 
 # What is left of a shape when it shrinks: which blocks are dual, and whether queries and keys are normed.

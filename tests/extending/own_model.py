@@ -4,7 +4,7 @@ Its flow pulls latents towards a picture of one colour, which is what is trained
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +28,9 @@ class UpperHalf:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def of(self, rows: Sequence[int]) -> "UpperHalf":
+        return UpperHalf(len(rows))
+
     def take(self, per_block: bool = False) -> Tensor:
         maps = torch.full((self.batch, 4, 4), 0.1)
         maps[:, :2] = 0.9
@@ -46,7 +49,7 @@ class Toy:
         self._start = start.clone()
 
     def schedule(self, steps: int) -> Tensor:
-        return sigmas(steps, 1.0).to(self.device)
+        return sigmas(steps, 1.0)
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         return torch.ones(len(prompts), 1, dtype=torch.bool)
@@ -60,6 +63,9 @@ class Toy:
     def velocity(self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], guidance: float) -> Tensor:
         picture = self.trained["colour"].tanh()[:, None, None].expand_as(latents)
         return (latents - picture) / sigma.clamp(min=0.1)
+
+    def sampling(self):
+        return nullcontext()
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = (latents.clamp(-1, 1) + 1) * 127.5

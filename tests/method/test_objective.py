@@ -15,6 +15,7 @@ from star.method.objective import (
     log_prob_map,
     mixed_rewards,
     policy_loss,
+    ratio_tolerance_for,
     zero_std_share,
 )
 from star.method.sampling import log_prob, sigmas, transition
@@ -229,6 +230,42 @@ def test_shapes_that_would_broadcast_are_refused(new, old, advantage, weights):
             None if weights is None else torch.ones(weights),
             0.1,
         )
+
+
+@pytest.mark.parametrize(
+    ("reduction", "dtype", "clip_range", "expected"),
+    [
+        ("image", "float32", 1e-4, 1e-5),
+        ("image", "float16", 1e-4, 1e-4),
+        ("position", "float32", 1e-4 * 4096, 1.28e-3),
+        ("position", "float16", 1e-4 * 4096, 6.4e-2),
+        ("position", "bfloat16", 1e-4 * 4096, 0.4096),
+        ("image", "bfloat16", 0.01, 4e-3),
+    ],
+)
+def test_rounding_is_allowed_up_to_the_clip_range(reduction, dtype, clip_range, expected):
+    assert ratio_tolerance_for(reduction, dtype, clip_range, 4096) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [("float16", 7e-4), ("float32", 1e-6)])
+@pytest.mark.parametrize("reduction", ["image", "position"])
+def test_rounding_of_a_velocity_stays_below_its_tolerance_and_another_velocity_does_not(reduction, dtype, noise):
+    """Latents (16, 64, 64) of steps in the middle, a velocity with relative rounding, and one that is a hundredth off."""
+    torch.manual_seed(0)
+    schedule, v = sigmas(10), torch.randn(4, 16, 64, 64)
+    x = torch.randn_like(v)
+    tolerance = ratio_tolerance_for(reduction, dtype, 1.0, 64 * 64)
+    for step in (0, 4, 8):
+        moved = transition(x, v, schedule, step, "sde", 0.7)
+        following = moved.mean + moved.std * torch.randn_like(x)
+
+        def error(velocity, step=step, moved=moved, following=following):
+            again = transition(x, velocity, schedule, step, "sde", 0.7)
+            new, old = (log_prob_map(following, m.mean, m.std, "sde", reduction) for m in (again, moved))
+            return ((new - old).exp() - 1).abs().max()
+
+        assert error(v * (1 + noise * torch.randn_like(v))) < tolerance
+    assert error(1.1 * v) > tolerance / 10
 
 
 def test_one_position_at_its_bound_moves_the_image_to_its_own():

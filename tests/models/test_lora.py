@@ -24,6 +24,45 @@ TEXT = "a photo of a ring"
 CPU = torch.device("cpu")
 
 
+def test_adapters_are_folded_into_the_weights_while_sampling(make_config):
+    base = SD3(make_config().model, CPU, 0)
+    torch.manual_seed(1)
+    for name, parameter in base.trained.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    before = {name: tensor.clone() for name, tensor in base.transformer.state_dict().items()}
+    x = torch.randn(2, *base.latent_shape)
+
+    def velocity():
+        with torch.no_grad():
+            return base.velocity(x, torch.tensor(0.5), [TEXT, "a star"], 1.0)
+
+    expected = velocity()
+    calls = []
+    for module in base.transformer.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight.requires_grad:
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with base.sampling():
+        torch.testing.assert_close(velocity(), expected, rtol=1e-4, atol=1e-5)
+        assert not calls
+    with base.reference():
+        untrained = velocity()
+        with base.sampling():
+            assert torch.equal(velocity(), untrained)
+        assert not torch.allclose(untrained, expected, atol=1e-2)
+    assert torch.equal(velocity(), expected) and calls
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.transformer.state_dict().items())
+    assert all(parameter.requires_grad for parameter in base.trained.values())
+
+
+@pytest.mark.parametrize("words", [["model.dtype=bfloat16"], ["model.parameters=full"]], ids=str)
+def test_where_folding_would_round_adapters_away_they_stay(make_config, words):
+    base = SD3(make_config(*words).model, CPU, 0)
+    before = [parameter.data_ptr() for parameter in base.transformer.parameters()]
+    with base.sampling():
+        assert [parameter.data_ptr() for parameter in base.transformer.parameters()] == before
+
+
 @pytest.fixture
 def released(pipeline_folder, tmp_path):
     """A LoRA as Flow-GRPO releases them: peft's own files of a wrapped transformer; and the wrapped transformer."""

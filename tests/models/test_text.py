@@ -1,5 +1,8 @@
 """Text embeddings are made once per text, whatever the batch, and encoders that are out of use leave the device."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 from fake_task import RedTask
 
@@ -52,26 +55,41 @@ def test_the_texts_used_last_are_kept(make_config, monkeypatch):
     assert len(base.encode(["a", "b", "c"])[0]) == 3
 
 
-def test_resting_parts_are_on_the_device_only_while_they_work(make_config):
-    """The rest here is the meta device: whoever works there fails, and whoever comes back from it has no weights."""
-    places = []
+def test_resting_parts_are_on_the_device_only_while_they_work(monkeypatch):
+    """There are copies of them there, and afterwards they are what they were: nothing is copied back."""
+    device, moved = torch.device("meta"), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place, **_: moved.append(place) or tensor.clone())
+    part = torch.nn.BatchNorm1d(2)
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in part.state_dict().items()}
+    with pytest.raises(KeyError), visiting([part], device, CPU):
+        assert moved == [device] * len(before)
+        assert all(tensor.data_ptr() != before[name][0] for name, tensor in part.state_dict().items())
+        raise KeyError
+    for name, tensor in part.state_dict().items():
+        assert tensor.data_ptr() == before[name][0] and torch.equal(tensor, before[name][1])
+    with visiting([part], CPU, CPU):
+        assert part.weight.data_ptr() == before["weight"][0]
 
-    class Part(torch.nn.Linear):
-        def to(self, device):
-            places.append(str(device))
-            return self
 
+def test_resting_encoders_come_once_for_all_texts(make_config, monkeypatch):
+    visits = []
+
+    @contextmanager
+    def visiting(modules, device, rest):
+        visits.append((len(modules), device, rest))
+        yield
+
+    monkeypatch.setattr(text, "visiting", visiting)
     meta = torch.device("meta")
-    with visiting([Part(1, 1)], CPU, meta):
-        assert places == ["cpu"]
-    assert places == ["cpu", "meta"]
-    base = SD3(make_config().model, CPU, 0)
-    moves: list[tuple[str, torch.device]] = []
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        part = getattr(base.pipeline, name)
-        part.to = lambda device, name=name: moves.append((name, device))
-    cache = TextCache(base.pipeline, 16, CPU, meta)
+    cache = TextCache(SD3(make_config().model, CPU, 0).pipeline, 16, CPU, meta)
     cache.prepare(["a ring", "a star"])
     cache(["a star"])
-    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"]
-    assert moves == [(name, CPU) for name in encoders] + [(name, meta) for name in encoders]
+    assert visits == [(3, CPU, meta)]
+
+
+def test_the_embeddings_of_a_micro_batch_travel_once(make_config):
+    cache = SD3(make_config().model, CPU, 0).encode
+    first = cache(["a ring", "a star"])
+    assert cache(("a ring", "a star")) is first
+    other = cache(["a star", "a ring"])
+    assert torch.equal(other[0], first[0].flip(0)) and torch.equal(other[1], first[1].flip(0))

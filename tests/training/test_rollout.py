@@ -10,7 +10,8 @@ from star.method.attention import Relevance
 from star.method.sampling import sigmas, transition
 from star.mini.build import untrained_pipeline
 from star.models.sd3 import SD3
-from star.training.rollout import Sample, diversity, sample, thumbnails
+from star.training import rollout
+from star.training.rollout import Sample, alike, diversity, sample, thumbnails
 
 CPU = torch.device("cpu")
 SAMPLES = [Sample(0, 0), Sample(1, 1)]
@@ -88,6 +89,65 @@ def test_every_epoch_and_every_seed_has_its_own_noise(base, make_config, changed
     noises = [trajectory.latents[1:] - trajectory.means for trajectory in (ours, theirs)]
     assert not torch.allclose(ours.latents[0], theirs.latents[0], atol=1e-1)
     assert not torch.allclose(*noises, atol=1e-1)
+
+
+GROUPS = [Sample(0, 0), Sample(0, 1), Sample(0, 2), Sample(1, 0), Sample(2, 0), Sample(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "seen"),
+    [
+        (["sampling.window=2", "sampling.window_range=[0,3]"], [0, 1], [3, 6, 6, 6]),
+        (["sampling.window=1", "sampling.window_range=[2,3]"], [2], [3, 3, 3, 6]),
+        (["sampling.window=0"], [0, 1, 2], [3, 6, 6, 6]),
+        (["sampling.window=0", "sampling.same_latent=false"], [0, 1, 2], [6, 6, 6, 6]),
+        (["sampling.window=0", "sampling.guidance=3"], [0, 1, 2], [3, 6, 6, 6]),
+    ],
+    ids=str,
+)
+def test_the_model_sees_rows_that_are_alike_once(base, make_config, monkeypatch, words, steps, seen):
+    config = make_config("sampling.same_latent=true", *words)
+    rows, compute = [], base.velocity
+
+    def velocity(latents, sigma, prompts, guidance):
+        assert len(latents) == len(prompts)
+        rows.append(len(latents))
+        return compute(latents, sigma, prompts, guidance)
+
+    monkeypatch.setattr(base, "velocity", velocity)
+
+    def drawn():
+        return sample(base, GROUPS, PROMPTS, config.sampling, steps, config.relevance, "position", 0, 0)
+
+    shared = drawn()
+    assert rows == seen
+    assert shared.alike == ([3, 1, 2] if seen[0] == 3 else None)
+    monkeypatch.setattr(rollout, "alike", lambda samples, same_latent: None)
+    single = drawn()
+    for name in ("latents", "log_probs", "relevance"):
+        torch.testing.assert_close(getattr(shared, name), getattr(single, name), rtol=1e-4, atol=1e-5)
+    assert (shared.images.int() - single.images.int()).abs().max() <= 1
+
+
+def test_runs_of_rows_that_are_alike():
+    assert alike(GROUPS, True) == [3, 1, 2]
+    assert alike(GROUPS[2:5], True) is None and alike(GROUPS, False) is None
+    rows = torch.arange(6.0).reshape(3, 2).requires_grad_()
+    spread = rollout._spread(rows, [3, 1, 2])
+    assert spread[:, 0].tolist() == [0, 0, 0, 2, 4, 4] and rollout._first([3, 1, 2]) == [0, 3, 4]
+    (grad,) = torch.autograd.grad((spread[:, 0] * torch.arange(6)).sum(), rows)
+    assert grad[:, 0].tolist() == [3, 3, 9]
+
+
+def test_the_autoencoder_decodes_in_parts(make_config, monkeypatch):
+    base = SD3(make_config("model.decode_batch=2").model, CPU, 0)
+    latents = torch.randn(5, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    sizes, decode = [], base.pipeline.vae.decode
+    monkeypatch.setattr(base.pipeline.vae, "decode", lambda part: sizes.append(len(part)) or decode(part))
+    parts = base.decode(latents)
+    assert sizes == [2, 2, 1] and parts.shape == (5, 64, 64, 3)
+    base.config = make_config("model.decode_batch=9").model
+    assert (base.decode(latents).int() - parts.int()).abs().max() <= 1 and sizes[3:] == [5]
 
 
 def test_diversity_is_the_mean_distance_within_groups():

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,76 @@ def test_first_update_is_on_policy_and_second_is_not(make_config, method):
     assert line["approx_kl"] > 0
     assert line["updates"] == 2
     assert any(not torch.equal(before[name], value) for name, value in trainer.base.trained.items())
+
+
+@pytest.mark.parametrize("same_latent", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["flow_grpo", "star"])
+def test_a_trained_policy_is_on_policy_up_to_rounding(make_config, method, dtype, same_latent):
+    """Adapters that are not 0, folded into the weights while sampling where that is in float32: other sums, one policy."""
+    config = make_config(f"method={method}", f"model.dtype={dtype}", f"sampling.same_latent={same_latent}", "train.epochs=1")
+    trainer = Trainer(config, RedTask())
+    fill(trainer)
+    figures = trainer.epoch(0)
+    assert 0 <= figures["ratio_error"] <= trainer.ratio_tolerance
+    assert figures["approx_kl"] > 0
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "star"])
+def test_a_rollout_of_the_untrained_policy_is_off_policy(make_config, monkeypatch, method):
+    trainer = Trainer(make_config(f"method={method}"), RedTask())
+    fill(trainer)
+    monkeypatch.setattr(trainer.base, "sampling", trainer.base.reference)
+    with pytest.raises(RunStopped, match="first update of epoch 0 .* more than rounding"):
+        trainer.epoch(0)
+
+
+def fill(trainer):
+    """Give the adapters values of a size that shows."""
+    torch.manual_seed(3)
+    for name, parameter in trainer.base.trained.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+
+
+@pytest.mark.parametrize("guidance", [1, 3])
+def test_rows_that_are_alike_give_the_gradient_of_all_of_them(make_config, monkeypatch, tmp_path, guidance):
+    gradients = []
+    for shared in (True, False):
+        config = make_config(
+            "sampling.same_latent=true", f"sampling.guidance={guidance}", "train.beta=0.1", f"run={tmp_path / str(shared)}"
+        )
+        if not shared:
+            monkeypatch.setattr(rollout, "alike", lambda samples, same_latent: None)
+        trainer = Trainer(config, RedTask())
+        fill(trainer)
+        monkeypatch.setattr(trainer, "step", lambda epoch: 0.0)
+        trainer.epoch(0)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.base.trained.values()]))
+    assert gradients[0].norm() > 1e-6
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+
+
+def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config):
+    """In one thread, in the order of the micro-batches; and an evaluator's error comes up where its verdicts are wanted."""
+    seen = []
+
+    class Watched(RedTask):
+        def judge(self, *given):
+            seen.append(threading.current_thread())
+            return super().judge(*given)
+
+    trainer = Trainer(make_config("train.epochs=1"), Watched())
+    assert trainer.judging is None
+    expected = trainer.epoch(0)["reward"]
+    assert set(seen) == {threading.main_thread()}
+    seen.clear()
+    trainer.judging = ThreadPoolExecutor(1)
+    assert trainer.epoch(0)["reward"] == pytest.approx(expected, abs=0.05)
+    assert len(set(seen)) == 1 and threading.main_thread() not in seen
+    trainer.task = RedTask(lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.epoch(1)
 
 
 def test_half_precision_goes_on_where_no_sample_has_an_advantage(make_config):

@@ -80,8 +80,10 @@ def shape_of(model: str | None) -> Shape:
     return {name: config.get(name, default) for name, default in defaults.items() if name != "self"}
 
 
-def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOENCODER) -> StableDiffusion3Pipeline:
-    """A pipeline with random weights (from torch's global generator).
+def random_pipeline(
+    shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOENCODER, device: str | torch.device = "cpu"
+) -> StableDiffusion3Pipeline:
+    """A pipeline with random weights (from torch's global generator of the device).
 
     The transformer has the given shape and its inputs the true sizes, but what makes its text embeddings is one thin layer
     per encoder, and the tokenizers are those of the mini world.
@@ -90,11 +92,12 @@ def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOE
         shape: of the transformer.
         dtype: of its weights.
         autoencoder: configuration of the autoencoder.
+        device: where the weights are made, and are.
     """
     # Weights are drawn here, because diffusers takes minutes to draw so many.
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**shape).to(dtype)
-    transformer.to_empty(device="cpu")
+    transformer.to_empty(device=device)
     with torch.no_grad():
         for name, tensor in transformer.state_dict().items():
             if "norm" in name and name.endswith("weight") and tensor.dim() == 1:
@@ -106,18 +109,22 @@ def random_pipeline(shape: Shape, dtype: torch.dtype, autoencoder: Shape = AUTOE
     narrow = pooled * 3 // 8
     clip, t5 = clip_tokenizer(CLIP_LENGTH), t5_tokenizer()
     width = shape["joint_attention_dim"]
+    with torch.device(device):
+        parts = {
+            "vae": AutoencoderKL(**autoencoder),
+            "text_encoder": _clip(clip, narrow),
+            "text_encoder_2": _clip(clip, pooled - narrow),
+            "text_encoder_3": T5EncoderModel(
+                T5Config(vocab_size=len(t5), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
+            ),
+        }
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=AutoencoderKL(**autoencoder),
-        text_encoder=_clip(clip, narrow),
         tokenizer=clip,
-        text_encoder_2=_clip(clip, pooled - narrow),
         tokenizer_2=clip_tokenizer(CLIP_LENGTH),
-        text_encoder_3=T5EncoderModel(
-            T5Config(vocab_size=len(t5), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
-        ),
         tokenizer_3=t5,
+        **parts,
     )
 
 

@@ -1,13 +1,13 @@
 """What a run needs of memory and disk, estimated from the model's shape before anything is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import SD3Transformer2DModel
 
 from star.config import Config
-from star.doctor.shapes import CLIP_LENGTH, Shape
 from star.models.sd3 import add_lora
+from star.models.shapes import CLIP_LENGTH, Shape
 
 BLOCK_KEEPS = 21
 DUAL_BLOCK_KEEPS = 29.5
@@ -46,7 +46,7 @@ class Need:
 
     Attributes:
         parameters: of the transformer with its adapters; their number.
-        gpu: peak of one GPU in an update, which needs more than a rollout does.
+        gpu: peak of one GPU in an update, which needs more than a rollout does; with ``model.offload=null`` the least.
         process: main memory of one process, which loads the whole pipeline.
         pipeline: the model's files.
         checkpoint: one of the run's.
@@ -81,7 +81,7 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     judges = 4 * sum(EVALUATOR_PARAMETERS.get(name, 0) for name in rewards if config.evaluators.get(name) != "mini")
     # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
     activations = activation_bytes(config, shape)
-    beside = max(activations, resident) if config.model.offload else activations + resident
+    beside = activations + resident if config.model.offload is False else max(activations, resident)
     return Need(
         parameters=total,
         gpu=part * transformer
@@ -94,6 +94,23 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
     )
+
+
+SAFE_SHARE = 0.9
+"""Of a GPU's memory, up to which an estimate is trusted."""
+
+
+def must_offload(config: Config, shape: Shape, total: float, processes: int) -> bool:
+    """Whether text encoders and autoencoder have to rest in main memory, where the settings leave that open.
+
+    Args:
+        config: the settings.
+        shape: of the transformer.
+        total: bytes of one GPU.
+        processes: that share the images of an epoch.
+    """
+    resident = replace(config, model=replace(config.model, offload=False))
+    return needed(resident, shape, processes=processes).gpu > SAFE_SHARE * total
 
 
 def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:

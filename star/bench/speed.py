@@ -1,0 +1,312 @@
+"""How fast training is: our epochs and those of Flow-GRPO's loop as published in turn, and the ratios of their times.
+
+Both draw the same rollouts and make the same updates, which is shown before anything is timed. Judging is no part of it.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from evaluators.interface import Asked, Score
+from star import models
+from star.bench.flow_grpo import FlowGRPO, Rollouts, check, load
+from star.common.errors import RunStopped
+from star.common.noise import normal
+from star.common.progress import bar
+from star.config import Config
+from star.config import load as load_config
+from star.models.interface import BaseModel
+from star.tasks import load_task
+from star.training.rollout import Sample, keyed_noise, plan, trained_steps
+from star.training.trainer import MicroBatch, Trainer
+
+DEFAULTS = ("method=flow_grpo", "train.schedule=constant")
+ROUNDS = 5
+PHASES = ("rollouts", "update")
+
+TOLERANCES = {"float32": (1e-4, 1e-3), "float16": (2e-2, 1e-1), "bfloat16": (1e-1, 3e-1)}
+"""Precision of the model -> how far rollouts may be apart as a share of their size, and how far gradients and
+parameters after them."""
+
+ADAPTERS = 0.02
+"""Deviation of the second factor of the adapters, which begins at 0: without it they would have no effect."""
+
+Row = tuple[str, float, float | None]
+
+
+class Unjudged:
+    """An evaluator that takes no time: every image gets the same reward."""
+
+    protocol = "none"
+    primary = "reward"
+    paired: Mapping[str, str] = MappingProxyType({})
+
+    def lacks(self, prompt: Asked) -> str:
+        """Nothing."""
+        return ""
+
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """A reward of 0 for each."""
+        return lambda: [{"reward": 0.0} for _ in images]
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """Nothing: there is nothing to tell."""
+        return []
+
+
+@dataclass
+class Epoch:
+    """What an epoch draws, made before it is timed.
+
+    Attributes:
+        number: of the epoch.
+        samples: n of them.
+        steps: the trained ones.
+        inputs: of each micro-batch: texts, latents to start from (B, C, H, W), and the noise of every step.
+        advantages: (n,).
+        shares: the micro-batches of each update.
+    """
+
+    number: int
+    samples: list[Sample]
+    steps: list[int]
+    inputs: list[tuple[list[str], Tensor, list[Tensor]]]
+    advantages: Tensor
+    shares: list[list[int]]
+
+    @classmethod
+    def drawn(cls, trainer: Trainer, number: int) -> "Epoch":
+        """The epoch of a number, as the trainer draws it; advantages are noise."""
+        config, train = trainer.config, trainer.config.train
+        samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, number)
+        parts = [samples[start : start + train.micro_batch] for start in range(0, len(samples), train.micro_batch)]
+        return cls(
+            number=number,
+            samples=samples,
+            steps=trained_steps(config.sampling, config.seed, number),
+            inputs=[_inputs(trainer, part, number) for part in parts],
+            advantages=normal((len(samples),), config.seed, "advantages", number),
+            shares=trainer.shares(len(parts), number),
+        )
+
+
+class Ours:
+    """Our trainer, phase by phase."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.batches: list[MicroBatch] = []
+
+    def rollouts(self, epoch: Epoch) -> None:
+        """Sample an epoch."""
+        self.batches = self.trainer.rollouts(epoch.samples, epoch.steps, epoch.number, lambda: None)
+
+    def update(self, epoch: Epoch) -> None:
+        """Learn from it."""
+        for batch in self.batches:
+            batch.advantages = epoch.advantages[batch.places]
+        self.trainer.update(self.batches, len(self.batches), epoch.number)
+
+
+class Published:
+    """The published loop, phase by phase."""
+
+    def __init__(self, loop: FlowGRPO) -> None:
+        self.loop = loop
+        self.batches: list[Rollouts] = []
+
+    def rollouts(self, epoch: Epoch) -> None:
+        """Sample an epoch."""
+        self.batches = [self.loop.rollout(*drawn, epoch.steps) for drawn in epoch.inputs]
+
+    def update(self, epoch: Epoch) -> None:
+        """Learn from it."""
+        gains = epoch.advantages.split(self.loop.config.train.micro_batch)
+        for batch, part in zip(self.batches, gains, strict=True):
+            batch.advantages = part
+        self.loop.update([[self.batches[number] for number in share] for share in epoch.shares])
+
+
+def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+    """Time the configured model's epochs here and in the published loop; see :func:`compare`.
+
+    Args:
+        overrides: ``key=value`` words; the method is flow_grpo and the learning rate constant.
+        rounds: epochs that are timed.
+
+    Raises:
+        UserError: a setting that cannot be used, or of which there is no published loop.
+        RunStopped: the two do not compute the same.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
+        check(config)
+        base = models.load(config.model, Accelerator().device, config.seed)
+        return compare(config, base, load(config.model), rounds)
+
+
+def compare(config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline, rounds: int = ROUNDS) -> list[Row]:
+    """Time epochs of a model in our trainer against those of the same model in the published loop.
+
+    The first epoch of each is compared and not timed. Then phases alternate, and which goes first alternates from round to
+    round, so that a change of the machine's speed meets both.
+
+    Args:
+        config: the settings of both.
+        base: the model for our trainer, on its device. Its adapters are given new values.
+        pipeline: the same frozen weights in float32, with adapters of their own, which are given the same values.
+        rounds: epochs that are timed.
+
+    Returns:
+        (what, value, standard error over rounds, None for one round): seconds of both and their ratio, for rollouts, updates
+        and both together; images per second; and how far the results were apart.
+
+    Raises:
+        UserError: settings of which there is no published loop.
+        RunStopped: the two do not compute the same.
+    """
+    loop = FlowGRPO(pipeline, config, base.device)
+    for name, parameter in base.trained.items():
+        if "lora_B" in name:
+            parameter.data.copy_(ADAPTERS * normal(tuple(parameter.shape), config.seed, name))
+        loop.trained[name].data.copy_(parameter.data)
+    trainer = Trainer(config, load_task(config, config.task.name, Unjudged()), base)
+    ours, published = Ours(trainer), Published(loop)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with bar("are results equal?", rounds + 1) as display:
+        apart = differences(ours, published, Epoch.drawn(trainer, 0))
+        require_equal(apart, config.model.dtype)
+        display.update("epochs in turn")
+        display.advance()
+        for number in range(1, rounds + 1):
+            epoch = Epoch.drawn(trainer, number)
+            sides = [("ours", ours), ("published", published)][:: 1 if number % 2 else -1]
+            for phase in PHASES:
+                for name, side in sides:
+                    seconds[f"{phase} {name}"].append(_seconds(partial(getattr(side, phase), epoch), base.device))
+            display.advance()
+    return [
+        *_rows(seconds, config.train.groups * config.train.group_size),
+        *((f"{what} apart, millionths", 1e6 * far, None) for what, far in apart.items()),
+    ]
+
+
+def differences(ours: Ours, published: Published, epoch: Epoch) -> dict[str, float]:
+    """How far two epochs are apart: their rollouts, their gradients as the optimizer saw them, and what was learnt.
+
+    Both sides run the epoch, and must not have made an update before.
+
+    Returns:
+        what -> its mean absolute difference as a share of its mean absolute value; of rollouts the largest of any micro-batch.
+    """
+    ours.rollouts(epoch)
+    published.rollouts(epoch)
+    pairs = [(own.trajectory, other) for own, other in zip(ours.batches, published.batches, strict=True)]
+    apart = {
+        # Without a window the last step's is kept there and not here.
+        "latents": max(_apart(own.latents, other.latents[: len(own.latents)]) for own, other in pairs),
+        "log-probabilities": max(_apart(own.log_probs, other.log_probs[: len(own.log_probs)]) for own, other in pairs),
+        "images": max(_apart(own.images, other.images) for own, other in pairs),
+    }
+    ours.update(epoch)
+    published.update(epoch)
+    own, other = ours.trainer.base.trained.values(), published.loop.trained.values()
+    gradients = _moments(ours.trainer.optimizer, own), _moments(published.loop.optimizer, other)
+    return apart | {"gradients": _apart(*gradients), "parameters": _apart(_flat(own), _flat(other))}
+
+
+def require_equal(apart: Mapping[str, float], dtype: str) -> None:
+    """Stop where results differ by more than rounding.
+
+    Args:
+        apart: see :func:`differences`.
+        dtype: what the model computes in.
+
+    Raises:
+        RunStopped: names the first result that differs.
+    """
+    of_rollouts, of_gradients = TOLERANCES[dtype]
+    for what, far in apart.items():
+        tolerance = of_gradients if what in ("gradients", "parameters") else of_rollouts
+        if not far <= tolerance:
+            raise RunStopped(
+                f"{what} of our trainer and of the published loop are {far:.2g} of their size apart (allowed in {dtype}: "
+                f"{tolerance:g}): they do not compute the same, so their times say nothing"
+            )
+
+
+def _inputs(trainer: Trainer, samples: Sequence[Sample], epoch: int) -> tuple[list[str], Tensor, list[Tensor]]:
+    """Texts, start and noise of a micro-batch, by the keys that :func:`star.training.rollout.sample` draws them by."""
+    config, base = trainer.config, trainer.base
+    texts = [trainer.task.train[s.prompt].text for s in samples]
+    indices = [0 if config.sampling.same_latent else s.index for s in samples]
+    starts = [
+        normal(base.latent_shape, config.seed, epoch, "start", s.prompt, index)
+        for s, index in zip(samples, indices, strict=True)
+    ]
+    noise = keyed_noise(base, [(config.seed, epoch, "steps", s.prompt, s.index) for s in samples])
+    return texts, torch.stack(starts).to(base.device), [noise() for _ in range(config.sampling.steps)]
+
+
+def _moments(optimizer: torch.optim.Optimizer, trained: Iterable[Tensor]) -> Tensor:
+    """AdamW's first moments, an average of the clipped gradients of all updates so far; 0 where there was none."""
+    return _flat(optimizer.state[p].get("exp_avg", torch.zeros_like(p)) for p in trained)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _apart(own: Tensor, other: Tensor) -> float:
+    """Mean absolute difference as a share of the mean absolute value; not a number where that is 0."""
+    own, other = own.float(), other.float()
+    return ((own - other).abs().mean() / other.abs().mean()).item()
+
+
+def _seconds(action: Callable[[], None], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    action()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _rows(seconds: Mapping[str, Sequence[float]], images: int) -> list[Row]:
+    """Seconds, their ratios round by round, and pace.
+
+    Args:
+        seconds: ``rollouts ours`` and so on -> of every round.
+        images: of an epoch.
+    """
+    phases = {phase: [seconds[f"{phase} {side}"] for side in ("ours", "published")] for phase in PHASES}
+    phases["epoch"] = [list(map(sum, zip(*sides, strict=True))) for sides in zip(*phases.values(), strict=True)]
+    rows: list[Row] = []
+    for phase, (own, other) in phases.items():
+        ratios = [mine / theirs for mine, theirs in zip(own, other, strict=True)]
+        rows.append((f"{phase}, seconds, ours", *_mean(own)))
+        rows.append((f"{phase}, seconds, published", *_mean(other)))
+        rows.append((f"{phase}, ratio ours / published", *_mean(ratios)))
+    for side, taken in zip(("ours", "published"), phases["epoch"], strict=True):
+        rows.append((f"images per second, {side}", *_mean([images / value for value in taken])))
+    return rows
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard error, None of one value."""
+    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

@@ -1,0 +1,75 @@
+"""What settings leave to the machine: decided once for a run, said, and written into its ``config.yaml``."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from star.common.errors import UserError
+from star.config import Config, read_config
+from star.models import kernels
+from star.models.memory import must_offload
+from star.models.shapes import shape_of
+from star.models.sources import source
+from star.training.checkpoint import RunFolder
+
+
+def settled(config: Config, folder: RunFolder, device: torch.device, processes: int) -> Config:
+    """The settings with nothing left open.
+
+    Args:
+        config: the settings of a run.
+        folder: the run's, which knows the kernels that it was begun with.
+        device: where it computes.
+        processes: that share the images of an epoch.
+
+    Raises:
+        UserError: the run was begun with other kernels than the settings ask for.
+    """
+    model = config.model
+    if device.type == "cpu":
+        model = replace(model, kernels=_kernels(config, folder))
+    if model.offload is None:
+        model = replace(model, offload=device.type == "cuda" and _must_offload(config, device, processes))
+    return replace(config, model=model)
+
+
+def decisions(asked: Config, config: Config) -> list[str]:
+    """A line for each thing that was left to the machine, with the setting that pins it.
+
+    Args:
+        asked: the settings.
+        config: the same, :func:`settled`.
+    """
+    lines, model = [], config.model
+    if asked.model.kernels != model.kernels:
+        lines.append(f"products with frozen weights by {model.kernels} (model.kernels={model.kernels})")
+    if asked.model.offload is None and torch.cuda.is_available():
+        where = "rest in main memory" if model.offload else "stay on the GPU"
+        lines.append(f"text encoders and autoencoder {where} (model.offload={str(model.offload).lower()})")
+    return lines
+
+
+def compute_deterministically() -> None:
+    """Let the process use only kernels that give the same digits every time; where there is none, torch raises an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _kernels(config: Config, folder: RunFolder) -> str:
+    wanted = config.model.kernels
+    begun = read_config(folder.path / "config.yaml").model.kernels if folder.started else "auto"
+    if begun != "auto" and wanted not in ("auto", begun):
+        raise UserError(
+            f"{folder.path} was begun with model.kernels={begun}, and would end with other digits with {wanted}; leave it out, or "
+            "name another folder with run=..."
+        )
+    if wanted != "auto":
+        return wanted
+    return kernels.faster() if begun == "auto" else begun
+
+
+def _must_offload(config: Config, device: torch.device, processes: int) -> bool:
+    total = torch.cuda.get_device_properties(device).total_memory
+    return must_offload(config, shape_of(source(config.model)), total, processes)

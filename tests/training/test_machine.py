@@ -1,0 +1,80 @@
+"""What settings leave to the machine is decided once, said, kept with the run, and no part of what the run is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_task import RedTask
+
+from star.common.errors import UserError
+from star.config import config_hash, identity, load, read_config
+from star.models.memory import must_offload, needed
+from star.models.shapes import SD35_MEDIUM
+from star.training import machine
+from star.training.checkpoint import RunFolder
+from star.training.machine import compute_deterministically, decisions, settled
+from star.training.trainer import Trainer
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+GIB = 2**30
+
+
+@pytest.fixture
+def faster(monkeypatch):
+    """Sets which kernel is faster from now on."""
+    return lambda kernel: monkeypatch.setattr(machine.kernels, "faster", lambda: kernel)
+
+
+def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(make_config, faster, capsys):
+    config = make_config("train.epochs=2")
+    faster("torch")
+    trainer = Trainer(config, RedTask())
+    trainer.run()
+    assert "star: products with frozen weights by torch (model.kernels=torch)\n" in capsys.readouterr().err
+    assert read_config(Path(config.run, "config.yaml")).model.kernels == "torch"
+    faster("onednn")
+    assert Trainer(config, RedTask()).base.config.kernels == "torch"
+    assert Trainer(make_config("train.epochs=2", "model.kernels=torch"), RedTask()).run() == trainer.folder.summary()
+    with pytest.raises(UserError, match="was begun with model.kernels=torch, .* other digits with onednn"):
+        Trainer(make_config("train.epochs=2", "model.kernels=onednn"), RedTask())
+
+
+def test_what_is_left_to_the_machine_is_no_part_of_a_run(make_config):
+    words = ("model.kernels=torch", "model.offload=true", "model.decode_batch=1", "train.ratio_tolerance=1")
+    hashes = {config_hash(identity(make_config(*some))) for some in ((), *((word,) for word in words), words)}
+    assert len(hashes) == 1
+    assert config_hash(identity(make_config("model.attention=math"))) not in hashes
+
+
+def test_encoders_rest_where_they_would_not_fit(monkeypatch):
+    config = load(["scale=paper", "preset=gpu8"])
+    assert config.model.offload is None
+    need = needed(load(["scale=paper", "preset=gpu8", "model.offload=false"]), SD35_MEDIUM).gpu
+    assert need > needed(config, SD35_MEDIUM).gpu
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: True)
+    assert must_offload(config, SD35_MEDIUM, need, 1) and not must_offload(config, SD35_MEDIUM, need / 0.89, 1)
+    for total, rests, told in ((24 * GIB, True, "rest in main memory"), (1000 * GIB, False, "stay on the GPU")):
+        monkeypatch.setattr(
+            machine.torch.cuda, "get_device_properties", lambda device, total=total: SimpleNamespace(total_memory=total)
+        )
+        chosen = settled(config, RunFolder(Path("nowhere")), GPU, 1)
+        assert chosen.model.offload is rests
+        (line,) = decisions(config, chosen)
+        assert told in line and f"(model.offload={str(rests).lower()})" in line
+    kept = load(["scale=paper", "model.offload=true"])
+    assert settled(kept, RunFolder(Path("nowhere")), GPU, 1) == kept and decisions(kept, kept) == []
+    assert settled(config, RunFolder(Path("nowhere")), CPU, 1).model.offload is False
+
+
+def test_deterministic_kernels_are_asked_for(make_config, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    Trainer(make_config(), RedTask())
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        trainer = Trainer(make_config("train.deterministic=true", "train.epochs=1"), RedTask())
+        assert torch.are_deterministic_algorithms_enabled() and machine.os.environ["CUBLAS_WORKSPACE_CONFIG"]
+        trainer.run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert compute_deterministically.__doc__
