@@ -12,6 +12,7 @@ from star.common.progress import track
 from star.config import EvaluationConfig
 from star.models.interface import BaseModel
 from star.tasks import Score, Task
+from star.training.judging import Beside, Verdicts
 from star.training.rollout import generate, mean_distance, thumbnails
 
 
@@ -50,23 +51,30 @@ def evaluate(
         # Sharded weights want equally many calls of every process: this one draws the first batch once more.
         mine += batches[:1]
     base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
-    judged: list[tuple[tuple[int, int], dict, Tensor]] = []
+    beside = Beside(base.device)
+    small: list[Tensor] = []
+    verdicts: list[dict] = []
+    before: Verdicts = list  # there are none before the first batch
     samples: dict[str, np.ndarray] = {}
     for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
         # Copies, because a view is sent to other processes with all of its batch.
-        small = [row.clone() for row in thumbnails(drawn)]
-        judged += zip(part, task.judge(prompts, list(drawn.numpy())), small, strict=True)
+        small += [row.clone() for row in thumbnails(drawn)]
+        # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
+        verdicts += before()
+        before = beside(task.submit(prompts, list(drawn.numpy())))
         samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
+    verdicts += before()
+    judged = list(zip([job for part in mine for job in part], verdicts, small, strict=True))
     by_job = {item[0]: item for item in gather(accelerator, judged)}
     judged = [by_job[job] for job in jobs]
     prompts = [task.test[number] for (number, _), *_ in judged]
     verdicts = [verdict for _, verdict, _ in judged]
     scores = task.summarise(prompts, verdicts)
     if images > 1:
-        scores.append(_diversity(torch.stack([small for *_, small in judged]).unflatten(0, (-1, images))))
+        scores.append(_diversity(torch.stack([thumbnail for *_, thumbnail in judged]).unflatten(0, (-1, images))))
     rows = [
         {"prompt": prompt.text, "image": index, **verdict}
         for prompt, ((_, index), verdict, _) in zip(prompts, judged, strict=True)

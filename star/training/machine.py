@@ -4,8 +4,10 @@ import os
 from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
 
 from star.common.errors import UserError
+from star.common.processes import gather
 from star.config import Config, read_config
 from star.models import kernels
 from star.models.memory import must_offload
@@ -14,23 +16,22 @@ from star.models.sources import source
 from star.training.checkpoint import RunFolder
 
 
-def settled(config: Config, folder: RunFolder, device: torch.device, processes: int) -> Config:
+def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Config:
     """The settings with nothing left open.
 
     Args:
         config: the settings of a run.
         folder: the run's, which knows the kernels that it was begun with.
-        device: where it computes.
-        processes: that share the images of an epoch.
+        accelerator: the device and the processes, which all decide alike.
 
     Raises:
         UserError: the run was begun with other kernels than the settings ask for.
     """
-    model = config.model
+    model, device = config.model, accelerator.device
     if device.type == "cpu":
-        model = replace(model, kernels=_kernels(config, folder))
+        model = replace(model, kernels=gather(accelerator, [_kernels(config, folder)])[0])
     if model.offload is None:
-        model = replace(model, offload=device.type == "cuda" and _must_offload(config, device, processes))
+        model = replace(model, offload=device.type == "cuda" and _must_offload(config, device, accelerator.num_processes))
     return replace(config, model=model)
 
 
@@ -62,8 +63,8 @@ def _kernels(config: Config, folder: RunFolder) -> str:
     begun = read_config(folder.path / "config.yaml").model.kernels if folder.started else "auto"
     if begun != "auto" and wanted not in ("auto", begun):
         raise UserError(
-            f"{folder.path} was begun with model.kernels={begun}, and would end with other digits with {wanted}; leave it out, or "
-            "name another folder with run=..."
+            f"{folder.path} was begun with model.kernels={begun}, and would end with other digits with {wanted}; leave it out "
+            "or name another folder with run=..."
         )
     if wanted != "auto":
         return wanted

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,14 +48,12 @@ from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
+from star.training.judging import Beside, Verdicts
 from star.training.machine import compute_deterministically, decisions, settled
 from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps, velocity
 
 LARGEST = ("ratio_error", "weight_max")
 """Of these figures an epoch reports the largest value, of the others the mean."""
-
-Verdicts = dict[str, Callable[[], list[dict]]]
-"""Name of a reward -> a function that waits for the verdicts on a micro-batch."""
 
 
 @dataclass
@@ -66,14 +63,14 @@ class MicroBatch:
     Attributes:
         number: its place among the micro-batches of all processes; sample ``i`` of it is the epoch's ``number B + i``.
         trajectory: of its B rollouts.
-        verdicts: on its images, which may still be in the making.
+        verdicts: name of a reward -> what waits for the verdicts on its images.
         advantages: (B,), once all rewards are known.
         weights: (steps, B, h, w), once they are allocated; None where they are 1 everywhere.
     """
 
     number: int
     trajectory: Trajectory
-    verdicts: Verdicts = field(default_factory=dict)
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)
     advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
     weights: Tensor | None = None
 
@@ -101,10 +98,10 @@ class Trainer:
             known = ", ".join(installed) or "none"
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
-        device, ranks = self.accelerator.device, self.accelerator.num_processes
+        device = self.accelerator.device
         self.folder = RunFolder(Path(config.run))
         asked = config
-        self.config = config = settled(asked, self.folder, device, ranks)
+        self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
         if config.train.deterministic:
             compute_deterministically()
@@ -113,8 +110,7 @@ class Trainer:
         self.task = task or load_task(config, config.task.name)
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, device, config.seed)
-        # A GPU is not kept waiting for verdicts. On a CPU there is nothing beside which to judge.
-        self.judging = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.beside = Beside(device)
         if self.base.sharded:
             self._check_shares()
         # Blocks that the model does not have are told before anything is written.
@@ -250,14 +246,10 @@ class Trainer:
                 keep_means=config.train.guard,
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
-            verdicts = {name: self._beside(judge.submit(prompts, images)) for name, judge in judges.items()}
+            verdicts = {name: self.beside(judge.submit(prompts, images)) for name, judge in judges.items()}
             batches.append(MicroBatch(number, trajectory, verdicts))
             tick()
         return batches
-
-    def _beside(self, judge: Callable[[], list[dict]]) -> Callable[[], list[dict]]:
-        """What waits for verdicts that are made beside the rollouts, where that can be."""
-        return self.judging.submit(judge).result if self.judging else judge
 
     def score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""

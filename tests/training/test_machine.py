@@ -16,7 +16,7 @@ from star.training.checkpoint import RunFolder
 from star.training.machine import compute_deterministically, decisions, settled
 from star.training.trainer import Trainer
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = (SimpleNamespace(device=torch.device(kind), num_processes=1) for kind in ("cpu", "cuda"))
 GIB = 2**30
 
 
@@ -58,13 +58,13 @@ def test_encoders_rest_where_they_would_not_fit(monkeypatch):
         monkeypatch.setattr(
             machine.torch.cuda, "get_device_properties", lambda device, total=total: SimpleNamespace(total_memory=total)
         )
-        chosen = settled(config, RunFolder(Path("nowhere")), GPU, 1)
+        chosen = settled(config, RunFolder(Path("nowhere")), GPU)
         assert chosen.model.offload is rests
         (line,) = decisions(config, chosen)
         assert told in line and f"(model.offload={str(rests).lower()})" in line
     kept = load(["scale=paper", "model.offload=true"])
-    assert settled(kept, RunFolder(Path("nowhere")), GPU, 1) == kept and decisions(kept, kept) == []
-    assert settled(config, RunFolder(Path("nowhere")), CPU, 1).model.offload is False
+    assert settled(kept, RunFolder(Path("nowhere")), GPU) == kept and decisions(kept, kept) == []
+    assert settled(config, RunFolder(Path("nowhere")), CPU).model.offload is False
 
 
 def test_deterministic_kernels_are_asked_for(make_config, monkeypatch):

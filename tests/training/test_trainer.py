@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from star.common.errors import RunStopped, UserError
 from star.config import to_yaml
 from star.models.sd3 import SD3
 from star.training import rollout
+from star.training.judging import Beside
 from star.training.rollout import Sample, Trajectory, plan, sample, thumbnails, trained_steps
 from star.training.trainer import MicroBatch, Trainer
 
@@ -104,11 +104,10 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config):
             return super().judge(*given)
 
     trainer = Trainer(make_config("train.epochs=1"), Watched())
-    assert trainer.judging is None
     expected = trainer.epoch(0)["reward"]
     assert set(seen) == {threading.main_thread()}
     seen.clear()
-    trainer.judging = ThreadPoolExecutor(1)
+    trainer.beside = Beside(torch.device("cuda"))
     assert trainer.epoch(0)["reward"] == pytest.approx(expected, abs=0.05)
     assert len(set(seen)) == 1 and threading.main_thread() not in seen
     trainer.task = RedTask(lambda images: 1 / 0)

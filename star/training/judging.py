@@ -1,0 +1,23 @@
+"""Judging beside the model."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+Verdicts = Callable[[], list[dict]]
+"""Waits for the verdicts on some images."""
+
+
+class Beside:
+    """Lets verdicts be made in a thread while a GPU draws the next images.
+
+    On a CPU there is nothing beside which to judge, and verdicts are made when they are waited for, as evaluators give them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+
+    def __call__(self, judge: Verdicts) -> Verdicts:
+        """What waits for what :meth:`evaluators.interface.Evaluator.submit` gave; an error of it is raised there."""
+        return self._thread.submit(judge).result if self._thread else judge
