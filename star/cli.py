@@ -310,6 +310,26 @@ def speed(
     _show("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
 
 
+BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=results/gpu the
+folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a GPU a model of toy size shows
+that every step runs."""
+
+
+@bench.command(epilog=BENCH_GPU_HELP)
+def gpu(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[only=A,B] [budget=SECONDS] [out=FOLDER] [KEY=VALUE]...")
+    ] = None,
+) -> None:
+    """What one GPU does, at true size and with random weights: pace, memory, arithmetic, and the parts beside the model.
+
+    Example: star bench gpu only=machine,on_policy,pace budget=300
+    """
+    from star.bench.gpu.run import run
+
+    raise typer.Exit(run(words or []))
+
+
 @bench.command(epilog=SETTINGS_HELP)
 def localisation(
     overrides: Settings = None,
@@ -336,6 +356,7 @@ def main() -> None:
     # Before the libraries are imported: they would warn of optional packages that nothing here uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for train.deterministic; later cuBLAS does not look
     let_segments_grow()
     keep_freed_memory()
     with report_errors():

@@ -27,7 +27,7 @@ from star.common.progress import bar
 from star.config import Config
 from star.config import load as load_config
 from star.models.interface import BaseModel
-from star.tasks import load_task
+from star.tasks import Task, load_task
 from star.training.rollout import Sample, keyed_noise, plan, trained_steps
 from star.training.trainer import MicroBatch, Trainer
 
@@ -153,10 +153,12 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
         base = models.load(config.model, Accelerator().device, config.seed)
-        return compare(config, base, load(config.model), rounds)
+        return compare(config, base, load(config.model), load_task(config, config.task.name, Unjudged()), rounds)
 
 
-def compare(config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline, rounds: int = ROUNDS) -> list[Row]:
+def compare(
+    config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline, task: Task, rounds: int = ROUNDS
+) -> list[Row]:
     """Time epochs of a model in our trainer against those of the same model in the published loop.
 
     The first epoch of each is compared and not timed. Then phases alternate, and which goes first alternates from round to
@@ -166,6 +168,7 @@ def compare(config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline,
         config: the settings of both.
         base: the model for our trainer, on its device. Its adapters are given new values.
         pipeline: the same frozen weights in float32, with adapters of their own, which are given the same values.
+        task: whose prompts are drawn; that it judges is timed.
         rounds: epochs that are timed.
 
     Returns:
@@ -181,7 +184,7 @@ def compare(config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline,
         if "lora_B" in name:
             parameter.data.copy_(ADAPTERS * normal(tuple(parameter.shape), config.seed, name))
         loop.trained[name].data.copy_(parameter.data)
-    trainer = Trainer(config, load_task(config, config.task.name, Unjudged()), base)
+    trainer = Trainer(config, task, base)
     ours, published = Ours(trainer), Published(loop)
     seconds: dict[str, list[float]] = defaultdict(list)
     with bar("are results equal?", rounds + 1) as display:

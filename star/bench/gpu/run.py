@@ -1,0 +1,189 @@
+"""The command ``star bench gpu``: which steps, in which time, and what becomes of the figures."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from star import config
+from star.bench.gpu.record import Line, Record, told
+from star.bench.gpu.steps import STEPS, Step
+from star.bench.gpu.worker import Worker
+from star.common.errors import UserError
+from star.records.results import commit
+
+BUDGET = 600.0
+FOLDER = "results/gpu"
+CUDA_TESTS = "pytest -n 8 tests/method/test_attention.py tests/training/test_rollout.py tests/training/test_trainer.py"
+"""The tests that behave otherwise where there is a GPU."""
+
+OVERRUN = 3.0
+START = 60.0
+"""A step may take so many times what is expected, and so many seconds more, before it is taken to hang."""
+
+SHRUNKEN = 0.05
+"""What a step takes on a CPU, of what is expected of a GPU, for toy sizes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command.
+
+    Attributes:
+        steps: to measure, in their order.
+        budget: seconds of the whole command.
+        folder: of the files.
+        overrides: settings of all runs.
+        command: as it was typed.
+    """
+
+    steps: tuple[Step, ...]
+    budget: float = BUDGET
+    folder: Path = Path(FOLDER)
+    overrides: tuple[str, ...] = ()
+    command: str = "star bench gpu"
+
+
+@dataclass
+class Measured:
+    """What is known of a step that is being measured."""
+
+    step: Step
+    began: float = field(default_factory=time.monotonic)
+    state: str = "interrupted"
+    reason: str = "the command was interrupted"
+    figures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """The words of the command: ``only=A,B``, ``budget=SECONDS``, ``out=FOLDER`` and settings.
+
+    Raises:
+        UserError: an unknown step or setting, or a budget that is no number.
+    """
+    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in ("only", "budget", "out")}
+    overrides = tuple(word for word in words if word.partition("=")[0] not in own)
+    names = [step.name for step in STEPS]
+    only = own["only"].split(",") if "only" in own else names
+    if wrong := [name for name in only if name not in names]:
+        raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
+    config.load(["scale=paper", *overrides])  # whatever is wrong is told before anything is built
+    return Asked(
+        steps=tuple(step for step in STEPS if step.name in only),
+        budget=_seconds(own.get("budget", str(BUDGET))),
+        folder=Path(own.get("out") or FOLDER),
+        overrides=overrides,
+        command=" ".join(["star bench gpu", *words]),
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UserError(f"budget={text} is not allowed; write seconds, e.g. budget={BUDGET:.0f}")
+    return value
+
+
+def run(words: Sequence[str]) -> int:
+    """Measure, print every figure as it comes, and write the files; see :func:`parse`.
+
+    Returns:
+        the exit code: 1 if a step failed.
+
+    Raises:
+        UserError: words that cannot be used.
+        RunStopped: the process that measures does not start.
+        KeyboardInterrupt: the command was interrupted; what was measured until then is in the files.
+    """
+    asked = parse(words)
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    record = Record(asked.folder, kind)
+    if kind == "cpu":
+        print("star: no GPU: a model of toy size shows that every step runs; its figures say nothing about a GPU", flush=True)
+    with _terminable():
+        states = list(_steps(asked, record, 1.0 if kind == "cuda" else SHRUNKEN))
+    print(f"\ntable: {record.table}; all figures: {record.lines}\nthe tests that see a GPU: {CUDA_TESTS}", flush=True)
+    return 1 if "failed" in states else 0
+
+
+def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
+    """The state of each step, when it is written down."""
+    started = time.monotonic()
+    about = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": asked.command,
+        "commit": commit(),
+    }
+    worker = Worker(asked.overrides)
+    try:
+        for step in asked.steps:
+            left, expected = asked.budget - (time.monotonic() - started), pace * step.seconds
+            if expected > left:
+                found = Measured(step, state="skipped", reason=f"{expected:.0f} s expected, {max(0, left):.0f} s left")
+            else:
+                worker = _ready(worker, asked)
+                found = Measured(step)
+            print(f"\n{step.name}: {step.about}" if found.state != "skipped" else f"\n{step.name}: skipped", flush=True)
+            try:
+                if found.state != "skipped":
+                    _measure(worker, found, min(OVERRUN * expected + START, left))
+            finally:
+                record.add(about | {"machine": worker.facts} | _line(found))
+            yield found.state
+    finally:
+        worker.close()
+
+
+def _ready(worker: Worker, asked: Asked) -> Worker:
+    """The worker, or another one where that has died."""
+    if worker.alive:
+        return worker
+    worker.close()
+    return Worker(asked.overrides)
+
+
+def _measure(worker: Worker, found: Measured, limit: float) -> None:
+    for message in worker.measure(found.step, limit):
+        if "figure" in message:
+            found.figures.append(message["figure"])
+            print(f"  {told(message['figure'])}", flush=True)
+        else:
+            found.state, found.reason = message["state"], message["reason"]
+    if found.state == "failed":
+        print(f"  failed: {found.reason}", flush=True)
+
+
+def _line(found: Measured) -> Line:
+    taken = 0.0 if found.state == "skipped" else time.monotonic() - found.began
+    return {
+        "step": found.step.name,
+        "state": found.state,
+        "reason": found.reason if found.state != "done" else "",
+        "seconds": round(taken, 2),
+        "figures": found.figures,
+    }
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, being told to end is an interruption, so that what was measured is written down."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("ended from outside; what was measured is written down")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
