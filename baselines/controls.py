@@ -1,4 +1,5 @@
-"""The controls: maps that keep everything of STAR's but their meaning (makers for :mod:`star.method.arms`)."""
+"""The controls: maps that keep everything of STAR's but their meaning, and those made of what attention can only guess, the
+places that decided on the verdict (makers for :mod:`star.method.arms`)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,10 +10,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from star.common.errors import UserError
-from star.method.arms import Rollouts, whole_epoch
+from star.method.arms import Rollouts, whole_epoch, with_places
 
 SMOOTHNESS = 1 / 8
 """Correlation length of the random field, as a share of each axis."""
+
+FLOOR = 1e-3
+"""What :func:`oracle` and :func:`background` give to the other places, as a share of what they give to theirs: so that weights
+of mean 1 stay below a cap where theirs are a small part of the canvas. Where they are none of it, the map is uniform."""
 
 
 @whole_epoch
@@ -35,6 +40,51 @@ def randomised(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     that no place and no step is favoured.
     """
     return torch.stack([_in_order_of_field(relevance[:, i], key, rollouts.seed) for i, key in enumerate(rollouts.keys)], dim=1)
+
+
+def shifted(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Each rollout's own map, rolled by half the canvas in both axes at every step; (T, B, h, w) in and out.
+
+    The control with the least overlap: layout follows the prompt, so maps of other prompts (:func:`shuffled`) often lie on
+    the objects too.
+    """
+    height, width = relevance.shape[2:]
+    return relevance.roll((height // 2, width // 2), (2, 3))
+
+
+@with_places
+def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Where the verdict on the final image comes from, the same at every step, (T, B, h, w); uniform where nothing was found.
+
+    Of relevance it takes the shape alone.
+
+    Raises:
+        ValueError: the places are not known.
+    """
+    return _above_floor(_places(rollouts, "oracle")).expand_as(relevance)
+
+
+@with_places
+def background(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w); uniform where nothing was
+    found.
+
+    Of relevance it takes the shape alone.
+
+    Raises:
+        ValueError: the places are not known.
+    """
+    return _above_floor(1 - _places(rollouts, "background")).expand_as(relevance)
+
+
+def _places(rollouts: Rollouts, arm: str) -> Tensor:
+    if rollouts.places is None:
+        raise ValueError(f"{arm} needs the places that the verdict on each rollout comes from")
+    return rollouts.places
+
+
+def _above_floor(shares: Tensor) -> Tensor:
+    return FLOOR + (1 - FLOOR) * shares
 
 
 def donors(prompts: Sequence[int], keys: Sequence[int], seed: int) -> list[int]:

@@ -1,7 +1,7 @@
 """What every evaluator is to those who use one: the trainer, evaluations, the report.
 
 An evaluator of one's own follows :class:`Evaluator` and is named by its path, ``my_package.my_module:MyEvaluator``; nothing
-has to be registered.
+has to be registered. It may also say where in an image its verdict comes from, see :func:`places_of`.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -86,6 +86,20 @@ class Evaluator(Protocol):
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """All metrics of an evaluation from the verdicts; a prompt may have many images, in any order."""
         ...
+
+
+Places = Callable[[Sequence[Asked], Sequence[np.ndarray]], list[np.ndarray]]
+"""Prompts and as many images, uint8 (H, W, 3) in RGB -> for each image a mask, bool (H, W): True where the verdict comes from,
+whether it is a good or a bad one; False everywhere where nothing was found."""
+
+
+def places_of(evaluator: Evaluator) -> Places | None:
+    """An evaluator's method ``places``, which it need not have: where in the final image its verdict comes from.
+
+    GenEval's are the masks of the objects that count for the prompt's record, those of OCR the lines of text. Arms such as
+    ``oracle`` ask for them. None, if there is no such method, or if it is None because the engine cannot tell.
+    """
+    return getattr(evaluator, "places", None)
 
 
 def mean_and_stderr(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[float, float | None]:

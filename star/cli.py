@@ -310,6 +310,31 @@ def speed(
     _show("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
 
 
+GRADIENT_HELP = f"""arms= takes the place of method=: flow_grpo and any others, functions as my_module:my_map among them;
+star@mix=1 has method.mix=1 for itself. weights= is a run folder, a checkpoint or a file; by default the model's initial
+weights, where LoRA's A has no gradient. The table goes to out=results/SCALE/gradient.csv, all gradients to runs/gradient.
+{SETTINGS_HELP}"""
+
+
+@bench.command(epilog=GRADIENT_HELP)
+def gradient(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[epochs=12] [arms=A,B] [weights=RUN_OR_FILE] [out=FILE] [KEY=VALUE]..."),
+    ] = None,
+) -> None:
+    """Do the maps help? Signal and noise of every arm's policy gradient at fixed weights, without training; resumable.
+
+    Example: star bench gradient task=geneval epochs=12 arms=flow_grpo,star,star_shifted,oracle
+    """
+    from star.bench.gradient import run
+
+    with _resumable():
+        found = run(words or [])
+    _print_table(found.title, found.columns, found.rows)
+    Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
+
+
 BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=results/gpu the
 folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a GPU a model of toy size shows
 that every step runs."""
@@ -356,6 +381,7 @@ def main() -> None:
     # Before the libraries are imported: they would warn of optional packages that nothing here uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading; nothing is downloaded
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for train.deterministic; later cuBLAS does not look
     let_segments_grow()
     keep_freed_memory()

@@ -21,7 +21,7 @@ from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
-from evaluators.geneval.rules import Verdict, filter_detections, judge
+from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
 from evaluators.images import read_image
 from evaluators.interface import mean_and_stderr
 from star.common.errors import UserError
@@ -64,6 +64,31 @@ def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: 
         judge(record, _with_colors(record, image, filter_detections(raw, record["tag"]), detector))
         for record, image, raw in zip(records, images, found, strict=True)
     ]
+
+
+def places(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> list[np.ndarray]:
+    """Where the verdict on every image comes from: the union of all objects of the record's classes that pass the thresholds.
+
+    Surplus objects, those of the wrong colour or in the wrong place and those that the record excludes count for the verdict,
+    so they are among them. An object of a detector without masks fills its box.
+
+    Args:
+        records: what image ``i`` should show.
+        images: uint8 (H, W, 3) in RGB, as many.
+        detector: finds the objects.
+
+    Returns:
+        For each image bool (H, W); False everywhere if it shows nothing of what the record names.
+    """
+    masks = []
+    for record, image, raw in zip(records, images, detector(images), strict=True):
+        classes = {clause["class"] for clause in (*record["include"], *record.get("exclude", ()))}
+        mask = np.zeros(image.shape[:2], dtype=bool)
+        for name, objects in filter_detections(raw, record["tag"]).items():
+            for found in objects if name in classes else ():
+                mask |= _area(found, mask.shape)
+        masks.append(mask)
+    return masks
 
 
 def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
@@ -198,6 +223,16 @@ def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: 
             best, rest = detections[name][:count], detections[name][count:]
             detections = detections | {name: [*detector.with_colors(image, name, best), *rest]}
     return detections
+
+
+def _area(found: Detection, shape: tuple[int, ...]) -> np.ndarray:
+    """An object's mask, bool (H, W), or else its box."""
+    if found.mask is not None:
+        return found.mask
+    mask = np.zeros(shape, dtype=bool)
+    left, top, right, bottom = (max(0, round(edge)) for edge in found.box)
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 def _check_vocabulary(record: Record, detector: Detector) -> None:

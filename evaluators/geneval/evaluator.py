@@ -32,6 +32,10 @@ class GenEval:
         """The returned function does the work: detectors compute where the model does."""
         return lambda: self._judge(prompts, images)
 
+    def places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The objects that count for each record, bool (H, W); see :func:`evaluators.geneval.evaluate.places`."""
+        return evaluate.places([dict(prompt.target) for prompt in prompts], images, self.detector)
+
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """GenEval's means by tag, macro and micro; see :func:`evaluators.geneval.evaluate.summarise`."""
         rows = pd.DataFrame(verdicts).assign(

@@ -5,10 +5,11 @@ from functools import partial
 from types import MappingProxyType
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from evaluators.interface import Asked, Score, mean_scores
+from evaluators.interface import Asked, Places, Score, mean_scores
 from evaluators.ocr.paddle import Paddle
-from evaluators.ocr.pool import Engine, Pool, spare_cores
+from evaluators.ocr.pool import Engine, Finder, Pool, spare_cores
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import target_span, target_text, text_reward
 from star.common.errors import UserError
@@ -40,6 +41,8 @@ class TextRendering:
 
     Attributes:
         pool: recognises.
+        places: where the lines of text are, bool (H, W) for each image, whatever they say (see
+            :func:`evaluators.interface.places_of`); None if the engine only reads.
     """
 
     primary = "ocr_accuracy"
@@ -47,6 +50,7 @@ class TextRendering:
 
     def __init__(self, engine_name: str) -> None:
         self.pool = Pool(engine(engine_name), spare_cores())
+        self.places: Places | None = self._places if isinstance(self.pool.engine, Finder) else None
 
     @property
     def protocol(self) -> str:
@@ -77,9 +81,24 @@ class TextRendering:
         lines = self.pool.submit(images)
         return lambda: [_verdict(target, found) for target, found in zip(targets, lines(), strict=True)]
 
+    def _places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Found in this process: it is asked for by few, and takes less than reading."""
+        finder = self.pool.engine
+        assert isinstance(finder, Finder)
+        return [_inside(finder.outlines(image), image.shape) for image in images]
+
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """Mean reward (the published accuracy) and share of exact readings."""
         return mean_scores(prompts, verdicts, METRICS)
+
+
+def _inside(outlines: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """What any of the polygons (corners, 2), x and y, covers of an image of a shape (H, W, ...), bool (H, W)."""
+    canvas = Image.new("1", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(canvas)
+    for outline in outlines:
+        draw.polygon([(float(x), float(y)) for x, y in outline], fill=1)
+    return np.array(canvas)
 
 
 def _verdict(target: str, lines: Sequence[str]) -> dict:

@@ -69,9 +69,16 @@ class Paddle:
 
     def lines(self, image: np.ndarray) -> Sequence[str]:
         """Recognised lines, top to bottom; empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        return self._read(image)["rec_texts"]
+
+    def outlines(self, image: np.ndarray) -> Sequence[np.ndarray]:
+        """The corners of each recognised line; empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        return self._read(image)["rec_polys"]
+
+    def _read(self, image: np.ndarray) -> Any:
         handed = image if self._flow_grpo_compat else image[..., ::-1]  # PaddleOCR takes arrays as BGR
         (result,) = self._engine.predict(np.ascontiguousarray(handed))
-        return result["rec_texts"]
+        return result
 
     @cached_property
     def _engine(self) -> Any:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class Engine(Protocol):
 
     def lines(self, image: np.ndarray) -> Sequence[str]:
         """Recognised lines in reading order, empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        ...
+
+
+@runtime_checkable
+class Finder(Protocol):
+    """An engine that also says where text is."""
+
+    def outlines(self, image: np.ndarray) -> Sequence[np.ndarray]:
+        """The outline of each line, (corners, 2): x to the right, y down, in pixels. ``image`` is uint8 (H, W, 3) in RGB."""
         ...
 
 

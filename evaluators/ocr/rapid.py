@@ -35,6 +35,11 @@ class Rapid:
         result = self._engine(image[..., ::-1], use_det=True, use_cls=False, use_rec=True)
         return result.txts or ()
 
+    def outlines(self, image: np.ndarray) -> Sequence[np.ndarray]:
+        """The four corners of each line; empty if there are none. ``image`` is uint8 (H, W, 3) in RGB."""
+        found = self._engine(image[..., ::-1], use_det=True, use_cls=False, use_rec=False).boxes
+        return [] if found is None else list(found)
+
     @cached_property
     def _engine(self) -> Any:
         from rapidocr import RapidOCR

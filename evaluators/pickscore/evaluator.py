@@ -5,7 +5,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from evaluators.interface import Asked, Score, mean_scores
+from evaluators.geneval import evaluate
+from evaluators.geneval.mini import MiniDetector
+from evaluators.interface import Asked, Places, Score, mean_scores
 from evaluators.pickscore.score import engine
 
 # Raise the version when a change alters what an image scores.
@@ -16,13 +18,20 @@ REWARD_SCALE = 26
 
 
 class Preference:
-    """Scores images by a CLIP (see :class:`evaluators.interface.Evaluator`). The reported score is raw."""
+    """Scores images by a CLIP (see :class:`evaluators.interface.Evaluator`). The reported score is raw.
+
+    Attributes:
+        scorer: the CLIP.
+        places: a preference is for the whole picture, so it is None (see :func:`evaluators.interface.places_of`), except in
+            the mini world: there it gives the objects that the prompt's GenEval record names.
+    """
 
     primary = "pickscore"
     paired = MappingProxyType({"score": "PickScore"})
 
     def __init__(self, engine_name: str) -> None:
         self.scorer = engine(engine_name)
+        self.places: Places | None = _objects if engine_name == "mini" else None
 
     @property
     def protocol(self) -> str:
@@ -44,3 +53,9 @@ class Preference:
     def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
         scores = self.scorer.score([prompt.text for prompt in prompts], images).tolist()
         return [{"stratum": "all", "reward": score / REWARD_SCALE, "score": score} for score in scores]
+
+
+def _objects(prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The objects of the mini world that count for the prompts' records, bool (H, W) for each image; none without a record."""
+    records = [dict(prompt.target) or {"tag": "", "include": []} for prompt in prompts]
+    return evaluate.places(records, images, MiniDetector())

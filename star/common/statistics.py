@@ -7,7 +7,7 @@ A score is uncertain for three reasons that are kept apart: the training seed, t
 and the choice of prompts (:func:`score_variances`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,34 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     stderr = float(sample.std(ddof=1) / np.sqrt(sample.size))
     reach = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * stderr
     return Estimate(mean, stderr, (mean - reach, mean + reach))
+
+
+def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic of ``count`` independent units, and its standard error by leaving out one after the other::
+
+        stderr^2 = (n - 1) / n * sum_k (statistic without k - mean of those)^2
+
+    (Efron and Tibshirani, An Introduction to the Bootstrap, §11). For a mean it is s / sqrt(n).
+
+    Args:
+        statistic: indices of units, integers (m,) -> its values, of any shape.
+        count: of the units.
+
+    Returns:
+        Its values, and their standard errors; not a number where some are not finite, and of a single unit.
+
+    Raises:
+        ValueError: no units.
+    """
+    if count < 1:
+        raise ValueError("the jackknife of no units")
+    units = np.arange(count)
+    value = np.asarray(statistic(units), dtype=np.float64)
+    if count == 1:
+        return value, np.full_like(value, np.nan)
+    without = np.stack([np.asarray(statistic(np.delete(units, k)), dtype=np.float64) for k in units])
+    stderr: np.ndarray = np.sqrt((count - 1) * without.var(axis=0))
+    return value, stderr
 
 
 def clustered_stderr(values: Column, clusters: Column, *, strata: Column | None = None) -> float | None:

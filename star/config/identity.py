@@ -16,7 +16,7 @@ DRAWING = ("steps", "guidance", "seed")
 ARITHMETIC = 2
 """Counts the changes of this code by which the same settings came to give other digits. 2: groups that share their first
 noise share its step, sampling folds adapters into the weights, AdamW is fused, frozen layers go through oneDNN where it is
-faster."""
+faster; and "photo" is no core word of PickScore's any more."""
 
 THRIFT = (
     "model.gradient_checkpointing",

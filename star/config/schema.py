@@ -49,7 +49,9 @@ NAME = Rule(
 NAME_OR_NULL = Rule(
     lambda value: value is None or bool(WORD.fullmatch(value)), "must be a word of letters, digits, '_', '-', '.'"
 )
-REDUCTION, STD, KL = one_of("image", "position"), one_of("batch", "group"), one_of("flow_grpo", "paper")
+REDUCTION = one_of("image", "image_weighted", "detached", "position")
+NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
+STD, KL = one_of("batch", "group"), one_of("flow_grpo", "paper")
 COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
 DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
 ATTENTION = Rule(
@@ -78,12 +80,15 @@ class MethodConfig:
 
     Attributes:
         arm: how weights are made, see :data:`star.method.arms.MAPS`.
-        reduction: one ratio per ``image`` or per latent ``position``.
+        reduction: what the ratio is of: the ``image``, the image with weighted positions (``image_weighted``), the image's
+            value with each position's gradient (``detached``), or each ``position``; see :mod:`star.method.objective`.
         clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
         cap: largest weight; null for none.
         mix: share of the map, the rest is uniform.
         exponent: power of the relevance before anything else.
         weighted_kl: whether the KL penalty is weighted like the advantage.
+        normalise: weights have mean 1 over the steps and positions of a ``rollout``, or over the positions of each ``step``.
+        steps: what the policy loss of a step counts for: 1 (``as_sampled``), or 1 over the size of its score (``equal``).
     """
 
     name: Annotated[str, NAME]
@@ -94,6 +99,8 @@ class MethodConfig:
     mix: Annotated[float, SHARE] = 1.0
     exponent: Annotated[float, POSITIVE] = 1.0
     weighted_kl: bool = False
+    normalise: Annotated[str, NORMALISE] = "rollout"
+    steps: Annotated[str, STEPS] = "as_sampled"
 
 
 @dataclass

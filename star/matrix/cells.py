@@ -11,7 +11,7 @@ from star import config as settings
 from star.common.errors import UserError
 from star.common.files import read_jsonl
 from star.config import Config, config_hash
-from star.method.arms import ARMS
+from star.method.arms import ABLATION
 
 SEEDS = ("0", "1", "2")
 AXES = ("task", "method", "seed")
@@ -122,7 +122,7 @@ def expand(words: Sequence[str]) -> list[Cell]:
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
     tasks = _names(given.get("task", "task=all"), settings.options("task"))
-    methods = _names(given.get("method", "method=all"), list(ARMS))
+    methods = _names(given.get("method", "method=all"), ABLATION)
     seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]
     arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]

@@ -12,6 +12,9 @@ everything else. :mod:`star.method.arms` is the table of them all.
 | ``star`` | the relevance itself | nothing |
 | ``star_shuffled`` | the relevance of a rollout of another prompt | the match of map and prompt |
 | ``star_random`` | a smooth random field with the rollout's own values | any meaning of the map |
+| ``star_shifted`` | the relevance, moved by half the canvas | the match of map and place |
+| ``oracle`` | 1 where the verdict on the final image comes from, else 0 | attention |
+| ``background`` | 1 less the oracle's | what is judged |
 """
 
 import math
@@ -23,6 +26,8 @@ from torch import Tensor
 from star.common.errors import UserError
 from star.method.arms import Rollouts, map_maker
 
+NORMALISE = ("rollout", "step")
+
 
 def allocate(
     relevance: Tensor,
@@ -31,11 +36,14 @@ def allocate(
     cap: float | None = None,
     mix: float = 1.0,
     exponent: float = 1.0,
+    normalise: str = "rollout",
     prompts: Sequence[int] | Tensor | None = None,
     keys: Sequence[int] | Tensor | None = None,
     seed: int = 0,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """The weights of every step and position, float32 (T, B, h, w), >= 0, mean 1 over (T, h, w) for each rollout.
+    """The weights of every step and position, float32 (T, B, h, w), >= 0, mean 1 over (T, h, w) for each rollout, or also over
+    (h, w) for each step of it.
 
     In this order: the map is raised to ``exponent``; the arm's marginal is taken and scaled to mean 1; values above
     ``cap`` are cut and what they lose goes to the others in proportion, so that cap and mean both hold; the result is
@@ -50,9 +58,12 @@ def allocate(
         cap: largest weight, > 1; None for no cap.
         mix: share of the map in the result, in [0, 1].
         exponent: > 0; below 1 flattens the map, above 1 sharpens it.
+        normalise: ``rollout``, mean 1 over its steps and positions, so that a step's weight depends on the maps of later ones;
+            or ``step``, mean 1 over the positions of each, so that it depends on nothing later, and no step counts more.
         prompts: for ``star_shuffled``, the id >= 0 of each rollout's prompt, (B,).
         keys: for the random controls, an id >= 0 of each rollout, (B,); by default its place in the batch.
         seed: of the random controls, >= 0.
+        places: for ``oracle`` and ``background``, the share of each token where the verdict comes from, (B, h, w).
 
     Raises:
         ValueError: an unknown arm, an option out of range or a wrong shape.
@@ -62,6 +73,8 @@ def allocate(
     maker = map_maker(arm)
     if not (0 <= mix <= 1 and 0 < exponent < math.inf and (cap is None or cap > 1)):
         raise ValueError(f"mix is in [0, 1], exponent > 0, cap > 1; got mix={mix}, exponent={exponent}, cap={cap}")
+    if normalise not in NORMALISE:
+        raise ValueError(f"unknown normalisation {normalise!r}; it is one of {', '.join(NORMALISE)}")
     if relevance.dim() != 4 or relevance.numel() == 0:
         raise ValueError(f"relevance is (T, B, h, w) and not empty, got {tuple(relevance.shape)}")
     if maker is None:
@@ -72,21 +85,24 @@ def allocate(
         prompts=() if prompts is None else _ids(prompts, "prompts", rollouts),
         keys=_ids(range(rollouts) if keys is None else keys, "keys", rollouts),
         seed=seed,
+        places=None if places is None else _shares(places, relevance),
     )
     # Relative to its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent
     maps = maker(powers, known)
     if maps.shape != powers.shape:
         raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(powers.shape)}")
-    _check_maps(maps, f"method.arm={arm}")
-    weights = maps / maps.mean((0, 2, 3), keepdim=True)
+    # Normalised step by step, every step of a rollout is as a rollout of one step.
+    parts = maps.flatten(0, 1)[None] if normalise == "step" else maps
+    _check_maps(parts, f"method.arm={arm}")
+    weights = parts / parts.mean((0, 2, 3), keepdim=True)
     if cap is not None:
         weights = _capped(weights, cap)
     weights = (mix * weights + (1 - mix)).float()
     off = (weights.mean((0, 2, 3)) - 1).abs().max().item()
     if not off <= 1e-4:
         raise RuntimeError(f"the mean of the {arm} weights is off 1 by {off}")
-    return weights
+    return weights.reshape(maps.shape)
 
 
 def star(relevance: Tensor, rollouts: Rollouts) -> Tensor:
@@ -135,6 +151,12 @@ def _ids(values: Sequence[int] | Tensor, name: str, rollouts: int) -> list[int]:
     if len(ids) != rollouts or min(ids, default=0) < 0:
         raise ValueError(f"{name} must be {rollouts} integers >= 0, one for each rollout")
     return ids
+
+
+def _shares(places: Tensor, relevance: Tensor) -> Tensor:
+    if places.shape != relevance.shape[1:] or not ((places >= 0) & (places <= 1)).all():
+        raise ValueError(f"places are {tuple(relevance.shape[1:])} in [0, 1], got {tuple(places.shape)}")
+    return places.to(relevance.device, torch.float64)
 
 
 def _capped(weights: Tensor, cap: float) -> Tensor:

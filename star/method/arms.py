@@ -25,11 +25,23 @@ class Rollouts:
         prompts: the id >= 0 of each rollout's prompt; empty if it is not known.
         keys: an id >= 0 of each, for random numbers that do not depend on the batch.
         seed: of random numbers, >= 0.
+        places: (B, h, w), the share of each image token's area where the verdict on the final image comes from, in [0, 1]; 0
+            everywhere if nothing was found. None unless the maker carries the mark of :func:`with_places`.
     """
 
     prompts: Sequence[int]
     keys: Sequence[int]
     seed: int
+    places: "Tensor | None" = None
+
+
+RATIOS = {
+    "image": "per image",
+    "image_weighted": "per image, weighted",
+    "detached": "per image, detached",
+    "position": "per position",
+}
+"""The values of ``method.reduction``, in words; :mod:`star.method.objective` has the formulas."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +51,14 @@ class Arm:
     Attributes:
         name: as in ``method=NAME`` and in results.
         map: how its weights are made, a value of ``method.arm``: a key of :data:`MAPS` or the path of a :data:`MapMaker`.
-        ratio: one per ``image`` or per latent ``position``.
+        ratio: what its ratio is of, a value of ``method.reduction``.
         label: what tables call it.
         weights: what its weights are, in words.
         removes: what of STAR it leaves out.
         question: what it answers.
         published: whether the paper has it.
         control: whether its maps mean nothing.
+        diagnostic: whether it is run by its name alone, and is no part of the ablation.
         colour: in figures, of Okabe and Ito's, which colour-blind readers tell apart; None is that of the text.
     """
 
@@ -58,6 +71,7 @@ class Arm:
     question: str
     published: bool = False
     control: bool = False
+    diagnostic: bool = False
     colour: str | None = None
 
 
@@ -68,6 +82,9 @@ MAPS: dict[str, str | None] = {
     "star": "star.method.allocation:star",
     "star_shuffled": "baselines.controls:shuffled",
     "star_random": "baselines.controls:randomised",
+    "star_shifted": "baselines.controls:shifted",
+    "oracle": "baselines.controls:oracle",
+    "background": "baselines.controls:background",
 }
 """The values of ``method.arm`` that have a name, and where their maps are made; ``uniform`` has none: its weights are 1."""
 
@@ -98,7 +115,7 @@ ARMS = {
         Arm(
             name="spatial",
             map="spatial",
-            ratio="position",
+            ratio="image_weighted",
             label="spatial only",
             weights="attention, mean over steps",
             removes="when",
@@ -109,7 +126,7 @@ ARMS = {
         Arm(
             name="temporal",
             map="temporal",
-            ratio="position",
+            ratio="image_weighted",
             label="temporal only",
             weights="attention, mean over positions",
             removes="where",
@@ -120,7 +137,7 @@ ARMS = {
         Arm(
             name="star",
             map="star",
-            ratio="position",
+            ratio="image_weighted",
             label="STAR",
             weights="attention to the prompt's core words",
             removes="nothing",
@@ -131,7 +148,7 @@ ARMS = {
         Arm(
             name="star_shuffled",
             map="star_shuffled",
-            ratio="position",
+            ratio="image_weighted",
             label="star_shuffled",
             weights="STAR's, of another prompt",
             removes="the match of map and prompt",
@@ -142,16 +159,50 @@ ARMS = {
         Arm(
             name="star_random",
             map="star_random",
-            ratio="position",
+            ratio="image_weighted",
             label="star_random",
             weights="STAR's values in a smooth random field",
             removes="any meaning of the map",
             question="does it have to be a map at all?",
             control=True,
         ),
+        Arm(
+            name="star_shifted",
+            map="star_shifted",
+            ratio="image_weighted",
+            label="star_shifted",
+            weights="STAR's, moved by half the canvas",
+            removes="the match of map and place",
+            question="does the map have to lie where it lies?",
+            control=True,
+            diagnostic=True,
+        ),
+        Arm(
+            name="oracle",
+            map="oracle",
+            ratio="image_weighted",
+            label="oracle",
+            weights="where the verdict comes from",
+            removes="attention",
+            question="how much is there to gain by a map?",
+            diagnostic=True,
+        ),
+        Arm(
+            name="background",
+            map="background",
+            ratio="image_weighted",
+            label="background",
+            weights="where it does not come from",
+            removes="what is judged",
+            question="does a wrong map lose?",
+            diagnostic=True,
+        ),
     )
 }
 """All arms in reading order, by name."""
+
+ABLATION = tuple(name for name, arm in ARMS.items() if not arm.diagnostic)
+"""The arms that ``method=all`` means."""
 
 METHODS = ("base", *ARMS)
 """What results hold, in reading order: the untrained model and the arms."""
@@ -185,3 +236,14 @@ def whole_epoch(maker: Function) -> Function:
 def needs_whole_epoch(maker: "MapMaker") -> bool:
     """Whether a maker carries the mark of :func:`whole_epoch`."""
     return getattr(maker, "whole_epoch", False)
+
+
+def with_places(maker: Function) -> Function:
+    """Marks a :data:`MapMaker` that must be told where the verdict comes from (:attr:`Rollouts.places`)."""
+    maker.places = True  # type: ignore[attr-defined]
+    return maker
+
+
+def needs_places(maker: "MapMaker") -> bool:
+    """Whether a maker carries the mark of :func:`with_places`."""
+    return getattr(maker, "places", False)

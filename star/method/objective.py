@@ -1,7 +1,16 @@
 """The policy objective: group-relative advantages, the clipped loss with spatial weights, and the KL penalty.
 
-Formulas follow Flow-GRPO (arXiv 2505.05470). The ratio of new to old policy is taken once per image or once per latent
-position; the second lets every position carry its own weight.
+Formulas follow Flow-GRPO (arXiv 2505.05470). Its ratio of new to old policy is one for the image. With weights that differ
+between positions there are three more; at ratio 1 all three have the gradient of the weighted log-probability:
+
+| reduction | ratio of image i at step t and position u | what is clipped |
+|---|---|---|
+| ``image`` | ``exp(mean_u d)``, weighted by the mean weight | the image |
+| ``image_weighted`` | ``exp(mean_u W d)`` | the image |
+| ``detached`` | ``sg(exp(mean_u d)) p / sg(p)``, the image's value with each position's gradient | the image |
+| ``position`` | ``exp(d)`` | each position |
+
+with ``d = logp_new - logp_old``, averaged over channels, ``p = exp(logp_new)`` and ``sg`` a constant.
 """
 
 import math
@@ -13,7 +22,7 @@ from torch import Tensor
 
 from star.method.sampling import log_prob
 
-REDUCTIONS = ("image", "position")
+REDUCTIONS = ("image", "image_weighted", "detached", "position")
 STDS = ("batch", "group")
 KLS = ("flow_grpo", "paper")
 
@@ -27,6 +36,8 @@ class PolicyLoss(NamedTuple):
         ratio_mean: mean ratio.
         ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
+        image_kl: the same of the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
+            in one unit for all reductions.
     """
 
     loss: Tensor
@@ -34,6 +45,7 @@ class PolicyLoss(NamedTuple):
     ratio_mean: Tensor
     ratio_error: Tensor
     approx_kl: Tensor
+    image_kl: Tensor
 
 
 def advantages(
@@ -132,7 +144,7 @@ def log_prob_map(next: Tensor, mean: Tensor, std: Tensor | float, kind: str, red
         mean: of the transition, shaped as ``next``.
         std: of the transition, broadcastable.
         kind: ``sde`` or ``cps``.
-        reduction: ``image``, the mean over C, H and W -> (B,); ``position``, the mean over C -> (B, H, W).
+        reduction: ``image``, the mean over C, H and W -> (B,); the others, the mean over C -> (B, H, W).
 
     Raises:
         ValueError: an unknown reduction, and what :func:`star.method.sampling.log_prob` raises.
@@ -174,8 +186,10 @@ def policy_loss(
     weights: Tensor | None,
     clip_range: float,
     adv_clip: float = 5.0,
+    reduction: str | None = None,
 ) -> PolicyLoss:
-    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions.
+    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions; W stands within the ratio
+    of ``image_weighted``, and here no more. With W >= 0 it would not matter for the others where it stands.
 
     Args:
         logp_new: log-probabilities under the current policy, (B,) or (B, H, W).
@@ -184,9 +198,11 @@ def policy_loss(
         weights: the allocation W >= 0, shaped as the log-probabilities; None for 1 everywhere.
         clip_range: half width of the trust region of the ratio.
         adv_clip: largest absolute advantage.
+        reduction: one of :data:`REDUCTIONS`; by default ``image`` for (B,) and ``position`` for (B, H, W).
 
     Raises:
-        ValueError: shapes that are not equal; nothing is broadcast but an advantage over its own sample's positions.
+        ValueError: a reduction of another shape, or shapes that are not equal; nothing is broadcast but an advantage over its
+            own sample's positions.
     """
     shape = logp_new.shape
     if logp_old.shape != shape or (weights is not None and weights.shape != shape):
@@ -195,21 +211,39 @@ def policy_loss(
     if len(shape) not in (1, 3) or advantages.shape != shape[:1]:
         got = f"{tuple(shape)} and {tuple(advantages.shape)}"
         raise ValueError(f"log-probabilities are (B,) or (B, H, W) and advantages (B,); got {got}")
-    log_ratio = logp_new - logp_old.detach()
-    ratio = log_ratio.exp()
-    gain = advantages.detach().clamp(-adv_clip, adv_clip).reshape(-1, *[1] * (len(shape) - 1))
+    reduction = reduction or ("image" if len(shape) == 1 else "position")
+    _check_reduction(reduction)
+    if (reduction == "image") != (len(shape) == 1):
+        raise ValueError(f"reduction {reduction} does not take log-probabilities {tuple(shape)}")
+    moved = logp_new - logp_old.detach()
+    weights = None if weights is None else weights.detach()
+    ratio, weights = _ratio(moved, weights, reduction)
+    gain = advantages.detach().clamp(-adv_clip, adv_clip).reshape(-1, *[1] * (ratio.dim() - 1))
     if weights is not None:
-        gain = gain * weights.detach()
+        gain = gain * weights
     surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_range, 1 + clip_range) * gain)
-    loss = -surrogate.flatten(1).mean(1) if len(shape) == 3 else -surrogate
-    distance = (ratio.detach() - 1).abs()
+    loss = -surrogate.flatten(1).mean(1) if ratio.dim() == 3 else -surrogate
+    ratio, moved = ratio.detach(), moved.detach()
+    distance = (ratio - 1).abs()
     return PolicyLoss(
         loss=loss,
         clip_fraction=(distance > clip_range).float().mean(),
-        ratio_mean=ratio.detach().mean(),
+        ratio_mean=ratio.mean(),
         ratio_error=distance.max(),
-        approx_kl=log_ratio.detach().square().mean() / 2,
+        approx_kl=ratio.log().square().mean() / 2,
+        image_kl=moved.reshape(len(moved), -1).mean(1).square().mean() / 2,
     )
+
+
+def _ratio(moved: Tensor, weights: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """The ratio that is clipped, (B,) or (B, H, W), and the weights that are left for the advantage."""
+    if reduction == "image_weighted":
+        weighted = moved if weights is None else weights * moved
+        return weighted.mean((1, 2)).exp(), None
+    if reduction == "detached":
+        image = moved.detach().mean((1, 2), keepdim=True).exp()
+        return image * (moved - moved.detach()).exp(), weights
+    return moved.exp(), weights
 
 
 def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
@@ -220,12 +254,12 @@ def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
     which ratios leave it, and the positions that stay pull the policy back to the one that sampled (results/LOG.md).
 
     Args:
-        reduction: ``image`` or ``position``.
+        reduction: one of :data:`REDUCTIONS`; of all but ``position`` the image is clipped.
         image_clip: the clip range of one ratio per image.
         positions: H times W of the latents.
     """
     _check_reduction(reduction)
-    return image_clip if reduction == "image" else image_clip * positions
+    return image_clip * positions if reduction == "position" else image_clip
 
 
 ROUNDING = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
@@ -242,13 +276,13 @@ def ratio_tolerance_for(reduction: str, dtype: str, clip_range: float, positions
     it, it is rounding that is clipped.
 
     Args:
-        reduction: ``image`` or ``position``.
+        reduction: one of :data:`REDUCTIONS`.
         dtype: what the model computes in: ``float32``, ``float16`` or ``bfloat16``.
         clip_range: of such a ratio.
         positions: H times W of the latents.
     """
     _check_reduction(reduction)
-    return min(clip_range, ROUNDING[dtype] * (1 if reduction == "image" else 2 * math.sqrt(positions)))
+    return min(clip_range, ROUNDING[dtype] * (2 * math.sqrt(positions) if reduction == "position" else 1))
 
 
 def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | float, kind: str = "flow_grpo") -> Tensor:

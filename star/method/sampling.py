@@ -137,6 +137,21 @@ def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde")
     return -squared / (2 * std.square()) - std.log() - math.log(math.sqrt(2 * math.pi))
 
 
+def score_size(sigmas: Tensor, index: int, kind: str, noise_level: float) -> Tensor:
+    """How large a step's score is with respect to the velocity, a scalar up to a factor that all steps share.
+
+    The gradient of :func:`log_prob` is the noise that was drawn times ``|d mean / d v| / std`` for ``sde``, and times
+    ``|d mean / d v| std`` for ``cps``, whose log-probability has no variance. Late steps have the larger one for ``sde``: left
+    alone they decide the gradient (TempFlow-GRPO, arXiv 2508.04324, divides by it).
+
+    Args:
+        sigmas, index, kind, noise_level: as for :func:`transition`; the step must be stochastic.
+    """
+    moved = transition(torch.zeros(1), torch.ones(1), sigmas.cpu(), index, kind, noise_level)
+    slope = moved.mean.abs().squeeze()
+    return slope * moved.std if kind == "cps" else slope / moved.std
+
+
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown transition kind {kind!r}; the kinds are {', '.join(KINDS)}")

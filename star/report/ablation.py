@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.common.statistics import Estimate
-from star.method.arms import ARMS, METHODS, REFERENCE
+from star.method.arms import ARMS, METHODS, RATIOS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.names import family, method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
@@ -63,7 +63,7 @@ def difference_row(c: Comparison, name: str) -> list[str]:
 def _arms(found: Collection) -> Table:
     shown = {method for task in found.tasks for method in found.methods(task)}
     rows = [["base", "–", "not trained", "where do all start?"]]
-    rows += [[arm.label, f"per {arm.ratio}", arm.weights, arm.question] for arm in ARMS.values()]
+    rows += [[arm.label, RATIOS[arm.ratio], arm.weights, arm.question] for arm in ARMS.values()]
     rows = [[*row, "yes" if method in shown else "not run"] for row, method in zip(rows, METHODS, strict=True)]
     return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
 

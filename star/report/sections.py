@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
-from star.method.arms import METHODS, REFERENCE
+from star.method.arms import ABLATION, METHODS, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
 from star.records.names import measured_on_own_task, method_label
@@ -74,7 +74,7 @@ def _findings(found: Collection) -> Section:
         for variant in families(there):
             base = base_of(found, task, variant)
             star, reference, shuffled = (f"{arm}{variant}" for arm in ("star", REFERENCE, "star_shuffled"))
-            absent = [m for m in METHODS if (base if m == "base" else m + variant) not in there]
+            absent = [m for m in ("base", *ABLATION) if (base if m == "base" else m + variant) not in there]
             pairs = (star, reference), (star, shuffled), (reference, base)
             gain, control, trained = (found.difference(task, *pair) for pair in pairs)
             title = titled(task, variant)

@@ -31,13 +31,16 @@ STOP_WORDS = frozenset(
     for with without about over under between through during against upon off up down out there here not no very just
     also too s t d m re ve ll""".split()  # noqa: SIM905
 )
+MEDIUM = frozenset({"photo", "photos", "photograph", "picture", "image"})
+"""Words that name the picture and not what it shows: every place of it attends to them."""
 
 
 def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]:
     """Character spans ``[start, end)`` of a prompt's core words, in order and without overlaps.
 
     ``geneval``: the classes (singular or plural), colours, counts and relations of the record, wherever they stand.
-    ``ocr``: the text inside the first pair of ASCII double quotes. ``pickscore``: every word but :data:`STOP_WORDS`.
+    ``ocr``: the text inside the first pair of ASCII double quotes. ``pickscore``: every word but :data:`STOP_WORDS` and
+    :data:`MEDIUM`; of the latter only where a prompt has nothing else.
 
     Args:
         task: one of :data:`TASKS`.
@@ -55,10 +58,11 @@ def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]
     if task == "ocr":
         return [target_span(prompt)]
     if task == "pickscore":
-        words = [word.span() for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
+        words = [word for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
         if not words:
             raise UserError(f"prompt {prompt!r} has no content word; remove it from the prompts")
-        return words
+        shown = [word for word in words if word[0].lower() not in MEDIUM]
+        return [word.span() for word in shown or words]
     raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
 
 

@@ -14,12 +14,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-from evaluators.interface import Evaluator
+from evaluators.interface import Evaluator, places_of
 from star import config as settings
 from star import models
 from star.common import processes
@@ -28,7 +30,7 @@ from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.method.allocation import allocate, effective_sample_share, upsample
-from star.method.arms import map_maker, needs_whole_epoch
+from star.method.arms import map_maker, needs_places, needs_whole_epoch
 from star.method.objective import (
     advantages,
     clip_range_for,
@@ -40,7 +42,7 @@ from star.method.objective import (
     ratio_tolerance_for,
     zero_std_share,
 )
-from star.method.sampling import Transition, transition
+from star.method.sampling import Transition, score_size, transition
 from star.models.ema import EMA
 from star.models.interface import BaseModel
 from star.records.results import commit
@@ -108,6 +110,7 @@ class Trainer:
         # A map that cannot be made and images that cannot be judged are told before a model is loaded.
         map_maker(config.method.arm)
         self.task = task or load_task(config, config.task.name)
+        check_places(config.method.arm, self.task)
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, device, config.seed)
         self.beside = Beside(device)
@@ -281,8 +284,10 @@ class Trainer:
         maker = map_maker(method.arm)
         if maker is None:
             return
+        together = self._gather if needs_whole_epoch(maker) else list
         own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
-        maps = dict(sorted(self._gather(own) if needs_whole_epoch(maker) else own))
+        maps = dict(sorted(together(own)))
+        covered = dict(together([(b.number, self._covered(b)) for b in batches])) if needs_places(maker) else {}
         if not maps:
             return  # no micro-batch for this process
         size = self.config.train.micro_batch
@@ -293,13 +298,24 @@ class Trainer:
             cap=method.cap,
             mix=method.mix,
             exponent=method.exponent,
+            normalise=method.normalise,
             prompts=[groups[place] for place in places],
             keys=[epoch * len(groups) + place for place in places],
             seed=self.config.seed,
+            places=torch.cat([covered[number] for number in maps]) if covered else None,
         )
         parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
         for batch in batches:
             batch.weights = parts[batch.number].to(self.base.device)
+
+    def _covered(self, batch: MicroBatch) -> Tensor:
+        """The share of each image token where the task's own verdict comes from, (B, h, w)."""
+        trajectory = batch.trajectory
+        places = places_of(self.task.evaluator)
+        assert places is not None and trajectory.relevance is not None
+        masks = places([self.task.train[s.prompt] for s in trajectory.samples], list(trajectory.images.numpy()))
+        height, width = trajectory.relevance.shape[2:]
+        return adaptive_avg_pool2d(torch.from_numpy(np.stack(masks)).float(), (height, width))
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
@@ -367,6 +383,7 @@ class Trainer:
             figures = defaultdict(list)
         texts = [self._text(s) for s in trajectory.samples]
         gains = batch.advantages.to(self.base.device)
+        shares = self._step_shares(trajectory.steps)
         for row, step in enumerate(trajectory.steps):
             x, following = trajectory.latents[row], trajectory.latents[row + 1]
             # Rows are alike until the noise of the first trained step, and the rollout saw them so too.
@@ -379,8 +396,9 @@ class Trainer:
                 new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
             weights = None if batch.weights is None else upsample(batch.weights[row], self.base.patch)
             per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip)
+            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction)
             loss = policy.loss / -moved.dt if train.guard else policy.loss
+            loss = loss * shares[row]
             if train.beta:
                 penalty = self._kl(x, v, step, moved, texts, alike)
                 if method.weighted_kl and weights is not None:
@@ -391,8 +409,17 @@ class Trainer:
             figures["loss"].append(loss.detach().mean())
             figures["clip_fraction"].append(policy.clip_fraction)
             figures["approx_kl"].append(policy.approx_kl)
+            figures["image_kl"].append(policy.image_kl)
             if on_policy:
                 figures["ratio_error"].append(policy.ratio_error)
+
+    def _step_shares(self, steps: Sequence[int]) -> list[float]:
+        """What the policy loss of each trained step counts for, 1 on average."""
+        sampling = self.config.sampling
+        if self.config.method.steps == "as_sampled":
+            return [1.0] * len(steps)
+        sizes = torch.stack([score_size(self.schedule, step, sampling.kind, sampling.noise_level) for step in steps])
+        return (1 / sizes / (1 / sizes).mean()).tolist()
 
     def _kl(
         self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str], alike: Sequence[int] | None
@@ -467,6 +494,24 @@ class Trainer:
 
     def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text
+
+
+def check_places(arm: str, task: Task) -> None:
+    """Refuse an arm whose maps are made of places that the task's evaluator cannot tell.
+
+    Args:
+        arm: a value of ``method.arm``.
+        task: what judges.
+
+    Raises:
+        UserError: it cannot.
+    """
+    maker = map_maker(arm)
+    if maker and needs_places(maker) and places_of(task.evaluator) is None:
+        raise UserError(
+            f"method.arm={arm} needs to know where in an image the verdict comes from, which {task.protocol} does not tell; "
+            "use another method, or an evaluator with places (evaluators/interface.py)"
+        )
 
 
 def _mean(values: Sequence[float]) -> float:

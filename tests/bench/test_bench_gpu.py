@@ -4,8 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,7 +105,8 @@ def test_every_step_runs_on_a_cpu_and_stands_in_the_table(star, tmp_path):  # no
 def test_what_fails_costs_its_own_figures_alone(steps, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "START", 0.0)
     monkeypatch.setattr(run, "SHRUNKEN", 1.0)
-    steps(raising, dying, hanging, fine, seconds=0.5)
+    chosen = steps(raising, dying, hanging, fine, seconds=60)
+    monkeypatch.setattr(run, "STEPS", tuple(replace(step, seconds=0.5) if step.name == "hanging" else step for step in chosen))
     assert run.run([f"out={tmp_path}"]) == 1
     found = {line["step"]: line for line in lines(tmp_path)}
     assert {name: line["reason"] for name, line in found.items()} == {
@@ -155,9 +156,16 @@ def test_only_some_steps_and_the_latest_figures(steps, tmp_path):
     assert "| fine | answer | 42 | s | 2 |" in table and "| 1 |" not in table and "* run 1" not in table
 
 
-def test_an_interruption_leaves_what_was_measured(steps, tmp_path):
+def test_an_interruption_leaves_what_was_measured(steps, tmp_path, monkeypatch):
     steps(fine, hanging, raising, seconds=30)
-    threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    told = run.told
+
+    def ended(figure):
+        if figure["value"] == 3.0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return told(figure)
+
+    monkeypatch.setattr(run, "told", ended)
     with pytest.raises(KeyboardInterrupt, match="what was measured is written down"):
         run.run([f"out={tmp_path}"])
     done, cut = lines(tmp_path)

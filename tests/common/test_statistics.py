@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from star.common.statistics import Estimate, clustered_stderr, mean_interval, paired_difference, wilson
+from star.common.statistics import Estimate, clustered_stderr, jackknife, mean_interval, paired_difference, wilson
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
@@ -177,3 +177,29 @@ def test_wilson_needs_a_rate():
     for successes, trials in ((0, 0), (-1, 4), (5, 4)):
         with pytest.raises(ValueError):
             wilson(successes, trials)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).random((9, 2, 3))
+    value, stderr = jackknife(lambda kept: values[kept].mean(0), 9)
+    np.testing.assert_allclose(value, values.mean(0))
+    np.testing.assert_allclose(stderr, stats.sem(values))
+
+
+def test_the_jackknife_leaves_one_out_after_the_other():
+    x, y = np.random.default_rng(1).random((2, 12))
+    value, stderr = jackknife(lambda kept: np.array(x[kept].sum() / y[kept].sum()), 12)
+    without = [sum(x[i] for i in range(12) if i != k) / sum(y[i] for i in range(12) if i != k) for k in range(12)]
+    mean = sum(without) / 12
+    assert value == pytest.approx(sum(x) / sum(y))
+    assert stderr == pytest.approx(math.sqrt(11 / 12 * sum((one - mean) ** 2 for one in without)))
+
+
+def test_the_jackknife_of_too_few_units_has_no_error():
+    value, stderr = jackknife(lambda kept: kept.mean(keepdims=True) + 4.0, 1)
+    assert value == [4] and np.isnan(stderr).all()
+    with np.errstate(invalid="ignore"):
+        value, stderr = jackknife(lambda kept: np.array([kept.std() if len(kept) > 2 else np.nan, len(kept)]), 3)
+    assert value[1] == 3 and np.isnan(stderr[0]) and stderr[1] == 0
+    with pytest.raises(ValueError, match="no units"):
+        jackknife(lambda kept: kept, 0)

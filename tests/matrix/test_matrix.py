@@ -118,6 +118,8 @@ def test_without_words_every_task_and_method_and_three_seeds():
     assert found == [f"{task} base" for task in tasks] + [f"{task} {arm} seed 0" for task in tasks for arm in arms]
     assert labels("task=ocr", "method=star") == ["ocr base", *(f"ocr star seed {k}" for k in range(3))]
     assert set(ARMS) == set(settings.options("method"))
+    # Arms for measurements are run by their names alone.
+    assert labels("task=ocr", "method=oracle", "seed=0") == ["ocr base", "ocr oracle seed 0"]
 
 
 def test_the_last_of_two_lists_counts_so_that_defaults_can_be_overridden():
@@ -156,7 +158,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=foo"], "method=foo: no method 'foo'; there are: dense_uniform, flow_grpo"),
+        (["method=foo"], "method=foo: no method 'foo'; there are: background, dense_uniform, flow_grpo"),
         (["method=base"], "no method 'base'"),
         (["task=geneval,"], "no task ''; there are: geneval, ocr, pickscore"),
         (["seed=4..2"], "the range 4..2 is empty"),

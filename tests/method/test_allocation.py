@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baselines.controls import donors
 from star.common.errors import UserError
 from star.method.allocation import allocate, effective_sample_share, upsample
-from star.method.arms import ARMS, MAPS, METHODS, map_maker, needs_whole_epoch
+from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs_places, needs_whole_epoch
 
 MAPPED = [arm for arm in MAPS if map_maker(arm)]
 PROMPTS = [3, 3, 8, 8, 5, 5]
@@ -19,6 +19,13 @@ PROMPTS = [3, 3, 8, 8, 5, 5]
 def relevance(seed=0, shape=(4, 6, 5, 3), sharpness=3.0):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=generator) ** sharpness * 1e-2
+
+
+def places(seed=0, shape=(6, 5, 3)):
+    """Shares of tokens; nothing was found in the first image, and the second is all of it."""
+    shares = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    shares[:2] = torch.tensor([0.0, 1.0])[:, None, None]
+    return shares
 
 
 def naive(relevance, arm, exponent=1.0, mix=1.0):
@@ -59,6 +66,19 @@ def test_spatial_has_no_when_and_temporal_no_where():
     assert torch.equal(temporal, temporal[:, :, :1, :1].expand_as(temporal)) and temporal.std() > 0.1
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_normalised_step_by_step_no_step_depends_on_another(cap):
+    maps = relevance()
+    found = allocate(maps, "star", cap=cap, mix=0.5, normalise="step")
+    torch.testing.assert_close(found.mean((2, 3)), torch.ones(4, 6))
+    for step in range(4):
+        alone = allocate(maps[step : step + 1], "star", cap=cap, mix=0.5)
+        torch.testing.assert_close(found[step : step + 1], alone)
+    assert torch.equal(allocate(maps, "temporal", normalise="step"), torch.ones(4, 6, 5, 3))
+    with pytest.raises(ValueError, match="rollout, step"):
+        allocate(maps, "star", normalise="image")
+
+
 def test_the_marginals_of_star_are_the_spatial_and_the_temporal_weights():
     star = allocate(relevance(), "star")
     torch.testing.assert_close(star.mean(0), allocate(relevance(), "spatial")[0])
@@ -81,11 +101,14 @@ def test_weights_have_unit_mean_and_keep_below_the_cap(shape, arm, cap, mix, exp
     maps[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < zeros] = 0
     assume((maps > 0).flatten(2).any(2).any(0).all())
     try:
-        weights = allocate(maps, arm, cap=cap, mix=mix, exponent=exponent, prompts=range(shape[1]), seed=seed)
+        known = {"prompts": range(shape[1]), "seed": seed, "places": places(seed, shape[1:])}
+        weights = allocate(maps, arm, cap=cap, mix=mix, exponent=exponent, **known)
     except UserError:
         support = {
             "spatial": (maps > 0).any(0, keepdim=True).expand(shape),
             "temporal": (maps > 0).flatten(2).any(2)[..., None, None].expand(shape),
+            "oracle": torch.ones(shape),
+            "background": torch.ones(shape),
         }.get(arm, maps > 0)
         assert cap is not None and cap * support.double().mean((0, 2, 3)).min() < 1 + 1e-6
         return
@@ -135,9 +158,10 @@ def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
 
 
 def test_a_rollout_does_not_depend_on_its_batch():
-    whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16)) for arm in MAPPED if arm != "star_shuffled"}
+    arms = [arm for arm in MAPPED if arm != "star_shuffled"]
+    whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16), places=places()) for arm in arms}
     for arm, weights in whole.items():
-        part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11])
+        part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11], places=places()[[4, 1]])
         assert torch.equal(part, weights[:, [4, 1]]), arm
 
 
@@ -204,6 +228,37 @@ def test_random_fields_are_smooth_keyed_and_favour_no_place():
     assert (fields.mean((0, 1)) - 1).abs().max() < 0.25
 
 
+def test_shifted_is_the_rollouts_own_map_half_a_canvas_away():
+    maps = relevance(shape=(4, 6, 5, 4))
+    star, shifted = allocate(maps, "star", cap=2.0), allocate(maps, "star_shifted", cap=2.0)
+    for y in range(5):
+        for x in range(4):
+            assert torch.equal(shifted[:, :, (y + 2) % 5, (x + 2) % 4], star[:, :, y, x])
+
+
+def test_oracle_and_background_weigh_where_the_verdict_comes_from_and_where_not():
+    shares = places()
+    oracle, background = (allocate(relevance(), arm, places=shares) for arm in ("oracle", "background"))
+    assert torch.equal(oracle, oracle[:1].expand_as(oracle)) and torch.equal(background, background[:1].expand_as(background))
+    assert torch.equal(oracle[:, :2], torch.ones(4, 2, 5, 3))  # nothing was found, or all of it is judged
+    assert torch.equal(background[:, :2], torch.ones(4, 2, 5, 3))
+    for i in range(2, 6):
+        own = shares[i].double()
+        torch.testing.assert_close(oracle[0, i].double(), own / own.mean(), rtol=0.01, atol=0.01)
+        torch.testing.assert_close(background[0, i].double(), (1 - own) / (1 - own).mean(), rtol=0.01, atol=0.01)
+    mixed = allocate(relevance(), "oracle", mix=0.5, places=shares)
+    torch.testing.assert_close(mixed, oracle / 2 + 0.5)
+    assert torch.equal(allocate(relevance(1), "oracle", exponent=2.0, places=shares), oracle)  # attention says nothing
+
+
+def test_small_objects_are_at_the_cap_and_the_rest_is_even():
+    shares = torch.zeros(1, 8, 8)
+    shares[:, 2:4, 5] = 1  # 2 of 64 tokens: mean 1 on them alone would be 32
+    weights = allocate(torch.ones(3, 1, 8, 8), "oracle", cap=5.0, places=shares)
+    torch.testing.assert_close(weights[0, 0][shares[0] == 1], torch.tensor([5.0, 5.0]))
+    torch.testing.assert_close(weights[0, 0][shares[0] == 0], torch.full((62,), (64 - 10) / 62))
+
+
 def test_effective_sample_share():
     spike = torch.zeros(2, 1, 3, 4)
     spike[1, 0, 2, 2] = 24
@@ -252,6 +307,10 @@ def test_a_map_that_cannot_be_used_is_an_error_that_names_the_rollout(arm, value
         ("star_shuffled", {}, "needs the prompt"),
         ("star_shuffled", {"prompts": [1, 2]}, "prompts must be 6"),
         ("star_random", {"keys": [-1] * 6}, "keys must be 6"),
+        ("oracle", {}, "oracle needs the places"),
+        ("background", {}, "background needs the places"),
+        ("oracle", {"places": places()[:2]}, r"places are \(6, 5, 3\) in \[0, 1\], got \(2, 5, 3\)"),
+        ("oracle", {"places": 2 * places()}, "places are"),
     ],
 )
 def test_bad_options_are_named(arm, options, message):
@@ -273,9 +332,11 @@ def test_the_table_of_arms_is_the_one_place():
     assert ("base", *ARMS) == METHODS and all(name == arm.name for name, arm in ARMS.items())
     assert {arm.map for arm in ARMS.values()} == set(MAPS)
     assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
-    assert [arm for arm in MAPS if map_maker(arm) and needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]
+    assert [arm for arm in MAPPED if needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]
+    assert [arm for arm in MAPPED if needs_places(map_maker(arm))] == ["oracle", "background"]
+    assert [*ABLATION, "star_shifted", "oracle", "background"] == list(ARMS)
     colours = [arm.colour for arm in ARMS.values() if arm.colour]
-    assert len(set(colours)) == len(colours) >= len(ARMS) - 1
+    assert len(set(colours)) == len(colours) >= len(ABLATION) - 1
 
 
 def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):

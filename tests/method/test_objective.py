@@ -186,6 +186,73 @@ def test_on_policy_the_gradient_is_the_weighted_score_function():
     assert found.ratio_error == 0 and found.clip_fraction == 0 and found.approx_kl == 0 and found.ratio_mean == 1
 
 
+WEIGHTED = ("position", "image_weighted", "detached")
+
+
+@pytest.mark.parametrize("reduction", WEIGHTED)
+def test_on_policy_every_reduction_has_the_gradient_of_the_weighted_log_probability(reduction):
+    _, old, advantage, weights = example((3, 2, 2))
+    new = old.clone().requires_grad_()
+    found = policy_loss(new, old, advantage, weights, 1e-4, reduction=reduction)
+    found.loss.mean().backward()
+    torch.testing.assert_close(new.grad, -advantage.clamp(-5, 5).reshape(3, 1, 1) * weights / 12)
+    assert found.ratio_error == 0 and found.clip_fraction == 0 and found.image_kl == 0 and found.ratio_mean == 1
+
+
+@pytest.mark.parametrize("reduction", ["image_weighted", "detached"])
+def test_weights_of_one_ratio_per_image_equal_a_naive_loop_and_its_gradient(reduction):
+    new, old, advantage, weights = example((40, 2, 3))
+    new.requires_grad_()
+    found = policy_loss(new, old, advantage, weights, clip_range=0.05, reduction=reduction)
+    found.loss.sum().backward()
+    losses, gradient = [], torch.zeros_like(new)
+    for b in range(40):
+        a, d, w = max(-5.0, min(5.0, advantage[b].item())), (new - old)[b].flatten().tolist(), weights[b].flatten().tolist()
+        inside = [x * y for x, y in zip(w, d, strict=True)] if reduction == "image_weighted" else d
+        ratio = math.exp(sum(inside) / 6)
+        clipped = max(0.95, min(1.05, ratio))
+        pays = ratio <= 1.05 if a > 0 else ratio >= 0.95
+        share = 1.0 if reduction == "image_weighted" else sum(w) / 6
+        losses.append(-min(ratio * a, clipped * a) * share)
+        gradient[b] = -ratio * a * pays * weights[b] / 6
+    torch.testing.assert_close(found.loss, torch.tensor(losses, dtype=torch.float64))
+    torch.testing.assert_close(new.grad, gradient)
+    assert 0 < found.clip_fraction < 1 and (gradient == 0).any()
+
+
+@pytest.mark.parametrize("reduction", ["image_weighted", "detached"])
+def test_weights_of_one_are_one_plain_ratio_of_the_image(reduction):
+    new, old, advantage, _ = example((40, 2, 3))
+    for weights in (None, torch.ones_like(old)):
+        mapped = policy_loss(new, old, advantage, weights, 0.05, reduction=reduction)
+        plain = policy_loss(new.mean((1, 2)), old.mean((1, 2)), advantage, None, 0.05)
+        for name in ("loss", "clip_fraction", "ratio_error", "approx_kl", "image_kl"):
+            torch.testing.assert_close(getattr(mapped, name), getattr(plain, name), msg=name)
+
+
+def test_weights_within_the_minimum_or_before_it_are_the_same():
+    """min(r W A, clip(r) W A) = W min(r A, clip(r) A) for W >= 0."""
+    new, old, advantage, weights = example((6, 4, 5))
+    whole = policy_loss(new, old, advantage, weights, 0.1).loss
+    ratio, a = (new - old).exp(), advantage.clamp(-5, 5).reshape(-1, 1, 1)
+    torch.testing.assert_close(whole, -(weights * torch.minimum(ratio * a, ratio.clamp(0.9, 1.1) * a)).mean((1, 2)))
+
+
+def test_the_move_of_the_images_is_the_same_whatever_is_clipped():
+    new, old, advantage, weights = example((6, 4, 5))
+    moves = [policy_loss(new, old, advantage, weights, 0.1, reduction=reduction).image_kl for reduction in WEIGHTED]
+    expected = 0.5 * statistics.fmean(x * x for x in (new - old).mean((1, 2)).tolist())
+    assert [move.item() for move in moves] == pytest.approx([expected] * 3)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "shape"), [("image", (4, 3, 3)), ("image_weighted", (4,)), ("detached", (4,)), ("x", (4,))]
+)
+def test_a_reduction_of_another_shape_is_named(reduction, shape):
+    with pytest.raises(ValueError, match=reduction):
+        policy_loss(torch.zeros(shape), torch.zeros(shape), torch.ones(4), None, 0.1, reduction=reduction)
+
+
 def test_diagnostics_equal_a_naive_count_and_carry_no_gradient():
     new, old, advantage, weights = example((6, 4, 5))
     found = policy_loss(new.requires_grad_(), old, advantage, weights, clip_range=0.1)
@@ -329,8 +396,11 @@ def test_kl_takes_the_reference_as_a_constant():
         (lambda: advantages([], []), "n > 0"),
         (lambda: advantages([1.0, float("nan")], [0, 0]), "reward 1 is not finite"),
         (lambda: zero_std_share([1.0, float("inf")], [0, 0]), "reward 1 is not finite"),
-        (lambda: log_prob_map(*[torch.zeros(1, 1, 2, 2)] * 2, 1.0, "sde", "pixel"), "image, position"),
-        (lambda: clip_range_for("pixel", 1e-4, 4), "image, position"),
+        (
+            lambda: log_prob_map(*[torch.zeros(1, 1, 2, 2)] * 2, 1.0, "sde", "pixel"),
+            "image, image_weighted, detached, position",
+        ),
+        (lambda: clip_range_for("pixel", 1e-4, 4), "image_weighted"),
         (lambda: kl(*[torch.zeros(1, 1, 2, 2)] * 2, 1.0, -0.1, "exact"), "flow_grpo, paper"),
         (lambda: kl(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 2), 1.0, -0.1), "differ in shape"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from star.method.sampling import log_prob, sigmas, transition
+from star.method.sampling import log_prob, score_size, sigmas, transition
 
 # Flow-GRPO's step at noise level 0.7 on the 10-step schedule: s, s', -dt, std_t, tau, coefficient of x and of v.
 FLOW_GRPO_STEPS = [
@@ -148,6 +148,22 @@ def test_half_precision_inputs_are_up_cast_first():
     assert step.mean.dtype == torch.float32
     assert torch.equal(step.mean, transition(x.float(), v.float(), sigmas(10), 3).mean)
     assert torch.equal(log_prob(x, v, 0.5), log_prob(x.float(), v.float(), 0.5))
+
+
+@pytest.mark.parametrize("kind", ["sde", "cps"])
+def test_the_size_of_a_score_is_that_of_the_gradient_of_the_log_probability(kind):
+    """Over many draws of the noise, the root mean square of d log-probability / d velocity; up to one factor for all steps."""
+    schedule, factors = sigmas(10), []
+    for step in range(9):
+        v = torch.zeros(20_000, requires_grad=True)
+        moved = transition(torch.zeros(20_000), v, schedule, step, kind, 0.7)
+        following = moved.mean + moved.std * torch.randn(20_000, generator=torch.Generator().manual_seed(step))
+        (score,) = torch.autograd.grad(log_prob(following.detach(), moved.mean, moved.std, kind).sum(), v)
+        factors.append((score.square().mean().sqrt() / score_size(schedule, step, kind, 0.7)).item())
+    assert factors == pytest.approx([factors[0]] * 9, rel=0.03)
+    if kind == "sde":  # from .057 to 1.49 over the steps of the published schedule
+        sizes = [score_size(schedule, step, "sde", 0.7).item() for step in (0, 8)]
+        assert sizes == pytest.approx([0.057, 1.49], rel=0.02)
 
 
 def test_log_prob_of_an_sde_step_is_the_normal_density():

@@ -83,6 +83,11 @@ def test_core_words_of_pickscore_are_content_words():
     assert words("pickscore", prompt) == expected
 
 
+def test_the_word_for_the_picture_itself_is_no_core_word_of_pickscore():
+    assert words("pickscore", "a Photo of a red ring, picture by night") == ["red", "ring", "night"]
+    assert words("pickscore", "a photo") == ["photo"], "but where there is nothing else"
+
+
 def test_single_and_multi_token_words():
     record = two_object("cat", "zebra")
     clip, t5 = columns(record["prompt"], core_spans("geneval", record["prompt"], record))

@@ -13,7 +13,17 @@ from star.training.rollout import plan, trained_steps
 from star.training.trainer import Trainer
 
 
-def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, beta, clip):
+def naive_shares(sigma, steps, noise_level, equal):
+    """What each step counts for: 1, or the inverse of its score's size over the mean of those of all trained steps."""
+    inverse = []
+    for step in steps:
+        s, dt, tilde = sigma[step], sigma[step + 1] - sigma[step], sigma[1] if step == 0 else sigma[step]
+        std = noise_level * math.sqrt(s / (1 - tilde))
+        inverse.append(std * math.sqrt(-dt) / abs((1 + std**2 * (1 - s) / (2 * s)) * dt))
+    return [value / (sum(inverse) / len(inverse)) if equal else 1.0 for value in inverse]
+
+
+def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
     """Loops over everything, in float64, from the formulas as the papers print them."""
     config = trainer.config
     model = copy.deepcopy(trainer.base.transformer).double()
@@ -29,6 +39,7 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
     spread = {prompt: math.sqrt(sum((r - sum(g) / len(g)) ** 2 for r in g) / len(g)) for prompt, g in groups.items()}
     if config.train.std == "batch":
         spread = dict.fromkeys(groups, math.sqrt(sum((r - mean_all) ** 2 for r in rewards) / len(rewards)))
+    reduction, position = config.method.reduction, config.method.reduction != "image"
     total, terms, place = 0.0, 0, 0
     for trajectory in trajectories:
         for row, _ in enumerate(trajectory.samples):
@@ -36,6 +47,7 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
             advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (spread[prompt] + 1e-4)
             advantage = max(-5.0, min(5.0, advantage))
             maps = None if relevance is None else relevance[:, place].double()
+            shares = naive_shares(sigma, trajectory.steps, config.sampling.noise_level, config.method.steps == "equal")
             for k, step in enumerate(trajectory.steps):
                 s, nxt = sigma[step], sigma[step + 1]
                 dt = nxt - s
@@ -61,15 +73,19 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
                 if config.train.guard:
                     squared = (mu - trajectory.means[k, row].double()) ** 2
                     difference = (difference + (squared.mean(0) if position else squared.mean()) / (2 * tau**2)) * tau
-                ratio = difference.exp()
-                gain, weight = torch.full_like(ratio, advantage), 1.0
+                weight = torch.ones_like(difference)
                 if maps is not None:
-                    weight = (maps[k] / maps.mean()).repeat_interleave(2, 0).repeat_interleave(2, 1)
-                    gain = gain * weight
+                    whole = maps[k].mean() if config.method.normalise == "step" else maps.mean()
+                    weight = (maps[k] / whole).repeat_interleave(2, 0).repeat_interleave(2, 1)
+                ratio, gain = difference.exp(), advantage * weight
+                if reduction == "image_weighted":
+                    ratio, gain = (weight * difference).mean().exp(), torch.tensor(advantage)
+                if reduction == "detached":
+                    ratio = difference.mean().exp().detach() * torch.exp(difference - difference.detach())
                 clipped = ratio.clamp(1 - clip, 1 + clip)
                 surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
                 penalty = (((mu - mu_ref) ** 2) / (2 * std**2) * (weight if config.method.weighted_kl else 1)).mean()
-                total = total - surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
+                total = total - shares[k] * surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
                 terms += 1
             place += 1
     loss = total / terms
@@ -77,21 +93,33 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, position, bet
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("method", "guard"), [("flow_grpo", False), ("star", False), ("flow_grpo", True), ("star", True)])
-def test_epoch_is_the_naive_one(make_config, method, guard):
+FORMS = [
+    ["method=flow_grpo"],
+    ["method=flow_grpo", "train.guard=true"],
+    ["method=flow_grpo", "method.steps=equal"],
+    ["method=star", "method.reduction=position", "method.clip_range=4e-3"],
+    ["method=star", "method.reduction=position", "method.clip_range=4e-3", "train.guard=true"],
+    ["method=star", "method.reduction=image_weighted"],
+    ["method=star", "method.reduction=image_weighted", "method.normalise=step", "method.steps=equal"],
+    ["method=star", "method.reduction=image_weighted", "train.guard=true"],
+    ["method=star", "method.reduction=detached"],
+    ["method=star", "method.reduction=detached", "method.normalise=step"],
+]
+
+
+@pytest.mark.parametrize("words", FORMS, ids=" ".join)
+def test_epoch_is_the_naive_one(make_config, words):
     beta = 0.3
     config = make_config(
-        f"method={method}",
         "sampling.window=0",
         "train.groups=2",
         "train.group_size=3",
         "train.micro_batch=3",
         f"train.beta={beta}",
-        f"train.guard={guard}",
-        "train.clip_range=5e-4",
-        f"method.clip_range={'4e-3' if method == 'star' else 'null'}",  # so that some ratios of either are clipped
+        "train.clip_range=5e-4",  # so that some ratios are clipped
         "method.mix=1",
         "method.cap=null",
+        *words,
     )
     trainer = Trainer(config, RedTask())
     train = config.train
@@ -114,14 +142,13 @@ def test_epoch_is_the_naive_one(make_config, method, guard):
         trainer.backward(batch, len(samples), figures, on_policy=False)
     assert 0 < sum(figures["clip_fraction"]) / len(figures["clip_fraction"]) < 1
 
-    relevance = None if method == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
+    relevance = None if config.method.name == "flow_grpo" else torch.cat([t.relevance for t in trajectories], dim=1)
     loss, grads = naive_loss(
         trainer,
         trajectories,
         rewards.tolist(),
         prompts,
         relevance,
-        position=method == "star",
         beta=beta,
         clip=trainer.clip_range,
     )
@@ -163,7 +190,7 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
     trajectories, rewards = [batch.trajectory for batch in drawn[0]], scored[0][0][config.task.name].tolist()
     prompts = [trainer.task.train[s.prompt].text for trajectory in trajectories for s in trajectory.samples]
     relevance = torch.cat([trajectory.relevance for trajectory in trajectories], dim=1)
-    loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, True, 0.3, trainer.clip_range)
+    loss, grads = naive_loss(trainer, trajectories, rewards, prompts, relevance, 0.3, trainer.clip_range)
     norm = math.sqrt(sum(grad.square().sum().item() for grad in grads.values()))
     assert norm > 2e-4  # so that clipping counts
     assert figures["grad_norm"] == pytest.approx(norm, rel=1e-4) and figures["loss"] == pytest.approx(loss, abs=1e-5)

@@ -32,7 +32,7 @@ from star.training.trainer import MicroBatch, Trainer
 
 FLOW = ("method=flow_grpo",)
 STAR = ("method=star",)
-REDUCTIONS = {"image": FLOW, "position": STAR}
+REDUCTIONS = {"image": FLOW, "image_weighted": STAR, "position": (*STAR, "method.reduction=position")}
 """What the ratio is taken of -> the method that does so; STAR's rollouts also read relevance."""
 
 ONE_GROUP = ("train.groups=1", "train.updates_per_epoch=1")

@@ -27,7 +27,7 @@ START_SECONDS = 180.0
 END_SECONDS = 3.0
 """In which a process ends that nobody asks any more."""
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
+PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 
 Message = dict[str, Any]
 """``figure`` as it was measured, or at the end ``state`` (``done`` or ``failed``) and ``reason``."""
@@ -150,6 +150,7 @@ def _facts(device: torch.device) -> dict[str, Any]:
         "device": f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
     }
     if device.type == "cuda":

@@ -1,0 +1,352 @@
+"""The command ``star bench gradient``: every arm's policy gradient at fixed weights, from the same rollouts, without training.
+
+Each epoch is drawn, judged and allocated by the trainer itself; only its update is another: no step is made, and the gradients
+are kept, each arm's and each trained step's. What they say is in :mod:`star.bench.signal`.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from star import config as settings
+from star.bench.signal import Figure, inner_products, told
+from star.common.errors import RunStopped, UserError
+from star.common.files import alone_in, replacing
+from star.common.plugins import is_path
+from star.common.progress import bar
+from star.config import Config, config_hash
+from star.config.schema import MethodConfig
+from star.method.allocation import upsample
+from star.method.arms import ARMS, REFERENCE
+from star.method.objective import guarded, log_prob_map, policy_loss
+from star.method.sampling import transition
+from star.models.interface import BaseModel
+from star.records.folder import GRADIENT
+from star.records.results import commit
+from star.tasks import Task, load_task
+from star.training import guards
+from star.training.checkpoint import RunFolder, load_trained
+from star.training.rollout import velocity
+from star.training.trainer import MicroBatch, Trainer, check_places
+
+ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "background")
+EPOCHS = 12
+INITIAL = "initial"
+OWN = ("epochs", "arms", "weights", "out")
+"""The words of the command that are no settings."""
+
+COMMON = "star"
+"""The arm whose settings draw the rollouts: they capture relevance, which every arm's maps start from."""
+
+COLUMNS = ["task", "weights", *Figure._fields, "epochs", "images", "commit", "config_hash"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command.
+
+    Attributes:
+        arms: whose gradients: a name of the table of arms or the path of a function that makes maps, and settings of the arm's
+            own behind it, ``star@mix=1@normalise=step``.
+        epochs: how many.
+        weights: the file of the weights; None for the model's initial ones.
+        out: the table; None for that of the scale.
+        overrides: settings of all arms.
+    """
+
+    arms: tuple[str, ...]
+    epochs: int
+    weights: Path | None
+    out: Path | None
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the command prints: a table, and what stands below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    below: str
+
+
+class Gradients(Trainer):
+    """A trainer that makes no step: it keeps the gradients of several arms, of the same rollouts and advantages.
+
+    Attributes:
+        methods: the arms that are allocated and differentiated; the configured one decides on how rollouts are drawn alone.
+        steps: the trained ones of the latest epoch.
+        gradients: at each of them: arm -> name of a trained parameter -> float32 (steps, ...).
+    """
+
+    def __init__(
+        self, config: Config, methods: Mapping[str, MethodConfig], task: Task | None = None, base: BaseModel | None = None
+    ) -> None:
+        """
+        Args:
+            config, task, base: as for a trainer.
+            methods: arm -> its settings.
+
+        Raises:
+            UserError: what the trainer refuses.
+        """
+        super().__init__(config, task, base)
+        self.methods = dict(methods)
+        self.steps: list[int] = []
+        self.gradients: dict[str, dict[str, Tensor]] = {}
+        self._weights: dict[str, dict[int, Tensor | None]] = {}
+        self._shares: dict[str, list[float]] = {}
+        self._scale = self.scaler.get_scale()
+
+    def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
+        """The weights of every arm in turn, by the trainer's own allocation."""
+        common = self.config
+        self._weights, self._shares = {}, {}
+        for arm, method in self.methods.items():
+            self.config = replace(common, method=method)
+            super().allocate(batches, groups, epoch)
+            self._weights[arm] = {batch.number: batch.weights for batch in batches}
+            self._shares[arm] = self._step_shares(batches[0].trajectory.steps)
+            for batch in batches:
+                batch.weights = None
+        self.config = common
+
+    def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """Every arm's gradient over the whole epoch, kept in :attr:`gradients`; nothing is learnt.
+
+        Args:
+            batches: the epoch's.
+            count: of them.
+            epoch: its number.
+            tick: called after every trained step of every micro-batch.
+        """
+        trained = self.base.trained
+        self.steps = steps = batches[0].trajectory.steps
+        kept = {arm: {name: p.new_zeros(len(steps), *p.shape) for name, p in trained.items()} for arm in self.methods}
+        for batch in batches:
+            for row in range(len(steps)):
+                if batch.advantages.any():
+                    for arm, loss in self._losses(batch, row, len(steps) * count * len(batch.advantages)).items():
+                        for name, part in zip(trained, self._gradient(loss, epoch), strict=True):
+                            kept[arm][name][row] += part
+                tick()
+        self.gradients = kept
+        return {}
+
+    def _losses(self, batch: MicroBatch, row: int, terms: int) -> dict[str, Tensor]:
+        """Every arm's part of the epoch's policy loss, a mean over ``terms`` samples and steps, at ratio 1, in one forward."""
+        config, trajectory = self.config, batch.trajectory
+        sampling, step = config.sampling, trajectory.steps[row]
+        x, following = trajectory.latents[row], trajectory.latents[row + 1]
+        alike = trajectory.alike if row == 0 else None
+        texts = [self._text(s) for s in trajectory.samples]
+        v = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
+        moved = transition(x, v, self.schedule, step, sampling.kind, sampling.noise_level)
+        gains = batch.advantages.to(self.base.device)
+        losses = {}
+        for arm, method in self.methods.items():
+            new = log_prob_map(following, moved.mean, moved.std, sampling.kind, method.reduction)
+            old = new.detach()
+            if config.train.guard:
+                new, old = guarded(new, old, moved.mean, moved.mean, moved.std, method.reduction)
+            allocated = self._weights[arm][batch.number]
+            weights = None if allocated is None else upsample(allocated[row], self.base.patch)
+            per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
+            loss = policy_loss(new, old, gains, per_ratio, self.clip_range, config.train.adv_clip, method.reduction).loss
+            losses[arm] = (loss / -moved.dt if config.train.guard else loss).sum() * self._shares[arm][row] / terms
+        return losses
+
+    def _gradient(self, loss: Tensor, epoch: int) -> list[Tensor]:
+        """With respect to all trained parameters; in float16 of the scaled loss, whose scale is halved until it fits."""
+        parameters = list(self.base.trained.values())
+        while True:
+            found = torch.autograd.grad(loss * self._scale, parameters, retain_graph=True, materialize_grads=True)
+            parts = [part / self._scale for part in found]
+            norm = torch.stack([part.norm() for part in parts]).norm().item()
+            if norm < float("inf"):
+                return parts
+            guards.check_gradient(norm, self._scale, epoch)
+            self._scale /= 2
+
+
+def run(words: Sequence[str]) -> Shown:
+    """Measure what is not measured yet, write the table and give what to print.
+
+    Args:
+        words: ``epochs=12``, ``arms=A,B``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
+
+    Raises:
+        UserError: a word that cannot be used, or an arm that the evaluator has no places for.
+        RunStopped: the GPU's memory does not suffice, a gradient is not finite, or all are 0.
+    """
+    asked = parse(words)
+    config = settings.load([*asked.overrides, f"method={COMMON}"])
+    methods = {arm: settings.load([*asked.overrides, *_words(arm)]).method for arm in asked.arms}
+    task = load_task(config, config.task.name)
+    for method in methods.values():
+        check_places(method.arm, task)
+    hashed = config_hash(identity(config, asked.weights))
+    folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
+    with alone_in(folder), guards.limits(config):
+        measure(replace(config, run=str(folder)), methods, asked, task, folder)
+    files = [[_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms]
+    products = inner_products(files, asked.arms.index(REFERENCE))
+    if "all" not in products:
+        raise RunStopped("no epoch has a gradient: in every group all rewards are equal, so there is nothing to compare")
+    found = told(products, asked.arms)
+    train = config.train
+    images = asked.epochs * train.groups * train.group_size
+    facts = (asked.epochs, images, commit(), hashed)
+    weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
+    table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
+    out = asked.out or Path("results", config.scale, GRADIENT)
+    write(table, out)
+    title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
+    return shown(title, found, f"all figures: {out}; gradients: {folder}")
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """The words of the command.
+
+    Raises:
+        UserError: one that cannot be used.
+    """
+    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in OWN}
+    overrides = tuple(word for word in words if word.partition("=")[0] not in OWN)
+    for word in overrides:
+        if word.startswith(("method=", "run=")):
+            raise UserError(f"{word}: arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
+    arms = tuple(dict.fromkeys(own["arms"].split(","))) if "arms" in own else ARMS_OF_INTEREST
+    for arm in arms:
+        name = arm.partition("@")[0]
+        if name not in ARMS and not is_path(name):
+            known = ", ".join(ARMS)
+            raise UserError(f"arms={own['arms']}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
+    if REFERENCE not in arms:
+        raise UserError(f"arms={own['arms']}: {REFERENCE} is missing, which all are compared with")
+    epochs = own.get("epochs", str(EPOCHS))
+    if not epochs.isdecimal() or int(epochs) < 2:
+        raise UserError(f"epochs={epochs} must be a number from 2 on: gradients of different epochs are compared")
+    return Asked(
+        arms=arms,
+        epochs=int(epochs),
+        weights=weights_file(own["weights"]) if "weights" in own else None,
+        out=Path(own["out"]) if "out" in own else None,
+        overrides=overrides,
+    )
+
+
+def weights_file(name: str) -> Path:
+    """The trained weights that a word names: a file, or those of a run folder: the final ones, else the newest checkpoint's.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(name)
+    folders = [path, path / "final", *reversed(RunFolder(path).checkpoints())]
+    found = next((file for file in (path, *(f / "trained.safetensors" for f in folders)) if file.is_file()), None)
+    if found is None:
+        raise UserError(f"weights={name}: there is no trained.safetensors; name a run folder, a checkpoint or a file")
+    return found
+
+
+def identity(config: Config, weights: Path | None) -> dict:
+    """What gradients depend on but their arm and epoch."""
+    known = settings.identity(config)
+    known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
+    return known | {"weights": _digest(weights) if weights else INITIAL}
+
+
+def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, task: Task, folder: Path) -> None:
+    """Make the files that are not there yet, epoch by epoch: ``epoch-0000/ARM.safetensors``."""
+    missing = {
+        epoch: left
+        for epoch in range(asked.epochs)
+        if (left := [arm for arm in asked.arms if not _file(folder, epoch, arm).exists()])
+    }
+    if not missing:
+        return
+    trainer = Gradients(config, methods, task)
+    if asked.weights:
+        load_trained(asked.weights, trainer.base.trained)
+    train = config.train
+    ticks = train.groups * train.group_size // train.micro_batch * (1 + config.sampling.trained)
+    with bar(f"gradients, {config.task.name}", ticks * len(missing)) as display:
+        for epoch, arms in missing.items():
+            trainer.methods = {arm: methods[arm] for arm in arms}
+            figures = trainer.epoch(epoch, display.advance)
+            _save(trainer, folder, epoch, figures)
+            display.update(f"gradients, {config.task.name}  reward {figures['reward']:.3f}")
+
+
+def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
+    """A file for each arm, without what is 0: LoRA's A while B is."""
+    metadata = {"steps": ",".join(map(str, trainer.steps)), "reward": str(figures["reward"])}
+    for arm, gradient in trainer.gradients.items():
+        file = _file(folder, epoch, arm)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as part:
+            save_file({name: value.cpu() for name, value in gradient.items() if value.any()}, part, metadata)
+
+
+def write(table: pd.DataFrame, file: Path) -> None:
+    """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    keys = ["task", "weights", "config_hash"]
+    if file.exists():
+        older = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it is written: some hashes look like numbers
+        if list(older) != COLUMNS:
+            raise UserError(f"{file} is no table of star bench gradient; name another file with out=...")
+        new = set(map(tuple, table[keys].to_numpy()))
+        older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
+        table = pd.concat([older, table]) if len(older) else table
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        table.to_csv(part, index=False)
+
+
+def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
+    """The figures of whole gradients as a table: arms, then differences."""
+    metrics = ("self_cosine", "ratio", "effective_images", "adam_ratio")
+    by_place = {(f.arm, f.metric): f for f in found if f.part == "all"}
+    rows = [
+        (arm, *(_cell(by_place.get((arm, metric))) for metric in metrics)) for arm in dict.fromkeys(a for a, _ in by_place)
+    ]
+    columns = ("arm", "self-cosine", "ratio", "effective\nimages", "ratio by\nAdam's metric")
+    return Shown(f"{title}; ± by the jackknife over epochs", columns, rows, below)
+
+
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    digits = 3 if figure.metric == "self_cosine" else 2
+    error = "" if math.isnan(figure.stderr) else f"±{figure.stderr:.{digits}f}"
+    return f"{figure.value:.{digits}f}{error}"
+
+
+def _words(arm: str) -> list[str]:
+    """The settings that make an arm."""
+    name, *own = arm.split("@")
+    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", f"method.arm={name}"]
+    return made + [f"method.{setting}" for setting in own]
+
+
+def _file(folder: Path, epoch: int, arm: str) -> Path:
+    return folder / f"epoch-{epoch:04d}" / f"{arm.replace(':', '.')}.safetensors"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
