@@ -126,7 +126,7 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
         "0.188 M parameters",
         "goal: at most 1 %",
         "ratio off 1 by",
-        "a run goes on: in bfloat16 up to 2.6e-02 is rounding",
+        "a run goes on: in bfloat16 up to 1.0e-04 is rounding",
         "for 9 rollouts at once",
     ):
         assert part in text
@@ -157,7 +157,7 @@ def test_a_dry_run_tells_of_a_ratio_that_would_stop_a_run(monkeypatch, tmp_path)
     monkeypatch.setattr(dry_run, "sample", disturbed)
     words = ["scale=paper", "relevance.blocks=[1]", "model.resolution=128", "variant=guard"]
     _, rows = dry_run.report(dry_run.dry_run(words, SMALL_AUTOENCODER))
-    assert "a run STOPS: in bfloat16 up to 5.1e-04 is rounding" in dict(rows)["first update on policy"]
+    assert "a run STOPS: in bfloat16 up to 2.0e-06 is rounding" in dict(rows)["first update on policy"]
 
 
 def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeline_folder):
