@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.malloc import keep_freed_memory, let_segments_grow
 from star.method.arms import ARMS
 
@@ -68,7 +68,7 @@ def base(overrides: Settings = None) -> None:
     _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
 
-MATRIX_HELP = """task, method and seed are lists and ranges; by default all tasks, all methods and seed=0..2.
+MATRIX_HELP = """task, method and seed are lists and ranges; by default all tasks, the methods of the ablation and seed=0..2.
 launcher.gpus_per_node=8 spreads each run over the GPUs of this machine; launcher=submitit makes a SLURM job of every run
 (launcher.partition, .nodes, .gpus_per_node, .cpus, .timeout in minutes, .additional.NAME). Other settings go to every run."""
 
@@ -352,7 +352,8 @@ def gpu(
     """
     from star.bench.gpu.run import run
 
-    raise typer.Exit(run(words or []))
+    with _resumable("what was measured is written down"):
+        raise typer.Exit(run(words or []))
 
 
 @bench.command(epilog=SETTINGS_HELP)
@@ -398,17 +399,17 @@ def report_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except RunStopped as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt as interrupt:
-        _fail(str(interrupt) or "interrupted", 130)
+    except Interrupted as interrupt:
+        _fail(str(interrupt), 130)
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def _resumable(told: str = "the same command goes on where it was") -> Iterator[None]:
     """Inside, an interruption says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on from the last checkpoint") from None
+        raise Interrupted(f"interrupted; {told}") from None
 
 
 def _fail(message: str, code: int) -> None:

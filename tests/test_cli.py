@@ -31,6 +31,16 @@ def star(monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_who_interrupts_a_command_is_told_how_to_go_on(star, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("star.training.runs.trained", interrupted)
+    assert star("train") == (130, "", "star: interrupted; the same command goes on where it was\n")
+    monkeypatch.setattr("star.bench.gpu.run.run", interrupted)
+    assert star("bench", "gpu") == (130, "", "star: interrupted; what was measured is written down\n")
+
+
 def test_help_teaches(star):
     code, out, _ = star("--help")
     assert code == 0

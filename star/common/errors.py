@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunStopped(Exception):
     """A run that must not go on, e.g. because it collapsed. The message gives the reason; the exit code is 1."""
+
+
+class Interrupted(Exception):
+    """Somebody ended a command; the message says how to go on. Typer would keep a KeyboardInterrupt's own message back."""
