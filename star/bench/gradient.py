@@ -314,7 +314,7 @@ def write(table: pd.DataFrame, file: Path) -> None:
         table = pd.concat([older, table]) if len(older) else table
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
-        table.to_csv(part, index=False)
+        table.to_csv(part, index=False, float_format="%.6g")
 
 
 def shown(title: str, found: Sequence[Figure], below: str) -> Shown:

@@ -14,6 +14,7 @@ from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, n
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
+from star.report.gradient import gradients
 from star.report.learning import learning
 from star.report.provenance import made
 from star.report.tags import tags
@@ -58,6 +59,7 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
         learning(found),
         ablation(found, compared),
         uncertainty(found),
+        gradients(found),
         Section("maps", "Where the reward goes, before and after", parts=_per_task(found, "maps", pictures.filmstrip)),
         Section("samples", "Samples at the same noise", parts=_per_task(found, "samples", pictures.samples)),
         elsewhere(found),

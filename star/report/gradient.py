@@ -1,0 +1,44 @@
+"""What gradients say of the maps without a training: the figures of ``star bench gradient``."""
+
+import pandas as pd
+
+from star.records.folder import GRADIENT
+from star.report.blocks import MISSING, Block, Section, Table, Text
+from star.report.collection import Collection
+
+COLUMNS = {
+    "self_cosine": "self-cosine",
+    "ratio": "ratio",
+    "effective_images": "images",
+    "adam_ratio": "ratio in Adam's metric",
+}
+MEANING = (
+    "Gradients of different epochs from the same weights, whose rollouts have nothing in common. Self-cosine: how far an "
+    "arm's agree, signal over signal and noise. Ratio: the reward that a small step of fixed length along the arm's gradient gains, "
+    "relative to Flow-GRPO's. Images: how many times as many Flow-GRPO would need to be as good. The oracle's map is where "
+    "the verdict on the final image comes from: if it does not lead, no map of places can; the background must lose. ± is a "
+    "jackknife over epochs; rows with a minus are differences of two arms on the same rollouts."
+)
+
+
+def gradients(found: Collection) -> Section:
+    """The chapter."""
+    section = Section("gradients", "What gradients say of the maps, without training")
+    file = found.folder / GRADIENT
+    if not file.exists():
+        section.blocks.append(Text("Not measured here; `star bench gradient` does it.", missing=True))
+        return section
+    table = pd.read_csv(file, dtype={"config_hash": str})
+    whole = table[(table["part"] == "all") & table["metric"].isin(COLUMNS)]
+    section.blocks.append(Text(MEANING))
+    section.blocks += [_table(part) for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
+    return section
+
+
+def _table(part: pd.DataFrame) -> Block:
+    """One task at one set of weights."""
+    cells = {(row.arm, row.metric): f"{row.value:.3f} ± {row.stderr:.3f}" for row in part.itertuples()}
+    first = part.iloc[0]
+    rows = [[arm, *(cells.get((arm, metric), MISSING) for metric in COLUMNS)] for arm in dict.fromkeys(part["arm"])]
+    of = f"{first['task']}, weights: {first['weights']}, {first['epochs']} epochs, {first['images']:,} images"
+    return Table(f"{of}, commit {first['commit']}", ["arm", *COLUMNS.values()], rows)
