@@ -29,7 +29,10 @@ Path(f"started-{place[0]}").write_text(" ".join(place + sys.argv[1:]))
 if os.environ.get("LEAVE"):
     for folder, hashed in json.loads(os.environ["LEAVE"]).items():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "rows.json").write_text(json.dumps([{"config_hash": hashed}]))
+        # In one stroke: every cell's fake leaves the rows of all.
+        part = Path(folder, f"rows.{os.getpid()}")
+        part.write_text(json.dumps([{"config_hash": hashed}]))
+        part.replace(Path(folder, "rows.json"))
 """
 
 
