@@ -26,15 +26,12 @@ from star.config import Config, config_hash
 from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import ARMS, REFERENCE
-from star.method.objective import guarded, log_prob_map, policy_loss
-from star.method.sampling import transition
 from star.models.interface import BaseModel
 from star.records.folder import GRADIENT
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
-from star.training.rollout import velocity
 from star.training.trainer import MicroBatch, Trainer, check_places
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "background")
@@ -144,25 +141,13 @@ class Gradients(Trainer):
 
     def _losses(self, batch: MicroBatch, row: int, terms: int) -> dict[str, Tensor]:
         """Every arm's part of the epoch's policy loss, a mean over ``terms`` samples and steps, at ratio 1, in one forward."""
-        config, trajectory = self.config, batch.trajectory
-        sampling, step = config.sampling, trajectory.steps[row]
-        x, following = trajectory.latents[row], trajectory.latents[row + 1]
-        alike = trajectory.alike if row == 0 else None
-        texts = [self._text(s) for s in trajectory.samples]
-        v = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
-        moved = transition(x, v, self.schedule, step, sampling.kind, sampling.noise_level)
-        gains = batch.advantages.to(self.base.device)
+        moved = self.moved(batch, row)
         losses = {}
         for arm, method in self.methods.items():
-            new = log_prob_map(following, moved.mean, moved.std, sampling.kind, method.reduction)
-            old = new.detach()
-            if config.train.guard:
-                new, old = guarded(new, old, moved.mean, moved.mean, moved.std, method.reduction)
             allocated = self._weights[arm][batch.number]
             weights = None if allocated is None else upsample(allocated[row], self.base.patch)
-            per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-            loss = policy_loss(new, old, gains, per_ratio, self.clip_range, config.train.adv_clip, method.reduction).loss
-            losses[arm] = (loss / -moved.dt if config.train.guard else loss).sum() * self._shares[arm][row] / terms
+            _, loss = self.policy(batch, row, moved, method, weights, by_itself=True)
+            losses[arm] = loss.sum() * self._shares[arm][row] / terms
         return losses
 
     def _gradient(self, loss: Tensor, epoch: int) -> list[Tensor]:

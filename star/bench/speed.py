@@ -5,22 +5,20 @@ Both draw the same rollouts and make the same updates, which is shown before any
 
 import statistics
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from evaluators.interface import Asked, Score
 from star import models
 from star.bench.flow_grpo import FlowGRPO, Rollouts, check, load
+from star.bench.gpu.figures import seconds as measured
+from star.bench.reddest import Reddest
 from star.common.errors import RunStopped
 from star.common.noise import normal
 from star.common.progress import bar
@@ -28,7 +26,7 @@ from star.config import Config
 from star.config import load as load_config
 from star.models.interface import BaseModel
 from star.tasks import Task, load_task
-from star.training.rollout import Sample, keyed_noise, plan, trained_steps
+from star.training.rollout import Sample, plan, starts, step_noise, trained_steps
 from star.training.trainer import MicroBatch, Trainer
 
 DEFAULTS = ("method=flow_grpo", "train.schedule=constant")
@@ -43,26 +41,6 @@ ADAPTERS = 0.02
 """Deviation of the second factor of the adapters, which begins at 0: without it they would have no effect."""
 
 Row = tuple[str, float, float | None]
-
-
-class Unjudged:
-    """An evaluator that takes no time: every image gets the same reward."""
-
-    protocol = "none"
-    primary = "reward"
-    paired: Mapping[str, str] = MappingProxyType({})
-
-    def lacks(self, prompt: Asked) -> str:
-        """Nothing."""
-        return ""
-
-    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """A reward of 0 for each."""
-        return lambda: [{"reward": 0.0} for _ in images]
-
-    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
-        """Nothing: there is nothing to tell."""
-        return []
 
 
 @dataclass
@@ -153,7 +131,7 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
         base = models.load(config.model, Accelerator().device, config.seed)
-        return compare(config, base, load(config.model), load_task(config, config.task.name, Unjudged()), rounds)
+        return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
 
 
 def compare(
@@ -180,9 +158,8 @@ def compare(
         RunStopped: the two do not compute the same.
     """
     loop = FlowGRPO(pipeline, config, base.device)
+    fill_adapters(base, config.seed)
     for name, parameter in base.trained.items():
-        if "lora_B" in name:
-            parameter.data.copy_(ADAPTERS * normal(tuple(parameter.shape), config.seed, name))
         loop.trained[name].data.copy_(parameter.data)
     trainer = Trainer(config, task, base)
     ours, published = Ours(trainer), Published(loop)
@@ -197,12 +174,19 @@ def compare(
             sides = [("ours", ours), ("published", published)][:: 1 if number % 2 else -1]
             for phase in PHASES:
                 for name, side in sides:
-                    seconds[f"{phase} {name}"].append(_seconds(partial(getattr(side, phase), epoch), base.device))
+                    seconds[f"{phase} {name}"].append(measured(partial(getattr(side, phase), epoch), base.device))
             display.advance()
     return [
         *_rows(seconds, config.train.groups * config.train.group_size),
         *((f"{what} apart, millionths", 1e6 * far, None) for what, far in apart.items()),
     ]
+
+
+def fill_adapters(base: BaseModel, seed: int) -> None:
+    """Give the second factor of a model's adapters random values, see :data:`ADAPTERS`."""
+    for name, parameter in base.trained.items():
+        if "lora_B" in name:
+            parameter.data.copy_(ADAPTERS * normal(tuple(parameter.shape), seed, name))
 
 
 def differences(ours: Ours, published: Published, epoch: Epoch) -> dict[str, float]:
@@ -250,16 +234,12 @@ def require_equal(apart: Mapping[str, float], dtype: str) -> None:
 
 
 def _inputs(trainer: Trainer, samples: Sequence[Sample], epoch: int) -> tuple[list[str], Tensor, list[Tensor]]:
-    """Texts, start and noise of a micro-batch, by the keys that :func:`star.training.rollout.sample` draws them by."""
+    """Texts, start and noise of a micro-batch, as the trainer draws them."""
     config, base = trainer.config, trainer.base
     texts = [trainer.task.train[s.prompt].text for s in samples]
-    indices = [0 if config.sampling.same_latent else s.index for s in samples]
-    starts = [
-        normal(base.latent_shape, config.seed, epoch, "start", s.prompt, index)
-        for s, index in zip(samples, indices, strict=True)
-    ]
-    noise = keyed_noise(base, [(config.seed, epoch, "steps", s.prompt, s.index) for s in samples])
-    return texts, torch.stack(starts).to(base.device), [noise() for _ in range(config.sampling.steps)]
+    noise = step_noise(base, samples, config.seed, epoch)
+    start = starts(base, samples, config.sampling.same_latent, config.seed, epoch)
+    return texts, start, [noise() for _ in range(config.sampling.steps)]
 
 
 def _moments(optimizer: torch.optim.Optimizer, trained: Iterable[Tensor]) -> Tensor:
@@ -275,19 +255,6 @@ def _apart(own: Tensor, other: Tensor) -> float:
     """Mean absolute difference as a share of the mean absolute value; not a number where that is 0."""
     own, other = own.float(), other.float()
     return ((own - other).abs().mean() / other.abs().mean()).item()
-
-
-def _seconds(action: Callable[[], None], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    action()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _rows(seconds: Mapping[str, Sequence[float]], images: int) -> list[Row]:

@@ -3,23 +3,20 @@
 import math
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from evaluators.interface import Asked, Score
 from star import config as settings
+from star.bench.gpu.figures import GIB, forget_peak, peak
+from star.bench.reddest import Reddest
 from star.common import markdown
 from star.common.files import write_text
 from star.common.progress import bar
@@ -47,15 +44,14 @@ FIXED = (
 PROMPT = Prompt("a photo of a circle", ((13, 19),))
 SECONDS = 10.0  # rollout steps are repeated for so long, and at least once
 GOAL = 0.01
-GIB = 2**30
 
 
 @dataclass
 class Measured:
-    """What a phase took: seconds, and peak memory in bytes (of a GPU in this phase, of a process until its end)."""
+    """What a phase took: seconds, and peak memory in GiB (of a GPU in this phase, of a process until its end)."""
 
     seconds: float
-    memory: int
+    memory: float
 
 
 @dataclass
@@ -102,26 +98,6 @@ class DryRun:
         return batches * (sampling.steps * self.captured + decoding + sampling.trained * self.update.seconds)
 
 
-class Red:
-    """An evaluator that needs nothing: the redder, the better."""
-
-    protocol = "none"
-    primary = "reward"
-    paired: Mapping[str, str] = MappingProxyType({})
-
-    def lacks(self, prompt: Asked) -> str:
-        """Nothing."""
-        return ""
-
-    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The mean of the red channel."""
-        return lambda: [{"reward": float(image[..., 0].mean())} for image in images]
-
-    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
-        """Nothing: a dry run is not evaluated."""
-        return []
-
-
 def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRun:
     """Build the configured model's transformer at its true size, with random weights, and measure what training does.
 
@@ -144,7 +120,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
         torch.manual_seed(config.seed)
         device = _device()
         base = SD3(config.model, device, config.seed, random_pipeline(shape, torch.bfloat16, autoencoder))
-        trainer = Trainer(config, Task("dry run", Red(), lambda: [PROMPT], lambda: [PROMPT]), base)
+        trainer = Trainer(config, Task("dry run", Reddest(), lambda: [PROMPT], lambda: [PROMPT]), base)
         # It is told how far sampling and update are apart, and not stopped by it.
         tolerance, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         done("rollout steps")
@@ -229,8 +205,8 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
         ("rollout step without maps", f"{run.plain:.3f} s"),
         ("rollout step with maps", f"{run.captured:.3f} s"),
         ("maps within it", f"{run.maps:.4f} s, {100 * run.share:.2f} % (goal: at most {100 * GOAL:g} %, {met})"),
-        ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory / GIB:.2f} GiB {memory}"),
-        ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory / GIB:.2f} GiB {memory}"),
+        ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory:.2f} GiB {memory}"),
+        ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory:.2f} GiB {memory}"),
         (
             "estimated for one GPU",
             f"{estimate:.1f} GiB at most, for {wanted.train.micro_batch} rollouts at once, {epoch} an epoch",
@@ -298,27 +274,19 @@ class Timed(Relevance):
 @contextmanager
 def _measuring(device: torch.device) -> Iterator[Measured]:
     """Measures what is done inside; the result is filled in at the end."""
-    result = Measured(0.0, 0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    result = Measured(0.0, 0.0)
+    forget_peak(device)
     _wait()
     started = time.perf_counter()
     yield result
     _wait()
     result.seconds = time.perf_counter() - started
-    result.memory = _peak(device)
+    result.memory = peak(device)
 
 
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _named(device: torch.device) -> str:

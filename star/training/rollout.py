@@ -202,12 +202,12 @@ def sample(
     """
     texts = [prompts[s.prompt].text for s in samples]
     spans = [prompts[s.prompt].spans for s in samples]
-    x = torch.stack([_initial(base, s, sampling.same_latent, seed, epoch) for s in samples]).to(base.device)
+    x = starts(base, samples, sampling.same_latent, seed, epoch)
     capture = None
     if relevance is not None:
         capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
     # Every sample draws for every step, so that a step's noise does not depend on where the window lies.
-    noise = keyed_noise(base, [(seed, epoch, "steps", s.prompt, s.index) for s in samples])
+    noise = step_noise(base, samples, seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
     runs = alike(samples, sampling.same_latent)
@@ -244,6 +244,20 @@ def generate(
     return base.decode(x).cpu()
 
 
+def starts(base: BaseModel, samples: Sequence[Sample], same_latent: bool, seed: int, epoch: int) -> Tensor:
+    """Where an epoch's samples start, (B, C, H, W) float32 on the device; those of a prompt together with ``same_latent``."""
+    indices = [0 if same_latent else s.index for s in samples]
+    rows = [
+        normal(base.latent_shape, seed, epoch, "start", s.prompt, index) for s, index in zip(samples, indices, strict=True)
+    ]
+    return torch.stack(rows).to(base.device)
+
+
+def step_noise(base: BaseModel, samples: Sequence[Sample], seed: int, epoch: int) -> Callable[[], Tensor]:
+    """What draws the noise of an epoch's samples, step after step; see :func:`keyed_noise`."""
+    return keyed_noise(base, [(seed, epoch, "steps", s.prompt, s.index) for s in samples])
+
+
 def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Callable[[], Tensor]:
     """What draws the noise of one step after the other for samples with the given keys, (B, C, H, W) on the device."""
     sources = [generator(*key) for key in keys]
@@ -278,7 +292,3 @@ def thumbnails(images: Tensor) -> Tensor:
 def mean_distance(rows: Tensor) -> Tensor:
     """Mean over pairs of rows (n, pixels) of their root mean square difference, a scalar; 0 if n is 1."""
     return torch.pdist(rows).mean() / rows.shape[1] ** 0.5 if len(rows) > 1 else torch.zeros(())
-
-
-def _initial(base: BaseModel, sample: Sample, same_latent: bool, seed: int, epoch: int) -> Tensor:
-    return normal(base.latent_shape, seed, epoch, "start", sample.prompt, 0 if same_latent else sample.index)

@@ -29,9 +29,11 @@ from star.common.errors import UserError
 from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
+from star.config.schema import MethodConfig
 from star.method.allocation import allocate, effective_sample_share, upsample
 from star.method.arms import map_maker, needs_places, needs_whole_epoch
 from star.method.objective import (
+    PolicyLoss,
     advantages,
     clip_range_for,
     guarded,
@@ -374,33 +376,22 @@ class Trainer:
 
         Figures stay on the device, so that nothing waits for it before the whole update is on its way.
         """
-        config, trajectory = self.config, batch.trajectory
-        train, method = config.train, config.method
+        trajectory, train, method = batch.trajectory, self.config.train, self.config.method
         if train.beta == 0 and not batch.advantages.any():
             if not self.base.sharded:
                 return
             # Its gradient is 0 and its figures do not count, but other processes need this one's part of the weights.
             figures = defaultdict(list)
-        texts = [self._text(s) for s in trajectory.samples]
-        gains = batch.advantages.to(self.base.device)
         shares = self._step_shares(trajectory.steps)
-        for row, step in enumerate(trajectory.steps):
-            x, following = trajectory.latents[row], trajectory.latents[row + 1]
-            # Rows are alike until the noise of the first trained step, and the rollout saw them so too.
-            alike = trajectory.alike if row == 0 else None
-            v = velocity(self.base, x, self.schedule[step], texts, config.sampling.guidance, alike)
-            moved = transition(x, v, self.schedule, step, config.sampling.kind, config.sampling.noise_level)
-            new = log_prob_map(following, moved.mean, moved.std, config.sampling.kind, method.reduction)
-            old = trajectory.log_probs[row]
-            if trajectory.means is not None:
-                new, old = guarded(new, old, moved.mean, trajectory.means[row], moved.std, method.reduction)
+        for row in range(len(trajectory.steps)):
+            moved = self.moved(batch, row)
             weights = None if batch.weights is None else upsample(batch.weights[row], self.base.patch)
-            per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-            policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction)
-            loss = policy.loss / -moved.dt if train.guard else policy.loss
+            policy, loss = self.policy(batch, row, moved, method, weights)
             loss = loss * shares[row]
             if train.beta:
-                penalty = self._kl(x, v, step, moved, texts, alike)
+                with torch.no_grad(), self.base.reference():
+                    reference = self.moved(batch, row).mean
+                penalty = kl(moved.mean, reference, moved.std, moved.dt, train.kl)
                 if method.weighted_kl and weights is not None:
                     penalty = penalty * weights
                 figures["kl"].append(penalty.detach().mean())
@@ -413,6 +404,47 @@ class Trainer:
             if on_policy:
                 figures["ratio_error"].append(policy.ratio_error)
 
+    def moved(self, batch: MicroBatch, row: int) -> Transition:
+        """The transition of a trained step from the latents that were sampled, under the model as it is now."""
+        trajectory, sampling = batch.trajectory, self.config.sampling
+        x, step = trajectory.latents[row], trajectory.steps[row]
+        # Rows are alike until the noise of the first trained step, and the rollout saw them so too.
+        alike = trajectory.alike if row == 0 else None
+        texts = [self._text(s) for s in trajectory.samples]
+        v = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
+        return transition(x, v, self.schedule, step, sampling.kind, sampling.noise_level)
+
+    def policy(
+        self,
+        batch: MicroBatch,
+        row: int,
+        moved: Transition,
+        method: MethodConfig,
+        weights: Tensor | None,
+        by_itself: bool = False,
+    ) -> tuple[PolicyLoss, Tensor]:
+        """The policy loss of a trained step and what its ratios look like; the loss (B,) divided as GRPO-Guard's, if it is on.
+
+        Args:
+            batch: has its advantages.
+            row: of the step among the trained ones.
+            moved: its transition, see :meth:`moved`.
+            method: reduction and map.
+            weights: of the step, (B, H, W); None for 1 everywhere.
+            by_itself: set the policy against itself instead of the one that sampled, so that every ratio is 1.
+        """
+        trajectory, train, sampling = batch.trajectory, self.config.train, self.config.sampling
+        new = log_prob_map(trajectory.latents[row + 1], moved.mean, moved.std, sampling.kind, method.reduction)
+        old = new.detach() if by_itself else trajectory.log_probs[row]
+        if train.guard:
+            assert by_itself or trajectory.means is not None
+            before = moved.mean if trajectory.means is None or by_itself else trajectory.means[row]
+            new, old = guarded(new, old, moved.mean, before, moved.std, method.reduction)
+        per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
+        gains = batch.advantages.to(self.base.device)
+        policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction)
+        return policy, policy.loss / -moved.dt if train.guard else policy.loss
+
     def _step_shares(self, steps: Sequence[int]) -> list[float]:
         """What the policy loss of each trained step counts for, 1 on average."""
         sampling = self.config.sampling
@@ -420,15 +452,6 @@ class Trainer:
             return [1.0] * len(steps)
         sizes = torch.stack([score_size(self.schedule, step, sampling.kind, sampling.noise_level) for step in steps])
         return (1 / sizes / (1 / sizes).mean()).tolist()
-
-    def _kl(
-        self, x: Tensor, v: Tensor, step: int, moved: Transition, texts: Sequence[str], alike: Sequence[int] | None
-    ) -> Tensor:
-        sampling = self.config.sampling
-        with torch.no_grad(), self.base.reference():
-            reference = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
-        mean = transition(x, reference, self.schedule, step, sampling.kind, sampling.noise_level).mean
-        return kl(moved.mean, mean, moved.std, moved.dt, self.config.train.kl)
 
     def step(self, epoch: int) -> float:
         """One optimizer step on the gradients summed over processes."""

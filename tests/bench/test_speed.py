@@ -46,7 +46,7 @@ def test_sides_take_turns_and_ratios_are_of_rounds(words, monkeypatch):
         order.append((side, phase))
         return taken[side][phase].pop(0)
 
-    monkeypatch.setattr(speed, "_seconds", seconds)
+    monkeypatch.setattr(speed, "measured", seconds)
     rows = {what: (value, error) for what, value, error in speed.measure(words, rounds=2)}
     assert [side for side, _ in order] == ["Ours", "Published"] * 2 + ["Published", "Ours"] * 2
     assert [phase for _, phase in order] == ["rollouts", "rollouts", "update", "update"] * 2
@@ -85,7 +85,7 @@ def test_results_that_differ_are_not_timed(words, monkeypatch, change, told):
         drawn(side, epoch)
 
     monkeypatch.setattr(speed.Published, "rollouts", changed)
-    monkeypatch.setattr(speed, "_seconds", lambda *given: pytest.fail("timed"))
+    monkeypatch.setattr(speed, "measured", lambda *given: pytest.fail("timed"))
     with pytest.raises(RunStopped, match=f"^{told} our trainer and of the published loop are .* they do not compute the same"):
         speed.measure([*words, "train.updates_per_epoch=1"], rounds=1)
 

@@ -1,19 +1,19 @@
 """What all steps need: the device, the sizes that suit it, and models with random weights on it."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from star import config as settings
 from star.bench.gpu.sizes import SHRUNKEN, TRUE, Sizes
-from star.bench.speed import ADAPTERS, Unjudged
+from star.bench.reddest import Reddest
+from star.bench.speed import fill_adapters
 from star.common.noise import normal
 from star.config import Config
 from star.models.sd3 import SD3
@@ -33,14 +33,6 @@ PROMPTS = tuple(
 )
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-
-
-class Reddest(Unjudged):
-    """An evaluator that takes no time: the redder, the better."""
-
-    def submit(self, prompts: Sequence[Any], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The mean of the red channel, in [0, 1]."""
-        return lambda: [{"reward": float(image[..., 0].mean()) / 255} for image in images]
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,7 @@ class Bench:
     def base(self, config: Config, pipeline: Any = None) -> SD3:
         """The base model, with adapters that are not 0: those would hide what they do."""
         base = SD3(config.model, self.device, SEED, pipeline or self.pipeline(config.model.dtype))
-        for name, parameter in base.trained.items():
-            if "lora_B" in name:
-                parameter.data.copy_(ADAPTERS * normal(tuple(parameter.shape), SEED, name))
+        fill_adapters(base, SEED)
         return base
 
     def task(self) -> Task:

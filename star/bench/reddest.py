@@ -1,0 +1,28 @@
+"""An evaluator for measurements of everything but evaluators."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from evaluators.interface import Asked, Score
+
+
+class Reddest:
+    """Needs nothing and takes no time: the redder, the better."""
+
+    protocol = "none"
+    primary = "reward"
+    paired: Mapping[str, str] = MappingProxyType({})
+
+    def lacks(self, prompt: Asked) -> str:
+        """Nothing."""
+        return ""
+
+    def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
+        """The mean of the red channel, in [0, 1], when it is asked for."""
+        return lambda: [{"reward": float(image[..., 0].mean()) / 255} for image in images]
+
+    def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+        """Nothing: what is measured is not evaluated."""
+        return []
