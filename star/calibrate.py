@@ -10,6 +10,7 @@ from star.common.errors import UserError
 from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
+from star.records.folder import own_results
 from star.records.names import MethodName
 from star.records.results import Row
 from star.training import runs
@@ -45,7 +46,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     MethodName.parse(label)  # a name that no result file takes is told before the work
     rows = runs.released(config, lora.read(lora.locate(source or RELEASED[task])), label)
     if PartialState().is_main_process:
-        results.upsert(Path("results", config.scale, f"{task}.csv"), rows)
+        results.upsert(own_results(config.scale) / f"{task}.csv", rows)
     published = {row.key: row.value for row in results.read_paper(find_paper())}
 
     def printed(row: Row, method: str) -> str:

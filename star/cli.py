@@ -90,13 +90,27 @@ def matrix(
         raise typer.Exit(run(words or [], dry_run))
 
 
+@app.command(epilog=MATRIX_HELP)
+def publish(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 KEY=VALUE]...")] = None,
+) -> None:
+    """Put runs that are done into the results that ship with this project: results/SCALE. The words are those of star matrix.
+
+    Example: star publish task=geneval method=flow_grpo,star seed=0..7
+    """
+    from star.matrix.publish import publish as run
+
+    folder, count = run(words or [])
+    Console().print(f"{count} runs are in {folder}; star report {folder} makes its page anew", markup=False, soft_wrap=True)
+
+
 REPRODUCE_HELP = """seed is a list or range, 0 by default; the methods are flow_grpo and star. Launchers (launcher=submitit,
 launcher.gpus_per_node=8, ...) are those of star matrix; other settings go to every run, e.g. scale=paper train.epochs=5."""
 
 
 @app.command(epilog=REPRODUCE_HELP)
 def reproduce(task: Annotated[str, typer.Argument(help="geneval, ocr or pickscore")], overrides: Settings = None) -> None:
-    """Base, Flow-GRPO and STAR on a task: result file, table beside the paper's numbers, and diff.
+    """Base, Flow-GRPO and STAR on a task, beside the shipped results and the paper's numbers, with a report and pictures.
 
     Example: star reproduce geneval seed=0..2
     """
@@ -207,14 +221,22 @@ def data(
 
 @app.command()
 def diff(
-    ours: Annotated[Path, typer.Argument(help="A result file, e.g. results/mini/geneval.csv.")],
+    ours: Annotated[
+        Path | None, typer.Argument(help="A result file, e.g. results/mini/geneval.csv; by default your latest results.")
+    ] = None,
     reference: Annotated[Path | None, typer.Argument(help="Another one; by default the paper's numbers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every row as JSON.")] = False,
 ) -> None:
-    """Set a result file beside the paper's numbers or another file.
+    """Your results beside the shipped and the published ones; or a result file beside the paper's numbers or another file.
 
     Exit code 0 if nothing differs beyond its interval, 1 if something does, 2 if a file cannot be used.
+
+    Example: star diff results/mini/geneval.csv
     """
+    if ours is None:
+        from star.report.ending import overview
+
+        raise typer.Exit(overview())
     from star.records.diff import run
 
     raise typer.Exit(run(ours, reference, as_json))
@@ -222,7 +244,9 @@ def diff(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A results folder, e.g. results/mini.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A results folder, e.g. results/mini; by default your latest results.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where the run folders are; need not exist.")] = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
 ) -> None:
@@ -230,8 +254,10 @@ def report(
 
     Example: star report results/mini
     """
+    from star.records.folder import latest_own_results
     from star.report import report as run
 
+    folder = folder or latest_own_results()
     page, markdown = run(folder, runs, out)
     Console().print(f"report: {page} and {markdown}", markup=False, soft_wrap=True)
 
@@ -312,7 +338,7 @@ def speed(
 
 GRADIENT_HELP = f"""arms= takes the place of method=: flow_grpo and any others, functions as my_module:my_map among them;
 star@mix=1 has method.mix=1 for itself. weights= is a run folder, a checkpoint or a file; by default the model's initial
-weights, where LoRA's A has no gradient. The table goes to out=results/SCALE/gradient.csv, all gradients to runs/gradient.
+weights, where LoRA's A has no gradient. The table goes to out=runs/results/SCALE/gradient.csv, all gradients to runs/gradient.
 {SETTINGS_HELP}"""
 
 
@@ -335,7 +361,7 @@ def gradient(
     Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
 
 
-BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=results/gpu the
+BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=runs/results/gpu the
 folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a GPU a model of toy size shows
 that every step runs."""
 

@@ -1,4 +1,4 @@
-"""``star reproduce``: base, Flow-GRPO and STAR on one task, the result file, the table and the diff against the paper."""
+"""``star reproduce``: base, Flow-GRPO and STAR on one task, and one screen that says what came of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,12 @@ from rich.console import Console
 from star import config as settings
 from star.common.errors import UserError
 from star.matrix.run import plan, run
-from star.records import diff, tables
+from star.records import diff
+from star.records.folder import own_results
+from star.report import report
 from star.report.brief import write_brief
 from star.report.collection import collect
+from star.report.ending import ending, show
 
 METHODS = ("flow_grpo", "star")
 
@@ -33,13 +36,20 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])
     if code := run(cells, options):
         return code
-    scale = cells[0].config.scale
-    file = Path("results", scale, f"{task}.csv")
+    folder = own_results(cells[0].config.scale)
     reference, arm = dict.fromkeys(settings.label(cell.config, cell.method) for cell in cells if cell.seed is not None)
-    gain = write_brief(collect(file.parent, Path("runs")), task, arm, reference)
-    code = diff.run(file, None, as_json=False)
-    console = Console()
-    console.print(f"\n{tables.MINI_WARNING}" if scale == "mini" else "", markup=False, soft_wrap=True)
-    console.print(f"\n{gain}", markup=False, soft_wrap=True)
-    console.print(f"\nresults: {file} and {file.with_suffix('.md')}", markup=False, soft_wrap=True)
-    return code
+    page, _ = report(folder)
+    found = collect(folder, Path("runs"))
+    write_brief(found, task, arm, reference)
+    show(ending(found, task, arm, reference))
+    file = folder / f"{task}.csv"
+    rows = sum(row.task == task for row in found.rows)
+    pictures = [picture for name in ("samples", "maps") if (picture := folder / "figures" / f"{name}-{task}.png").exists()]
+    for what, where in {
+        "report": str(page),
+        "pictures": ", ".join(map(str, pictures)),
+        "tables": f"{file.with_suffix('.md')} in short, {file} with all {rows} numbers",
+    }.items():
+        if where:
+            Console().print(f"{what + ':':10}{where}", markup=False, highlight=False, soft_wrap=True)
+    return diff.exit_code(diff.diff(file))

@@ -103,21 +103,27 @@ def test_reproduce_writes_tables_once(star, pipeline_folder):
     words = ["reproduce", "geneval", *FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1"]
     code, out, _ = star(*words)
     assert code == 0
-    rows = read(Path("results/mini/geneval.csv"))
+    rows = read(Path("runs/results/mini/geneval.csv"))
     assert {row.method for row in rows} == {"base", "flow_grpo", "star"}
     macro = {row.method: row for row in rows if row.metric == "geneval_official_macro"}
     assert macro["star"].prompts == macro["base"].prompts == 197
     assert (macro["star"].updates, macro["star"].images_seen, macro["base"].updates) == (2, 16, 0)
     assert all(row.protocol == "geneval-v1/mini-2/mini/steps=2" for row in rows)  # FAST evaluates in two steps
-    for text in (out, Path("results/mini/geneval.md").read_text()):
-        assert "STAR minus Flow-GRPO" in text and "0.9759" in text and "not comparable" in text
-    with Image.open("results/mini/geneval.png") as curves:
-        assert curves.width > 500
+    for text in (out, Path("runs/results/mini/geneval.md").read_text()):
+        assert "STAR minus Flow-GRPO" in text and "0.9759" in text
+    table = [line.split() for line in out.splitlines() if "official macro" in line and "│" in line]
+    assert [line[1] for line in table] == ["base", "Flow-GRPO", "STAR"] and len(out.splitlines()) < 30
+    assert "No shipped run has your settings and seed" in out
+    for name in ("geneval.png", "figures/samples-geneval.png", "figures/maps-geneval.png"):
+        with Image.open(f"runs/results/mini/{name}") as picture:
+            assert picture.width > 300 and (name == "geneval.png" or f"runs/results/mini/{name}" in out)
+    assert not Path("results").exists()
     before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert star(*words)[0] == 0
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
-    code, out, _ = star("diff", "results/mini/geneval.csv", "--json")
+    assert star("diff")[1] == out.partition("report:")[0].partition("results in runs/results/mini\n")[2]
+    code, out, _ = star("diff", "runs/results/mini/geneval.csv", "--json")
     assert code == 0
     statuses = {row["status"] for row in json.loads(out)["rows"]}
     assert {"not comparable (mini)", "not run"} <= statuses

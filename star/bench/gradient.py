@@ -27,7 +27,7 @@ from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import ARMS, REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import GRADIENT
+from star.records.folder import GRADIENT, own_results
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
@@ -193,7 +193,7 @@ def run(words: Sequence[str]) -> Shown:
     facts = (asked.epochs, images, commit(), hashed)
     weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
-    out = asked.out or Path("results", config.scale, GRADIENT)
+    out = asked.out or own_results(config.scale) / GRADIENT
     write(table, out)
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
     return shown(title, found, f"all figures: {out}; gradients: {folder}")

@@ -21,6 +21,7 @@ BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
 # these numbers on, what is called 95 % covers at least 88 %; below them no interval is given.
 ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15
+QUANTILES = 4000  # of an estimated spread: power to four digits
 
 Column = Sequence[Any] | np.ndarray
 
@@ -54,6 +55,38 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     stderr = float(sample.std(ddof=1) / np.sqrt(sample.size))
     reach = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * stderr
     return Estimate(mean, stderr, (mean - reach, mean + reach))
+
+
+def detectable(
+    spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8, confidence: float = 0.95
+) -> float:
+    """The true difference that a t-test over so many seeds finds with a given power.
+
+    That is the d at which a noncentral t with non-centrality ``d sqrt(seeds) / spread`` leaves the two-sided critical values
+    with that probability (Cohen, Statistical Power Analysis for the Behavioral Sciences, §2).
+
+    Args:
+        spread: standard deviation of the seeds' differences, >= 0.
+        seeds: how many seeds the mean is of.
+        freedom: degrees of freedom of the spread, >= 1; by default those of the same seeds; more if it is of more.
+        power: chance to find it.
+        confidence: of the test.
+
+    Raises:
+        ValueError: no seeds, or a single one whose spread nobody knows.
+    """
+    freedom = seeds - 1 if freedom is None else freedom
+    if seeds < 1 or freedom < 1:
+        raise ValueError(f"{seeds} seeds with {freedom} degrees of freedom find nothing")
+    critical = float(stats.t.ppf((1 + confidence) / 2, freedom))
+    # scipy's noncentral t is not a number in places: the mean of the normal's tails over its estimated spreads instead.
+    estimated = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
+
+    def excess(shift: float) -> float:
+        found = stats.norm.sf(critical * estimated - shift) + stats.norm.cdf(-critical * estimated - shift)
+        return float(found.mean()) - power
+
+    return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
 
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:

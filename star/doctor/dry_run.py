@@ -27,6 +27,7 @@ from star.models.memory import needed
 from star.models.sd3 import SD3
 from star.models.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.models.sources import source
+from star.records.folder import own_results
 from star.records.results import commit
 from star.tasks import Prompt, Task
 from star.training.rollout import Sample, sample
@@ -181,7 +182,7 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
         "",
         *markdown.table(["what", "measured"], rows, numbers=2),
     ]
-    file = Path("results", run.config.scale, "dry_run.md")
+    file = own_results(run.config.scale) / "dry_run.md"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "\n".join(lines) + "\n")
     return file, rows

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from star.common.files import read_jsonl
-from star.common.progress import LOG_SECONDS
 from star.matrix.cells import Cell, State
 from star.matrix.estimate import clock, total
 
 DRAW_SECONDS = 1.0
+LOG_SECONDS = 60.0
 MARKS = {
     State.DONE: ("●", "green"),
     State.RUNNING: ("▶", "yellow"),
@@ -66,8 +66,8 @@ class Board:
             self._drawn = now
             self._live.update(self._table(), refresh=True)
         elif not self._live and (changed or due):
-            news = _progress(cell) if state is State.RUNNING else f"{state} {reason}".strip()
-            print(f"{self.line()}; {cell.label}: {news}", file=sys.stderr, flush=True)
+            ended = [] if state is State.RUNNING else [f"{cell.label}: {state} {reason}".strip()]
+            print("; ".join([self.line(), *ended, *self._running()]), file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """The counts and the time left: ``matrix: 3 done, 1 running, 0 failed, 17 left, about 1:20:00``."""
@@ -88,10 +88,17 @@ class Board:
                 if cell.method == method:
                     marks[cell.task].append(*MARKS[state])
             grid.add_row(method, *marks.values())
-        running = [f"{cell.label}: {_progress(cell)}" for cell, state in self.states.items() if state is State.RUNNING]
         failed = [f"{cell.label} failed: {reason}" for cell, reason in self.reasons.items()]
         elapsed = clock(time.monotonic() - self._started)
-        return Group(grid, *map(Text, [_legend(), f"{self.line()}, {elapsed} elapsed", *running, *failed]))
+        told = [_legend(), f"{self.line()}, {elapsed} elapsed", *self._running(), *self._next(), *failed]
+        return Group(grid, *map(Text, told))
+
+    def _running(self) -> list[str]:
+        return [f"{cell.label}: {_progress(cell)}" for cell, state in self.states.items() if state is State.RUNNING]
+
+    def _next(self) -> list[str]:
+        waiting = [cell.label for cell, state in self.states.items() if state in (State.NEW, State.CUT_OFF)]
+        return [f"next: {waiting[0]}"] if waiting else []
 
 
 def _legend() -> str:

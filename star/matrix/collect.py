@@ -29,18 +29,18 @@ def rows(cell: Cell) -> list[Row]:
     return [Row(**row) for folder in cell.measured().values() for row in json.loads((folder / "rows.json").read_text())]
 
 
-def publish(cell: Cell, folder: Path) -> None:
+def put(cell: Cell, folder: Path) -> None:
     """Put a cell's rows into the result files of the tasks that it was measured on."""
     with locked(folder):
-        _publish(cell, folder)
+        _put(cell, folder)
 
 
-def _publish(cell: Cell, folder: Path) -> None:
+def _put(cell: Cell, folder: Path) -> None:
     for task, part in groupby(rows(cell), key=lambda row: row.task):
-        _put(list(part), cell, folder / f"{task}.csv")
+        _upsert(list(part), cell, folder / f"{task}.csv")
 
 
-def _put(new: Sequence[Row], cell: Cell, file: Path) -> None:
+def _upsert(new: Sequence[Row], cell: Cell, file: Path) -> None:
     """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
     task, method = new[0].task, new[0].method
     measured = {(row.protocol, row.method) for row in new}
@@ -70,7 +70,7 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     commands = (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells)
     with locked(folder):
         for cell in cells:
-            _publish(cell, folder)
+            _put(cell, folder)
         files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
         known = [row for file in files for row in results.read(file)]
         _replace(folder / CURVES, (_curves(cell) for cell in cells), known)

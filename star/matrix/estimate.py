@@ -8,17 +8,19 @@ from pathlib import Path
 from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
 from star.records import results
+from star.records.folder import own_results, shipped_results
 from star.records.names import measured_on_own_task
 
 
 def pace(scale: str, task: str) -> float | None:
     """Seconds per training image of a task's runs, evaluation included where it is known; None if nothing ever ran.
 
-    From the finished runs, or else from those that are under way, or else from the result file, whose runs may be another
-    machine's.
+    From the finished runs, or else from those that are under way, or else from result files, at last from those that ship,
+    whose runs were another machine's.
     """
     folders = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
-    for costs in (map(_finished, folders), map(_under_way, folders), _recorded(Path("results", scale, f"{task}.csv"))):
+    here, elsewhere = (_recorded(place(scale) / f"{task}.csv") for place in (own_results, shipped_results))
+    for costs in (map(_finished, folders), map(_under_way, folders), here, elsewhere):
         known = [cost for cost in costs if cost]
         if images := sum(images for _, images in known):
             return sum(seconds for seconds, _ in known) / images

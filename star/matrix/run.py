@@ -14,8 +14,9 @@ from star.config import Config
 from star.matrix import launchers
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
-from star.matrix.collect import collect, publish
+from star.matrix.collect import collect, put
 from star.matrix.estimate import clock, left, pace, spent
+from star.records.folder import own_results
 
 
 def matrix(words: Sequence[str], dry_run: bool = False) -> int:
@@ -48,7 +49,7 @@ def plan(words: Sequence[str]) -> tuple[list[Cell], launchers.Options]:
 def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     """Run the cells that are not done, and write the result files; returns and raises what :func:`matrix` does."""
     states = {cell: cell.state() for cell in cells}
-    folder = Path("results", cells[0].config.scale)
+    folder = own_results(cells[0].config.scale)
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
     launched = launchers.launch(waiting, options)
     if waiting:
@@ -57,7 +58,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
         for cell, state, reason in events:
             board.update(cell, state, reason)
             if state is State.DONE:
-                publish(cell, folder)
+                put(cell, folder)
     collect([cell for cell, state in board.states.items() if state is State.DONE], folder)
     _report(board, folder)
     return 1 if board.reasons else 0

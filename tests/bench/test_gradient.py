@@ -290,7 +290,7 @@ def words(pipeline_folder, tmp_path, monkeypatch):
     return ["task=pickscore", *FAST.split(), *model, "arms=flow_grpo,star,oracle", "epochs=3"]
 
 
-def table(file="results/mini/gradient.csv"):
+def table(file="runs/results/mini/gradient.csv"):
     with open(file) as lines:
         return list(csv.DictReader(lines))
 
@@ -359,8 +359,8 @@ def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words)
     gradient.run([*words, "epochs=2", "method.mix=1"])
     both = table()
     assert both[: len(three)] == three and len({row["config_hash"] for row in both}) == 2
-    lines = Path("results/mini/gradient.csv").read_text().replace(two[0]["config_hash"], "12345e678901")
-    Path("results/mini/gradient.csv").write_text(lines)
+    lines = Path("runs/results/mini/gradient.csv").read_text().replace(two[0]["config_hash"], "12345e678901")
+    Path("runs/results/mini/gradient.csv").write_text(lines)
     gradient.run([*words, "epochs=2"])
     assert {row["config_hash"] for row in table()} > {"12345e678901", two[0]["config_hash"]}
     Path("other.csv").write_text("a,b\n1,2\n")

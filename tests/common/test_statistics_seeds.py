@@ -10,6 +10,7 @@ from scipy import stats
 from star.common.statistics import (
     Estimate,
     Variances,
+    detectable,
     enough,
     interquartile_mean,
     paired_difference,
@@ -244,3 +245,24 @@ def test_probability_of_improvement_with_few_runs_has_no_interval():
     for a, b in (([], []), ([[1]], [[]]), ([[1]], [[1], [2]])):
         with pytest.raises(ValueError):
             probability_of_improvement(a, b)
+
+
+@pytest.mark.parametrize("seeds, power", [(2, 0.8), (3, 0.8), (8, 0.8), (8, 0.5), (25, 0.9)])
+def test_the_detectable_effect_has_its_power(seeds, power):
+    effect = detectable(0.3, seeds, power=power)
+    critical = stats.t.ppf(0.975, seeds - 1)
+    assert stats.nct.sf(critical, seeds - 1, effect * math.sqrt(seeds) / 0.3) == pytest.approx(power, abs=1e-3)
+
+
+def test_the_detectable_effect_in_drawn_experiments():
+    values = np.random.default_rng(4).normal(detectable(1.0, 5), 1.0, (40_000, 5))
+    found = stats.ttest_1samp(values, 0.0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_spread_known_from_more_seeds_helps_and_nobody_knows_that_of_one():
+    assert detectable(1.0, 1, 7) == pytest.approx(detectable(1.0, 4, 7) * 2)
+    assert detectable(1.0, 3, 7) < detectable(1.0, 3) and detectable(0.0, 3) == 0
+    for seeds, freedom in ((1, None), (0, 3), (1, 0)):
+        with pytest.raises(ValueError, match="find nothing"):
+            detectable(1.0, seeds, freedom)

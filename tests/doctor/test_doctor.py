@@ -119,7 +119,7 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
     assert run.wanted.train.group_size == 24 and run.epoch_seconds > 1152 * run.update.seconds
     file, rows = dry_run.report(run)
     text = file.read_text()
-    assert file == Path("results/paper/dry_run.md")
+    assert file == Path("runs/results/paper/dry_run.md")
     for part in (
         "commit: ",
         "torch 2",

@@ -26,6 +26,7 @@ from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect
 from star.matrix.estimate import pace, total
+from star.matrix.publish import publish
 from star.matrix.run import matrix
 from star.method.arms import ARMS
 from star.records import results
@@ -79,6 +80,12 @@ for name in [config.task.name] if base else config.evaluators:
     (final / "images.csv").write_text(f'prompt,image,stratum,{name}\\n"a, b",0,all,True\\n"a, b",1,all,0.10\\n')
     (final / "rows.json").write_text(json.dumps([vars(row)]))
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_ships(tmp_path, monkeypatch):
+    """The results of this repository tell nothing of how long these cells take."""
+    monkeypatch.setattr("star.records.folder.ROOT", tmp_path)
 
 
 @pytest.fixture
@@ -234,7 +241,7 @@ def test_before_anything_ran_the_time_is_that_of_the_results_that_are_here(tmp_p
     assert pace("mini", "ocr") is None
     first = Row("ocr", "score", "v1/mini", "base", 1000, 0.5, None, 2, 1, 0, 0, 0.0, "c", "d")
     trained = [replace(first, method=m, seed=0, updates=60, images_seen=1000, seconds=s) for m, s in METHOD_SECONDS]
-    results.write([first, *trained], Path("results/mini/ocr.csv"))
+    results.write([first, *trained], Path("runs/results/mini/ocr.csv"))
     assert pace("mini", "ocr") == 0.25, "what was measured on the run of another task is no further run"
 
 
@@ -258,7 +265,8 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(fake_star, capsys):
     assert "matrix: 1 done, 1 running, 0 failed, 4 left, ?; ocr base: running" in err
     assert failing.state() is State.FAILED and fine.state() is State.FAILED
     assert json.loads((failing.folder / "attempts.jsonl").read_text())["reason"] == "collapsed: the reward is 0.1"
-    methods = {(row.task, row.method) for task in ("geneval", "ocr") for row in results.read(Path(f"results/mini/{task}.csv"))}
+    files = [Path(f"runs/results/mini/{task}.csv") for task in ("geneval", "ocr")]
+    methods = {(row.task, row.method) for file in files for row in results.read(file)}
     own = {(task, method) for task in ("geneval", "ocr") for method in ("base", "flow_grpo")}
     assert methods == own | {("ocr", "flow_grpo:geneval"), ("geneval", "flow_grpo:ocr")}
 
@@ -269,11 +277,11 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(fake_star, capsys):
         fine.label: 2,
     }
     assert "took" not in capsys.readouterr().out
-    written = {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()}
+    written = {path: path.read_bytes() for path in Path("runs/results").rglob("*") if path.is_file()}
     assert matrix(words) == 0
     assert matrix(words, dry_run=True) == 0
     assert capsys.readouterr().out.count("  # done, took 0:00:0") == 6
-    assert {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()} == written
+    assert {path: path.read_bytes() for path in Path("runs/results").rglob("*") if path.is_file()} == written
     assert sum(attempts(cell) for cell in cells.values()) == 8
 
 
@@ -452,6 +460,42 @@ def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
     assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
 
 
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout whose shipped results are empty, and which is where one stands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+def test_what_is_done_is_published_and_the_rest_left_out(checkout):
+    words = ["task=ocr", "method=flow_grpo,star", "seed=0..1"]
+    for cell in expand(words)[1:3]:
+        finish(cell, "prompt,image\na,0\n", 0.5)
+    assert publish(words) == (checkout / "results" / "mini", 2)
+    shipped = {(row.method, row.seed) for row in results.read(Path("results/mini/ocr.csv"))}
+    assert shipped == {("flow_grpo", 0), ("star", 0)} and Path("results/mini/curves.csv").exists()
+
+
+@pytest.mark.parametrize("change", [{"commit": "abc1234567+dirty"}, {"commit": "unknown"}, {"protocol": "v2/mini"}])
+def test_what_nobody_could_make_again_is_not_published(checkout, change):
+    words = ["task=ocr", "method=flow_grpo,star", "seed=0"]
+    _, flow_grpo, star = expand(words)
+    for cell in (flow_grpo, star):
+        finish(cell, "prompt,image\na,0\n", 0.5)
+    file = star.folder / "final" / "rows.json"
+    (row,) = json.loads(file.read_text())
+    file.write_text(json.dumps([row | change]))
+    with pytest.raises(UserError, match="which no commit has|was measured under v1/mini and v2/mini"):
+        publish(words)
+    assert not list(Path("results").iterdir())
+
+
+def test_nothing_done_is_nothing_to_publish(checkout):
+    with pytest.raises(UserError, match="none of these runs is done: nothing to publish"):
+        publish(["task=ocr", "method=star", "seed=0"])
+
+
 def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["task=ocr", "method=star,spatial", "seed=0..2"]
@@ -516,10 +560,22 @@ def test_a_terminal_gets_a_table_with_a_mark_per_seed(tmp_path, monkeypatch):
     cells_shown = [line.split() for line in text.splitlines() if "flow_grpo" in line and "│" in line]
     assert cells_shown[-1] == ["│", "flow_grpo", "│", "▶●●", "│", "✗◐◐", "│"]
     assert f"geneval flow_grpo seed 0: epoch 2 of {settings.load([]).train.epochs}, reward 0.500" in lines
-    assert "ocr flow_grpo seed 0 failed: collapsed [x]" in lines
+    assert "ocr flow_grpo seed 0 failed: collapsed [x]" in lines and "next: geneval star seed 0" in lines
 
 
-def test_a_log_gets_a_line_when_something_changes_or_half_a_minute_went_by(tmp_path, monkeypatch, capsys):
+def test_a_line_of_a_log_names_all_that_runs_and_what_has_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base, one, other = expand(["task=ocr", "method=flow_grpo,star", "seed=0"])
+    with Board({base: State.RUNNING, one: State.RUNNING, other: State.RUNNING}) as board:
+        finish(other, "prompt,image\n", 0.5)
+        board.update(base, State.DONE)
+    (line,) = capsys.readouterr().err.splitlines()
+    ended, running, last = line.split("; ")[1:]
+    assert ended == "ocr base: done" and running == "ocr flow_grpo seed 0: running"
+    assert last == f"ocr star seed 0: epoch 2 of {settings.load([]).train.epochs}, reward 0.500"
+
+
+def test_a_log_gets_a_line_when_something_changes_or_a_minute_went_by(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     now = [0.0]
     monkeypatch.setattr("star.matrix.board.time.monotonic", lambda: now[0])
@@ -531,7 +587,7 @@ def test_a_log_gets_a_line_when_something_changes_or_half_a_minute_went_by(tmp_p
         board.update(cell, State.FAILED, "killed")
     start = "matrix: 1 done, 1 running, 0 failed, 0 left, ?; ocr star seed 0: running"
     end = "matrix: 1 done, 0 running, 1 failed, 0 left, about 0:00:00; ocr star seed 0: failed killed"
-    assert capsys.readouterr().err.splitlines() == [start, start, start, end]
+    assert capsys.readouterr().err.splitlines() == [start, start, end]
 
 
 def without_seconds(folder: Path) -> dict[str, str]:
@@ -554,7 +610,7 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     expected = runs.base(base.config) + runs.trained(cell.config)
     assert (base.state(), cell.state()) == (State.DONE, State.DONE)
     assert matrix(words) == 0 and attempts(cell) == 0
-    found = [row for task in cell.config.evaluators for row in results.read(Path(f"results/mini/{task}.csv"))]
+    found = [row for task in cell.config.evaluators for row in results.read(Path(f"runs/results/mini/{task}.csv"))]
     assert {row.key: row.config_hash for row in found} == {row.key: row.config_hash for row in expected}
 
     monkeypatch.chdir(tmp_path / "killed")
@@ -568,4 +624,4 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     assert (base.state(), cell.state()) == (State.DONE, State.CUT_OFF)
     assert matrix(words) == 0
     assert (attempts(base), attempts(cell)) == (0, 2)
-    assert without_seconds(Path("results/mini")) == without_seconds(tmp_path / "whole" / "results" / "mini")
+    assert without_seconds(Path("runs/results/mini")) == without_seconds(tmp_path / "whole" / "runs" / "results" / "mini")

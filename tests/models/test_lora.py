@@ -138,11 +138,11 @@ def test_calibrate_puts_a_row_beside_the_others(star, released, pipeline_folder)
     code, out, err = star("calibrate", *fast, f"lora={folder}", "name=flow_grpo@released")
     assert code == 0, err
     assert "flow_grpo@released, geneval-v1/mini-2/mini" in out and "0.9408" in out
-    rows = read(Path("results/mini/geneval.csv"))
+    rows = read(Path("runs/results/mini/geneval.csv"))
     assert {row.method for row in rows} == {"flow_grpo@released"}
     assert {(row.updates, row.seed) for row in rows} == {(0, 1000)}
     assert star("calibrate", *fast, f"lora={folder}")[0] == 0
-    assert {row.method for row in read(Path("results/mini/geneval.csv"))} == {"flow_grpo@released", "lora@released"}
+    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"flow_grpo@released", "lora@released"}
 
 
 def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from star.common.errors import UserError
 from star.records.results import commit
 
 BUDGET = 600.0
-FOLDER = "results/gpu"
+FOLDER = "runs/results/gpu"
 CUDA_TESTS = "pytest -n 8 tests/method/test_attention.py tests/training/test_rollout.py tests/training/test_trainer.py"
 """The tests that behave otherwise where there is a GPU."""
 

@@ -1,0 +1,144 @@
+"""A task on one screen: one's own numbers beside the shipped and the published ones, and what the difference is worth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import table as drawn
+from rich.console import Console
+from rich.markup import escape
+
+from star.common.statistics import detectable
+from star.method.arms import REFERENCE
+from star.records import diff
+from star.records.beside import Agreement, Beside, agreement, lines
+from star.records.comparison import Comparison
+from star.records.folder import latest_own_results, shipped_results
+from star.records.names import method_label
+from star.records.results import read
+from star.records.summary import Summary
+from star.records.tables import metric_labels
+from star.report.blocks import MISSING, Table, Text, signed
+from star.report.collection import Collection, collect
+
+HEAD = ("method", "score", "yours", "shipped", "paper (SD3.5 Medium)")
+SEEDS_TO_NAME = 8
+
+
+def overview() -> int:
+    """Print the :func:`ending` of every task of the results that were made here last, and give the exit code of their diffs.
+
+    Raises:
+        UserError: there are none, or a file does not follow its schema.
+    """
+    folder = latest_own_results()
+    found = collect(folder, Path("runs"))
+    for task in found.tasks:
+        show(ending(found, task))
+    return max(diff.exit_code(diff.diff(folder / f"{task}.csv")) for task in found.tasks)
+
+
+def ending(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> list[Table | Text]:
+    """A table and a few sentences.
+
+    Args:
+        found: one's own results.
+        task: one of its tasks.
+        arm, reference: the methods that are compared, by their names in the results.
+
+    Raises:
+        UserError: a shipped file does not follow its schema.
+    """
+    shipped = shipped_results(found.scale)
+    file = shipped / f"{task}.csv"
+    theirs = collect(shipped, Path("runs")) if file.exists() else None
+    beside = lines(task, found.rows, read(file) if file.exists() else [], found.paper)
+    labels = metric_labels(task, [line.own.metric for line in beside])
+    own = found.difference(task, arm, reference)
+    known = theirs.difference(task, arm, reference) if theirs else None
+    sentences = [
+        f"{method_label(arm)} minus {method_label(reference)}, yours: {_difference(own)}; shipped: {_difference(known)}.",
+        _detectable(own, known),
+        _agreement(agreement(task, found.folder, shipped)),
+    ]
+    if found.mini:
+        sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
+    return [
+        Table(f"{task}, {found.scale}", HEAD, [_line(line, labels) for line in beside], numbers=2),
+        *(Text(sentence) for sentence in sentences if sentence),
+    ]
+
+
+def show(blocks: Sequence[Table | Text]) -> None:
+    """Print tables and sentences."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log file has no width of its own: never cut a number short
+    for block in blocks:
+        if isinstance(block, Text):
+            console.print(block.text, markup=False, highlight=False, soft_wrap=True)
+            continue
+        table = drawn.Table(*block.head, title=block.caption, title_justify="left")
+        for row in block.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
+def _line(line: Beside, labels: dict[str, str]) -> list[str]:
+    published = str(line.paper.value) if line.paper and line.paper.value is not None else MISSING
+    own = line.own
+    return [method_label(own.method), labels.get(own.metric, own.metric), _told(own), _told(line.shipped), published]
+
+
+def _told(summary: Summary | None) -> str:
+    if summary is None:
+        return MISSING
+    value, interval, stderr = summary.estimate.value, summary.estimate.interval, summary.estimate.stderr
+    if summary.seeds == 1:
+        return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}], {summary.seeds} seeds" if interval else f"{value:.4f}"
+
+
+def _difference(gain: Comparison | None) -> str:
+    if gain is None:
+        return "none that can be compared"
+    if len(gain.seeds) > SEEDS_TO_NAME:
+        seeds = f"{len(gain.seeds)} seeds"
+    else:
+        seeds = f"seed{'s' * (len(gain.seeds) > 1)} {', '.join(map(str, gain.seeds))}"
+    return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval)"
+
+
+def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
+    """What so many trainings could have shown, by how far the larger set of them lies apart."""
+    largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds), default=None)
+    if own is None or largest is None or len(largest.seeds) < 2:
+        return "One training seed says nothing of others: how far trainings lie apart is not known here."
+    freedom = len(largest.seeds) - 1
+    spread = float(np.std(largest.per_seed, ddof=1))
+    counts = sorted({len(own.seeds), len(largest.seeds)})
+    shown = " and ".join(f"{detectable(spread, n, freedom):.3f} with {n} seed{'s' * (n > 1)}" for n in counts)
+    return (
+        f"Trainings lie apart: the difference varies by {spread:.3f} between seeds ({len(largest.seeds)} of them). What could "
+        f"have been found, in four of five cases: {shown}."
+    )
+
+
+def _agreement(found: Agreement) -> str:
+    if not found.runs:
+        return "No shipped run has your settings and seed, so there is none to be equal to."
+    named = _named(found.runs)
+    if found.differing:
+        return (
+            f"Of the shipped runs with your settings and seed ({named}) these came out otherwise here: "
+            f"{_named(found.differing)}. Processors and libraries differ in last digits, and training makes that grow."
+        )
+    return (
+        f"Your run equals the shipped one to the last digit: {named}; {found.figures} scores and {found.verdicts:,} verdicts "
+        "on images."
+    )
+
+
+def _named(runs: Sequence[tuple[str, int]]) -> str:
+    own = [f"{method_label(method)} seed {seed}" for method, seed in runs if ":" not in method and method != "base"]
+    return ", ".join(["base"] * any(method == "base" for method, _ in runs) + own)

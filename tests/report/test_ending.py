@@ -1,0 +1,106 @@
+"""The screen at the end: one's own numbers beside the shipped and the published ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import verdicts, write_matrix
+
+from star.common.errors import UserError
+from star.common.statistics import detectable
+from star.records.beside import agreement
+from star.records.folder import latest_own_results
+from star.records.results import read, write
+from star.report import ending as screen
+from star.report.collection import collect
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Own results of seed 0, and shipped ones of seeds 0 to 2, which are made by the same rule and so equal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("star.records.folder.ROOT", tmp_path)
+    shipped = write_matrix(tmp_path, arms=("flow_grpo", "star"), tasks=("ocr",))
+    own = write_matrix(tmp_path / "runs", arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    return own, shipped
+
+
+def told(own):
+    table, *sentences = screen.ending(collect(own, own / "none"), "ocr")
+    return table, [sentence.text for sentence in sentences]
+
+
+def mean(method, seed):
+    return verdicts("ocr", method, seed)["reward"].mean()
+
+
+def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
+    own, _ = places
+    table, (difference, effect, equal, *_) = told(own)
+    assert [row[0] for row in table.rows] == ["base", "Flow-GRPO", "STAR"]
+    star = table.rows[2]
+    assert star[2] == f"{mean('star', 0):.4f} ± 0.0200" and star[4] == "0.9757"
+    assert star[3].startswith(f"{np.mean([mean('star', seed) for seed in range(3)]):.4f} [") and star[3].endswith(", 3 seeds")
+    gains = [mean("star", seed) - mean("flow_grpo", seed) for seed in range(3)]
+    assert f"yours: {gains[0]:+.4f} [" in difference and "(seed 0;" in difference
+    assert f"shipped: {np.mean(gains):+.4f} [" in difference and "(seeds 0, 1, 2;" in difference
+    spread = np.std(gains, ddof=1)
+    assert f"varies by {spread:.3f} between seeds (3 of them)" in effect
+    assert f"{detectable(spread, 1, 2):.3f} with 1 seed and {detectable(spread, 3):.3f} with 3 seeds" in effect
+    images = 3 * len(verdicts("ocr", "star", 0))
+    runs = "base, Flow-GRPO seed 0, STAR seed 0"
+    assert equal.startswith(f"Your run equals the shipped one to the last digit: {runs}; 6 scores and {images:,} verdicts")
+
+
+def test_another_verdict_or_digit_is_told(places):
+    own, shipped = places
+    table = pd.read_csv(own / "images.csv.gz", dtype=str)
+    place = table.index[table["method"] == "star"][3]
+    table.loc[place, "exact"] = "0.5"
+    table.to_csv(own / "images.csv.gz", index=False)
+    assert agreement("ocr", own, shipped).differing == (("star", 0),)
+    rows = read(own / "ocr.csv")
+    write([replace(row, value=0.1) if row.method == "base" else row for row in rows], own / "ocr.csv")
+    assert agreement("ocr", own, shipped).differing == (("base", 1000), ("star", 0))
+    assert "these came out otherwise here: base, STAR seed 0." in told(own)[1][2]
+
+
+def test_runs_of_other_settings_are_not_called_equal(places):
+    own, shipped = places
+    write([replace(row, config_hash="other") for row in read(own / "ocr.csv")], own / "ocr.csv")
+    found = agreement("ocr", own, shipped)
+    assert (found.runs, found.figures, found.verdicts, found.differing) == ((), 0, 0, ())
+    assert told(own)[1][2] == "No shipped run has your settings and seed, so there is none to be equal to."
+
+
+def test_without_shipped_results_nothing_is_claimed_of_others(places):
+    own, shipped = places
+    (shipped / "ocr.csv").unlink()
+    table, (difference, effect, *_) = told(own)
+    assert {row[3] for row in table.rows} == {"–"} and "shipped: none that can be compared" in difference
+    assert effect == "One training seed says nothing of others: how far trainings lie apart is not known here."
+
+
+def test_scores_of_another_protocol_do_not_stand_beside(places):
+    own, shipped = places
+    write([replace(row, protocol="ocr-v1/other/mini") for row in read(shipped / "ocr.csv")], shipped / "ocr.csv")
+    assert {row[3] for row in told(own)[0].rows} == {"–"}
+
+
+def test_both_means_of_geneval_are_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = write_matrix(tmp_path / "runs", arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    rows = read(own / "geneval.csv")
+    macro = [row for row in rows if row.metric == "geneval_official_macro"]
+    write([*rows, *(replace(row, metric="geneval_official_micro") for row in macro)], own / "geneval.csv")
+    table = screen.ending(collect(own, own), "geneval")[0]
+    assert [row[1] for row in table.rows] == ["official macro"] * 3 + ["official micro"] * 3
+
+
+def test_the_latest_results_are_found_or_their_absence_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no results of yours in runs/results: run `star reproduce geneval`"):
+        latest_own_results()
+    own = write_matrix(tmp_path / "runs", arms=(), seeds=(), tasks=("ocr",))
+    assert latest_own_results().resolve() == own
