@@ -120,6 +120,23 @@ def reproduce(task: Annotated[str, typer.Argument(help="geneval, ocr or pickscor
         raise typer.Exit(run(task, overrides or []))
 
 
+@app.command()
+def demo(
+    overrides: Settings = None,
+    out: Annotated[Path, typer.Option(help="The folder of the page.")] = Path("runs", "demo"),
+) -> None:
+    """See it work in a minute, without training: the small model before and after, scored, with STAR's maps, on one page.
+
+    Example: star demo
+    """
+    from star.demo import METRICS
+    from star.demo import demo as run
+
+    found = run(out, overrides or [])
+    _print_table("one image of each held-out prompt, ± standard error", ("method", *METRICS.values()), found.rows)
+    Console().print(f"pictures and maps: {found.page}", markup=False, highlight=False, soft_wrap=True)
+
+
 EVALUATE_HELP = """task=geneval images=FOLDER in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
 task=ocr and task=pickscore images=FOLDER prompts=FILE: a line per image in the order of their names, or a .csv, .tsv or
 .jsonl with file and prompt; image by image the scores go to out=FILE, by default FOLDER/TASK.csv. engine=NAME picks

@@ -132,7 +132,7 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
     images, maps = [], []
     for context in (base.reference(), base.weights(trained)):
         with context:
-            image, relevance = _denoised(base, config, prompt)
+            image, relevance = denoised(base, config, prompt)
         method = config.method
         weight = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent)
         images.append(image)
@@ -140,7 +140,7 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
     return images, maps
 
 
-def _denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
+def denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
     """One image by the deterministic flow, and the relevance (steps, 1, h, w) on the way."""
     capture = base.relevance(config.relevance, base.core_columns([prompt.text], [prompt.spans], config.relevance.columns))
     x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)

@@ -1,0 +1,143 @@
+"""``star demo``: what training does and where STAR's reward goes, in a minute, by adapters that ship with the small model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from star import models
+from star.common.files import replacing, write_text
+from star.common.shipped import WEIGHTS
+from star.config import Config, load
+from star.method.allocation import allocate
+from star.models import lora
+from star.models.interface import BaseModel
+from star.records.names import method_label
+from star.report.blocks import Page, Picture, Section, Table, Text, number, to_html
+from star.report.pictures import denoised
+from star.tasks import Prompt, Task, load_task
+from star.training.evaluation import Evaluation, evaluate
+
+ADAPTERS = WEIGHTS / "demo"
+METHODS = ("flow_grpo", "star")
+SHOWN = 6
+METRICS = {"geneval_official_macro": "GenEval, official macro", "geneval_strict_macro": "strict macro"}
+INTRODUCTION = (
+    "A small text-to-image model of SD3.5's kind draws the held-out prompts of its world, as it was before and as it is after "
+    "reinforcement learning for GenEval, by Flow-GRPO and by STAR. Flow-GRPO gives every position of a picture the same "
+    "reward; STAR gives more of it where the picture attends to the prompt's core words. One training of each does not say "
+    "which is better; `star reproduce geneval seed=0..2` is the way to ask, and `results/mini/report.md` what came of it here."
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was drawn.
+
+    Attributes:
+        page: the file to open.
+        rows: per method its name and a text per score.
+    """
+
+    page: Path
+    rows: list[list[str]]
+
+
+def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
+    """Draw and judge one image of every held-out prompt with each method, and write a page with pictures and maps.
+
+    Args:
+        folder: for ``index.html`` and its picture; is created.
+        overrides: settings, e.g. ``evaluation.steps=8``.
+
+    Raises:
+        UserError: a setting cannot be used, or makes another model than the adapters are of.
+    """
+    config = load(["task=geneval", *overrides])
+    task, accelerator = load_task(config, "geneval"), Accelerator()
+    base = models.load(config.model, accelerator.device, config.seed)
+    found = {"base": _evaluated(base, task, config, accelerator)}
+    for method in METHODS:
+        with base.weights(lora.read(ADAPTERS / method).values(base)):
+            found[method] = _evaluated(base, task, config, accelerator)
+    prompts = _spread(task.test)
+    maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "pictures.png"
+    with replacing(picture) as part:
+        _drawn(found, maps).savefig(part, format="png", dpi=110)
+    rows = [[method_label(method), *_scores(evaluation)] for method, evaluation in found.items()]
+    page = folder / "index.html"
+    write_text(page, to_html(_page(rows, picture, prompts)))
+    return Demo(page, rows)
+
+
+def _evaluated(base: BaseModel, task: Task, config: Config, accelerator: Accelerator) -> Evaluation:
+    return evaluate(base, task, config.evaluation, 1, config.train.micro_batch, accelerator)
+
+
+def _spread(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts at equal distances in alphabetical order: not chosen by eye."""
+    ordered = sorted(prompts, key=lambda prompt: prompt.text)
+    places = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int)
+    return [ordered[place] for place in places]
+
+
+def _map(base: BaseModel, config: Config, prompt: Prompt) -> np.ndarray:
+    """STAR's weights (h, w) for a prompt under the base's weights, mean over the trained steps."""
+    _, relevance = denoised(base, config, prompt)
+    method, steps = config.method, config.sampling.trainable
+    weights = allocate(relevance[steps.start : steps.stop], "star", cap=method.cap, mix=method.mix)
+    mean: np.ndarray = weights[:, 0].mean(0).cpu().numpy()
+    return mean
+
+
+def _scores(evaluation: Evaluation) -> list[str]:
+    scores = {score.metric: score for score in evaluation.scores}
+    return [
+        number(scores[metric].value) + ("" if (error := scores[metric].stderr) is None else f" ± {error:.3f}")
+        for metric in METRICS
+    ]
+
+
+def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> Figure:
+    """A line per prompt: the image of each method with its verdict, and the map."""
+    right = {method: {row["prompt"]: row["correct"] for row in evaluation.rows} for method, evaluation in found.items()}
+    highest = max(float(weights.max()) for weights in maps.values())
+    with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 8}):
+        figure = Figure(figsize=(1.5 * (len(found) + 1), 1.95 * len(maps)))
+        axes = figure.subplots(len(maps), len(found) + 1, squeeze=False)
+        for row, (text, weights) in zip(axes, maps.items(), strict=True):
+            for axis, method in zip(row, found, strict=False):
+                axis.imshow(found[method].samples[text], interpolation="nearest")
+                axis.set_xlabel(f"{method_label(method)}: {'right' if right[method][text] else 'wrong'}")
+            row[-1].imshow(weights, cmap="magma", vmin=0, vmax=highest)
+            row[-1].set_xlabel(f"STAR's weights, up to {weights.max():.1f}")
+            row[0].set_title(text.removeprefix("a photo of "), fontsize=9, loc="left")
+            for axis in row:
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.97, hspace=0.35, wspace=0.05)
+    return figure
+
+
+def _page(rows: Sequence[Sequence[str]], picture: Path, prompts: Sequence[Prompt]) -> Page:
+    head = ["method", *METRICS.values()]
+    caption = (
+        "The same noise for every method; prompts at equal distances in alphabetical order. Right: STAR's weights (mean 1) at "
+        "the steps that training uses, bright where the reward counts most."
+    )
+    alt = "Images of base, Flow-GRPO and STAR and STAR's weights for: " + "; ".join(prompt.text for prompt in prompts) + "."
+    images = Section("pictures", "Before and after, and where the reward goes", [Picture(caption, picture, alt)])
+    what = "One image of each held-out prompt, ± standard error over prompts"
+    scores = Section("scores", "Scores", [Table(what, head, rows)])
+    return Page(
+        title="STAR and Flow-GRPO on the embedded small model",
+        subtitle="An open reproduction of STAR (arXiv 2606.17979).",
+        warning="These numbers are the small model's, with its own prompts and evaluator.",
+        sections=[Section("what", "What this is", [Text(INTRODUCTION)]), scores, images],
+    )

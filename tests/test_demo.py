@@ -1,0 +1,17 @@
+"""The first thing that one runs: a page from what ships, without training."""
+
+from PIL import Image
+
+from star.demo import METHODS, METRICS, demo
+
+
+def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):
+    found = demo(tmp_path / "made", ["evaluation.steps=2", "sampling.steps=4"])
+    assert [row[0] for row in found.rows] == ["base", "Flow-GRPO", "STAR"]
+    assert len({tuple(row[1:]) for row in found.rows}) == 1 + len(METHODS), "the adapters change nothing"
+    assert all(len(row) == 1 + len(METRICS) and "±" in row[1] for row in found.rows)
+    page = found.page.read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "data:image/png;base64," in page and "a white star" in page and all(cell in page for cell in found.rows[2])
+    with Image.open(found.page.with_name("pictures.png")) as picture:
+        assert picture.width > 500 and picture.height > picture.width
+    assert sorted(path.name for path in found.page.parent.iterdir()) == ["index.html", "pictures.png"]
