@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("star.__main__",),
     ("star.cli",),
-    ("star.reproduce", "star.calibrate"),
+    ("star.reproduce", "star.calibrate", "star.demo"),
     ("star.report", "star.matrix", "star.doctor", "star.mini"),
     ("star.bench",),
     ("star.training",),

@@ -89,6 +89,20 @@ def detectable(
     return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """P-values of several tests, corrected so that all false alarms together stay below the level they are held against.
+
+    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the k-th smallest of n is multiplied by n - k, k
+    from 0 on, and none may come out below a smaller one's.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1.0)
+    corrected = np.empty_like(values)
+    corrected[order] = raised
+    return [float(value) for value in corrected]
+
+
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
     """A statistic of ``count`` independent units, and its standard error by leaving out one after the other::
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from star.common.errors import UserError
-from star.method.arms import METHODS
+from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
 from star.records.folder import COMMANDS, CURVES, EVALUATION, GRADIENT, IMAGES, KEY, belonging
@@ -17,7 +17,7 @@ from star.records.names import MethodName, family, is_mini, measured_on_own_task
 from star.records.results import PaperRow, Row, read, read_paper
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
-from star.tasks import paired_scores
+from star.tasks import paired_scores, primary
 from star.training.checkpoint import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -90,6 +90,18 @@ class Collection:
             return None
         column, label = next(iter(paired_scores(task).items()), ("", ""))
         return compare(self.images[self.images["task"] == task], arm, reference, column, label)
+
+    def papers_gain(self, task: str) -> float | None:
+        """STAR minus Flow-GRPO as large as the paper's, as a share of what Flow-GRPO gains on the base; None if not known."""
+        metric = primary(task)
+        there = [row for row in self.paper if (row.task, row.metric) == (task, metric)]
+        published = {row.method: float(row.value) for row in there if row.value is not None}
+        own = [self.summary(task, metric or "", method) for method in ("base", REFERENCE)]
+        if not {"base", REFERENCE, "star"} <= published.keys() or None in own:
+            return None
+        share = (published["star"] - published[REFERENCE]) / (published[REFERENCE] - published["base"])
+        start, end = (summary.estimate.value for summary in own if summary)
+        return share * (end - start)
 
     @property
     def mini(self) -> bool:

@@ -7,6 +7,7 @@ from evaluators.geneval.prompts import TAGS
 from star.method.arms import ABLATION, METHODS, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
+from star.records.folder import shipped_results
 from star.records.names import measured_on_own_task, method_label
 from star.report import pictures
 from star.report.ablation import ablation
@@ -14,8 +15,11 @@ from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, n
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
+from star.report.ending import ending
 from star.report.gradient import gradients
 from star.report.learning import learning
+from star.report.opening import opening
+from star.report.planned import planned_tests
 from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
@@ -54,7 +58,10 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
         compared: the :func:`star.report.ablation.comparisons` of each task.
     """
     return [
+        opening(found),
         _findings(found),
+        *_beside_the_shipped(found),
+        planned_tests(found),
         _beside_the_paper(found),
         learning(found),
         ablation(found, compared),
@@ -80,9 +87,19 @@ def _findings(found: Collection) -> Section:
             pairs = (star, reference), (star, shuffled), (reference, base)
             gain, control, trained = (found.difference(task, *pair) for pair in pairs)
             title = titled(task, variant)
-            blocks.append(says(title, gain, control, trained, absent, found.mini))
+            oracle = found.difference(task, f"oracle{variant}", reference)
+            papers = None if variant else found.papers_gain(task)
+            blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
+
+
+def _beside_the_shipped(found: Collection) -> list[Section]:
+    """One's own results beside those that ship; nothing in a report of the latter."""
+    if found.folder.resolve() == shipped_results(found.scale).resolve():
+        return []
+    parts = [Section(f"shipped-{task}", task, list(ending(found, task))) for task in found.tasks]
+    return [Section("shipped", "Beside the results that ship", parts=parts)]
 
 
 def _beside_the_paper(found: Collection) -> Section:

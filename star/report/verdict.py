@@ -1,38 +1,48 @@
-"""What may be said of a result, by fixed rules.
+"""What may be said of a result, by fixed rules, which `results/PLAN.md` set down before the trainings.
 
 A gain of STAR is claimed if, and only if, all of these hold:
 
 1. the 95 % interval of STAR minus Flow-GRPO (paired by prompt and noise) lies above 0;
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
-3. both rest on at least three training seeds;
+3. both rest on at least eight training seeds;
 4. all were trained on as many images, and with the same settings but for the method.
 
-Otherwise the text says which of these failed, and what was found.
+Where nothing shows, the text says what so many trainings could have shown, and nothing is concluded of maps if the oracle,
+which knows where the verdict comes from, shows no gain either. A gain is called smaller than the paper's if the interval lies
+below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
+import numpy as np
+
+from star.common.statistics import detectable
 from star.records.comparison import Comparison
 from star.report.blocks import Text, signed
 
-SEEDS_FOR_A_CLAIM = 3
+SEEDS_FOR_A_CLAIM = 8
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
 NO_CONTROL = "Better than Flow-GRPO; whether because of the map is not known."
 FEW_SEEDS = "Better than Flow-GRPO on these seeds; too few for a claim."
-UNCLEAR = "No difference shown."
+UNCLEAR = "Cannot tell."
+SMALLER = "No gain as large as the paper's."
 LOSS = "Worse than Flow-GRPO."
 FEW_SEEDS_LOSS = "Worse than Flow-GRPO on these seeds; too few for a claim."
 UNEQUAL = "Not trained alike."
 NOT_MEASURED = "Not measured."
 
 
-def verdict(gain: Comparison | None, control: Comparison | None) -> str:
+def verdict(
+    gain: Comparison | None, control: Comparison | None, oracle: Comparison | None = None, papers: float | None = None
+) -> str:
     """One of this module's verdicts.
 
     Args:
         gain: STAR minus Flow-GRPO; None if it could not be computed.
         control: STAR minus ``star_shuffled``; None if it could not be computed.
+        oracle: the oracle minus Flow-GRPO; None if it could not be computed.
+        papers: the difference that would be as large as the paper's, as a share of Flow-GRPO's gain; None if not known.
     """
     if gain is None:
         return NOT_MEASURED
@@ -43,7 +53,7 @@ def verdict(gain: Comparison | None, control: Comparison | None) -> str:
     if high < 0:
         return LOSS if enough else FEW_SEEDS_LOSS
     if low <= 0:
-        return UNCLEAR
+        return SMALLER if enough and papers is not None and high < papers and _above(oracle) else UNCLEAR
     if not enough:
         return FEW_SEEDS
     if control is None or control.delta.interval is None or not control.equal_terms:
@@ -54,19 +64,27 @@ def verdict(gain: Comparison | None, control: Comparison | None) -> str:
 
 
 def says(
-    title: str, gain: Comparison | None, control: Comparison | None, trained: Comparison | None, absent: list[str], mini: bool
+    title: str,
+    gain: Comparison | None,
+    control: Comparison | None,
+    trained: Comparison | None,
+    absent: list[str],
+    mini: bool,
+    oracle: Comparison | None = None,
+    papers: float | None = None,
 ) -> Text:
     """The paragraph on one task, or on a variant of its methods.
 
     Args:
         title: names it.
-        gain, control: as in :func:`verdict`.
+        gain, control, oracle, papers: as in :func:`verdict`.
         trained: Flow-GRPO minus base.
         absent: arms that were not run.
         mini: whether the numbers are the small model's.
     """
-    found = verdict(gain, control)
-    sentences = [_gain(found, gain), _control(found, gain, control, absent), _trained(trained)]
+    found = verdict(gain, control, oracle, papers)
+    sentences = [_gain(found, gain), _could(found, gain, oracle, papers), _control(found, gain, control, absent)]
+    sentences.append(_trained(trained))
     if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
         sentences.append(_seeds(len(gain.seeds)))
     elif found == FEW_SEEDS:
@@ -89,8 +107,31 @@ def _gain(found: str, gain: Comparison | None) -> str:
         return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."
     if gain.delta.interval is None:
         return f"{text}; there is no interval, because a group of prompts has a single one."
-    side = {LOSS: "below", FEW_SEEDS_LOSS: "below", UNCLEAR: "on both sides of"}.get(found, "above")
+    low, high = gain.delta.interval
+    side = "above" if low > 0 else "below" if high < 0 else "on both sides of"
     return f"{text}; the interval lies {side} 0."
+
+
+def _could(found: str, gain: Comparison | None, oracle: Comparison | None, papers: float | None) -> str:
+    """What a difference that does not show is worth."""
+    if gain is None or found not in (UNCLEAR, SMALLER):
+        return ""
+    sentences = []
+    if len(gain.seeds) > 1:
+        shown = detectable(float(np.std(gain.per_seed, ddof=1)), len(gain.seeds))
+        sentences.append(f"So many trainings, spread as these are, find a difference of {shown:.3f} in four of five cases.")
+    if papers is not None:
+        sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
+    if oracle is None:
+        sentences.append("The oracle was not trained, so whether any map can be seen to help here is not known.")
+    elif oracle.equal_terms:
+        what = "maps can be seen to help" if _above(oracle) else "no map can be seen to help, so this says nothing of STAR's"
+        sentences.append(f"Oracle minus Flow-GRPO is {signed(oracle.delta)}: {what}.")
+    return " ".join(sentences)
+
+
+def _above(c: Comparison | None) -> bool:
+    return c is not None and c.equal_terms and c.delta.interval is not None and c.delta.interval[0] > 0
 
 
 def _control(found: str, gain: Comparison | None, control: Comparison | None, absent: list[str]) -> str:
@@ -138,4 +179,4 @@ def _training_seeds(c: Comparison) -> str:
 def _seeds(count: int) -> str:
     if count == 1:
         return "With one training seed the interval knows nothing of the spread between trainings."
-    return f"With {count} training seeds the spread between trainings is hardly known."
+    return f"A claim needs {SEEDS_FOR_A_CLAIM} training seeds, not {count}."

@@ -133,7 +133,10 @@ def test_text_of_prompts_and_settings_cannot_become_markup(whole):
 def test_every_chapter_is_there(whole):
     titles = re.findall(r"^## (.*)", whole[2], re.MULTILINE)
     assert titles == [
+        "In five sentences",
         "What this says",
+        "Beside the results that ship",
+        "The planned tests",
         "Beside the paper",
         "How the reward grew",
         "Ablation: every arm minus Flow-GRPO",
@@ -154,7 +157,10 @@ def test_every_chapter_has_what_it_is_for(whole):
     chapters = {name: Page(text[: text.rindex("</section>")]) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     arms = len(ARMS)
     expected = {
+        "opening": (0, 0, 0, "star bench gradient tells without a training"),
         "says": (0, 0, 0, "STAR minus star_shuffled is"),
+        "shipped": (3, 0, 0, "No shipped run has your settings and seed"),
+        "planned": (3, 0, 0, "is it the map's match to the prompt?"),
         "paper": (6, 0, 0, "not comparable (mini) 0.9759"),
         "learning": (6, 3 * arms, 0, "a line per seed"),
         "ablation": (1 + 6 + 6, 6, 0, "does the map have to match the prompt?"),
@@ -235,7 +241,10 @@ def test_a_claim_is_made_of_the_paired_difference(whole):
     low, high = delta.interval
     expected = f"STAR minus Flow-GRPO is {delta.value:+.3f} [{low:+.3f}, {high:+.3f}] on the accuracy"
     says = section(whole[2], "What this says")
-    assert f"**ocr: A gain of STAR.** {expected} (48 images of 24 prompts, 3 training seeds)" in says
+    assert (
+        f"**ocr: Better than Flow-GRPO on these seeds; too few for a claim.** {expected} (48 images of 24 prompts, 3 training seeds)"
+        in says
+    )
     assert says.count("not comparable with the paper") == 3
 
 
@@ -658,7 +667,7 @@ def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_p
     lines = table(section(text, "On the other tasks"), "Main score")
     assert {line[0] for line in lines[1:]} == {"base", "Flow-GRPO, fast", "STAR, fast", "star_mix1"}
     says, learned = section(text, "What this says"), section(text, "How the reward grew")
-    assert "**ocr: Not measured.**" in says and "**ocr, fast: Better than Flow-GRPO; whether" in says
+    assert "**ocr: Not measured.**" in says and "**ocr, fast: Better than Flow-GRPO on these seeds; too few" in says
     assert [line[0] for line in table(learned, "ocr: training reward")[1:]] == ["star_mix1"]
     assert [line[0] for line in table(learned, "ocr, fast: training reward")[1:]] == ["Flow-GRPO, fast", "STAR, fast"]
     assert "Flow-GRPO was not trained" in learned and "ocr, fast: what it took until" in learned

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from star.common.statistics import Estimate
+from star.common.statistics import Estimate, detectable
 from star.records.comparison import Comparison
 from star.report import verdict as rules
 from star.report.verdict import says, verdict
 
 
-def made(low, high, seeds=3, reference="flow_grpo", trained_on=(5760, 5760)):
+def made(low, high, seeds=8, reference="flow_grpo", trained_on=(5760, 5760)):
     delta = Estimate((low + high) / 2, 0.01, (low, high)) if low is not None else Estimate(0.1, None, None)
     return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80, trained_on)
 
@@ -52,7 +53,7 @@ def test_verdict(gain, control, expected):
 def test_the_numbers_behind_a_claim_are_in_it():
     text = says("ocr", made(*ABOVE), made(0.02, 0.04, reference="star_shuffled"), made(*BELOW), ["spatial"], mini=True).text
     assert (
-        "STAR minus Flow-GRPO is +0.030 [+0.010, +0.050] on the accuracy (80 images of 20 prompts, 3 training seeds)" in text
+        "STAR minus Flow-GRPO is +0.030 [+0.010, +0.050] on the accuracy (80 images of 20 prompts, 8 training seeds)" in text
     )
     assert "STAR minus star_shuffled is +0.030 [+0.020, +0.040]" in text
     assert "Flow-GRPO minus base is −0.030 [−0.050, −0.010]: training made it worse." in text
@@ -70,7 +71,7 @@ def test_terms_that_differ_are_said():
     worse = says("ocr", made(*ABOVE), made(*BELOW, reference="star_shuffled"), None, [], mini=False).text
     assert "below 0: maps of other prompts do better." in worse
     few = says("ocr", made(*ABOVE), made(*ABOVE, seeds=1), None, [], mini=False).text
-    assert "+0.050] (1 training seed)." in few and "The control has fewer than 3 training seeds." in few
+    assert "+0.050] (1 training seed)." in few and "The control has fewer than 8 training seeds." in few
 
 
 def test_what_is_missing_is_said():
@@ -82,4 +83,33 @@ def test_what_is_missing_is_said():
     assert "two seeds is too wide to tell" in says("ocr", None, None, made(*AROUND, seeds=2), [], mini=False).text
     assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
     assert "there is no interval" in says("ocr", made(None, None), None, None, [], mini=False).text
-    assert "spread between trainings is hardly known" in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text
+    assert "A claim needs 8 training seeds, not 2." in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text
+
+
+@pytest.mark.parametrize(
+    "gain, oracle, papers, expected",
+    [
+        (made(*AROUND), made(*ABOVE), 0.06, rules.SMALLER),
+        (made(*AROUND), made(*ABOVE), 0.04, rules.UNCLEAR),
+        (made(*AROUND), made(*AROUND), 0.06, rules.UNCLEAR),
+        (made(*AROUND), replace(made(*ABOVE), same_terms=False), 0.06, rules.UNCLEAR),
+        (made(*AROUND), None, 0.06, rules.UNCLEAR),
+        (made(*AROUND), made(*ABOVE), None, rules.UNCLEAR),
+        (made(*AROUND, seeds=7), made(*ABOVE), 0.06, rules.UNCLEAR),
+        (made(*ABOVE), made(*ABOVE), 0.06, rules.NO_CONTROL),
+        (made(*BELOW), made(*ABOVE), 0.06, rules.LOSS),
+    ],
+)
+def test_smaller_than_the_papers_needs_seeds_and_an_oracle_that_gains(gain, oracle, papers, expected):
+    assert verdict(gain, None, oracle, papers) == expected
+
+
+def test_a_difference_that_does_not_show_says_what_could_have():
+    gain = replace(made(*AROUND), per_seed=tuple(0.01 * (-1) ** seed for seed in range(8)))
+    text = says("ocr", gain, None, None, [], False, made(*ABOVE), 0.027).text
+    shown = detectable(np.std(gain.per_seed, ddof=1), 8)
+    assert f"find a difference of {shown:.3f} in four of five cases" in text and "Flow-GRPO's gain, would be +0.027" in text
+    assert "Oracle minus Flow-GRPO is +0.030 [+0.010, +0.050]: maps can be seen to help." in text
+    assert "so this says nothing of STAR's" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
+    assert "The oracle was not trained" in says("ocr", gain, None, None, [], False).text
+    assert "four of five" not in says("ocr", made(*ABOVE), None, None, [], False).text

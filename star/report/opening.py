@@ -1,0 +1,75 @@
+"""The first screen of a report, in five sentences: what gradients say of the maps, and what training makes of it."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from star.records.folder import GRADIENT
+from star.records.names import is_mini
+from star.report.blocks import Block, Section, Text, signed
+from star.report.collection import Collection
+from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
+
+INITIAL = "initial"
+
+
+def opening(found: Collection) -> Section:
+    """The chapter."""
+    sentences = [*_gradients(found), *_training(found, planned(found)), _reach(found)]
+    blocks: list[Block] = [Text(text, strong=strong) for strong, text in sentences]
+    return Section("opening", "In five sentences", blocks)
+
+
+def _gradients(found: Collection) -> list[tuple[str, str]]:
+    """Of the maps, the controls and the ceiling; one sentence if nothing was measured."""
+    file = found.folder / GRADIENT
+    if not file.exists():
+        return [("Gradients", "were not measured here; `star bench gradient` tells without a training whether maps help.")]
+    table = pd.read_csv(file, dtype={"config_hash": str})
+    table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+    star, shifted, shuffled, oracle, background = (
+        _told(table[table["arm"] == arm]) for arm in ("star", "star_shifted", "star_shuffled", "oracle", "background")
+    )
+    sentences = [
+        (
+            "STAR's maps carry signal, or not:",
+            f"a small step along STAR's gradient at the base's weights gains this many times Flow-GRPO's reward: {star}.",
+        )
+    ]
+    if shifted or shuffled:
+        parts = [f"moved by half the canvas {shifted}"] * bool(shifted) + [f"of other prompts {shuffled}"] * bool(shuffled)
+        sentences.append(("Maps that mean nothing:", f"the same figure for STAR's maps {'; '.join(parts)}."))
+    if oracle:
+        ceiling = f"with a map that knows where the verdict comes from it is {oracle}"
+        floor = f", and off those places {background}" if background else ""
+        sentences.append(("The ceiling:", f"{ceiling}{floor}."))
+    return sentences
+
+
+def _told(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{row.task} {row.value:.2f} ± {row.stderr:.2f}" for row in rows.itertuples())
+
+
+def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
+    own = [one for one in made if (one.arm, one.reference) == QUESTION]
+    if not own:
+        return [("Training:", "STAR and Flow-GRPO were not trained with the same seed here.")]
+    parts = []
+    for task in found.tasks:
+        by_measure = {one.measure: one for one in own if one.task == task}
+        told = [f"{measure} {_difference(by_measure[measure])}" for measure in (LEARNING, SCORE) if measure in by_measure]
+        if told:
+            seeds = len(next(iter(by_measure.values())).seeds)
+            parts.append(f"{task} ({seeds} seed{'s' * (seeds > 1)}): {', '.join(told)}")
+    return [("Training turns it into", f"this, STAR minus Flow-GRPO with 95 % intervals over seeds. {'; '.join(parts)}.")]
+
+
+def _difference(one: Planned) -> str:
+    known = "" if one.detectable is None else f" (detectable: {one.detectable:.4f})"
+    return signed(one.delta, 4) + known
+
+
+def _reach(found: Collection) -> tuple[str, str]:
+    if any(is_mini(row.protocol) for row in found.rows):
+        return "What this does not say:", "anything about SD3.5; it holds for one small base, its own prompts and evaluators."
+    return "What this holds for:", "the base model, prompts and evaluators of this page alone."

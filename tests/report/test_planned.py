@@ -1,0 +1,75 @@
+"""The planned tests, against numbers worked out by hand, and the five sentences that are made of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import PRIMARY, curve, rows, write_matrix
+from scipy import stats
+
+from star.bench.gradient import COLUMNS, write
+from star.common.statistics import detectable, holm
+from star.report.collection import collect
+from star.report.opening import opening
+from star.report.planned import LEARNING, SCORE, corrected, planned, planned_tests
+
+SEEDS = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planned")
+    return collect(write_matrix(folder, arms=("flow_grpo", "star", "star_shuffled"), seeds=SEEDS), folder)
+
+
+def score(task, method, seed):
+    return next(row.value for row in rows(task, method, seed) if (row.task, row.metric) == (task, PRIMARY[task]))
+
+
+def test_both_measures_are_paired_by_seed(found):
+    made = {(one.task, one.arm, one.reference, one.measure): one for one in planned(found)}
+    learning, scored = (made["ocr", "star", "flow_grpo", measure] for measure in (LEARNING, SCORE))
+    rewards = [curve("ocr", "star", s)["reward"].mean() - curve("ocr", "flow_grpo", s)["reward"].mean() for s in SEEDS]
+    scores = [score("ocr", "star", s) - score("ocr", "flow_grpo", s) for s in SEEDS]
+    assert learning.per_seed == pytest.approx(rewards) and scored.per_seed == pytest.approx(scores, abs=2e-6)
+    error = stats.sem(rewards) * stats.t.ppf(0.975, 3)
+    assert learning.delta.interval == pytest.approx((np.mean(rewards) - error, np.mean(rewards) + error))
+    assert learning.detectable == pytest.approx(detectable(np.std(rewards, ddof=1), 4))
+    assert learning.p == pytest.approx(stats.ttest_1samp(rewards, 0).pvalue)
+    assert ("ocr", "star", "star_shuffled", SCORE) in made and ("ocr", "oracle", "flow_grpo", SCORE) not in made
+
+
+def test_the_question_alone_is_corrected_for_its_tests(found):
+    p = corrected(planned(found))
+    assert set(p) == {(task, measure) for task in PRIMARY for measure in (LEARNING, SCORE)}
+    plain = {(o.task, o.measure): o.p for o in planned(found) if o.reference == "flow_grpo"}
+    assert all(p[key] >= plain[key] for key in p) and min(p.values()) == pytest.approx(6 * min(plain.values()))
+    table = planned_tests(found).blocks[2]
+    assert [row[-1] == "–" for row in table.rows] == [False, True, False, True]
+
+
+def test_holm_by_hand():
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == [] and holm([0.02]) == [0.02]
+
+
+def test_runs_without_a_partner_of_their_seed_do_not_count(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    one = planned(collect(results, tmp_path))[0]
+    assert one.seeds == (0,) and one.delta.interval is None and one.detectable is None and one.p is None
+    alone = collect(write_matrix(tmp_path / "alone", arms=("star",), seeds=(0,), tasks=("ocr",)), tmp_path)
+    assert planned(alone) == [] and planned_tests(alone).blocks[0].missing
+
+
+def test_five_sentences(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("geneval", "ocr"))
+    arms = {"star": 1.13, "star_shifted": 0.99, "star_shuffled": 1.03, "oracle": 1.51, "background": 0.66}
+    facts = (0.03, 12, 2304, "abc", "0123")
+    made = [("geneval", "initial", arm, "all", "ratio", value, *facts) for arm, value in arms.items()]
+    made += [("geneval", "runs/half.safetensors", "star", "all", "ratio", 9.0, *facts)]
+    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv")
+    signal, nothing, ceiling, training, reach = opening(collect(results, tmp_path)).blocks
+    assert signal.text.endswith("gains this many times Flow-GRPO's reward: geneval 1.13 ± 0.03.")
+    assert "moved by half the canvas geneval 0.99 ± 0.03; of other prompts geneval 1.03 ± 0.03" in nothing.text
+    assert "it is geneval 1.51 ± 0.03, and off those places geneval 0.66 ± 0.03" in ceiling.text
+    assert "geneval (4 seeds): training reward +" in training.text and "(detectable: " in training.text
+    assert "anything about SD3.5" in reach.text
