@@ -1,8 +1,11 @@
 """Results beside a reference: published numbers or another result file, with a verdict for every row.
 
 The verdict on a number that both sides have rests on the 95 % interval of the difference, ours - reference. A published
-number counts as exact but for its rounding: the interval is widened by half a unit of its last digit.
+number has an interval of its own, that of its images, as far as it can be worked out (:func:`published_estimate`), and its
+rounding: the interval is widened by half a unit of its last digit.
 
+* ``partial budget``: our training had less than half or more than twice the updates of the published one, as far as those are
+  known; nothing is concluded. A method whose updates nobody tells is held against Flow-GRPO's of the same task.
 * ``differs``: 0 is outside the interval.
 * ``within noise``: 0 is inside, but the interval is too wide to show a difference that matters: its half-width is above
   the metric's resolution (:data:`RESOLUTION`, :data:`RESOLUTION_OF_RATES`).
@@ -28,14 +31,16 @@ from rich.table import Table
 
 from star.common.errors import UserError
 from star.common.statistics import Estimate
+from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, is_mini, method_label
 from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
-from star.records.summary import Summary, summarise
+from star.records.summary import NORMAL_95, Summary, summarise
 from star.records.tables import OF_THE_PAPER, metric_labels
 
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
 DIFFERS = "differs"
+PARTIAL_BUDGET = "partial budget"
 NOT_RUN = "not run"
 NOT_COMPARABLE_MINI = "not comparable (mini)"
 NOT_COMPARABLE_PROTOCOL = "not comparable (protocol)"
@@ -110,11 +115,11 @@ def diff(ours: Path, reference: Path | None = None) -> list[DiffRow]:
 def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[DiffRow]:
     """Every summary, and every published row of the same tasks, matched by (task, metric, method)."""
     tasks = {summary.task for summary in summaries}
-    published = {row.key: row for row in paper if row.task in tasks}
+    numbers = {row.key: row for row in paper if row.task in tasks}
     rows = []
     for summary in summaries:
         row = _own(summary)
-        answer = published.get((summary.task, summary.metric, summary.method))
+        answer = numbers.get((summary.task, summary.metric, summary.method))
         if answer is None:
             row = replace(row, status=NO_PAPER_VALUE)
         elif answer.value is None:
@@ -124,11 +129,35 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
         elif not as_published(summary.task, summary.protocol):
             row = replace(_with_published(row, answer), status=NOT_COMPARABLE_PROTOCOL)
         else:
-            exact = Estimate(float(answer.value), 0.0, (float(answer.value), float(answer.value)))
-            row = _judged(_with_published(row, answer), difference(summary.estimate, exact), answer.rounding)
+            theirs = published_estimate(answer, numbers.get((answer.task, answer.metric, "base")))
+            row = _judged(_with_published(row, answer), difference(summary.estimate, theirs), answer.rounding)
+            if _partial(summary, answer, numbers.get((answer.task, answer.metric, REFERENCE))):
+                row = replace(row, status=PARTIAL_BUDGET)
         rows.append(row)
     ran = {(summary.task, summary.metric, summary.method) for summary in summaries}
-    return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in published.items() if key not in ran]
+    return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in numbers.items() if key not in ran]
+
+
+def published_estimate(row: PaperRow, base: PaperRow | None) -> Estimate:
+    """A published number with the interval of its images: normal, from the standard error ``sqrt(p (1 - p) / images)``.
+
+    That is exact for shares of independent images, and the most that any score within [0, 1] can have. Images of one prompt
+    are not independent, and trainings differ too, so it is the least that a published number is uncertain by: Flow-GRPO's
+    author got 0.9408 where the paper has 0.95.
+
+    Args:
+        row: with a value.
+        base: the published row of the base on the same metric: its number of images counts where the row has none.
+    """
+    value, images = float(row.value or 0), row.images or (base.images if base else None)
+    stderr = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
+    return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
+
+
+def _partial(summary: Summary, answer: PaperRow, reference: PaperRow | None) -> bool:
+    """Whether a training had another budget than the published one."""
+    known = answer.updates or (reference.updates if reference else None)
+    return bool(known and summary.updates and not known / 2 <= summary.updates <= known * 2)
 
 
 def as_published(task: str, protocol: str) -> bool:

@@ -68,7 +68,7 @@ class PaperRow:
     Attributes:
         task, metric, protocol, method: as in :class:`Row`; the protocol in words, as far as the source states it.
         value: with the digits that were printed, or None where the source exists but its number is not known.
-        images, prompts: None where the source does not say.
+        images, prompts, updates: None where the source does not say; updates are optimizer steps of the training.
         source: paper and table, or repository and issue.
         note: what a reader must know before using the number; may be empty.
     """
@@ -80,6 +80,7 @@ class PaperRow:
     value: Decimal | None
     images: int | None
     prompts: int | None
+    updates: int | None
     source: str
     note: str
 
@@ -243,7 +244,7 @@ PARSERS: dict[str, Parser] = {
 PAPER_PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "source"), WORD),
     "method": METHOD,
-    **dict.fromkeys(("images", "prompts"), OPTIONAL_COUNT),
+    **dict.fromkeys(("images", "prompts", "updates"), OPTIONAL_COUNT),
     "value": (_optional(_decimal), "a finite number, or nothing"),
     "note": (str, "any text"),
 }

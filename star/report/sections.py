@@ -30,6 +30,7 @@ STATUS = {
     diff.REPRODUCED: "the paper's number lies inside our interval, which is narrow",
     diff.WITHIN_NOISE: "it lies inside, but the interval is too wide to tell",
     diff.DIFFERS: "it lies outside",
+    diff.PARTIAL_BUDGET: "ours was trained for less than half or more than twice as many updates; nothing is concluded",
     diff.NOT_RUN: "this project has not measured it",
     diff.NOT_COMPARABLE_MINI: "ours comes from the embedded small model; no difference is computed",
     diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator, or of images drawn in another way",

@@ -1,6 +1,7 @@
 """Summaries, tables and the comparison with a reference, on files small enough to work out by hand."""
 
 import json
+import math
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -21,14 +22,14 @@ MACRO = "geneval_official_macro"
 PAPER_SCALE = "geneval-v1/mask2former/paper"
 MINI = "geneval-v1/mini-detector/mini"
 ROW = Row("geneval", MACRO, PAPER_SCALE, "star", 0, 0.97, 0.005, 2212, 553, 100, 1000, 60.0, "abc", "def")
-PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, "STAR", "a note")
-PAPER_TEXT = f"""task,metric,protocol,method,value,images,prompts,source,note
-geneval,{MACRO},GenEval,base,0.63,2212,553,Flow-GRPO Table 1,
-geneval,{MACRO},GenEval,flow_grpo,0.95,2212,553,Flow-GRPO Table 1,
-geneval,{MACRO},unstated mean,star,0.9759,,,STAR,a note
-geneval,{MACRO},unstated mean,spatial,,,,STAR,no number known
-geneval,{MACRO},unstated mean,dense_grpo,0.97,,,DenseGRPO,
-ocr,ocr_accuracy,OCR,star,0.9757,,,STAR,
+PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, None, "STAR", "a note")
+PAPER_TEXT = f"""task,metric,protocol,method,value,images,prompts,updates,source,note
+geneval,{MACRO},GenEval,base,0.63,2212,553,,Flow-GRPO Table 1,
+geneval,{MACRO},GenEval,flow_grpo,0.95,2212,553,,Flow-GRPO Table 1,
+geneval,{MACRO},unstated mean,star,0.9759,,,,STAR,a note
+geneval,{MACRO},unstated mean,spatial,,,,,STAR,no number known
+geneval,{MACRO},unstated mean,dense_grpo,0.97,,,,DenseGRPO,
+ocr,ocr_accuracy,OCR,star,0.9757,,,,STAR,
 """
 
 
@@ -172,7 +173,8 @@ def test_against_the_paper_every_status(tmp_path, paper):
     star = rows[3]
     assert (star.reference, star.source, star.note, star.seeds) == ("0.9759", "STAR", "a note", 3)
     assert star.delta == pytest.approx(0.0001)
-    assert star.delta_low == pytest.approx(star.low - 0.9759)
+    theirs = stats.norm.ppf(0.975) * math.sqrt(0.9759 * 0.0241 / 2212)  # STAR does not say how many images; the base does
+    assert star.delta_low == pytest.approx(star.delta - math.hypot(star.ours - star.low, theirs))
     assert exit_code(rows) == 1
 
 
@@ -357,3 +359,25 @@ def test_table_of_a_task_nobody_foresaw_and_of_a_perfect_rate():
         ["method", "numbers", "seeds", "rhymes"],
         ["STAR (trained for geneval)", "this project", "1", "1.000 [0.839, 1.000]"],
     ]
+
+
+@pytest.mark.parametrize(
+    "updates, told, expected",
+    [
+        (2500, 5000, "differs"),
+        (2499, 5000, "partial budget"),
+        (10_000, 5000, "differs"),
+        (10_001, 5000, "partial budget"),
+        (10, None, "differs"),
+        (0, 5000, "differs"),
+    ],
+)
+def test_another_budget_is_no_difference(tmp_path, updates, told, expected):
+    """Of a method whose updates nobody tells, STAR, Flow-GRPO's count."""
+    paper = tmp_path / "paper.csv"
+    cell = "" if told is None else told
+    paper.write_text(PAPER_TEXT.replace("flow_grpo,0.95,2212,553,,", f"flow_grpo,0.95,2212,553,{cell},"))
+    rows = [replace(ROW, method=method, value=0.7, updates=updates) for method in ("flow_grpo", "star")]
+    found = diff(results(tmp_path, *rows), paper)
+    assert {row.method: row.status for row in found if row.seeds} == {"flow_grpo": expected, "star": expected}
+    assert exit_code(found) == (expected == "differs")
