@@ -1,8 +1,8 @@
 """The files of a results folder beside the result files of its tasks, and which of their lines belong to those.
 
 ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per evaluated image with its verdicts, and
-``commands.csv`` the command of every run, with what trainings must share to be compared (``terms``), and ``gradient.csv`` what
-``star bench gradient`` measured.
+``commands.csv`` the command of every run, with what trainings must share to be compared (``terms``), and ``gradient.csv`` and
+``influence.csv`` what ``star bench gradient`` and ``star bench influence`` measured.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,8 @@ import pandas as pd
 
 from star.records.results import Row
 
-CURVES, IMAGES, COMMANDS, GRADIENT = "curves.csv", "images.csv.gz", "commands.csv", "gradient.csv"
+CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
+GRADIENT, INFLUENCE = "gradient.csv", "influence.csv"
 
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
