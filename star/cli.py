@@ -336,7 +336,7 @@ def gradient(
 
 
 INFLUENCE_HELP = f"""tokens= are those drawn at every trained step of every rollout. weights= is a run folder, a checkpoint or
-a file; by default the model's initial weights. The table goes to out=results/SCALE/influence.csv, every draw to runs/influence.
+a file; by default the model's initial weights. The table goes to out=results/SCALE/influence.csv, all draws to runs/influence.
 {SETTINGS_HELP}"""
 
 
