@@ -32,7 +32,7 @@ from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
-from star.training.trainer import MicroBatch, Trainer, check_places
+from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "background")
 EPOCHS = 12
@@ -178,7 +178,7 @@ def run(words: Sequence[str]) -> Shown:
     methods = {arm: settings.load([*asked.overrides, *_words(arm)]).method for arm in asked.arms}
     task = load_task(config, config.task.name)
     for method in methods.values():
-        check_places(method.arm, task)
+        check_evaluator(method.arm, task)
     hashed = config_hash(identity(config, asked.weights))
     folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
     with alone_in(folder), guards.limits(config):
