@@ -1,7 +1,8 @@
 """What every evaluator is to those who use one: the trainer, evaluations, the report.
 
 An evaluator of one's own follows :class:`Evaluator` and is named by its path, ``my_package.my_module:MyEvaluator``; nothing
-has to be registered. It may also say where in an image its verdict comes from, see :func:`places_of`.
+has to be registered. It may also say where in an image its verdict comes from, see :func:`places_of`, and how its reward rises
+with the pixels, see :func:`slopes_of`.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -100,6 +101,19 @@ def places_of(evaluator: Evaluator) -> Places | None:
     ``oracle`` ask for them. None, if there is no such method, or if it is None because the engine cannot tell.
     """
     return getattr(evaluator, "places", None)
+
+
+Slopes = Callable[[Sequence[Asked], Sequence[np.ndarray]], list[np.ndarray]]
+"""Prompts and as many images, uint8 (H, W, 3) in RGB -> for each image the gradient of its reward, up to a positive factor,
+with respect to its pixels in [0, 1], float32 (H, W, 3)."""
+
+
+def slopes_of(evaluator: Evaluator) -> Slopes | None:
+    """An evaluator's method ``slopes``, which it need not have: how its reward rises with the pixels of the final image.
+
+    PickScore has them. Arms such as ``sga`` ask for them. None, if there is no such method.
+    """
+    return getattr(evaluator, "slopes", None)
 
 
 def mean_and_stderr(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[float, float | None]:

@@ -8,6 +8,7 @@ EVALUATORS = {
     "geneval": "evaluators.geneval.evaluator:GenEval",
     "ocr": "evaluators.ocr.evaluator:TextRendering",
     "pickscore": "evaluators.pickscore.evaluator:Preference",
+    "vivid": "evaluators.vivid:Vivid",
 }
 
 

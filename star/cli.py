@@ -378,6 +378,31 @@ def gradient(
     Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
 
 
+INFLUENCE_HELP = f"""tokens= are those drawn at every trained step of every rollout. weights= is a run folder, a checkpoint or
+a file; by default the model's initial weights. The table goes to out=runs/results/SCALE/influence.csv, all draws to
+runs/influence.
+{SETTINGS_HELP}"""
+
+
+@bench.command(epilog=INFLUENCE_HELP)
+def influence(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[prompts=48] [tokens=16] [weights=RUN_OR_FILE] [out=FILE] [KEY=VALUE]..."),
+    ] = None,
+) -> None:
+    """What does the noise of one token do? It is drawn anew, all else fixed: changes of image and reward; resumable.
+
+    Example: star bench influence task=geneval prompts=48 tokens=16
+    """
+    from star.bench.influence import run
+
+    with _resumable():
+        found = run(words or [])
+    _print_table(found.title, found.columns, found.rows)
+    Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
+
+
 BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=runs/results/gpu the
 folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a GPU a model of toy size shows
 that every step runs."""

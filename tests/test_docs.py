@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "star" / "weights").rglob("*.md"),
         ROOT / "baselines/README.md",
     ]
@@ -26,10 +26,19 @@ def test_the_readme_is_short_enough_to_be_read():
 
 
 def test_the_method_table_is_the_table_of_arms():
-    rows = [f"| `{arm.name}` | {RATIOS[arm.ratio]} | {arm.weights} | {arm.question} |" for arm in ARMS.values()]
+    own = [arm for arm in ARMS.values() if not arm.neighbour]
+    rows = [f"| `{arm.name}` | {RATIOS[arm.ratio]} | {arm.weights} | {arm.question} |" for arm in own]
     assert "\n".join(rows) in (ROOT / "README.md").read_text()
     names = re.findall(r"^\| `(\w+)` \| (per [\w, ]+) \|", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE)
-    assert sorted(names) == sorted((arm.name, RATIOS[arm.ratio]) for arm in ARMS.values())
+    assert sorted(names) == sorted((arm.name, RATIOS[arm.ratio]) for arm in own)
+
+
+def test_every_neighbour_has_its_row_on_a_page_of_its_kind():
+    pages = {page: page.read_text() for page in (ROOT / "docs" / "neighbours").glob("*.md")}
+    assert all(len(text.splitlines()) <= 60 and "Command" in text for text in pages.values())
+    for arm in ARMS.values():
+        row = f"| `{arm.name}` | {RATIOS[arm.ratio]} | {arm.weights} | {arm.question} |"
+        assert sum(row in text for text in pages.values()) == arm.neighbour, row
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -86,9 +86,19 @@ def places(records: Sequence[Record], images: Sequence[np.ndarray], detector: De
         mask = np.zeros(image.shape[:2], dtype=bool)
         for name, objects in filter_detections(raw, record["tag"]).items():
             for found in objects if name in classes else ():
-                mask |= _area(found, mask.shape)
+                mask |= area(found, mask.shape)
         masks.append(mask)
     return masks
+
+
+def area(found: Detection, shape: tuple[int, ...]) -> np.ndarray:
+    """An object's mask, bool (H, W), or else its box."""
+    if found.mask is not None:
+        return found.mask
+    mask = np.zeros(shape, dtype=bool)
+    left, top, right, bottom = (max(0, round(edge)) for edge in found.box)
+    mask[top:bottom, left:right] = True
+    return mask
 
 
 def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
@@ -223,16 +233,6 @@ def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: 
             best, rest = detections[name][:count], detections[name][count:]
             detections = detections | {name: [*detector.with_colors(image, name, best), *rest]}
     return detections
-
-
-def _area(found: Detection, shape: tuple[int, ...]) -> np.ndarray:
-    """An object's mask, bool (H, W), or else its box."""
-    if found.mask is not None:
-        return found.mask
-    mask = np.zeros(shape, dtype=bool)
-    left, top, right, bottom = (max(0, round(edge)) for edge in found.box)
-    mask[top:bottom, left:right] = True
-    return mask
 
 
 def _check_vocabulary(record: Record, detector: Detector) -> None:

@@ -46,6 +46,10 @@ class Preference:
         """The returned function does the work: the scorer computes where the model does."""
         return lambda: self._judge(prompts, images)
 
+    def slopes(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The gradient of the score with respect to the pixels in [0, 1], float32 (H, W, 3) for each image."""
+        return self.scorer.slopes([prompt.text for prompt in prompts], images)
+
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """The mean raw score."""
         return mean_scores(prompts, verdicts, {"pickscore": "score"})

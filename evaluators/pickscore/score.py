@@ -96,6 +96,53 @@ class PickScore:
             scores.append((self.model.logit_scale.exp() * (text * image).sum(dim=-1)).cpu().numpy())
         return np.concatenate(scores)
 
+    def slopes(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The gradient of :meth:`score` with respect to the pixels in [0, 1], float32 (H, W, 3) for each image.
+
+        Images are brought to the model's size by torch instead of PIL, whose digits differ where the size does.
+
+        Args:
+            prompts, images: as for :meth:`score`; the images all of one size.
+        """
+        found: list[np.ndarray] = []
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            with torch.no_grad():
+                text = self._embed_texts(prompts[part])
+            with torch.enable_grad():
+                pixels = torch.from_numpy(np.stack(images[part])).to(self.device).float().div(255).requires_grad_()
+                image = F.normalize(self.model.get_image_features(pixel_values=self._seen(pixels)).pooler_output, dim=-1)
+                total = (self.model.logit_scale.detach().exp() * (text * image).sum(dim=-1)).sum()
+                found.extend(torch.autograd.grad(total, pixels)[0].cpu().numpy())
+        return found
+
+    @torch.no_grad()
+    def patches(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """The image encoder's features of every patch, after its last block, float32 (n, rows, columns, width).
+
+        Args:
+            images: uint8 (H, W, 3) in RGB, n of one size.
+        """
+        pixels = torch.from_numpy(np.stack(images)).to(self.device).float().div(255)
+        tokens = self.model.vision_model(pixel_values=self._seen(pixels)).last_hidden_state[:, 1:]
+        side = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size
+        return tokens.unflatten(1, (side, side))
+
+    def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the image processor makes of pixels in [0, 1], (n, H, W, 3) -> (n, 3, side, side), with a gradient."""
+        processor = self.processor
+        seen, edge = pixels.permute(0, 3, 1, 2), processor.size["shortest_edge"]
+        height, width = seen.shape[2:]
+        if min(height, width) != edge:
+            size = [edge * side // min(height, width) for side in (height, width)]
+            seen = F.interpolate(seen, size, mode="bicubic", antialias=True)
+        height, width = seen.shape[2:]
+        rows, columns = processor.crop_size["height"], processor.crop_size["width"]
+        top, left = (height - rows) // 2, (width - columns) // 2
+        seen = seen[:, :, top : top + rows, left : left + columns]
+        mean, std = (torch.tensor(v, device=seen.device)[:, None, None] for v in (processor.image_mean, processor.image_std))
+        return (seen - mean) / std
+
     def _embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
         tokens = self.tokenizer(
             list(prompts),

@@ -32,7 +32,7 @@ from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
-from star.training.trainer import MicroBatch, Trainer, check_places
+from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "background")
 EPOCHS = 12
@@ -178,7 +178,7 @@ def run(words: Sequence[str]) -> Shown:
     methods = {arm: settings.load([*asked.overrides, *_words(arm)]).method for arm in asked.arms}
     task = load_task(config, config.task.name)
     for method in methods.values():
-        check_places(method.arm, task)
+        check_evaluator(method.arm, task)
     hashed = config_hash(identity(config, asked.weights))
     folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
     with alone_in(folder), guards.limits(config):
@@ -194,7 +194,7 @@ def run(words: Sequence[str]) -> Shown:
     weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
     out = asked.out or own_results(config.scale) / GRADIENT
-    write(table, out)
+    write(table, out, "gradient")
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
     return shown(title, found, f"all figures: {out}; gradients: {folder}")
 
@@ -205,8 +205,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in OWN}
-    overrides = tuple(word for word in words if word.partition("=")[0] not in OWN)
+    own, overrides = own_words(words, OWN)
     for word in overrides:
         if word.startswith(("method=", "run=")):
             raise UserError(f"{word}: arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
@@ -228,6 +227,12 @@ def parse(words: Sequence[str]) -> Asked:
         out=Path(own["out"]) if "out" in own else None,
         overrides=overrides,
     )
+
+
+def own_words(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The words of a command: those of its own, name -> value, and the settings that are left."""
+    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in names}
+    return own, tuple(word for word in words if word.partition("=")[0] not in names)
 
 
 def weights_file(name: str) -> Path:
@@ -283,8 +288,13 @@ def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
             save_file({name: value.cpu() for name, value in gradient.items() if value.any()}, part, metadata)
 
 
-def write(table: pd.DataFrame, file: Path) -> None:
+def write(table: pd.DataFrame, file: Path, command: str) -> None:
     """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
+
+    Args:
+        table: with the columns ``task``, ``weights`` and ``config_hash`` among its own.
+        file: the table's.
+        command: of ``star bench``, whose table it is.
 
     Raises:
         UserError: the file is no such table.
@@ -292,8 +302,8 @@ def write(table: pd.DataFrame, file: Path) -> None:
     keys = ["task", "weights", "config_hash"]
     if file.exists():
         older = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it is written: some hashes look like numbers
-        if list(older) != COLUMNS:
-            raise UserError(f"{file} is no table of star bench gradient; name another file with out=...")
+        if list(older) != list(table):
+            raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
         new = set(map(tuple, table[keys].to_numpy()))
         older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
         table = pd.concat([older, table]) if len(older) else table

@@ -28,6 +28,10 @@ THRIFT = (
 )
 """Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
 
+LATER = {"method.clip": "ratio"}
+"""Settings that came after results had been made, with the value that is as if there were none: while they have it, they are
+no part of an identity, so that those results stay these settings'."""
+
 UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
 
@@ -64,6 +68,10 @@ def identity(config: Config, measured: str | None = None) -> dict:
     for name in THRIFT:
         group, _, key = name.partition(".")
         known[group][key] = get(own, name)
+    for name, neutral in LATER.items():
+        group, _, key = name.partition(".")
+        if known[group][key] == neutral:
+            del known[group][key]
     known["model"]["path"] = config.model.path or MINI_BASE.identity
     known["arithmetic"] = ARITHMETIC
     used = {config.task.name, measured, *config.rewards.others}

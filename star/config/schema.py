@@ -50,6 +50,7 @@ NAME_OR_NULL = Rule(
     lambda value: value is None or bool(WORD.fullmatch(value)), "must be a word of letters, digits, '_', '-', '.'"
 )
 REDUCTION = one_of("image", "image_weighted", "detached", "position")
+CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
 STD, KL = one_of("batch", "group"), one_of("flow_grpo", "paper")
 COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
@@ -89,6 +90,9 @@ class MethodConfig:
         weighted_kl: whether the KL penalty is weighted like the advantage.
         normalise: weights have mean 1 over the steps and positions of a ``rollout``, or over the positions of each ``step``.
         steps: what the policy loss of a step counts for: 1 (``as_sampled``), or 1 over the size of its score (``equal``).
+        clip: what keeps an update near the policy that sampled: its ``ratio`` within the clip range, or the exact ``kl`` of
+            the transitions, up to where the ratio's deviation is the clip range (:class:`star.method.objective.Bound`). No
+            part of a run's identity while it is ``ratio``.
     """
 
     name: Annotated[str, NAME]
@@ -101,6 +105,7 @@ class MethodConfig:
     weighted_kl: bool = False
     normalise: Annotated[str, NORMALISE] = "rollout"
     steps: Annotated[str, STEPS] = "as_sampled"
+    clip: Annotated[str, CLIP] = "ratio"
 
 
 @dataclass

@@ -109,9 +109,9 @@ def expand(words: Sequence[str]) -> list[Cell]:
     whole seeds, and arms that are compared run next to each other.
 
     Args:
-        words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), or ``task=all`` and
-            ``method=all`` (the arms of the ablation), the last one counts if one is there twice; all others are overrides of
-            every cell.
+        words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), or ``task=all`` (the tasks that
+            the scale names an evaluator for) and ``method=all`` (the arms of the ablation), the last one counts if one is
+            there twice; all others are overrides of every cell.
 
     Raises:
         UserError: a name, a range or an override that cannot be used.
@@ -121,7 +121,7 @@ def expand(words: Sequence[str]) -> list[Cell]:
     others = [word for word in words if not word.startswith(axes)]
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
-    tasks = _names(given.get("task", "task=all"), settings.options("task"))
+    tasks = _names(given.get("task", "task=all"), sorted(settings.load(others).evaluators))
     methods = _names(given.get("method", "method=all"), ABLATION)
     seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]

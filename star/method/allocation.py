@@ -15,6 +15,8 @@ everything else. :mod:`star.method.arms` is the table of them all.
 | ``star_shifted`` | the relevance, moved by half the canvas | the match of map and place |
 | ``oracle`` | 1 where the verdict on the final image comes from, else 0 | attention |
 | ``background`` | 1 less the oracle's | what is judged |
+
+Those that follow other published works are in :mod:`baselines.neighbours`.
 """
 
 import math
@@ -41,6 +43,8 @@ def allocate(
     keys: Sequence[int] | Tensor | None = None,
     seed: int = 0,
     places: Tensor | None = None,
+    images: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """The weights of every step and position, float32 (T, B, h, w), >= 0, mean 1 over (T, h, w) for each rollout, or also over
     (h, w) for each step of it.
@@ -64,6 +68,8 @@ def allocate(
         keys: for the random controls, an id >= 0 of each rollout, (B,); by default its place in the batch.
         seed: of the random controls, >= 0.
         places: for ``oracle`` and ``background``, the share of each token where the verdict comes from, (B, h, w).
+        images: for ``vipo``, the final ones, uint8 (B, H, W, 3).
+        slopes: for ``sga``, how the reward rises with their pixels, (B, H, W, 3).
 
     Raises:
         ValueError: an unknown arm, an option out of range or a wrong shape.
@@ -86,6 +92,8 @@ def allocate(
         keys=_ids(range(rollouts) if keys is None else keys, "keys", rollouts),
         seed=seed,
         places=None if places is None else _shares(places, relevance),
+        images=images,
+        slopes=slopes,
     )
     # Relative to its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent

@@ -27,12 +27,17 @@ class Rollouts:
         seed: of random numbers, >= 0.
         places: (B, h, w), the share of each image token's area where the verdict on the final image comes from, in [0, 1]; 0
             everywhere if nothing was found. None unless the maker carries the mark of :func:`with_places`.
+        images: the final ones, uint8 (B, H, W, 3) in RGB. None without the mark of :func:`with_images`.
+        slopes: how the reward of the final image rises with each of its pixels, float32 (B, H, W, 3). None without the mark of
+            :func:`with_slopes`.
     """
 
     prompts: Sequence[int]
     keys: Sequence[int]
     seed: int
     places: "Tensor | None" = None
+    images: "Tensor | None" = None
+    slopes: "Tensor | None" = None
 
 
 RATIOS = {
@@ -59,6 +64,8 @@ class Arm:
         published: whether the paper has it.
         control: whether its maps mean nothing.
         diagnostic: whether it is run by its name alone, and is no part of the ablation.
+        steps: what the policy loss of a step counts for, a value of ``method.steps``.
+        neighbour: whether it follows another published work; ``docs/neighbours`` has a page on it.
         colour: in figures, of Okabe and Ito's, which colour-blind readers tell apart; None is that of the text.
     """
 
@@ -72,6 +79,8 @@ class Arm:
     published: bool = False
     control: bool = False
     diagnostic: bool = False
+    steps: str = "as_sampled"
+    neighbour: bool = False
     colour: str | None = None
 
 
@@ -85,6 +94,9 @@ MAPS: dict[str, str | None] = {
     "star_shifted": "baselines.controls:shifted",
     "oracle": "baselines.controls:oracle",
     "background": "baselines.controls:background",
+    "vipo": "baselines.neighbours:vipo",
+    "sga": "baselines.neighbours:sga",
+    "sga_flipped": "baselines.neighbours:sga_flipped",
 }
 """The values of ``method.arm`` that have a name, and where their maps are made; ``uniform`` has none: its weights are 1."""
 
@@ -197,6 +209,51 @@ ARMS = {
             question="does a wrong map lose?",
             diagnostic=True,
         ),
+        Arm(
+            name="vipo",
+            map="vipo",
+            ratio="image_weighted",
+            label="ViPO-style",
+            weights="what stands out in a frozen network's features of the final image",
+            removes="prompt and attention",
+            question="does saliency do as well?",
+            diagnostic=True,
+            neighbour=True,
+        ),
+        Arm(
+            name="sga",
+            map="sga",
+            ratio="image_weighted",
+            label="SGA-style",
+            weights="where the reward's gradient with respect to the final image is small",
+            removes="attention",
+            question="does the reward's own gradient, as published, tell where?",
+            diagnostic=True,
+            neighbour=True,
+        ),
+        Arm(
+            name="sga_flipped",
+            map="sga_flipped",
+            ratio="image_weighted",
+            label="SGA-style, flipped",
+            weights="where it is large",
+            removes="attention",
+            question="and with the other sign?",
+            diagnostic=True,
+            neighbour=True,
+        ),
+        Arm(
+            name="tempflow",
+            map="uniform",
+            ratio="image",
+            label="TempFlow-style",
+            weights="1 everywhere, each step divided by the size of its score",
+            removes="the map",
+            question="what do weights of steps do alone?",
+            diagnostic=True,
+            steps="equal",
+            neighbour=True,
+        ),
     )
 }
 """All arms in reading order, by name."""
@@ -244,6 +301,18 @@ def with_places(maker: Function) -> Function:
     return maker
 
 
-def needs_places(maker: "MapMaker") -> bool:
-    """Whether a maker carries the mark of :func:`with_places`."""
-    return getattr(maker, "places", False)
+def with_images(maker: Function) -> Function:
+    """Marks a :data:`MapMaker` that must be shown the final images (:attr:`Rollouts.images`)."""
+    maker.images = True  # type: ignore[attr-defined]
+    return maker
+
+
+def with_slopes(maker: Function) -> Function:
+    """Marks a :data:`MapMaker` that must be told how the reward rises with the pixels (:attr:`Rollouts.slopes`)."""
+    maker.slopes = True  # type: ignore[attr-defined]
+    return maker
+
+
+def needs(maker: "MapMaker", what: str) -> bool:
+    """Whether a maker carries the mark of what :class:`Rollouts` tell only those that ask: places, images or slopes."""
+    return getattr(maker, what, False)

@@ -10,7 +10,9 @@ between positions there are three more; at ratio 1 all three have the gradient o
 | ``detached`` | ``sg(exp(mean_u d)) p / sg(p)``, the image's value with each position's gradient | the image |
 | ``position`` | ``exp(d)`` | each position |
 
-with ``d = logp_new - logp_old``, averaged over channels, ``p = exp(logp_new)`` and ``sg`` a constant.
+with ``d = logp_new - logp_old``, averaged over channels, ``p = exp(logp_new)`` and ``sg`` a constant. Instead of by its ratio,
+an update may be bounded by the exact divergence of the two Gaussians, which the noise that was drawn does not sway
+(:class:`Bound`).
 """
 
 import math
@@ -23,8 +25,25 @@ from torch import Tensor
 from star.method.sampling import log_prob
 
 REDUCTIONS = ("image", "image_weighted", "detached", "position")
+CLIPS = ("ratio", "kl")
 STDS = ("batch", "group")
 KLS = ("flow_grpo", "paper")
+
+
+class Bound(NamedTuple):
+    """A trust region of divergences in place of the ratio's clip, after Flow-DPPO (arXiv 2606.11025).
+
+    Where the old and the new transition are further apart than the limit, an update that would part them further is left out:
+    its gradient is 0 if ``(ratio - 1) A > 0``. All others go on with their plain ratio.
+
+    Attributes:
+        divergence: KL(old | new) of the transitions, averaged (not summed) over elements: (B, H, W) for ``position``, (B,) for
+            the others, of which the image is bounded; see :func:`divergence_map`.
+        limit: largest one allowed, see :func:`kl_limit_for`.
+    """
+
+    divergence: Tensor
+    limit: float
 
 
 class PolicyLoss(NamedTuple):
@@ -32,7 +51,7 @@ class PolicyLoss(NamedTuple):
 
     Attributes:
         loss: (B,), to be averaged over all samples and steps of an update.
-        clip_fraction: share of ratios outside 1 +- clip_range, in [0, 1].
+        clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1].
         ratio_mean: mean ratio.
         ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
@@ -187,6 +206,7 @@ def policy_loss(
     clip_range: float,
     adv_clip: float = 5.0,
     reduction: str | None = None,
+    bound: Bound | None = None,
 ) -> PolicyLoss:
     """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions; W stands within the ratio
     of ``image_weighted``, and here no more. With W >= 0 it would not matter for the others where it stands.
@@ -199,10 +219,11 @@ def policy_loss(
         clip_range: half width of the trust region of the ratio.
         adv_clip: largest absolute advantage.
         reduction: one of :data:`REDUCTIONS`; by default ``image`` for (B,) and ``position`` for (B, H, W).
+        bound: takes the place of the clip.
 
     Raises:
         ValueError: a reduction of another shape, or shapes that are not equal; nothing is broadcast but an advantage over its
-            own sample's positions.
+            own sample's positions, and a divergence of an image over its positions.
     """
     shape = logp_new.shape
     if logp_old.shape != shape or (weights is not None and weights.shape != shape):
@@ -221,13 +242,18 @@ def policy_loss(
     gain = advantages.detach().clamp(-adv_clip, adv_clip).reshape(-1, *[1] * (ratio.dim() - 1))
     if weights is not None:
         gain = gain * weights
-    surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_range, 1 + clip_range) * gain)
+    if bound is None:
+        surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - clip_range, 1 + clip_range) * gain)
+    else:
+        over = bound.divergence.detach() > bound.limit
+        over = over.reshape(*over.shape, *[1] * (ratio.dim() - over.dim()))
+        surrogate = torch.where(over & ((ratio.detach() - 1) * gain > 0), ratio.detach() * gain, ratio * gain)
     loss = -surrogate.flatten(1).mean(1) if ratio.dim() == 3 else -surrogate
     ratio, moved = ratio.detach(), moved.detach()
     distance = (ratio - 1).abs()
     return PolicyLoss(
         loss=loss,
-        clip_fraction=(distance > clip_range).float().mean(),
+        clip_fraction=((distance > clip_range) if bound is None else over).float().mean(),
         ratio_mean=ratio.mean(),
         ratio_error=distance.max(),
         approx_kl=ratio.log().square().mean() / 2,
@@ -244,6 +270,38 @@ def _ratio(moved: Tensor, weights: Tensor | None, reduction: str) -> tuple[Tenso
         image = moved.detach().mean((1, 2), keepdim=True).exp()
         return image * (moved - moved.detach()).exp(), weights
     return moved.exp(), weights
+
+
+def divergence_map(mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: str) -> Tensor:
+    """KL(old | new) of two transitions with the same std, ``(mean_new - mean_old)^2 / (2 std^2)``, for :class:`Bound`.
+
+    Args:
+        mean_new, mean_old: (B, C, H, W).
+        std: of both, a scalar.
+        reduction: ``position``, the mean over C -> (B, H, W); of the others the image is bounded: over C, H and W -> (B,).
+
+    Raises:
+        ValueError: an unknown reduction, or means that differ in shape.
+    """
+    _check_reduction(reduction)
+    apart = kl(mean_new, mean_old, std, dt=0.0, kind="paper")
+    return apart if reduction == "position" else apart.mean((1, 2))
+
+
+def kl_limit_for(reduction: str, clip_range: float, shape: Sequence[int]) -> float:
+    """The divergence, averaged over elements, that is as far as a ratio's clip range: ``n clip_range^2 / 2``.
+
+    A log-ratio is the mean over n elements of the noise that was drawn times what the means differ by in units of the std. So
+    its standard deviation is ``sqrt(2 KL / n)``, which is the clip range at that divergence.
+
+    Args:
+        reduction: one of :data:`REDUCTIONS`.
+        clip_range: of such a ratio.
+        shape: (C, H, W) of the latents.
+    """
+    _check_reduction(reduction)
+    elements = shape[0] if reduction == "position" else math.prod(shape)
+    return elements * clip_range**2 / 2
 
 
 def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:

@@ -3,7 +3,7 @@
 What is run here goes to ``runs/results/SCALE``, which git ignores; what ships is in ``results/SCALE``, and ``star publish`` is
 the way there. In both, ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per evaluated image with
 its verdicts, ``commands.csv`` the command of every run, with what trainings must share to be compared (``terms``), and
-``gradient.csv`` what ``star bench gradient`` measured.
+``gradient.csv`` and ``influence.csv`` what ``star bench gradient`` and ``star bench influence`` measured.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,8 @@ from star.records.results import ROOT, Row
 OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""
 
-CURVES, IMAGES, COMMANDS, GRADIENT = "curves.csv", "images.csv.gz", "commands.csv", "gradient.csv"
+CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
+GRADIENT, INFLUENCE = "gradient.csv", "influence.csv"
 
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]

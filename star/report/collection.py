@@ -12,7 +12,7 @@ from star.common.errors import UserError
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
-from star.records.folder import COMMANDS, CURVES, EVALUATION, GRADIENT, IMAGES, KEY, belonging
+from star.records.folder import COMMANDS, CURVES, EVALUATION, GRADIENT, IMAGES, INFLUENCE, KEY, belonging
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
 from star.records.results import PaperRow, Row, read, read_paper
 from star.records.summary import Summary, summarise
@@ -121,7 +121,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
-    files = sorted(file for file in folder.glob("*.csv") if file.name not in (CURVES, COMMANDS, GRADIENT))
+    files = sorted(file for file in folder.glob("*.csv") if file.name not in (CURVES, COMMANDS, GRADIENT, INFLUENCE))
     rows = [row for file in files for row in read(file)]
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")

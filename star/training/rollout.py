@@ -183,6 +183,7 @@ def sample(
     seed: int,
     epoch: int,
     keep_means: bool = False,
+    noise: Callable[[], Tensor] | None = None,
 ) -> Trajectory:
     """Draw one micro-batch.
 
@@ -199,6 +200,7 @@ def sample(
         reduction: of the log-probabilities, ``image`` or ``position``.
         seed, epoch: of the noise.
         keep_means: of the transitions, which GRPO-Guard alone needs: they are as large as the latents.
+        noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.
     """
     texts = [prompts[s.prompt].text for s in samples]
     spans = [prompts[s.prompt].spans for s in samples]
@@ -207,7 +209,7 @@ def sample(
     if relevance is not None:
         capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
     # Every sample draws for every step, so that a step's noise does not depend on where the window lies.
-    noise = step_noise(base, samples, seed, epoch)
+    noise = noise or step_noise(base, samples, seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
     runs = alike(samples, sampling.same_latent)

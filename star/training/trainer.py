@@ -21,7 +21,7 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from evaluators.interface import Evaluator, places_of
+from evaluators.interface import Evaluator, places_of, slopes_of
 from star import config as settings
 from star import models
 from star.common import processes
@@ -31,13 +31,16 @@ from star.common.progress import bar
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
 from star.method.allocation import allocate, effective_sample_share, upsample
-from star.method.arms import map_maker, needs_places, needs_whole_epoch
+from star.method.arms import map_maker, needs, needs_whole_epoch
 from star.method.objective import (
+    Bound,
     PolicyLoss,
     advantages,
     clip_range_for,
+    divergence_map,
     guarded,
     kl,
+    kl_limit_for,
     log_prob_map,
     mixed_rewards,
     policy_loss,
@@ -112,7 +115,7 @@ class Trainer:
         # A map that cannot be made and images that cannot be judged are told before a model is loaded.
         map_maker(config.method.arm)
         self.task = task or load_task(config, config.task.name)
-        check_places(config.method.arm, self.task)
+        check_evaluator(config.method.arm, self.task)
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, device, config.seed)
         self.beside = Beside(device)
@@ -248,7 +251,7 @@ class Trainer:
                 config.method.reduction,
                 config.seed,
                 epoch,
-                keep_means=config.train.guard,
+                keep_means=config.train.guard or config.method.clip == "kl",
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
             verdicts = {name: self.beside(judge.submit(prompts, images)) for name, judge in judges.items()}
@@ -289,7 +292,11 @@ class Trainer:
         together = self._gather if needs_whole_epoch(maker) else list
         own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
         maps = dict(sorted(together(own)))
-        covered = dict(together([(b.number, self._covered(b)) for b in batches])) if needs_places(maker) else {}
+        told = {
+            what: dict(together([(batch.number, tell(batch)) for batch in batches]))
+            for what, tell in (("places", self._covered), ("images", self._images), ("slopes", self._slopes))
+            if needs(maker, what)
+        }
         if not maps:
             return  # no micro-batch for this process
         size = self.config.train.micro_batch
@@ -304,7 +311,7 @@ class Trainer:
             prompts=[groups[place] for place in places],
             keys=[epoch * len(groups) + place for place in places],
             seed=self.config.seed,
-            places=torch.cat([covered[number] for number in maps]) if covered else None,
+            **{what: torch.cat([parts[number] for number in maps]) for what, parts in told.items()},
         )
         parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
         for batch in batches:
@@ -318,6 +325,18 @@ class Trainer:
         masks = places([self.task.train[s.prompt] for s in trajectory.samples], list(trajectory.images.numpy()))
         height, width = trajectory.relevance.shape[2:]
         return adaptive_avg_pool2d(torch.from_numpy(np.stack(masks)).float(), (height, width))
+
+    def _images(self, batch: MicroBatch) -> Tensor:
+        """The final images, uint8 (B, H, W, 3)."""
+        return batch.trajectory.images
+
+    def _slopes(self, batch: MicroBatch) -> Tensor:
+        """How the task's own reward rises with the pixels of the final images, (B, H, W, 3)."""
+        trajectory = batch.trajectory
+        slopes = slopes_of(self.task.evaluator)
+        assert slopes is not None
+        prompts = [self.task.train[s.prompt] for s in trajectory.samples]
+        return torch.from_numpy(np.stack(slopes(prompts, list(trajectory.images.numpy()))))
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
@@ -436,13 +455,18 @@ class Trainer:
         trajectory, train, sampling = batch.trajectory, self.config.train, self.config.sampling
         new = log_prob_map(trajectory.latents[row + 1], moved.mean, moved.std, sampling.kind, method.reduction)
         old = new.detach() if by_itself else trajectory.log_probs[row]
+        means = trajectory.means
+        assert by_itself or means is not None or not (train.guard or method.clip == "kl")
+        before = moved.mean.detach() if means is None or by_itself else means[row]
+        bound = None
+        if method.clip == "kl":
+            apart = divergence_map(moved.mean, before, moved.std, method.reduction)
+            bound = Bound(apart, kl_limit_for(method.reduction, self.clip_range, self.base.latent_shape))
         if train.guard:
-            assert by_itself or trajectory.means is not None
-            before = moved.mean if trajectory.means is None or by_itself else trajectory.means[row]
             new, old = guarded(new, old, moved.mean, before, moved.std, method.reduction)
         per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
         gains = batch.advantages.to(self.base.device)
-        policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction)
+        policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction, bound)
         return policy, policy.loss / -moved.dt if train.guard else policy.loss
 
     def _step_shares(self, steps: Sequence[int]) -> list[float]:
@@ -519,8 +543,8 @@ class Trainer:
         return self.task.train[s.prompt].text
 
 
-def check_places(arm: str, task: Task) -> None:
-    """Refuse an arm whose maps are made of places that the task's evaluator cannot tell.
+def check_evaluator(arm: str, task: Task) -> None:
+    """Refuse an arm whose maps are made of what the task's evaluator cannot tell: places or slopes.
 
     Args:
         arm: a value of ``method.arm``.
@@ -530,11 +554,15 @@ def check_places(arm: str, task: Task) -> None:
         UserError: it cannot.
     """
     maker = map_maker(arm)
-    if maker and needs_places(maker) and places_of(task.evaluator) is None:
-        raise UserError(
-            f"method.arm={arm} needs to know where in an image the verdict comes from, which {task.protocol} does not tell; "
-            "use another method, or an evaluator with places (evaluators/interface.py)"
-        )
+    for what, method, words in (
+        ("places", places_of, "where in an image the verdict comes from"),
+        ("slopes", slopes_of, "how the reward rises with an image's pixels"),
+    ):
+        if maker and needs(maker, what) and method(task.evaluator) is None:
+            raise UserError(
+                f"method.arm={arm} needs to know {words}, which {task.protocol} does not tell; use another method, or an "
+                f"evaluator with {what} (evaluators/interface.py)"
+            )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baselines.controls import donors
 from star.common.errors import UserError
 from star.method.allocation import allocate, effective_sample_share, upsample
-from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs_places, needs_whole_epoch
+from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs, needs_whole_epoch
 
 MAPPED = [arm for arm in MAPS if map_maker(arm)]
 PROMPTS = [3, 3, 8, 8, 5, 5]
@@ -26,6 +26,14 @@ def places(seed=0, shape=(6, 5, 3)):
     shares = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
     shares[:2] = torch.tensor([0.0, 1.0])[:, None, None]
     return shares
+
+
+def seen(rows=slice(None), seed=0, shape=(6, 5, 3)):
+    """What makers may ask for of rollouts, or of some of them."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (shape[0], 64, 64, 3), generator=generator, dtype=torch.uint8)
+    slopes = torch.randn(images.shape, generator=generator)
+    return {"places": places(seed, shape)[rows], "images": images[rows], "slopes": slopes[rows]}
 
 
 def naive(relevance, arm, exponent=1.0, mix=1.0):
@@ -101,14 +109,13 @@ def test_weights_have_unit_mean_and_keep_below_the_cap(shape, arm, cap, mix, exp
     maps[torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < zeros] = 0
     assume((maps > 0).flatten(2).any(2).any(0).all())
     try:
-        known = {"prompts": range(shape[1]), "seed": seed, "places": places(seed, shape[1:])}
-        weights = allocate(maps, arm, cap=cap, mix=mix, exponent=exponent, **known)
+        known = seen(seed=seed, shape=shape[1:])
+        weights = allocate(maps, arm, cap=cap, mix=mix, exponent=exponent, prompts=range(shape[1]), seed=seed, **known)
     except UserError:
         support = {
             "spatial": (maps > 0).any(0, keepdim=True).expand(shape),
             "temporal": (maps > 0).flatten(2).any(2)[..., None, None].expand(shape),
-            "oracle": torch.ones(shape),
-            "background": torch.ones(shape),
+            **dict.fromkeys(("oracle", "background", "vipo", "sga", "sga_flipped"), torch.ones(shape)),
         }.get(arm, maps > 0)
         assert cap is not None and cap * support.double().mean((0, 2, 3)).min() < 1 + 1e-6
         return
@@ -159,9 +166,9 @@ def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
 
 def test_a_rollout_does_not_depend_on_its_batch():
     arms = [arm for arm in MAPPED if arm != "star_shuffled"]
-    whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16), places=places()) for arm in arms}
+    whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16), **seen()) for arm in arms}
     for arm, weights in whole.items():
-        part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11], places=places()[[4, 1]])
+        part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11], **seen([4, 1]))
         assert torch.equal(part, weights[:, [4, 1]]), arm
 
 
@@ -333,8 +340,12 @@ def test_the_table_of_arms_is_the_one_place():
     assert {arm.map for arm in ARMS.values()} == set(MAPS)
     assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
     assert [arm for arm in MAPPED if needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]
-    assert [arm for arm in MAPPED if needs_places(map_maker(arm))] == ["oracle", "background"]
-    assert [*ABLATION, "star_shifted", "oracle", "background"] == list(ARMS)
+    told = {"places": ["oracle", "background"], "images": ["vipo"], "slopes": ["sga", "sga_flipped"]}
+    for what, arms in told.items():
+        assert [arm for arm in MAPPED if needs(map_maker(arm), what)] == arms
+    neighbours = [name for name, arm in ARMS.items() if arm.neighbour]
+    assert [*ABLATION, "star_shifted", "oracle", "background", *neighbours] == list(ARMS)
+    assert neighbours == ["vipo", "sga", "sga_flipped", "tempflow"] and all(ARMS[name].diagnostic for name in neighbours)
     colours = [arm.colour for arm in ARMS.values() if arm.colour]
     assert len(set(colours)) == len(colours) >= len(ABLATION) - 1
 

@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star.method.objective import (
+    Bound,
     advantages,
     clip_range_for,
+    divergence_map,
     guarded,
     kl,
+    kl_limit_for,
     log_prob_map,
     mixed_rewards,
     policy_loss,
@@ -444,6 +447,67 @@ def test_guarded_ratio_is_the_exponential_of_the_mean_of_noise_times_move(reduct
     z_mean = (z.double() * (mean - old.mean.double())).mean(dim=1 if reduction == "position" else (1, 2, 3))
     (expected,) = torch.autograd.grad(z_mean.exp().sum(), moved_v)
     assert torch.allclose(gradient, expected, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("reduction", ["image", "image_weighted", "detached", "position"])
+def test_a_bound_leaves_out_what_would_part_the_policies_further_and_nothing_else(reduction):
+    """Loss and gradient by the formula, ratio by ratio."""
+    shape = (6,) if reduction == "image" else (6, 2, 3)
+    moved = (0.3 * torch.randn(shape, generator=generator(1), dtype=torch.float64)).requires_grad_()
+    old = torch.randn(shape, generator=generator(2), dtype=torch.float64)
+    gains = torch.tensor([1.0, -1.0, 2.0, -2.0, 0.5, 1.5], dtype=torch.float64)
+    weights = None if reduction == "image" else torch.rand(shape, generator=generator(3), dtype=torch.float64)
+    apart = torch.rand(shape if reduction == "position" else (6,), generator=generator(4), dtype=torch.float64)
+    found = policy_loss(old + moved, old, gains, weights, 1e-9, reduction=reduction, bound=Bound(apart, 0.2))
+    total = 0.0
+    for i in range(6):
+        if reduction in ("image", "image_weighted"):
+            w = 1.0 if weights is None else weights[i]
+            parts = [(((w * moved[i]).mean()).exp(), 1.0, apart[i])]
+        else:
+            plain = moved[i].detach().mean().exp()
+            parts = [
+                (
+                    moved[i, y, u].exp() / (1 if reduction == "position" else moved[i, y, u].detach().exp() / plain),
+                    weights[i, y, u],
+                    apart[i, y, u] if reduction == "position" else apart[i],
+                )
+                for y in range(2)
+                for u in range(3)
+            ]
+        for ratio, weight, distance in parts:
+            further = (ratio > 1 and gains[i] > 0) or (ratio < 1 and gains[i] < 0)
+            kept = ratio.detach() if distance > 0.2 and further else ratio
+            total = total - kept * weight * gains[i] / len(parts)
+    assert found.loss.sum().item() == pytest.approx(total.item())
+    own, expected = (torch.autograd.grad(value, moved, retain_graph=True)[0] for value in (found.loss.sum(), total))
+    torch.testing.assert_close(own, expected)
+    assert 0 < (own == 0).double().mean() < 1
+    assert found.clip_fraction.item() == pytest.approx((apart > 0.2).double().mean().item())
+
+
+def test_divergences_are_those_of_two_normals():
+    new, old = (torch.randn((2, 3, 4, 4), generator=generator(seed), dtype=torch.float64) for seed in range(2))
+    exact = torch.distributions.kl_divergence(*(torch.distributions.Normal(mean, 0.3) for mean in (old, new))).float()
+    torch.testing.assert_close(divergence_map(new, old, torch.tensor(0.3), "position"), exact.mean(1))
+    for reduction in ("image", "image_weighted", "detached"):
+        torch.testing.assert_close(divergence_map(new, old, torch.tensor(0.3), reduction), exact.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("reduction", ["image", "position"])
+def test_at_the_limit_a_log_ratio_deviates_by_the_clip_range(reduction):
+    """By drawing: transitions that are just so far apart, and the noise of the old one."""
+    shape, clip_range, std = (2, 3, 4), 0.01, 0.7
+    elements = 2 if reduction == "position" else 24
+    limit = kl_limit_for(reduction, clip_range, shape)
+    apart = torch.randn((1, *shape), generator=generator(1))
+    size = apart.square().mean(1, keepdim=True) if reduction == "position" else apart.square().mean()
+    apart = apart * std * (2 * limit / size).sqrt()
+    assert divergence_map(apart, torch.zeros_like(apart), torch.tensor(std), reduction).allclose(torch.tensor(limit))
+    assert elements * limit == pytest.approx((elements * clip_range) ** 2 / 2)
+    following = std * torch.randn((20_000, *shape), generator=generator(2))
+    new, old = (log_prob_map(following, m.expand_as(following), std, "sde", reduction) for m in (apart, 0 * apart))
+    assert (new - old).std(0).mean().item() == pytest.approx(clip_range, rel=0.03)
 
 
 def test_guarded_ratio_is_one_on_policy():

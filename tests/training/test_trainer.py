@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from star.common.errors import RunStopped, UserError
 from star.config import to_yaml
+from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.training import rollout
 from star.training.judging import Beside
@@ -220,6 +221,20 @@ def test_kl_is_against_the_untrained_model(make_config, parameters, kl, tmp_path
     assert torch.equal(before, reference)
     assert not torch.equal(before, after)
     assert lines(config)[0]["kl"] > 0
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "star", "dense_uniform"])
+def test_updates_may_be_bounded_by_the_divergence_from_the_policy_that_sampled(make_config, monkeypatch, method):
+    trainer, seen = Trainer(make_config(f"method={method}", "method.clip=kl", "train.clip_range=1e-3"), RedTask()), []
+    monkeypatch.setattr("star.training.trainer.policy_loss", lambda *given: seen.append(given[-1]) or policy_loss(*given))
+    trainer.epoch(0)
+    channels, height, width = trainer.base.latent_shape
+    first, last = seen[0], seen[-1]
+    image = method != "dense_uniform"
+    assert first.divergence.shape == last.divergence.shape == ((8,) if image else (8, height, width))
+    assert first.divergence.max() < 1e-9 < last.divergence.min()  # before the first step, and after it
+    elements, clip_range = (channels * height * width, 1e-3) if image else (channels, 1e-3 * height * width)
+    assert last.limit == pytest.approx(elements * clip_range**2 / 2)
 
 
 def test_noise_is_keyed_by_sample_not_by_place(make_config):

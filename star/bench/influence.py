@@ -1,0 +1,354 @@
+"""The command ``star bench influence``: the noise of one token at one trained step is drawn anew, and all else stays.
+
+Where does the final image change, and by how much the reward? STAR holds that a place counts by what its noise does to the
+verdict, and takes attention for a sign of that. Here it is measured: without gradients, and for any evaluator.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from evaluators.interface import places_of
+from star import config as settings
+from star import models
+from star.bench.gradient import INITIAL, Shown, identity, own_words, weights_file, write
+from star.common.errors import UserError
+from star.common.files import alone_in, replacing
+from star.common.noise import generator, normal
+from star.common.progress import bar
+from star.common.statistics import jackknife
+from star.config import Config, config_hash
+from star.models.interface import BaseModel
+from star.records.folder import INFLUENCE, own_results
+from star.records.results import commit
+from star.tasks import Task, load_task
+from star.training import guards
+from star.training.checkpoint import load_trained
+from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
+
+PROMPTS, TOKENS = 48, 16
+OWN = ("prompts", "tokens", "weights", "out")
+"""The words of the command that are no settings."""
+
+EPOCH = 0
+"""Whose prompts, noise and window the rollouts have."""
+
+QUARTILES = 4
+
+
+class Figure(NamedTuple):
+    """One number.
+
+    Attributes:
+        part: ``all`` trained steps, or ``step 0`` and so on: of the one whose noise was drawn anew.
+        metric: a key of what :func:`statistics` gives.
+        value: of it.
+        stderr: by the jackknife over prompts; not a number where there are too few.
+    """
+
+    part: str
+    metric: str
+    value: float
+    stderr: float
+
+
+COLUMNS = ["task", "weights", *Figure._fields, "prompts", "images", "commit", "config_hash"]
+
+
+class Change(NamedTuple):
+    """A token's noise that is drawn anew: the step, and the token's row and column among the tokens."""
+
+    step: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command.
+
+    Attributes:
+        prompts: how many, with one rollout each.
+        tokens: how many of each rollout and trained step.
+        weights: the file of the weights; None for the model's initial ones.
+        out: the table; None for that of the scale.
+        overrides: settings.
+    """
+
+    prompts: int
+    tokens: int
+    weights: Path | None
+    out: Path | None
+    overrides: tuple[str, ...]
+
+
+def run(words: Sequence[str]) -> Shown:
+    """Measure what is not measured yet, write the table and give what to print.
+
+    Args:
+        words: ``prompts=48``, ``tokens=16``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
+
+    Raises:
+        UserError: a word that cannot be used.
+    """
+    asked = parse(words)
+    config = settings.load([*asked.overrides, "method=star"])
+    task = load_task(config, config.task.name)
+    hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
+    folder = Path("runs", "influence", config.scale, config.task.name, hashed)
+    with alone_in(folder), guards.limits(config):
+        files = measure(config, asked, task, folder)
+    draws = pd.concat([pd.read_csv(file).assign(prompt=number) for number, file in enumerate(files)], ignore_index=True)
+    found = figures(draws)
+    weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
+    facts = (len(files), len(draws), commit(), hashed)
+    table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
+    out = asked.out or own_results(config.scale) / INFLUENCE
+    write(table, out, "influence")
+    title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"
+    return shown(title, found, f"all figures: {out}; every draw: {folder}")
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """The words of the command.
+
+    Raises:
+        UserError: one that cannot be used.
+    """
+    own, overrides = own_words(words, OWN)
+    for word in overrides:
+        if word.startswith(("method=", "run=")):
+            raise UserError(f"{word}: nothing is trained here, so there is no method, and draws are kept in runs/influence")
+    counts = {name: own.get(name, str(default)) for name, default in (("prompts", PROMPTS), ("tokens", TOKENS))}
+    for name, value in counts.items():
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"{name}={value} must be a number from 1 on")
+    return Asked(
+        prompts=int(counts["prompts"]),
+        tokens=int(counts["tokens"]),
+        weights=weights_file(own["weights"]) if "weights" in own else None,
+        out=Path(own["out"]) if "out" in own else None,
+        overrides=overrides,
+    )
+
+
+def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path]:
+    """Make the files that are not there yet, prompt by prompt, and give all: each holds the draws of one rollout.
+
+    Raises:
+        UserError: there are fewer prompts or tokens than are asked for.
+    """
+    if asked.prompts > len(task.train):
+        raise UserError(f"prompts={asked.prompts}, but task={task.name} has only {len(task.train)} for training")
+    samples = plan(len(task.train), asked.prompts, 1, config.seed, EPOCH)
+    files = [folder / f"rollout-{number:04d}.csv" for number in range(len(samples))]
+    missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
+    if not missing:
+        return files
+    base = models.load(config.model, Accelerator().device, config.seed)
+    if asked.weights:
+        load_trained(asked.weights, base.trained)
+    steps = trained_steps(config.sampling, config.seed, EPOCH)
+    with bar(f"influence, {config.task.name}", len(missing) * len(steps) * asked.tokens) as display:
+        for drawn, file in missing:
+            base.prepare([task.train[drawn.prompt].text], config.sampling.guidance)
+            changes = drawn_changes(base, drawn, steps, asked.tokens, config.seed)
+            rows = pd.DataFrame(influences(base, task, config, drawn, steps, changes, display.advance))
+            with replacing(file) as part:
+                rows.to_csv(part, index=False)
+    return files
+
+
+def drawn_changes(base: BaseModel, drawn: Sample, steps: Sequence[int], tokens: int, seed: int) -> list[Change]:
+    """So many tokens of each step, drawn without repeats.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    height, width = (side // base.patch for side in base.latent_shape[1:])
+    if tokens > height * width:
+        raise UserError(f"tokens={tokens}, but an image has only {height * width}")
+    chosen = {
+        step: torch.randperm(height * width, generator=generator(seed, "influence tokens", drawn.prompt, step))[:tokens]
+        for step in steps
+    }
+    return [Change(step, *divmod(token, width)) for step in steps for token in chosen[step].tolist()]
+
+
+def influences(
+    base: BaseModel,
+    task: Task,
+    config: Config,
+    drawn: Sample,
+    steps: Sequence[int],
+    changes: Sequence[Change],
+    tick: Callable[[int], None] = lambda done: None,
+) -> Iterator[dict]:
+    """What each change does to a rollout, a row each.
+
+    Every micro-batch has the unchanged rollout as its first, so that nothing but the noise tells two images apart. A row has
+    ``step``, ``row`` and ``column`` of the token; ``relevance``, relative to the mean of the step's map; ``quartile``, 0 to 3,
+    of the token among all of that map's; ``place``, the share of the token where the verdict on the unchanged image comes from
+    (not a number if the evaluator does not tell); ``reward``, its change; ``image``, the sum of the squared change of all
+    pixels in [0, 1], and ``own`` and ``near``, what of that lies in the token and in the 3 x 3 tokens around it.
+
+    Args:
+        base: the model.
+        task: its training prompts, and what judges.
+        config: of the rollouts.
+        drawn: the rollout.
+        steps: the trained ones.
+        changes: of its noise.
+        tick: called with the number of changes that were measured.
+    """
+    prompt, places = task.train[drawn.prompt], places_of(task.evaluator)
+    size = max(1, config.train.micro_batch - 1)
+    for some in (changes[start : start + size] for start in range(0, len(changes), size)):
+        rollouts = [drawn] * (1 + len(some))
+        noise = redrawn(base, drawn, some, config.seed)
+        trajectory = sample(
+            base, rollouts, task.train, config.sampling, steps, config.relevance, "image", config.seed, EPOCH, noise=noise
+        )
+        images = trajectory.images
+        rewards = [verdict["reward"] for verdict in task.judge([prompt] * len(rollouts), list(images.numpy()))]
+        assert trajectory.relevance is not None
+        maps = trajectory.relevance[:, 0].cpu()
+        height, width = maps.shape[1:]
+        mask = places([prompt], [images[0].numpy()])[0] if places else np.full(images.shape[1:3], np.nan)
+        covered = adaptive_avg_pool2d(torch.from_numpy(mask).float()[None], (height, width))[0]
+        pixels = (images[1:].float() / 255 - images[:1].float() / 255).square().sum(-1)
+        # Sums over each token's pixels.
+        moved = adaptive_avg_pool2d(pixels, (height, width)) * (pixels[0].numel() / (height * width))
+        for change, reward, where in zip(some, rewards[1:], moved, strict=True):
+            own, values = (change.row, change.column), maps[steps.index(change.step)]
+            below = (values < values[own]).sum().item()
+            yield {
+                **change._asdict(),
+                "relevance": (values[own] / values.mean()).item(),
+                "quartile": QUARTILES * below // values.numel(),
+                "place": covered[own].item(),
+                "reward": reward - rewards[0],
+                "image": where.sum().item(),
+                "own": where[own].item(),
+                "near": where[max(0, own[0] - 1) : own[0] + 2, max(0, own[1] - 1) : own[1] + 2].sum().item(),
+            }
+        tick(len(some))
+
+
+def redrawn(base: BaseModel, drawn: Sample, changes: Sequence[Change], seed: int) -> Callable[[], Tensor]:
+    """What draws the noise of a rollout as it is and once for each change of it, (1 + changes, C, H, W), step after step.
+
+    New noise is keyed by (seed, prompt, step, token): it is not that of any rollout.
+    """
+    draw, steps, patch = step_noise(base, [drawn], seed, EPOCH), count(), base.patch
+
+    def noise() -> Tensor:
+        now = next(steps)
+        rows = draw().repeat(1 + len(changes), 1, 1, 1)
+        for place, change in enumerate(changes, 1):
+            if change.step == now:
+                _, row, column = change
+                area = rows[place, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+                area.copy_(normal(tuple(area.shape), seed, "influence", drawn.prompt, *change))
+        return rows
+
+    return noise
+
+
+def figures(draws: pd.DataFrame) -> list[Figure]:
+    """All figures, of all steps together and of each, from the rows of :func:`influences` with the ``prompt`` of each."""
+    groups = [part for _, part in draws.groupby("prompt")]
+
+    def statistic(kept: np.ndarray) -> np.ndarray:
+        chosen = pd.concat([groups[k] for k in kept])
+        return np.array([list(statistics(part).values()) for part in _by_step(chosen, steps)])
+
+    steps = sorted(set(draws["step"]))
+    names = list(statistics(draws))
+    values, errors = jackknife(statistic, len(groups))
+    labels = ["all", *(f"step {step}" for step in steps)]
+    return [
+        Figure(label, name, value, error)
+        for label, row, stderr in zip(labels, values.tolist(), errors.tolist(), strict=True)
+        for name, value, error in zip(names, row, stderr, strict=True)
+        if np.isfinite(value)
+    ]
+
+
+def _by_step(draws: pd.DataFrame, steps: Sequence[int]) -> list[pd.DataFrame]:
+    return [draws, *(draws[draws["step"] == step] for step in steps)]
+
+
+def statistics(draws: pd.DataFrame) -> dict[str, float]:
+    """The figures of some draws; not a number where nothing is there to tell.
+
+    With d the change of the reward:
+
+    * ``reward_change``: root of the mean of d^2.
+    * ``on_objects``: share of tokens that lie on the places of the verdict by more than half, and ``carried`` their share of
+      the sum of d^2; ``on_over_off``: mean d^2 of those over that of the others.
+    * ``quartile_1`` to ``quartile_4``: mean d^2 of the tokens in each quarter of their map's relevance, the lowest first, over
+      that of all.
+    * ``correlation``: of the relative relevance with d^2 (Pearson's).
+    * ``in_token`` and ``in_3x3``: share of the squared change of all images that lies in the token and in the 3 x 3 around it.
+    """
+    squared = draws["reward"].to_numpy() ** 2
+    on = draws["place"].to_numpy() > 0.5
+    told = np.nan if draws["place"].isna().any() else 1.0
+    mean, image = _mean(squared), draws["image"].sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "reward_change": np.sqrt(mean),
+            "on_objects": told * _mean(on),
+            "carried": told * np.divide(squared[on].sum(), squared.sum()),
+            "on_over_off": told * np.divide(_mean(squared[on]), _mean(squared[~on])),
+            **{
+                f"quartile_{place + 1}": np.divide(_mean(squared[(draws["quartile"] == place).to_numpy()]), mean)
+                for place in range(QUARTILES)
+            },
+            "correlation": np.corrcoef(draws["relevance"], squared)[0, 1] if len(draws) > 1 else np.nan,
+            "in_token": np.divide(draws["own"].sum(), image),
+            "in_3x3": np.divide(draws["near"].sum(), image),
+        }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else np.nan
+
+
+LABELS = {
+    "reward_change": "reward: rms change",
+    "on_objects": "objects: tokens",
+    "carried": "  sum of squares",
+    "on_over_off": "  on over off",
+    "quartile_1": "relevance: lowest 1/4",
+    "quartile_2": "  second",
+    "quartile_3": "  third",
+    "quartile_4": "  highest",
+    "correlation": "  correlation",
+    "in_token": "image: in the token",
+    "in_3x3": "  in 3 x 3",
+}
+"""What the printed table calls the figures."""
+
+
+def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
+    """The figures as a table: a row each, all steps and then each."""
+    cells = {(f.metric, f.part): _cell(f) for f in found}
+    parts = list(dict.fromkeys(f.part for f in found))
+    rows = [(label, *(cells.get((name, part), "–") for part in parts)) for name, label in LABELS.items()]
+    return Shown(f"{title}; ± by the jackknife over prompts", ("", *parts), rows, below)
+
+
+def _cell(figure: Figure) -> str:
+    return f"{figure.value:.3f}" + ("" if np.isnan(figure.stderr) else f"±{figure.stderr:.3f}")
