@@ -108,7 +108,7 @@ def _clause_fault(clause: Any, place: int) -> str:
     if type(clause.get("count")) is not int or clause["count"] < 1:
         return '"count" is missing or below 1, or no whole number,'
     if unknown := [name for name in clause if name not in CLAUSE]:
-        return f'"{short(unknown[0])}" is none of {", ".join(CLAUSE)}'
+        return f'"{short(str(unknown[0]))}" is none of {", ".join(CLAUSE)}'
     if not isinstance(clause.get("color", ""), str):
         return '"color" is no word'
     if "position" in clause:
