@@ -28,13 +28,15 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
-    """No output may land on an input, by whatever name: another spelling, or a link. To be called before the work.
+    """No output may land on an input, by whatever name: another spelling, a link, or as a folder that is replaced with what
+    lies in it. To be called before the work.
 
     Raises:
         UserError: it would.
     """
     for file in inputs:
-        if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
+        same = os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file)
+        if same or out.resolve() in file.resolve().parents:
             raise UserError(f"{out} is an input of this command ({file}) and would be overwritten; name another file to write")
 
 
