@@ -1,21 +1,75 @@
-"""Reading image files."""
+"""Reading image files: as people see them, or not at all."""
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from star.common.errors import UserError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What a file must be, whatever it is called: Pillow's other decoders are for files that no model writes."""
+
+MOST_PIXELS = 2**26
+LONGEST = 50
+"""Sides of a strip, long over short: models scale the short one up, and the long one with it."""
+
+GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
+MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Space of a colour profile -> the mode that it describes."""
+
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as uint8 (H, W, 3) in RGB, turned as its EXIF data says.
+    """A picture as uint8 (H, W, 3) in sRGB: turned as its EXIF data says, 16 bits scaled to 8, colours as its profile says.
 
     Raises:
-        UserError: the file is missing or is no picture.
+        UserError: the file is missing, damaged or no picture, or what it shows is not one picture of three times eight bits:
+            it moves, is transparent, has a brightness curve of its own, or is too large.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow reports a broken PNG with any of the three
-        raise UserError(f"cannot read the image {path}: {error}") from error
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("no such file")
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # of odd metadata; what matters is refused below
+            if fault := _fault(image):
+                raise UserError(f"cannot take the image {path}: {fault}")
+            return np.asarray(_converted(ImageOps.exif_transpose(image)))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot read the image {path}: {reason}") from error
+
+
+def _fault(image: Image.Image) -> str:
+    """Why a picture has no one look, or none that is worth the memory; empty if it has."""
+    short, long = min(image.size), max(image.size)
+    if short * long > MOST_PIXELS or long > LONGEST * short:
+        return f"it is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in sides of 1 to {LONGEST} are read"
+    pictures: int = getattr(image, "n_frames", 1)
+    if pictures > 1 and image.format != "MPO":  # there the others are depth or a preview
+        return f"it moves ({pictures} pictures in one file); save the one that is meant"
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        return "parts of it are transparent, and what they show depends on the ground; save it without transparency"
+    gamma = image.info.get("gamma", GAMMA)
+    if abs(gamma - GAMMA) > GAMMA_TOLERANCE and not {"srgb", "icc_profile"} & image.info.keys():
+        return f"it has a brightness curve of its own (gamma {gamma:g}); save it as sRGB"
+    return ""
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    """The picture in RGB."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them. Their upper 8 are what it takes of 16-bit RGB
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if stored := image.info.get("icc_profile"):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
+        told = ImageCms.getProfileDescription(profile).lower()
+        if "srgb" not in told or "linear" in told:
+            own = image.convert(MODES[profile.profile.xcolor_space.strip()])
+            turned = ImageCms.profileToProfile(own, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert turned is not None  # as it is only in place
+            return turned
+    return image.convert("RGB")

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from evaluators import folder, registry
+from evaluators.geneval.detector import Detector
 from evaluators.interface import Evaluator, Text
 from star.common.errors import UserError
 from star.common.plugins import is_path
 
-ENGINES = {"geneval": "mini", "ocr": "rapidocr", "pickscore": "pickscore"}
-"""Task -> the engine that is taken if none is named."""
+ENGINES = {"geneval": None, "ocr": "rapidocr", "pickscore": "pickscore"}
+"""Task -> the engine that is taken if none is named; GenEval's depends on what the folder asks for."""
 
 COLUMNS = ["metric", "protocol", "value", "stderr", "images", "prompts"]
 
@@ -36,6 +37,7 @@ def score(
     Raises:
         UserError: anything that cannot be used.
         RunStopped: an evaluator crashed.
+        Interrupted: somebody ended it.
     """
     if task not in ENGINES and not is_path(task):
         known = ", ".join(ENGINES)
@@ -47,8 +49,7 @@ def score(
             raise UserError("task=geneval takes no prompts=: its folders hold them (00000/metadata.jsonl)")
         from evaluators.geneval import evaluate
 
-        assert engine is not None
-        detector = evaluate.detector(engine)
+        detector = evaluate.detector(engine) if engine else _detector_for(Path(images))
         return evaluate.summarise(folder.keep(evaluate.judge_folder(images, detector), evaluate.protocol(detector), file))
     if not prompts:
         raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
@@ -56,6 +57,17 @@ def score(
     rows = folder.score_folder(images, prompts, partial(_judged, evaluator, task), evaluator.protocol, file)
     scores = evaluator.summarise([Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})
+
+
+def _detector_for(images: Path) -> Detector:
+    """The detector that knows what the records of a folder ask for."""
+    from evaluators.geneval import evaluate
+
+    engine = evaluate.engine_for(record for _, record in evaluate.read_records(images))
+    try:
+        return evaluate.detector(engine)
+    except UserError as error:
+        raise UserError(f"{images} asks for objects of GenEval's own, which need engine={engine}: {error}") from None
 
 
 def _judged(evaluator: Evaluator, task: str, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[dict]:

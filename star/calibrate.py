@@ -28,7 +28,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
 
     Args:
         overrides: of the settings; the scale is ``paper`` unless they say another.
-        source: a folder, or a repository in the hub's cache; by default what Flow-GRPO's authors released for the task.
+        source: a folder, a .safetensors file, or a repository in the hub's cache; by default what Flow-GRPO's authors
+            released for the task.
         name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``.
 
     Returns:
@@ -42,7 +43,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     task = config.task.name
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
-    label = name or (AGAIN if source is None else f"lora@{Path(source).name}")
+    label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
     MethodName.parse(label)  # a name that no result file takes is told before the work
     rows = runs.released(config, lora.read(lora.locate(source or RELEASED[task])), label)
     if PartialState().is_main_process:

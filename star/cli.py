@@ -2,22 +2,26 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from star.common.console import console
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.malloc import keep_freed_memory, let_segments_grow
 from star.method.arms import ARMS
 
 SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
 seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
+
+CRASHED = 70
+"""Exit code of an error that nobody foresaw: 1 already means that numbers differ, or that a run stopped for a reason."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +105,7 @@ def publish(
     from star.matrix.publish import publish as run
 
     folder, count = run(words or [])
-    Console().print(f"{count} runs are in {folder}; star report {folder} makes its page anew", markup=False, soft_wrap=True)
+    console().print(f"{count} runs are in {folder}; star report {folder} makes its page anew", soft_wrap=True)
 
 
 REPRODUCE_HELP = """seed is a list or range, 0 by default; the methods are flow_grpo and star. Launchers (launcher=submitit,
@@ -134,13 +138,14 @@ def demo(
 
     found = run(out, overrides or [])
     _print_table("one image of each held-out prompt, ± standard error", ("method", *METRICS.values()), found.rows)
-    Console().print(f"pictures and maps: {found.page}", markup=False, highlight=False, soft_wrap=True)
+    console().print(f"pictures and maps: {found.page}", soft_wrap=True)
 
 
 EVALUATE_HELP = """task=geneval images=FOLDER in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
-task=ocr and task=pickscore images=FOLDER prompts=FILE: a line per image in the order of their names, or a .csv, .tsv or
-.jsonl with file and prompt; image by image the scores go to out=FILE, by default FOLDER/TASK.csv. engine=NAME picks
-another evaluator."""
+task=ocr and task=pickscore images=FOLDER prompts=FILE: a line per image in the natural order of their names (2 before
+10), or a .csv, .tsv or .jsonl with file and prompt; image by image the scores go to out=FILE.csv, by default FOLDER/TASK.csv,
+in place of older scores alone. engine=NAME picks another evaluator; for geneval it is mini if the folder asks for nothing else
+than its world has, else mask2former."""
 
 
 @app.command(epilog=EVALUATE_HELP)
@@ -156,6 +161,8 @@ def evaluate(
     given = dict(_pair(word, ("task", "images", "prompts", "engine", "out")) for word in words)
     if not {"task", "images"} <= given.keys():
         raise UserError("star evaluate needs task=TASK and images=FOLDER")
+    if empty := [name for name, value in given.items() if not value]:
+        raise UserError(f"{empty[0]}= is empty; name one, or leave the word out")
     scores = score(**given)
     protocol = scores["protocol"].iloc[0]
     _show(
@@ -186,7 +193,7 @@ def doctor(
 
         file, rows = report(run(overrides))
         _print_table("dry run", ("what", "measured"), rows)
-        Console().print(f"written to {file}", markup=False, soft_wrap=True)
+        console().print(f"written to {file}", soft_wrap=True)
         return
     from star import config
     from star.doctor.checks import check
@@ -197,8 +204,8 @@ def doctor(
     raise typer.Exit(0 if all(finding.fine for finding in findings) else 1)
 
 
-CALIBRATE_HELP = f"""lora=FOLDER takes another LoRA, in diffusers' layout or peft's; name=NAME is what its rows are called.
-{SETTINGS_HELP} scale=paper is the default here."""
+CALIBRATE_HELP = f"""lora=FOLDER takes another LoRA, or its file of weights, in diffusers' layout or peft's; name=NAME is what
+its rows are called. {SETTINGS_HELP} scale=paper is the default here."""
 
 
 @app.command(epilog=CALIBRATE_HELP)
@@ -233,7 +240,7 @@ def data(
     """
     from star.tasks.prompt_files import fetch
 
-    Console().print(f"prompts in {fetch(task, source)}")
+    console().print(f"prompts in {fetch(task, source)}", soft_wrap=True)
 
 
 @app.command()
@@ -276,7 +283,7 @@ def report(
 
     folder = folder or latest_own_results()
     page, markdown = run(folder, runs, out)
-    Console().print(f"report: {page} and {markdown}", markup=False, soft_wrap=True)
+    console().print(f"report: {page} and {markdown}", soft_wrap=True)
 
 
 @convert.command("geneval-detector")
@@ -291,7 +298,7 @@ def geneval_detector(
     """
     from evaluators.geneval.official.convert import FOLDER, run
 
-    Console().print("\n".join(run(checkpoint, out or FOLDER, any_checkpoint)), markup=False, highlight=False, soft_wrap=True)
+    console().print("\n".join(run(checkpoint, out or FOLDER, any_checkpoint)), soft_wrap=True)
 
 
 @mini.command()
@@ -375,7 +382,7 @@ def gradient(
     with _resumable():
         found = run(words or [])
     _print_table(found.title, found.columns, found.rows)
-    Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
+    console().print(found.below, soft_wrap=True)
 
 
 INFLUENCE_HELP = f"""tokens= are those drawn at every trained step of every rollout. weights= is a run folder, a checkpoint or
@@ -400,7 +407,7 @@ def influence(
     with _resumable():
         found = run(words or [])
     _print_table(found.title, found.columns, found.rows)
-    Console().print(found.below, markup=False, highlight=False, soft_wrap=True)
+    console().print(found.below, soft_wrap=True)
 
 
 BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=runs/results/gpu the
@@ -433,6 +440,8 @@ def localisation(
     from star.bench.localisation import measure, picture
     from star.config import load
 
+    if image and (image.suffix != ".png" or not image.parent.is_dir()):
+        raise UserError(f"--image {image}: name a .png file in a folder that exists")
     result = measure(overrides or [])
     mean, stderr = result.mean(), result.stderr()
     table = Table("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps")
@@ -440,7 +449,7 @@ def localisation(
     for block in range(len(mean)):
         cells = [f"{value:.2f}±{error:.2f}" for value, error in zip(mean[block], stderr[block], strict=True)]
         table.add_row(str(block), *cells, f"{mean[block].mean():.2f}")
-    Console().print(table)
+    console().print(table)
     if image:
         picture(result, load(overrides or []).relevance.blocks, image)
 
@@ -452,6 +461,9 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading; nothing is downloaded
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for train.deterministic; later cuBLAS does not look
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without the letters of a name shows the rest
     let_segments_grow()
     keep_freed_memory()
     with report_errors():
@@ -460,7 +472,8 @@ def main() -> None:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Inside, an error that has a reason ends the process with one line and its exit code."""
+    """Inside, an error that has a reason ends the process with one line and its exit code, any other with a traceback and
+    :data:`CRASHED`."""
     try:
         yield
     except UserError as error:
@@ -469,6 +482,9 @@ def report_errors() -> Iterator[None]:
         _fail(str(error), 1)
     except Interrupted as interrupt:
         _fail(str(interrupt), 130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(CRASHED)
 
 
 @contextmanager
@@ -481,7 +497,7 @@ def _resumable(told: str = "the same command goes on where it was") -> Iterator[
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"star: {message}", markup=False, highlight=False, soft_wrap=True)
+    console(stderr=True).print(f"star: {message}", soft_wrap=True)
     sys.exit(code)
 
 
@@ -504,8 +520,8 @@ def take_flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
+        table.add_row(*row)
+    console().print(table)
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:
@@ -514,7 +530,6 @@ def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: 
     table = Table("metric", "value", "± standard error", title=title, title_justify="left")
     for metric, value, stderr in scores:
         table.add_row(metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
-    console = Console()
-    console.print(table)
+    console().print(table)
     if below:
-        console.print(below, markup=False, highlight=False, soft_wrap=True)
+        console().print(below, soft_wrap=True)

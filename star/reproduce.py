@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from star import config as settings
+from star.common.console import console
 from star.common.errors import UserError
 from star.matrix.run import plan, run
 from star.records import diff
@@ -51,5 +50,5 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
         "tables": f"{file.with_suffix('.md')} in short, {file} with all {rows} numbers",
     }.items():
         if where:
-            Console().print(f"{what + ':':10}{where}", markup=False, highlight=False, soft_wrap=True)
+            console().print(f"{what + ':':10}{where}", soft_wrap=True)
     return diff.exit_code(diff.diff(file))

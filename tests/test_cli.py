@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_results import write_matrix
 from PIL import Image
 from tiny import FAST
 
@@ -61,6 +62,9 @@ def test_help_teaches(star):
         (["evaluate", "task=geneval", "images=.", "engine=magic"], "no geneval engine 'magic'"),
         (["evaluate", "task=ocr", "images=."], "needs prompts=FILE"),
         (["evaluate", "task=ocr", "images=missing", "prompts=p.txt"], "no such folder of images: missing"),
+        (["evaluate", "task=geneval", "images=.", "engine="], "engine= is empty"),
+        (["bench", "localisation", "--image", "none/maps.png"], "name a .png file in a folder that exists"),
+        (["bench", "localisation", "--image", "maps.csv"], "name a .png file in a folder that exists"),
         (["evaluate", "task=style", "images=."], "task=style has no evaluator"),
         (["data", "ocr", "missing"], "no such file or folder: missing"),
         (["diff", "missing.csv"], "missing.csv"),
@@ -97,6 +101,40 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     assert len(Path("new/folder/scores.csv").read_text().splitlines()) == 7
     code, _, err = star("evaluate", "task=geneval", "images=images", "out=images")
     assert code == 2 and "it is a folder; name a CSV file" in err
+
+
+NAMES = ["a[b]c", "[", "[/x]", "[red]a[/red]", "x:smile:y", "a\\\\", "$1 and $2", "naïve – 木"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_folders_are_shown_as_they_are(star, name):
+    save_folder(Path(name, "images"), list(generate(MINI))[:1], [[np.full((64, 64, 3), 128, np.uint8)]])
+    code, out, _ = star("evaluate", "task=geneval", f"images={name}/images")
+    assert code == 0 and f"{name}/images: 1 images of 1 prompts" in " ".join(out.split())
+    code, _, err = star("evaluate", "task=geneval", f"images={name}/none")
+    assert (code, err) == (2, f"star: no such folder: {name}/none\n")
+    code, _, err = star("diff", f"{name}/none.csv")
+    assert code == 2 and f"{name}/none.csv: no such file" in err
+
+
+def test_a_terminal_without_the_letters_shows_the_rest(star, tmp_path, monkeypatch):
+    """Exit code 1 of diff means that numbers differ, and nothing else."""
+    write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    words = ["diff", "results/mini/ocr.csv"]
+    assert star(*words)[0] == 0
+    with open(tmp_path / "out", "w", encoding="latin-1") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert star(*words)[0] == 0
+    assert b"not comparable" in (tmp_path / "out").read_bytes()
+
+
+def test_what_nobody_foresaw_is_no_difference(star, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("star.records.diff.run", fails)
+    code, _, err = star("diff", "x.csv")
+    assert code == 70 and "ZeroDivisionError" in err
 
 
 def test_reproduce_writes_tables_once(star, pipeline_folder):

@@ -5,9 +5,7 @@ The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record 
 like ``0000.png``, are not looked at.
 """
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +18,8 @@ from rich.progress import track
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.official import compat
-from evaluators.geneval.prompts import RELATIONS, TAGS, Record, serialise
+from evaluators.geneval.prompts import OFFICIAL, TAGS, Record, serialise
+from evaluators.geneval.records import read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
 from evaluators.images import read_image
 from evaluators.interface import mean_and_stderr
@@ -120,26 +119,44 @@ def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) 
         progress: show a progress bar.
 
     Returns:
-        One row per image, in the order of the names: filename (relative to the folder), tag, prompt, index (the number
+        One row per image, in the order of the numbers: filename (relative to the folder), tag, prompt, index (the number
         that is the prompt folder's name), correct, strict, score and reason (see
         :class:`~evaluators.geneval.rules.Verdict`).
 
     Raises:
-        UserError: at once if the folder is missing or holds no prompts; while going on, if a prompt has no images or a
-            file cannot be read.
+        UserError: at once if :func:`read_records` cannot read the folder; while going on, if a prompt has no images, or one
+            that cannot be read.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise UserError(f"no such folder: {root}")
-    prompts = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
-    if not prompts:
-        raise UserError(f"{root} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/00000.png")
-    tracked = track(prompts, description="GenEval", disable=not progress)
-    return (row for path in tracked for row in _judge_prompt(path, root, detector))
+    tracked = track(read_records(root), description="GenEval", disable=not progress)
+    return (row for path, record in tracked for row in _judge_prompt(path, record, root, detector))
 
 
-def _judge_prompt(path: Path, root: Path, detector: Detector) -> list[dict]:
-    record = _read_record(path / "metadata.jsonl")
+def read_records(folder: Path) -> list[tuple[Path, Record]]:
+    """The prompt folders of a folder in GenEval's layout and their records, in the order of their numbers.
+
+    Raises:
+        UserError: the folder is missing, cannot be read or holds none, or a record cannot be used.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
+    try:
+        paths = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error}") from None
+    if not paths:
+        raise UserError(f"{folder} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/00000.png")
+    paths.sort(key=lambda path: (int(path.name), path.name))
+    return [(path, read_record(path / "metadata.jsonl")) for path in paths]
+
+
+def engine_for(records: Iterable[Record]) -> str:
+    """The engine for a folder: the mini world's, unless records name what GenEval has and the mini world has not."""
+    mini, official = MiniDetector(), (*OFFICIAL.names, *OFFICIAL.colors)
+    return "mask2former" if any(word in official for record in records for word in _unknown(record, mini)) else "mini"
+
+
+def _judge_prompt(path: Path, record: Record, root: Path, detector: Detector) -> list[dict]:
     files = _image_files(path / "samples")
     results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
     return [
@@ -236,11 +253,15 @@ def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: 
 
 
 def _check_vocabulary(record: Record, detector: Detector) -> None:
-    clauses = [*record["include"], *record.get("exclude", ())]
-    unknown = [clause["class"] for clause in clauses if clause["class"] not in detector.classes]
-    unknown += [clause["color"] for clause in clauses if "color" in clause and clause["color"] not in detector.colors]
-    if unknown:
+    if unknown := _unknown(record, detector):
         raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of the prompt {record['prompt']!r}")
+
+
+def _unknown(record: Record, detector: Detector) -> list[str]:
+    """What of a record's classes and colours a detector does not know."""
+    clauses = [*record["include"], *record.get("exclude", ())]
+    classes = [clause["class"] for clause in clauses if clause["class"] not in detector.classes]
+    return classes + [clause["color"] for clause in clauses if "color" in clause and clause["color"] not in detector.colors]
 
 
 def _clustered_mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
@@ -249,41 +270,7 @@ def _clustered_mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*.png") if re.fullmatch(r"\d+\.png", path.name))
+    files = [path for path in folder.glob("*.png") if path.stem.isdecimal()]
     if not files:
         raise UserError(f"no images like 00000.png in {folder}")
-    return files
-
-
-def _read_record(path: Path) -> Record:
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: the folder is incomplete or not in GenEval's layout") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not one JSON object: {error}") from error
-    if fault := _record_fault(record):
-        raise UserError(f"{path} is no GenEval record: {fault}")
-    return record
-
-
-def _record_fault(record: object) -> str | None:
-    """What keeps a parsed JSON value from being a record, None if it is one."""
-    if not isinstance(record, dict):
-        return "not a JSON object"
-    for key, kind in (("tag", str), ("include", list), ("prompt", str)):
-        if not isinstance(record.get(key), kind) or not record[key]:
-            return f'"{key}" is missing or empty'
-    if not isinstance(record.get("exclude", []), list):
-        return '"exclude" is not a list'
-    for i, clause in enumerate([*record["include"], *record.get("exclude", ())]):
-        if not isinstance(clause, dict) or not isinstance(clause.get("class"), str):
-            return f'"class" is missing in the clause {clause}'
-        if not isinstance(clause.get("count"), int) or clause["count"] < 1:
-            return f'"count" is missing or below 1 in the clause {clause}'
-        if "position" in clause:
-            match clause["position"]:
-                case [str(relation), int(target)] if relation in RELATIONS and 0 <= target < i:
-                    continue
-            return f'"position" is not [relation, index of an earlier clause] in the clause {clause}'
-    return None
+    return sorted(files, key=lambda path: (int(path.stem), path.name))

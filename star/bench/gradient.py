@@ -27,7 +27,7 @@ from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import ARMS, REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import GRADIENT, own_results
+from star.records.folder import AS_TEXT, GRADIENT, own_results, parse_csv
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
@@ -179,6 +179,8 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     for method in methods.values():
         check_evaluator(method.arm, task)
+    out = asked.out or own_results(config.scale) / GRADIENT
+    older_rows(out, COLUMNS, "gradient")  # tells before the work if the figures cannot go there
     hashed = config_hash(identity(config, asked.weights))
     folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
     with alone_in(folder), guards.limits(config):
@@ -193,7 +195,6 @@ def run(words: Sequence[str]) -> Shown:
     facts = (asked.epochs, images, commit(), hashed)
     weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
-    out = asked.out or own_results(config.scale) / GRADIENT
     write(table, out, "gradient")
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
     return shown(title, found, f"all figures: {out}; gradients: {folder}")
@@ -300,16 +301,30 @@ def write(table: pd.DataFrame, file: Path, command: str) -> None:
         UserError: the file is no such table.
     """
     keys = ["task", "weights", "config_hash"]
-    if file.exists():
-        older = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it is written: some hashes look like numbers
-        if list(older) != list(table):
-            raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
+    if len(older := older_rows(file, list(table), command)):
         new = set(map(tuple, table[keys].to_numpy()))
         older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
         table = pd.concat([older, table]) if len(older) else table
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         table.to_csv(part, index=False, float_format="%.6g")
+
+
+def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:
+    """What a table of ``star bench`` holds so far, as text.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    if not file.exists():
+        return pd.DataFrame(columns=list(columns))
+    try:
+        older = parse_csv(file, **AS_TEXT)
+    except UserError:
+        older = pd.DataFrame()
+    if list(older) != list(columns):
+        raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
+    return older
 
 
 def shown(title: str, found: Sequence[Figure], below: str) -> Shown:

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.gradient import INITIAL, Shown, identity, own_words, weights_file, write
+from star.bench.gradient import INITIAL, Shown, identity, older_rows, own_words, weights_file, write
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal
@@ -104,6 +104,8 @@ def run(words: Sequence[str]) -> Shown:
     asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
+    out = asked.out or own_results(config.scale) / INFLUENCE
+    older_rows(out, COLUMNS, "influence")  # tells before the work if the figures cannot go there
     hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
     folder = Path("runs", "influence", config.scale, config.task.name, hashed)
     with alone_in(folder), guards.limits(config):
@@ -113,7 +115,6 @@ def run(words: Sequence[str]) -> Shown:
     weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
     facts = (len(files), len(draws), commit(), hashed)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
-    out = asked.out or own_results(config.scale) / INFLUENCE
     write(table, out, "influence")
     title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"
     return shown(title, found, f"all figures: {out}; every draw: {folder}")

@@ -123,7 +123,7 @@ def picture(result: Localisation, blocks: Sequence[int], file: Path) -> None:
     figure, axes = plt.subplots(shown, steps + 1, figsize=(1.1 * (steps + 1), 1.25 * shown), squeeze=False)
     for row in range(shown):
         axes[row, 0].imshow(result.images[row])
-        axes[row, 0].set_title(result.prompts[row].removeprefix("a photo of "), fontsize=6, loc="left")
+        axes[row, 0].set_title(result.prompts[row].removeprefix("a photo of "), fontsize=6, loc="left", parse_math=False)
         for step in range(steps):
             axes[row, step + 1].imshow(result.maps[row, list(blocks), step].mean(0), cmap="magma", vmin=0)
             if row == 0:

@@ -11,3 +11,11 @@ class RunStopped(Exception):
 
 class Interrupted(Exception):
     """Somebody ended a command; the message says how to go on. Typer would keep a KeyboardInterrupt's own message back."""
+
+
+SHOWN = 120
+
+
+def short(text: str) -> str:
+    """What stands in somebody's file, for a message: cut where it is long."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

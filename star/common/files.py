@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,24 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output(out: Path, inputs: Iterable[Path]) -> None:
+    """No output may land on an input, by whatever name: another spelling, a link, or as a folder that is replaced with what
+    lies in it. To be called before the work.
+
+    Raises:
+        UserError: it would.
+    """
+    for file in inputs:
+        same = os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file)
+        if same or out.resolve() in file.resolve().parents:
+            raise UserError(f"{out} is an input of this command ({file}) and would be overwritten; name another file to write")
+
+
+def visible(files: Iterable[Path]) -> list[Path]:
+    """Files in the order of their paths, without hidden ones: macOS puts a ``._NAME`` beside every NAME on foreign disks."""
+    return sorted(file for file in files if not file.name.startswith("."))
 
 
 @contextmanager
@@ -78,6 +96,35 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def parse_json(text: str) -> Any:
+    """A JSON value.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or an object in it says a thing twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
+
+
+def is_text(value: str) -> bool:
+    """Whether files can hold it: JSON can write half a character (a lone surrogate), which no encoding has."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def append_jsonl(file: Path, line: dict[str, Any]) -> None:
     """Add a line to a JSON Lines file."""
     with open(file, "a") as log:
@@ -87,7 +134,7 @@ def append_jsonl(file: Path, line: dict[str, Any]) -> None:
 def weights_digest(folder: Path) -> str:
     """A sha256 of all weights of a folder and those in it, in the order of their paths; of a single file it is the file's."""
     total = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("*.bin")):
+    for file in visible(folder.rglob("*.safetensors")) or visible(folder.rglob("*.bin")):
         with open(file, "rb") as weights:
             while part := weights.read(2**24):
                 total.update(part)

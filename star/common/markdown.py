@@ -1,6 +1,16 @@
 """Tables in Markdown."""
 
+import re
 from collections.abc import Sequence
+
+MARKS = re.compile(r"[\\`*<>$]|\](?=\()")
+EDGES = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""Underscores that would begin or end an emphasis; within words they mean nothing."""
+
+
+def escape(text: str) -> str:
+    """A name or another text that is no Markdown, so that it reads as it is."""
+    return EDGES.sub(r"\\_", MARKS.sub(r"\\\g<0>", text))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> list[str]:

@@ -7,20 +7,22 @@ seeds of one thing.
 
 import gzip
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 
 import pandas as pd
 
+from star.common.errors import UserError
 from star.common.files import locked, read_jsonl, replacing
 from star.config import options
 from star.matrix.cells import Cell
 from star.records import results
-from star.records.folder import COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging
+from star.records.folder import AS_TEXT, COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging, parse_csv, read_file
 from star.records.results import Row
 
 
@@ -86,7 +88,7 @@ def _curves(cell: Cell) -> pd.DataFrame:
 
 def _images(cell: Cell) -> Iterable[pd.DataFrame]:
     for folder in cell.measured().values():
-        yield _labelled(folder, _read(folder / "images.csv"))
+        yield _labelled(folder, parse_csv(folder / "images.csv", **AS_TEXT))
 
 
 def _command(cell: Cell) -> dict:
@@ -103,9 +105,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read(file: Path) -> pd.DataFrame:
-    """A table as text: what is read and written again stays the same byte for byte."""
-    return pd.read_csv(file, dtype=str, keep_default_na=False)
+def _older(file: Path) -> pd.DataFrame:
+    """What a file holds so far. A damaged one is put aside, so that it can be written again and nothing in it is lost."""
+    try:
+        return read_file(file, **AS_TEXT)
+    except UserError as error:
+        aside = next(path for n in count(1) if not (path := file.with_name(f"{file.name}.damaged{n}")).exists())
+        os.replace(file, aside)
+        print(f"star: caution: {error}; put aside as {aside.name}", file=sys.stderr)
+        return pd.DataFrame(columns=EVALUATION)
 
 
 def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
@@ -116,7 +124,7 @@ def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) ->
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])
     if file.exists():
-        old = belonging(_read(file), known)
+        old = belonging(_older(file), known)
         new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)

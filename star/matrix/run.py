@@ -8,8 +8,7 @@ from contextlib import closing, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-from rich.console import Console
-
+from star.common.console import console
 from star.config import Config
 from star.matrix import launchers
 from star.matrix.board import Board
@@ -66,17 +65,13 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
 
 def _print_commands(states: dict[Cell, State], options: launchers.Options) -> None:
     """A line per cell that a shell can run, with what is known of it as a comment."""
-    console = Console()
+    out = console()
     if options.nodes > 1:
-        console.print(
-            "# on every node with its --machine_rank, and with an address of the first one for HOST", highlight=False
-        )
+        out.print("# on every node with its --machine_rank, and with an address of the first one for HOST")
     for cell, state in states.items():
         time = f"took {clock(spent(cell.folder))}" if state is State.DONE else _expected(cell, state)
-        console.print(
-            f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", markup=False, highlight=False, soft_wrap=True
-        )
-    console.print(f"# {Board(states, launchers.side_by_side(options)).line()}", highlight=False, soft_wrap=True)
+        out.print(f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", soft_wrap=True)
+    out.print(f"# {Board(states, launchers.side_by_side(options)).line()}", soft_wrap=True)
 
 
 def _expected(cell: Cell, state: State) -> str:
@@ -119,8 +114,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _report(board: Board, folder: Path) -> None:
-    console = Console()
+    out = console()
     for cell, reason in board.reasons.items():
-        console.print(f"failed: {cell.label}: {reason} ({cell.folder / 'log.txt'})", markup=False, soft_wrap=True)
-    console.print(board.line(), highlight=False)
-    console.print(f"results in {folder}" + ("; the same command tries again what failed" if board.reasons else ""))
+        out.print(f"failed: {cell.label}: {reason} ({cell.folder / 'log.txt'})", soft_wrap=True)
+    out.print(board.line())
+    out.print(f"results in {folder}" + ("; the same command tries again what failed" if board.reasons else ""))

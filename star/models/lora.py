@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from star.common.errors import UserError
 from star.config import ModelConfig
 from star.models.interface import BaseModel
-from star.models.sources import located
+from star.models.sources import located, remedy
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIXES = {"diffusers": "transformer.", "peft": "base_model.model."}
+SUFFIX = ".safetensors"
 METADATA = "lora_adapter_metadata"
 ADAPTER = ".default."
 """Within a model, a weight's name also has that of its adapter: ``...to_q.lora_A.default.weight``."""
@@ -84,29 +85,30 @@ def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> N
 
 
 def locate(source: str) -> Path:
-    """The folder of a LoRA: a path, or the name of a repository in the hub's cache; nothing is downloaded.
+    """The folder or the file of a LoRA: a path, or the name of a repository in the hub's cache; nothing is downloaded.
 
     Raises:
         UserError: there is neither.
     """
+    if Path(source).is_file() and Path(source).suffix == SUFFIX:
+        return Path(source)
     folder = located(source)
     if folder is None:
-        raise UserError(f"lora={source}: no such folder, and not downloaded; get it with: hf download {source}")
+        raise UserError(f"lora={source}: no LoRA is there; {remedy(source, 'LoRA')}")
     return folder
 
 
-def read(folder: Path) -> Lora:
+def read(place: Path) -> Lora:
     """Read a LoRA in either layout.
 
+    Args:
+        place: its folder, or its file of weights; peft's has its settings beside it.
+
     Raises:
-        UserError: the folder holds none, or one of a kind that is not plain LoRA of one rank and alpha.
+        UserError: there is none, or one of a kind that is not plain LoRA of one rank and alpha.
     """
-    file = folder / DIFFUSERS_FILE
-    layout = "diffusers" if file.exists() else "peft"
-    if layout == "peft":
-        file = folder / PEFT_FILES[1]
-    if not file.exists():
-        raise UserError(f"{folder} holds no LoRA: neither {DIFFUSERS_FILE} nor {PEFT_FILES[1]}")
+    file, layout = _weights_file(place)
+    folder = file.parent
     prefix = PREFIXES[layout]
     try:
         with safe_open(file, "pt") as opened:
@@ -129,6 +131,16 @@ def read(folder: Path) -> Lora:
         weights={name.removeprefix(prefix): value for name, value in weights.items()},
         digest=hashlib.sha256(file.read_bytes()).hexdigest()[:12],
     )
+
+
+def _weights_file(place: Path) -> tuple[Path, str]:
+    """The file of a LoRA's weights, and its layout."""
+    if place.is_file():
+        return place, "peft" if place.name != DIFFUSERS_FILE and (place.parent / PEFT_FILES[0]).exists() else "diffusers"
+    for name, layout in ((DIFFUSERS_FILE, "diffusers"), (PEFT_FILES[1], "peft")):
+        if (place / name).exists():
+            return place / name, layout
+    raise UserError(f"{place} holds no LoRA: neither {DIFFUSERS_FILE} nor {PEFT_FILES[1]}")
 
 
 def _diffusers_settings(file: Path, about: Mapping[str, str]) -> dict:

@@ -45,9 +45,24 @@ def told(config: ModelConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # What follows in parentheses is how the hub was asked.
-        reason = str(error).strip().splitlines()[0].partition(" (")[0]
+        # What follows in parentheses is how the hub was asked, and after the first sentence what else one might do.
+        reason = str(error).strip().splitlines()[0].partition(" (")[0].partition(". ")[0]
         raise UserError(
-            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
-            f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
+            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); {remedy(source(config), 'diffusers')}"
         ) from None
+
+
+def remedy(model: str, kind: str) -> str:
+    """What to do about a model that is not where it was said to be; a path is nothing to download.
+
+    Args:
+        model: a path, or the name of a repository.
+        kind: of folder that is wanted, e.g. ``diffusers``.
+    """
+    if Path(model).is_file():
+        return f"it is a file: name the {kind} folder that it belongs to"
+    if Path(model).is_dir():
+        return f"name a {kind} folder"
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:  # a repository is called OWNER/NAME
+        return f"there is no such folder: name a {kind} folder, or a repository like OWNER/NAME"
+    return f"download it with `hf download {model}` (gated models need `hf auth login`) or name a {kind} folder"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from star.method.arms import METHODS
 from star.records.comparison import IMAGE
-from star.records.folder import EVALUATION, IMAGES
+from star.records.folder import AS_TEXT, EVALUATION, IMAGES, read_file
 from star.records.names import measured_on_own_task
 from star.records.results import PaperRow, Row, read
 from star.records.summary import Summary, summarise
@@ -120,6 +120,6 @@ def _shared_verdicts(task: str, own: Path, shipped: Path) -> pd.DataFrame:
 def _verdicts(task: str, folders: Iterable[Path]) -> Iterator[pd.DataFrame]:
     for folder in folders:
         if (file := folder / IMAGES).exists():
-            table = pd.read_csv(file, dtype=str, keep_default_na=False)
+            table = read_file(file, **AS_TEXT)
             own = table[table["task"] == task]
             yield own.drop_duplicates(KEYS)

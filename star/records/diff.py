@@ -26,9 +26,9 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from star.common.console import console
 from star.common.errors import UserError
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
@@ -280,20 +280,20 @@ HEADINGS = ("method", "metric", "reference", "ours [95 %]", "difference", "seeds
 
 
 def _print(rows: Sequence[DiffRow]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a log file has no width of its own: never cut a number short
+    out = console()
+    if not out.is_terminal:
+        out = console(width=160)  # a log file has no width of its own: never cut a number short
     shown = main_rows(rows)
     for task in dict.fromkeys(row.task for row in shown):
         table = Table(*HEADINGS, title=task, title_justify="left")
         for row in shown:
             if row.task == task:
                 table.add_row(*_cells(row), style=COLOURS.get(row.status, "dim" if row.status == NOT_RUN else ""))
-        console.print(table)
+        out.print(table)
     counts = Counter(row.status for row in shown)
-    console.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    out.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     if len(rows) > len(shown):
-        console.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics): --json shows them")
+        out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics): --json shows them")
 
 
 def _cells(row: DiffRow) -> list[str]:

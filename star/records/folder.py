@@ -6,9 +6,12 @@ its verdicts, ``commands.csv`` the command of every run, with what trainings mus
 ``gradient.csv`` and ``influence.csv`` what ``star bench gradient`` and ``star bench influence`` measured.
 """
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError
@@ -28,6 +31,66 @@ FIRST = {
     COMMANDS: [*EVALUATION, "command", "terms"],
 }
 """The columns that each begins with."""
+
+NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
+    GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "epochs", "images", "commit", "config_hash"]
+}
+"""What each must have; ``terms`` came later than the rest."""
+
+NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images")
+"""Those of them that are numbers in every line."""
+
+TEXTS = ("task", "method", "config_hash", "stratum", "prompt", "command", "terms")
+"""Those that are text: "None" and "NA" are prompts like any other, and some hashes look like numbers."""
+
+MAY_BE_EMPTY = ("stratum", "command")
+
+AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
+"""Options of pandas with which what is read and written again stays the same byte for byte."""
+
+TYPED: dict[str, Any] = {
+    "dtype": dict.fromkeys(TEXTS, str),
+    "keep_default_na": False,
+    "na_values": [""],
+    "low_memory": False,
+}
+"""Options of pandas with which numbers are numbers."""
+
+CURE = "move it elsewhere, and `star matrix` writes it again"
+
+
+def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
+    """A CSV file as pandas reads it, with its options.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        found: pd.DataFrame = pd.read_csv(file, **options)
+    except (OSError, ValueError, EOFError, OverflowError, zlib.error) as error:
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); {CURE}") from None
+    return found
+
+
+def read_file(file: Path, **options: Any) -> pd.DataFrame:
+    """One of the files of this module, with :data:`AS_TEXT` or :data:`TYPED`.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a line lacks what every line has.
+    """
+    found = parse_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
+    needed = NEEDED[file.name] if len(found) else [name for name in EVALUATION if name in NEEDED[file.name]]
+    if lacking := [name for name in needed if name not in found]:
+        raise UserError(f"{file} has no column {', '.join(lacking)}; {CURE}")
+    for name in (name for name in needed if name not in MAY_BE_EMPTY):
+        column = found[name]
+        known = np.isfinite(pd.to_numeric(column, errors="coerce")) if name in NUMBERS else column.notna() & (column != "")
+        if not known.all():
+            fault = "no number" if name in NUMBERS else "empty"
+            raise UserError(f"{file}, row {int(np.argmin(known)) + 1}: {name} is {fault}; {CURE}")
+    if file.name == CURVES and len(found) and (twice := found.duplicated([*EVALUATION, "epoch"])).any():
+        raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: an epoch that another row has too; {CURE}")
+    return found
 
 
 def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:

@@ -2,21 +2,26 @@
 
 import csv
 import io
-import math
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from star.common.errors import UserError
+from star.common.errors import UserError, short
 from star.common.files import replacing
 from star.records.names import MethodName
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("star", "evaluators", "baselines")
+
+FORMULA = ("=", "+", "-", "@")
+MOST_DIGITS = 18
+"""Of a whole number, so that every table can hold it."""
+MOST = 1e12
+"""Of any other number: far above whatever is measured, and far below where sums and squares overflow."""
 
 Key = tuple[str, str, str, str, int]
 
@@ -145,6 +150,25 @@ def read(path: Path) -> list[Row]:
     return _parse(path, Row, PARSERS)
 
 
+def read_together(paths: Iterable[Path]) -> list[Row]:
+    """The rows of several result files, in their order.
+
+    Raises:
+        UserError: as :func:`read`; or a row stands in two of them, as in a file and an old copy of it: rows are seeds, and one
+            must not count twice.
+    """
+    where: dict[Key, Path] = {}
+    rows = []
+    for path in paths:
+        for row in read(path):
+            if row.key in where:
+                told = ", ".join(map(str, row.key))
+                raise UserError(f"{where[row.key]} and {path} both have a row for {told}; move one of the files elsewhere")
+            where[row.key] = path
+            rows.append(row)
+    return rows
+
+
 def read_paper(path: Path) -> list[PaperRow]:
     """The rows of a file of published numbers, in the file's order; one per (task, metric, method).
 
@@ -185,27 +209,28 @@ def _text(name: str, value: Any) -> str:
 
 
 def _word(text: str) -> str:
-    if not text or text != text.strip() or "\n" in text:
+    # Spreadsheets compute what begins like a formula.
+    if not text or text != text.strip() or "\n" in text or text.startswith(FORMULA):
         raise ValueError
     return text
 
 
 def _method(text: str) -> str:
     try:
-        return MethodName.parse(text).text
+        return MethodName.parse(_word(text)).text
     except UserError:
         raise ValueError from None
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
         raise ValueError
     return int(text)
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):
+    if not abs(number) <= MOST:
         raise ValueError
     return number
 
@@ -219,7 +244,7 @@ def _not_negative(text: str) -> float:
 
 def _decimal(text: str) -> Decimal:
     number = Decimal(text)
-    if not number.is_finite():
+    if not number.is_finite() or abs(number) > MOST or abs(int(number.as_tuple().exponent)) > MOST_DIGITS:
         raise ValueError
     return number
 
@@ -229,7 +254,7 @@ def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 Parser = tuple[Callable[[str], Any], str]
-WORD: Parser = (_word, "a word, not empty")
+WORD: Parser = (_word, "a word, not empty, that begins with none of = + - @")
 METHOD: Parser = (_method, "a method's name, like star, flow_grpo@released or star+fast:ocr")
 COUNT: Parser = (_count, "a whole number, 0 or more")
 OPTIONAL_COUNT: Parser = (_optional(_count), "a whole number, 0 or more, or nothing")
@@ -237,7 +262,7 @@ PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "commit", "config_hash"), WORD),
     "method": METHOD,
     **dict.fromkeys(("seed", "images", "prompts", "updates", "images_seen"), COUNT),
-    "value": (_finite, "a finite number"),
+    "value": (_finite, f"a finite number, at most {MOST:g}"),
     "stderr": (_optional(_not_negative), "a number, 0 or more, or nothing"),
     "seconds": (_not_negative, "a number, 0 or more"),
 }
@@ -245,7 +270,7 @@ PAPER_PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "source"), WORD),
     "method": METHOD,
     **dict.fromkeys(("images", "prompts", "updates"), OPTIONAL_COUNT),
-    "value": (_optional(_decimal), "a finite number, or nothing"),
+    "value": (_optional(_decimal), f"a finite number, at most {MOST:g}, or nothing"),
     "note": (str, "any text"),
 }
 
@@ -259,19 +284,30 @@ def _open(path: Path) -> str:
         raise UserError(f"{path}: cannot be read as a CSV file: {error}") from None
 
 
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The cells of every line of a CSV file, with its number."""
+    reader = csv.reader(io.StringIO(_open(path), newline=""), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: no line of a CSV file: {error}") from None
+
+
 AnyRow = TypeVar("AnyRow", Row, PaperRow)
 
 
 def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> list[AnyRow]:
     """Every line of a CSV file as a row of the given kind, checked cell by cell."""
     columns = [field.name for field in fields(kind)]
-    lines = csv.reader(io.StringIO(_open(path), newline=""))
-    header = next(lines, [])
+    lines = _lines(path)
+    _, header = next(lines, (1, []))
     if header != columns:
-        raise UserError(f"{path} line 1: the columns are {','.join(header) or '(none)'}; allowed: {','.join(columns)}")
+        found = short(",".join(header)) or "(none)"
+        raise UserError(f"{path} line 1: the columns are {found}; allowed: {','.join(columns)}")
     rows: dict[tuple[Any, ...], AnyRow] = {}
-    for line in lines:
-        where = f"{path} line {lines.line_num}"
+    for number, line in lines:
+        where = f"{path} line {number}"
         if len(line) != len(columns):
             raise UserError(f"{where}: {len(line)} cells; the header has {len(columns)} columns")
         cells = {
@@ -290,4 +326,4 @@ def _check(text: str, parser: Parser, where: str, error: type[Exception]) -> Any
     try:
         return parse(text)
     except (ValueError, InvalidOperation):
-        raise error(f"{where}: {text!r} is not allowed; allowed: {allowed}") from None
+        raise error(f"{where}: {short(text)!r} is not allowed; allowed: {allowed}") from None

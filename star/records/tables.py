@@ -74,7 +74,8 @@ def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
 
 def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:
     head, *rows = table(task, summaries, paper)
-    lines = [f"### {task}", "", *written.table(head, rows, numbers=2)]
+    head, rows = list(map(written.escape, head)), [[written.escape(row[0]), *row[1:]] for row in rows]
+    lines = [f"### {written.escape(task)}", "", *written.table(head, rows, numbers=2)]
     notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
     return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
 

@@ -13,6 +13,7 @@ from star.report.brief import write_brief
 from star.report.collection import Collection, collect
 from star.report.sections import sections
 
+TITLE = "STAR and its baselines"
 MINI = (
     "These numbers come from the embedded small model, its own prompts and its own evaluators. They compare methods with each "
     "other there; beside the published numbers, which are SD3.5 Medium's, they say nothing."
@@ -37,24 +38,32 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
     """
     found = collect(folder, runs)
     page_file = out or folder / "report.html"
+    markdown_file = page_file.with_suffix(".md")
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
+    for file in (page_file, markdown_file):
+        if page_file.stem in found.tasks or (file.exists() and not _is_report(file)):
+            raise UserError(f"--out {page_file}: {file} is no report and would be overwritten; name another file")
     compared = {task: comparisons(found, task) for task in found.tasks}
     page = _page(found, compared)
     numbers.write(found, compared)
     for task in found.tasks:
         write_brief(found, task)
-    markdown_file = page_file.with_suffix(".md")
     write_text(page_file, to_html(page))
     write_text(markdown_file, to_markdown(page, markdown_file.parent))
     return page_file, markdown_file
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is a page that was written here."""
+    return file.is_file() and TITLE.encode() in file.read_bytes()
 
 
 def _page(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Page:
     seeds = sorted({row.seed for row in found.rows if row.updates})
     counted = f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "nothing trained"
     return Page(
-        title=f"STAR and its baselines, scale {found.scale}",
+        title=f"{TITLE}, scale {found.scale}",
         subtitle=f"Tasks: {', '.join(found.tasks)}; {counted}. An open reproduction of STAR (arXiv 2606.17979).",
         warning=MINI if found.mini else "",
         sections=sections(found, compared),

@@ -135,7 +135,7 @@ def to_html(page: Page) -> str:
 
 def to_markdown(page: Page, folder: Path) -> str:
     """The page as Markdown; pictures are linked relative to ``folder``, drawings are only in the HTML page."""
-    lines = [f"# {page.title}", "", page.subtitle, ""]
+    lines = [f"# {_plain(page.title)}", "", _plain(page.subtitle), ""]
     if page.warning:
         lines += [f"> {page.warning}", ""]
     for section in page.sections:
@@ -173,7 +173,7 @@ def _inline(text: str) -> Markup:
 
 
 def _section(section: Section, level: int, folder: Path) -> list[str]:
-    lines = ["#" * level + " " + section.title, ""]
+    lines = ["#" * level + " " + _plain(section.title), ""]
     for block in section.blocks:
         lines += [*_block(block, folder), ""]
     for part in section.parts:
@@ -197,5 +197,5 @@ def _block(block: Block, folder: Path) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text whose characters mean nothing to Markdown's HTML."""
-    return html.escape(text, quote=False)
+    """Text whose characters mean nothing to Markdown's HTML, and whose underscores none to Markdown."""
+    return markdown.EDGES.sub(r"\\_", html.escape(text, quote=False))

@@ -9,12 +9,25 @@ from pathlib import Path
 import pandas as pd
 
 from star.common.errors import UserError
+from star.common.files import visible
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
-from star.records.folder import COMMANDS, CURVES, EVALUATION, GRADIENT, IMAGES, INFLUENCE, KEY, belonging
+from star.records.folder import (
+    COMMANDS,
+    CURVES,
+    EVALUATION,
+    GRADIENT,
+    IMAGES,
+    INFLUENCE,
+    KEY,
+    TYPED,
+    belonging,
+    parse_csv,
+    read_file,
+)
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import PaperRow, Row, read, read_paper
+from star.records.results import PaperRow, Row, read_paper, read_together
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
@@ -121,8 +134,8 @@ def collect(folder: Path, runs: Path) -> Collection:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
-    files = sorted(file for file in folder.glob("*.csv") if file.name not in (CURVES, COMMANDS, GRADIENT, INFLUENCE))
-    rows = [row for file in files for row in read(file)]
+    others = (CURVES, COMMANDS, GRADIENT, INFLUENCE)
+    rows = read_together(file for file in visible(folder.glob("*.csv")) if file.name not in others)
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
@@ -130,7 +143,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     found.missing += _unmeasured(found)
     terms: dict[Cell, str] = {}
     if (folder / COMMANDS).exists():
-        for line in belonging(_read(folder / COMMANDS), rows).fillna("").to_dict("records"):
+        for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).fillna("").to_dict("records"):
             cell = line["task"], line["method"], line["seed"]
             found.commands[cell], terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
@@ -211,7 +224,7 @@ def _table(
 ) -> pd.DataFrame | None:
     """What a file of the results folder has of these results, and of the rest what the run folders have."""
     file = found.folder / name
-    current = belonging(_read(file), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
+    current = belonging(read_file(file, **TYPED), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
     there = set(current[KEY].itertuples(index=False, name=None))
     cells = {(row.task, row.method, row.seed) for row in found.rows if measured_on_own_task(row.method)}
     needed = {cell for cell in cells if name != CURVES or found.trained(*cell[:2])}
@@ -228,19 +241,9 @@ def _table(
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file, dtype={"config_hash": str}, low_memory=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} cannot be read ({error}); delete it, or write it again with `star matrix`") from None
-    if lacking := [name for name in EVALUATION if name not in table]:
-        raise UserError(f"{file} has no column {', '.join(lacking)}; write it again with `star matrix`")
-    return table
-
-
 def _images_of_run(path: Path) -> pd.DataFrame | None:
     file = path / "final" / "images.csv"
-    return pd.read_csv(file) if file.exists() else None
+    return parse_csv(file, **TYPED) if file.exists() else None
 
 
 def _curve_of_run(path: Path) -> pd.DataFrame | None:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from rich import table as drawn
-from rich.console import Console
-from rich.markup import escape
 
+from star.common.console import console
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -71,17 +70,17 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
 
 def show(blocks: Sequence[Table | Text]) -> None:
     """Print tables and sentences."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a log file has no width of its own: never cut a number short
+    screen = console()
+    if not screen.is_terminal:
+        screen = console(width=160)  # a log file has no width of its own: never cut a number short
     for block in blocks:
         if isinstance(block, Text):
-            console.print(block.text, markup=False, highlight=False, soft_wrap=True)
+            screen.print(block.text, soft_wrap=True)
             continue
         table = drawn.Table(*block.head, title=block.caption, title_justify="left")
         for row in block.rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+            table.add_row(*row)
+        screen.print(table)
 
 
 def _line(line: Beside, labels: dict[str, str]) -> list[str]:

@@ -26,7 +26,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 INK = "#123456"
 """Stands for the colour of the page's text until the SVG is written."""
 
+PLAIN_TEXT: Any = {"text.parse_math": False}
+"""Prices in prompts and names are no mathematics."""
+
 STYLE: Any = {
+    **PLAIN_TEXT,
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -49,20 +53,21 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], title: str, file: Path) -
         title: above the picture.
         file: where to write.
     """
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    for (label, curves), color in zip(runs.items(), COLORS, strict=False):
-        for number, curve in enumerate(curves):
-            axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
-            axis.plot(*_smooth(curve), color=color, label="" if number else label)
-    axis.set_xlabel("images seen")
-    axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
-    axis.set_title(title, loc="left", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.tight_layout()
-    with replacing(file) as part:
-        figure.savefig(part, dpi=150, format="png")
-    plt.close(figure)
+    with matplotlib.rc_context(PLAIN_TEXT):
+        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        for (label, curves), color in zip(runs.items(), COLORS, strict=False):
+            for number, curve in enumerate(curves):
+                axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
+                axis.plot(*_smooth(curve), color=color, label="" if number else label)
+        axis.set_xlabel("images seen")
+        axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+        figure.tight_layout()
+        with replacing(file) as part:
+            figure.savefig(part, dpi=150, format="png")
+        plt.close(figure)
 
 
 def color_of(place: int) -> str:

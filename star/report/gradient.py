@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from star.records.folder import GRADIENT
+from star.records.folder import GRADIENT, TYPED, read_file
 from star.report.blocks import MISSING, Block, Section, Table, Text
 from star.report.collection import Collection
 
@@ -28,8 +28,8 @@ def gradients(found: Collection) -> Section:
     if not file.exists():
         section.blocks.append(Text("Not measured here; `star bench gradient` does it.", missing=True))
         return section
-    table = pd.read_csv(file, dtype={"config_hash": str})
-    whole = table[(table["part"] == "all") & table["metric"].isin(COLUMNS)]
+    figures = read_file(file, **TYPED)
+    whole = figures[(figures["part"] == "all") & figures["metric"].isin(COLUMNS)]
     section.blocks.append(Text(MEANING))
     section.blocks += [_table(part) for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
     return section

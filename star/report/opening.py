@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from star.records.folder import GRADIENT
+from star.records.folder import GRADIENT, TYPED, read_file
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text, signed
 from star.report.collection import Collection
@@ -25,7 +25,7 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     file = found.folder / GRADIENT
     if not file.exists():
         return [("Gradients", "were not measured here; `star bench gradient` tells without a training whether maps help.")]
-    table = pd.read_csv(file, dtype={"config_hash": str})
+    table = read_file(file, **TYPED)
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
     star, shifted, shuffled, oracle, background = (
         _told(table[table["arm"] == arm]) for arm in ("star", "star_shifted", "star_shuffled", "oracle", "background")

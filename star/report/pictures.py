@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from star.common.errors import UserError
-from star.common.files import replacing
+from star.common.files import replacing, visible
 from star.common.noise import normal
 from star.config import Config, read_config
 from star.method.allocation import allocate
@@ -27,6 +27,7 @@ from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
+from star.report.figures import PLAIN_TEXT
 from star.tasks import Prompt, load_task, paired_scores
 from star.training.checkpoint import load_trained
 from star.training.rollout import denoise
@@ -36,7 +37,7 @@ PROMPTS = 6
 PER_LINE = 4
 """Maps side by side, so that their titles can be read on a phone."""
 DPI = 100
-PLAIN: Any = {"font.family": "sans-serif", "font.size": 8}
+PLAIN: Any = {**PLAIN_TEXT, "font.family": "sans-serif", "font.size": 8}
 
 
 def filmstrip(found: Collection, task: str) -> Block:
@@ -189,7 +190,7 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
         UserError: a folder has no sample for some prompt, or the methods have other prompts.
     """
     verdicts = {method: _first_images(folder, column) for method, folder in folders.items()}
-    files = {method: sorted((folder / "samples").glob("*.png")) for method, folder in folders.items()}
+    files = {method: visible((folder / "samples").glob("*.png")) for method, folder in folders.items()}
     prompts = list(next(iter(verdicts.values())).index)
     if any(list(verdicts[method].index) != prompts or len(files[method]) != len(prompts) for method in folders):
         raise UserError("the run folders do not have a sample of each of the same prompts")

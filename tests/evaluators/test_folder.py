@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from evaluators.folder import read_lines, score_folder
-from evaluators.images import read_image
+from evaluators.folder import score_folder
 from evaluators.interface import Text, mean_and_stderr, mean_scores
-from star.common.errors import RunStopped, UserError
+from star.common.errors import Interrupted, RunStopped, UserError
 
 
 def shades(prompts, images):
@@ -81,11 +82,6 @@ def test_a_table_says_which_images_have_which_prompts(folder, name, text, mark):
     assert rows[["file", "prompt", "shade"]].values.tolist() == [["10.png", "a, b", 10], ["1.png", 'say "hi"', 1]]
 
 
-def test_lines_end_at_line_feeds_alone(tmp_path):
-    (tmp_path / "p.txt").write_bytes("one\u2028still one\r\n two \n\n".encode())
-    assert read_lines(tmp_path / "p.txt") == ["one\u2028still one", "two"]
-
-
 @pytest.mark.parametrize("batch", [1, 2, 16])
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
@@ -107,6 +103,69 @@ def test_what_was_scored_before_a_failure_is_kept(folder, batch, damage, error, 
         score(folder, batch=batch)
     kept = pd.read_csv(folder / "deep/out.csv")
     assert kept.values.tolist() == [["1.png", "one", 1, "ONE", "shade-v1"]]
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "message"),
+    [
+        (lambda: 1 / 0, RunStopped, "ZeroDivisionError: division by zero; stopped at 10.png"),
+        (lambda: "\ud800".encode(), RunStopped, "UnicodeEncodeError: .*; stopped at 10.png"),
+        (lambda: signal.raise_signal(signal.SIGTERM), Interrupted, "ended by SIGTERM"),
+        (lambda: signal.raise_signal(signal.SIGHUP), Interrupted, "ended by SIGHUP"),
+        (lambda: signal.raise_signal(signal.SIGINT), Interrupted, "interrupted"),
+    ],
+)
+def test_whatever_ends_the_scoring_what_was_scored_is_kept(folder, end, error, message):
+    def judge(prompts, images):
+        if "ten" in prompts:
+            end()
+        return shades(prompts, images)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(error, match=rf"^{message}; the scores of the 2 images before it are in .*out.csv$"):
+        score(folder, judge=judge, batch=1)
+    assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_signal_that_is_ignored_stays_so(folder, monkeypatch):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        score(folder, judge=lambda *given: signal.raise_signal(signal.SIGHUP) or shades(*given))
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_scores_of_files_whose_names_are_no_text_are_kept(folder):
+    os.rename(folder / "images/10.png", os.fsencode(folder / "images") + b"/10\xff.png")
+    assert score(folder)["shade"].tolist() == [1, 2, 10]
+    assert "10\\udcff.png" in (folder / "deep/out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("images/table.csv", "is an input of this command"),
+        ("images/../images/table.csv", "is an input of this command"),
+        ("hard.csv", "is an input of this command"),
+        ("soft.csv", "is an input of this command"),
+        ("notes.csv", "is no table of scores and would be overwritten"),
+        ("pipe.csv", "is no table of scores and would be overwritten"),
+        ("images/1.png", "name a CSV file, out=NAME.csv"),
+        ("/dev/null", "name a CSV file, out=NAME.csv"),
+    ],
+)
+def test_scores_replace_nothing_but_scores(folder, out, message):
+    table = folder / "images/table.csv"
+    table.write_text("file,prompt,protocol\n1.png,one,older scores\n2.png,bad,older scores\n")
+    os.link(table, folder / "hard.csv")
+    os.symlink(table, folder / "soft.csv")
+    os.mkfifo(folder / "pipe.csv")
+    (folder / "notes.csv").write_text("file,prompt,mine\n1.png,one,dear\n")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        score_folder(folder / "images", table, never, "v", folder / out, progress=False)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_failure_at_the_first_image_leaves_older_scores_alone(folder):
@@ -137,7 +196,7 @@ def test_an_interruption_keeps_what_was_scored(folder):
             raise KeyboardInterrupt
         return shades(prompts, images)
 
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted; the scores of the 2 images before it are in .*out.csv$"):
+    with pytest.raises(Interrupted, match=r"interrupted; the scores of the 2 images before it are in .*out.csv$"):
         score(folder, judge=judge, batch=1)
     assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
 
@@ -222,20 +281,6 @@ def test_summary_of_a_folder(folder):
     assert set(rows["protocol"]) == {"shade-v1"}
     assert row == ("mean_shade", pytest.approx(13 / 3), pytest.approx(stderr), 3, 3)
     assert mean_scores(prompts[:1], rows[:1].to_dict("records"), {"mean_shade": "shade"})[0].stderr is None
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
-def test_images_of_any_kind_are_read_as_rgb(tmp_path, mode):
-    Image.new("RGB", (4, 2), (255, 255, 255)).convert(mode).save(tmp_path / "x.png")
-    image = read_image(tmp_path / "x.png")
-    assert image.dtype == np.uint8 and image.shape == (2, 4, 3) and (image == 255).all()
-
-
-def test_images_are_turned_as_exif_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright
-    Image.new("RGB", (4, 2)).save(tmp_path / "x.jpg", exif=exif)
-    assert read_image(tmp_path / "x.jpg").shape == (4, 2, 3)
 
 
 def test_json_prompts_may_hold_any_text(folder):

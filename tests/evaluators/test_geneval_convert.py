@@ -34,6 +34,16 @@ def test_the_converted_network_computes_what_mmdet_computes(detector):
     assert max(errors(detector.folder)) < 1e-4
 
 
+def test_a_checkpoint_inside_the_folder_to_be_replaced_stays(tmp_path):
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    (folder / convert.RECORD).write_text("{}")
+    checkpoint_file = save_checkpoint(folder / "own.pth", SHAPES)
+    with pytest.raises(UserError, match="is an input of this command"):
+        convert.convert(checkpoint_file, folder, any_checkpoint=True)
+    assert checkpoint_file.exists()
+
+
 def swapped_norms(ours, theirs, norms, right=names._norms_and_hidden):
     return right(ours, theirs, norms[::-1])
 

@@ -85,9 +85,11 @@ def test_progress_bar_is_drawn_on_demand(folder, capsys):
     assert "GenEval" in capsys.readouterr().out
 
 
-def test_gray_and_transparent_images_are_read_as_rgb(folder):
+def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):
     Image.fromarray(np.full((8, 8), 1, np.uint8)).save(folder / "00000/samples/00001.png")
-    Image.fromarray(np.full((8, 8, 4), 1, np.uint8)).save(folder / "00000/samples/00002.png")
+    opaque = np.full((8, 8, 4), 1, np.uint8)
+    opaque[..., 3] = 255
+    Image.fromarray(opaque).save(folder / "00000/samples/00002.png")
     rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
     assert rows["strict"].tolist()[:3] == [True, True, True]
 

@@ -496,6 +496,23 @@ def test_nothing_done_is_nothing_to_publish(checkout):
         publish(["task=ocr", "method=star", "seed=0"])
 
 
+@pytest.mark.parametrize("name", ["images.csv.gz", "curves.csv", "commands.csv"])
+def test_a_damaged_file_is_put_aside_and_written_again(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    cells = expand(["task=ocr", "method=star", "seed=0"])
+    for cell in cells:
+        finish(cell, "prompt,image\na,0\n", 0.25)
+    collect(cells, Path("results"))
+    file = Path("results", name)
+    whole = file.read_bytes()
+    for number, damaged in enumerate((b"", whole[: len(whole) // 3], b"seed\n0\n"), 1):
+        file.write_bytes(damaged)
+        collect(cells, Path("results"))
+        assert file.read_bytes() == whole and Path("results", f"{name}.damaged{number}").read_bytes() == damaged
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"star: caution: results/{name} ") and line.endswith(f"put aside as {name}.damaged{number}")
+
+
 def test_seeds_with_other_settings_leave_the_files_with_a_word(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["task=ocr", "method=star,spatial", "seed=0..2"]

@@ -1,6 +1,7 @@
 """A trained LoRA loads elsewhere and draws the same pictures; one that was trained elsewhere loads here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from star.common.errors import UserError
 from star.common.noise import normal
 from star.models import lora
 from star.models.sd3 import SD3
+from star.models.sources import pipeline_class
 from star.records.results import read
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -116,6 +118,38 @@ def test_what_is_written_is_read_again(make_config, tmp_path):
     assert all(torch.equal(values[name], base.trained[name]) for name in values)
 
 
+def test_a_file_is_as_good_as_its_folder(make_config, released, tmp_path):
+    base = SD3(make_config().model, CPU, 0)
+    lora.write(tmp_path / "own", base.trained, base.config)
+    for folder, name in ((tmp_path / "own", lora.DIFFUSERS_FILE), (released[0], lora.PEFT_FILES[1])):
+        one, other = (lora.read(lora.locate(str(place))) for place in (folder, folder / name))
+        assert (one.rank, one.alpha, one.digest) == (other.rank, other.alpha, other.digest)
+        assert all(torch.equal(one.weights[key], other.weights[key]) for key in one.weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("weights.safetensors", "it is a file: name the diffusers folder that it belongs to"),
+        ("sub", "name a diffusers folder"),
+        ("/nowhere/model", "there is no such folder: name a diffusers folder, or a repository like OWNER/NAME"),
+        ("./owner/model", "there is no such folder"),
+        ("missing", "there is no such folder"),
+        ("owner/model", r"download it with `hf download owner/model` \(gated"),
+    ],
+)
+def test_what_to_do_about_a_model_that_is_not_there(make_config, tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("weights.safetensors").write_bytes(b"weights")
+    Path("sub").mkdir()
+    with pytest.raises(
+        UserError, match=rf"^model.path={name}: no SD3 pipeline could be loaded \([^.]*[^)]*\); {told}"
+    ) as error:
+        pipeline_class(replace(make_config().model, path=name))
+    assert "\n" not in str(error.value) and ". " not in str(error.value)
+
+
 def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, released):
     folder, model = released
     read_lora = lora.read(folder)
@@ -148,7 +182,7 @@ def test_calibrate_puts_a_row_beside_the_others(star, released, pipeline_folder)
 def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatch):
     folder, _ = released
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="get it with: hf download jieliu/nothing"):
+    with pytest.raises(UserError, match="download it with `hf download jieliu/nothing`"):
         lora.locate("jieliu/nothing")
     with pytest.raises(UserError, match="holds no LoRA"):
         lora.read(tmp_path)

@@ -97,6 +97,10 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
         ("method", "", "a method's name, like star, flow_grpo@released or star+fast:ocr"),
         ("method", "star:", "a method's name"),
         ("task", "", "a word, not empty"),
+        *((column, f"{sign}1+1", "begins with none of = + - @") for column in ("task", "protocol") for sign in "=+-@"),
+        ("method", "-1", "a method's name"),
+        ("value", "1e300", "a finite number, at most 1e+12"),
+        ("seed", "9" * 19, "a whole number, 0 or more"),
     ],
 )
 def test_bad_cell_names_file_line_column_and_what_is_allowed(tmp_path, column, text, allowed):
@@ -120,6 +124,8 @@ def test_bad_cell_names_file_line_column_and_what_is_allowed(tmp_path, column, t
         (f"{HEADER}\na,b\n", "line 2: 2 cells; the header has 14 columns"),
         (f"{HEADER}\n{LINE}c,h\n{LINE}c,h\n", "line 3: a second row for geneval, geneval_official_macro,"),
         ("\xff\x00", "line 1"),
+        (f"{HEADER}\n{LINE}c,{'h' * 140_000}\n", "line 2: no line of a CSV file: field larger than field limit"),
+        (f'{HEADER}\n{LINE}c,"h\n', "line 2: no line of a CSV file: unexpected end of data"),
     ],
 )
 def test_bad_file(tmp_path, content, message):
@@ -127,6 +133,17 @@ def test_bad_file(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         read(path)
+
+
+def test_a_copy_beside_a_file_is_told_and_not_taken_for_more_seeds(tmp_path):
+    write([ROW, replace(ROW, seed=1)], tmp_path / "geneval.csv")
+    write([replace(ROW, seed=2), replace(ROW, seed=1, value=0.111111)], tmp_path / "geneval_old.csv")
+    with pytest.raises(UserError) as error:
+        results.read_together([tmp_path / "geneval.csv", tmp_path / "geneval_old.csv"])
+    row = "geneval, geneval_official_macro, geneval-v1/mini-detector/mini, star, 1"
+    assert f"{tmp_path / 'geneval.csv'} and {tmp_path / 'geneval_old.csv'} both have a row for {row}; " in str(error.value)
+    write([replace(ROW, seed=2)], tmp_path / "geneval_old.csv")
+    assert [row.seed for row in results.read_together([tmp_path / "geneval.csv", tmp_path / "geneval_old.csv"])] == [0, 1, 2]
 
 
 def test_missing_and_binary_files(tmp_path):

@@ -1,5 +1,6 @@
 """The report of made-up results: a whole matrix, and the least that there can be."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -35,7 +36,7 @@ from star.method.arms import ABLATION
 from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, write
-from star.report import report
+from star.report import figures, report
 from star.report.ablation import comparisons
 from star.report.blocks import MISSING, _inline, signed
 from star.report.brief import write_brief
@@ -436,6 +437,35 @@ def test_bad_input_is_the_users_error(tmp_path):
     (results / "curves.csv").write_text("epoch,reward\n1,0.5\n")
     with pytest.raises(UserError, match=r"curves\.csv has no column task, method, seed, config_hash"):
         report(results)
+
+
+def test_a_copy_of_a_result_file_is_told_and_not_pooled(tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    text = (results / "ocr.csv").read_text()
+    (results / "._ocr.csv").write_bytes(b"what macOS leaves")
+    report(results)
+    (results / "ocr_old.csv").write_text(text)
+    with pytest.raises(UserError, match=r"ocr\.csv and .*ocr_old\.csv both have a row for ocr, diversity,"):
+        report(results)
+
+
+@pytest.mark.parametrize("out", ["README.html", "index.html", "ocr.html"])
+def test_a_report_replaces_nothing_but_a_report(tmp_path, out):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    for name in ("README.md", "index.html"):
+        (results / name).write_text("mine")
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is no report and would be overwritten"):
+        report(results, out=results / out)
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["costs $5 or $6", "$x^$", "$\\frac{1}{$", "\\$1 and $"])
+def test_prices_are_no_mathematics(tmp_path, text):
+    curve = ([1, 2, 3], [0.1, 0.2, 0.3])
+    figures.reward_curves({text: [curve]}, text, tmp_path / "x.png")
+    assert text in html.unescape(figures.dots_svg({text: {"star": [0.1]}}, text, text))
+    assert text in html.unescape(figures.curves_svg({0: curve}, {}, "red", (0, 1), text))
 
 
 def images_of(task, *methods, seeds=SEEDS):

@@ -13,7 +13,7 @@ from evaluators.geneval.official import names
 from evaluators.geneval.official.checkpoint import SHA256, read, verify
 from evaluators.geneval.prompts import COCO_NAMES
 from star.common.errors import UserError
-from star.common.files import weights_digest
+from star.common.files import check_output, weights_digest
 
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
@@ -53,6 +53,7 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     found = verify(checkpoint, any_checkpoint)
     if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
+    check_output(folder, [checkpoint])
     content = read(checkpoint)
     weights = {name: tensor for name, tensor in content.items() if not names.derived(name)}
     sizes = _sizes(checkpoint, weights)

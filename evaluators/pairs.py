@@ -1,0 +1,149 @@
+"""Which image of a folder has which prompt: a text file with a line per image, or a table."""
+
+import csv
+import io
+import re
+from contextlib import suppress
+from pathlib import Path, PurePath
+
+from evaluators.images import SUFFIXES
+from star.common.errors import UserError, short
+from star.common.files import is_text, parse_json, visible
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*SEPARATORS, ".jsonl")
+
+Pair = tuple[Path, str]
+
+
+def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
+    """Image files and their prompts.
+
+    Args:
+        folder: holds the images, :data:`evaluators.images.SUFFIXES`; hidden files are not looked at.
+        prompts: a text file with one prompt per line, for the images in the natural order of their names (2 before 10). Or,
+            if it ends in .csv, .tsv or .jsonl, a table with ``file`` (relative to the folder) and ``prompt``; images that it
+            does not name do not count.
+
+    Raises:
+        UserError: either is missing, empty or unreadable, they do not fit each other, or the prompts can be read in more ways
+            than one.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such folder of images: {folder}")
+    if prompts.suffix.lower() in TABLES:
+        return [(_image(folder, file, prompts), prompt) for file, prompt in _read_table(prompts)]
+    try:
+        found = visible(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    except OSError as error:
+        raise UserError(f"the folder of images {folder} cannot be read: {error}") from None
+    if not found:
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    files, texts = sorted(found, key=_natural), read_lines(prompts)
+    if _is_json(texts) or all(text.startswith(file.name) for text, file in zip(texts, files, strict=False)):
+        raise UserError(f"{prompts} looks like a table, not like one prompt per line; call it {', '.join(TABLES)}")
+    if len(texts) != len(files):
+        raise UserError(
+            f"{prompts} has {len(texts)} prompts, but {folder} has {len(files)} images; line n must be the prompt of "
+            "image n in the natural order of their names (2 before 10)"
+        )
+    return list(zip(files, texts, strict=True))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, stripped; empty ones at the end do not count.
+
+    Raises:
+        UserError: the file is missing, unreadable or has no lines, or an empty one among others.
+    """
+    lines = [line.strip() for line in _read(path).rstrip().split("\n")]
+    if lines == [""]:
+        raise UserError(f"{path} holds no prompts")
+    if "" in lines:
+        raise UserError(f"{path} line {lines.index('') + 1} is empty; every line must be a prompt")
+    return lines
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")  # spreadsheets put a byte order mark first
+    except FileNotFoundError:
+        raise UserError(f"no such file of prompts: {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a text file of prompts: {error}") from None
+
+
+def _image(folder: Path, file: str, prompts: Path) -> Path:
+    """The image that a table names."""
+    name = PurePath(file)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(f"{prompts} names {short(file)}; files are named relative to {folder}, and lie in it")
+    try:
+        there = (folder / name).is_file()
+    except OSError:  # a name that is too long for one
+        there = False
+    if not there:
+        raise UserError(f"{prompts} names {short(file)}, which is not in {folder}")
+    return folder / name
+
+
+def _is_json(lines: list[str]) -> bool:
+    """Whether lines, or all of them together, are objects or lists in JSON rather than prompts."""
+    for text in (lines[0], "\n".join(lines)):
+        with suppress(ValueError):
+            return isinstance(parse_json(text), dict | list)
+    return False
+
+
+def _read_table(path: Path) -> list[tuple[str, str]]:
+    """The file and the prompt of every row."""
+    rows = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_csv(path)
+    found: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(rows, 1):
+        for key in ("file", "prompt"):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
+                raise UserError(f'{path}, row {number}: "{key}" is missing or empty; rows need "file" and "prompt"')
+            if not is_text(row[key]):
+                raise UserError(f'{path}, row {number}: "{key}" holds half a character (a lone surrogate), which is no text')
+        pair = row["file"], row["prompt"]
+        if pair in found:
+            raise UserError(f"{path}, row {number}: the same file and prompt as in row {found[pair]}; keep one")
+        found[pair] = number
+    if not found:
+        raise UserError(f"{path} holds no prompts")
+    return list(found)
+
+
+def _read_jsonl(path: Path) -> list:
+    try:
+        return [parse_json(line) for line in _read(path).split("\n") if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{path} is not one JSON object per line: {error}") from None
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    # Strictly: a quote that is left open would swallow the rows behind it, and quotes around a part of a cell would go.
+    lines = csv.reader(io.StringIO(_read(path), newline=""), delimiter=SEPARATORS[path.suffix.lower()], strict=True)
+    rows = []
+    try:
+        header = next(lines, [])
+        if twice := {name for name in header if header.count(name) > 1} & {"file", "prompt"}:
+            raise UserError(f"{path} has two columns {min(twice)}; keep one")
+        for cells in lines:
+            if len(cells) > len(header):
+                raise UserError(
+                    f"{path} line {lines.line_num}: {len(cells)} cells, but the header has {len(header)}; put double quotes "
+                    "around a prompt with separators in it"
+                )
+            rows += [dict(zip(header, cells, strict=False))] if cells else []
+    except csv.Error as error:
+        raise UserError(
+            f"{path} line {lines.line_num} is no row of a table ({error}); quotes in a cell are doubled, and the cell quoted"
+        ) from None
+    return rows
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
+    """A key that sorts numbers within names by their value, whatever the case of letters."""
+    parts = re.findall(r"\d+|\D+", path.name.lower())
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts], path.name

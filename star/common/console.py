@@ -1,0 +1,10 @@
+"""Output for people, in which names are what they are: no brackets are taken for markup, and no ``:word:`` for a picture."""
+
+from typing import Any
+
+from rich.console import Console
+
+
+def console(**options: Any) -> Console:
+    """A console of rich for texts with names of files and methods in them; ``options`` are its other ones."""
+    return Console(markup=False, emoji=False, highlight=False, **options)

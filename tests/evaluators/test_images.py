@@ -1,0 +1,119 @@
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from evaluators.images import LONGEST, read_image
+from star.common.errors import UserError
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def plain(mode="RGB", color=RED, size=(4, 2)):
+    return Image.new("RGB", size, color).convert(mode)
+
+
+def palette(**transparency):
+    image = Image.new("P", (4, 2))
+    image.putpalette([*RED, *WHITE])
+    return image, transparency
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_gamma(gamma):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    return plain(), {"pnginfo": info}
+
+
+def profile(name):
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+
+
+SIXTEEN = Image.fromarray(np.full((2, 4), 0x80FF, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "shown"),
+    [
+        *((f"{mode}.png", plain(mode, WHITE), {}, WHITE) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        ("opaque.png", plain("RGBA"), {}, RED),
+        ("unused transparent entry.png", *palette(transparency=1), RED),
+        ("16 bits.png", SIXTEEN, {}, (128, 128, 128)),
+        ("cmyk.jpg", plain("CMYK"), {"quality": 100}, (254, 0, 0)),
+        ("gray.jpg", plain("L", WHITE), {}, WHITE),
+        ("red.webp", plain(), {"lossless": True}, RED),
+        ("red.bmp", plain(), {}, RED),
+        ("sRGB by name.png", plain(), {"icc_profile": profile("sRGB")}, RED),
+        ("its curve is sRGB's.png", *with_gamma(1 / 2.2), RED),
+        ("two views.jpg", plain("L", WHITE), {"format": "MPO", "save_all": True, "append_images": [plain("L")]}, WHITE),
+    ],
+)
+def test_what_a_picture_shows_is_read(tmp_path, name, image, options, shown):
+    image.save(tmp_path / name, **options)
+    pixels = read_image(tmp_path / name)
+    assert pixels.dtype == np.uint8 and pixels.shape == (2, 4, 3)
+    assert np.abs(pixels.astype(int) - shown).max() <= 1
+
+
+def test_images_are_turned_as_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    plain().save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").shape == (4, 2, 3)
+
+
+def test_colours_of_another_space_become_those_of_srgb(tmp_path):
+    """With straight curves 128 is half the light, which sRGB writes as 188."""
+    plain(color=(128, 128, 128)).save(tmp_path / "x.png", icc_profile=straightened(profile("sRGB")))
+    assert np.abs(read_image(tmp_path / "x.png").astype(int) - 188).max() <= 2
+
+
+def straightened(srgb):
+    """The profile with straight curves and another name."""
+    count = struct.unpack(">I", srgb[128:132])[0]
+    tags = {srgb[at : at + 4]: struct.unpack(">II", srgb[at + 4 : at + 12]) for at in range(132, 132 + 12 * count, 12)}
+    data = bytearray(srgb.replace("sRGB".encode("utf-16-be"), "flat".encode("utf-16-be")).replace(b"sRGB", b"flat"))
+    for name in (b"rTRC", b"gTRC", b"bTRC"):
+        at = tags[name][0]
+        data[at : at + 12] = b"curv" + bytes(8)  # no entries: the identity
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "message"),
+    [
+        ("hole.png", Image.new("RGBA", (4, 2), (*RED, 0)), {}, "transparent"),
+        ("veil.webp", Image.new("RGBA", (4, 2), (*RED, 254)), {"lossless": True}, "transparent"),
+        ("entry.png", *palette(transparency=0), "transparent"),
+        ("colour key.png", plain(), {"transparency": RED}, "transparent"),
+        ("film.png", plain(), {"save_all": True, "append_images": [plain(color=WHITE)]}, r"it moves \(2 pictures"),
+        ("film.webp", plain(), {"save_all": True, "append_images": [plain(color=WHITE)]}, r"it moves \(2 pictures"),
+        ("linear.png", *with_gamma(1.0), r"brightness curve of its own \(gamma 1\)"),
+        ("strip.png", plain(size=(LONGEST + 1, 1)), {}, f"{LONGEST + 1} x 1 pixels"),
+        ("tower.png", plain(size=(1, 60_000)), {}, "1 x 60000 pixels"),
+        ("wide.png", Image.new("1", (9000, 9000)), {}, "9000 x 9000 pixels"),
+        ("bomb.png", Image.new("1", (14_000, 14_000)), {}, "exceeds limit"),
+        ("odd profile.png", plain(), {"icc_profile": b"no profile"}, "cannot open profile"),
+        ("gif.png", plain("P"), {"format": "GIF"}, "cannot identify"),
+    ],
+)
+def test_what_has_no_one_look_is_refused_in_a_line(tmp_path, name, image, options, message):
+    image.save(tmp_path / name, **options)
+    with pytest.raises(UserError, match=rf"^cannot (read|take) the image .*{name}: .*{message}") as error:
+        read_image(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("pipe.png", "missing.png", "x" * 5000, "nul\0.png"):
+        with pytest.raises(UserError, match="cannot read the image"):
+            read_image(tmp_path / name)

@@ -1,0 +1,93 @@
+"""Prompts are read as the eye reads them, or told: nothing is cut, stripped or swallowed."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evaluators.pairs import read_lines, read_pairs
+from star.common.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Images 1.png, 2.png and 10.png, one beside the folder, and what macOS leaves on foreign disks."""
+    monkeypatch.chdir(tmp_path)
+    images = Path("images")
+    images.mkdir()
+    for name in ("images/10.png", "images/2.png", "images/1.png", "out.png"):
+        Image.new("RGB", (2, 2)).save(name)
+    (images / "._1.png").write_bytes(b"resource fork")
+    (images / "3.png").mkdir()
+    return images
+
+
+def pairs(folder, name, text):
+    Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [(path.relative_to(folder).as_posix(), prompt) for path, prompt in read_pairs(folder, Path(name))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("p.txt", "one\ntwo\nten\n", [("1.png", "one"), ("2.png", "two"), ("10.png", "ten")]),
+        ("p.txt", "[one\ntwo\nten]\n", [("1.png", "[one"), ("2.png", "two"), ("10.png", "ten]")]),
+        ("p.csv", 'file,prompt\n1.png,a sign "OPEN"\n', [("1.png", 'a sign "OPEN"')]),
+        ("p.csv", 'file,prompt\n1.png,"""OPEN"", he said"\n', [("1.png", '"OPEN", he said')]),
+        ("p.csv", "prompt,file,note\none,1.png\n\ntwo,2.png,x\n", [("1.png", "one"), ("2.png", "two")]),
+        ("p.csv", "file,prompt\n1.png,one\n1.png,two\n", [("1.png", "one"), ("1.png", "two")]),
+        ("p.csv", "file,prompt\n1.png,=1+1\n", [("1.png", "=1+1")]),
+        ("p.jsonl", '{"file": "1.png", "prompt": " one ", "n": null}\n', [("1.png", " one ")]),
+    ],
+)
+def test_what_is_clear_is_taken_word_by_word(folder, name, text, expected):
+    assert pairs(folder, name, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "file,prompt\n1.png,a red sign, with text\n", "p.csv line 2: 3 cells, but the header has 2"),
+        ("p.csv", 'file,prompt\n1.png,"a sign\n2.png,two\n', "p.csv line 3 is no row of a table"),
+        ("p.csv", 'file,prompt\n1.png,"OPEN" on a door\n', "p.csv line 2 is no row of a table"),
+        ("p.tsv", 'file\tprompt\n1.png\t"OPEN" on a door\n', "p.tsv line 2 is no row of a table"),
+        ("p.csv", f"file,prompt\n1.png,{'x' * 140_000}\n", "line 2 is no row of a table .*field limit"),
+        ("p.csv", "file,prompt,prompt\n1.png,one,two\n", "p.csv has two columns prompt"),
+        ("p.csv", "file;prompt\n1.png;one\n", 'row 1: "file" is missing'),
+        ("p.csv", "file,prompt\n1.png,one\n2.png,two\n1.png,one\n", "row 3: the same file and prompt as in row 1"),
+        (
+            "p.csv",
+            "file,prompt\n../out.png,one\n",
+            "p.csv names ../out.png; files are named relative to images, and lie",
+        ),
+        ("p.csv", "file,prompt\n/out.png,one\n", "p.csv names /out.png; files are named relative"),
+        ("p.csv", f"file,prompt\n{'x' * 5000}.png,one\n", "p.csv names x{120}..., which is not in images"),
+        ("p.csv", "file,prompt\n3.png,a folder\n", "p.csv names 3.png, which is not in images"),
+        ("p.jsonl", '{"file": "1.png", "prompt": "\\ud800"}\n', 'row 1: "prompt" holds half a character'),
+        ("p.jsonl", '{"file": "1.png\\ud800", "prompt": "one"}\n', 'row 1: "file" holds half a character'),
+        ("p.jsonl", '{"file": "1.png\\u0000", "prompt": "one"}\n', "which is not in images"),
+        ("p.jsonl", '{"file": "1.png", "prompt": "one", "prompt": "two"}\n', "'prompt' stands twice in one object"),
+        ("p.jsonl", "[" * 100_000 + "\n", "nested too deeply"),
+        ("p.txt", '["one",\n"two",\n"ten"]\n', "looks like a table"),
+        ("p.ndjson", '{"file": "1.png"}\n{"file": "2.png"}\n{"file": "10.png"}\n', "looks like a table"),
+        ("p.txt", "1.png,one\n2.png,two\n10.png,ten\n", "looks like a table"),
+        ("p.txt", "one\ntwo\n", r"2 prompts, but images has 3 images; .* natural order of their names \(2 before 10\)"),
+        ("p.csv", b"file,prompt\n1.png,\xff\n", "cannot be read as a text file"),
+        ("x" * 300 + ".txt", None, "cannot be read as a text file"),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_one_clear_line(folder, name, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_pairs(folder, Path(name)) if text is None else pairs(folder, name, text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+
+
+def test_names_that_differ_in_case_alone_have_an_order(folder):
+    for name in ("B.png", "b.png"):
+        Image.new("RGB", (2, 2)).save(folder / name)
+    assert [file for file, _ in pairs(folder, "p.txt", "1\n2\n3\n4\n5\n")][-2:] == ["B.png", "b.png"]
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "p.txt").write_bytes("one\u2028still one\r\n two \n\n".encode())
+    assert read_lines(tmp_path / "p.txt") == ["one\u2028still one", "two"]

@@ -1,0 +1,94 @@
+"""The files beside the result files: read as they were written, or told in a line what is wrong with them."""
+
+import gzip
+
+import pandas as pd
+import pytest
+
+from star.common.errors import UserError
+from star.records.folder import AS_TEXT, COMMANDS, CURVES, FIRST, GRADIENT, IMAGES, MAY_BE_EMPTY, NEEDED, TYPED, read_file
+
+CELLS = {"seed": "0", "epoch": "1", "updates": "2", "images_seen": "8", "seconds": "1.5", "reward": "0.5", "image": "0"}
+CELLS |= {"epochs": "12", "images": "64", "value": "0.25"}
+HOW = pytest.mark.parametrize("options", [AS_TEXT, TYPED], ids=["as text", "typed"])
+
+
+def write(folder, name, **changes):
+    columns = dict.fromkeys([*FIRST.get(name, []), *NEEDED[name]])
+    cells = {column: CELLS.get(column, column) for column in columns} | changes
+    pd.DataFrame([{name: cell for name, cell in cells.items() if cell is not None}]).to_csv(folder / name, index=False)
+    return folder / name
+
+
+@HOW
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name, columns in NEEDED.items() for column in columns])
+def test_a_column_or_cell_that_lacks_is_named(tmp_path, options, name, column):
+    read_file(write(tmp_path, name), **options)
+    faults = [(None, f"has no column {column}"), ("", f"row 1: {column} is (empty|no number)")]
+    for change, message in faults[:1] if column in MAY_BE_EMPTY else faults:
+        with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star matrix`") as error:
+            read_file(write(tmp_path, name, **{column: change}), **options)
+        assert "\n" not in str(error.value)
+
+
+@HOW
+@pytest.mark.parametrize(("name", "column"), [(CURVES, "reward"), (IMAGES, "seed"), (COMMANDS, "seed"), (CURVES, "epoch")])
+@pytest.mark.parametrize("cell", ["many", "nan", "inf", "1e999"])
+def test_what_must_be_a_number_is_one(tmp_path, options, name, column, cell):
+    with pytest.raises(UserError, match=f"row 1: {column} is no number"):
+        read_file(write(tmp_path, name, **{column: cell}), **options)
+
+
+@HOW
+@pytest.mark.parametrize(("name", "column"), [(IMAGES, "stratum"), (COMMANDS, "command")])
+def test_what_may_be_empty_is_an_empty_text(tmp_path, options, name, column):
+    assert read_file(write(tmp_path, name, **{column: ""}), **options)[column].tolist() == [""]
+
+
+@HOW
+def test_terms_came_later(tmp_path, options):
+    assert len(read_file(write(tmp_path, COMMANDS, terms=None), **options)) == 1
+
+
+@pytest.mark.parametrize("prompt", ["None", "NA", "null", "nan", "007", "1e5"])
+def test_prompts_are_text_whatever_they_look_like(tmp_path, prompt):
+    for options in (AS_TEXT, TYPED):
+        assert read_file(write(tmp_path, IMAGES, prompt=prompt, config_hash="1e5"), **options)["prompt"].tolist() == [prompt]
+
+
+@HOW
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (CURVES, lambda data: b""),
+        (CURVES, lambda data: b"\xff\xfe\x00\x01"),
+        (CURVES, lambda data: data + data.split(b"\n")[1] + b",more,cells\n"),
+        (CURVES, lambda data: data[:-20] + b'"'),
+        (IMAGES, lambda data: data[: len(data) // 2]),
+        (IMAGES, lambda data: data[:-12] + b"\xff\xff\xff" + data[-9:]),
+        (IMAGES, lambda data: gzip.decompress(data)),
+        (IMAGES, lambda data: b""),
+    ],
+)
+def test_damaged_files_are_one_clear_line(tmp_path, options, name, damage):
+    file = write(tmp_path, name)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=f"{name}") as error:
+        read_file(file, **options)
+    assert "\n" not in str(error.value)
+
+
+@HOW
+def test_an_epoch_stands_once(tmp_path, options):
+    file = write(tmp_path, CURVES)
+    file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
+    with pytest.raises(UserError, match="row 2: an epoch that another row has too"):
+        read_file(file, **options)
+
+
+@HOW
+def test_a_file_without_rows_is_empty(tmp_path, options):
+    for name in (CURVES, IMAGES, COMMANDS, GRADIENT):
+        file = write(tmp_path, name)
+        pd.read_csv(file)[:0].to_csv(file, index=False)
+        assert read_file(file, **options).empty
