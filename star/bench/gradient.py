@@ -301,7 +301,7 @@ def write(table: pd.DataFrame, file: Path, command: str) -> None:
         UserError: the file is no such table.
     """
     keys = ["task", "weights", "config_hash"]
-    if len(older := older_rows(file, list(table), command)):
+    if len(older := older_rows(file, list(table.columns), command)):
         new = set(map(tuple, table[keys].to_numpy()))
         older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
         table = pd.concat([older, table]) if len(older) else table

@@ -76,9 +76,11 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     """One of the files of this module, with :data:`AS_TEXT` or :data:`TYPED`.
 
     Raises:
-        UserError: it cannot be read, lacks a column, or a line lacks what every line has.
+        UserError: it cannot be read, is cut off, lacks a column, or a line lacks what every line has.
     """
     found = parse_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
+    if file.suffix == ".csv" and not file.read_bytes().endswith(b"\n"):
+        raise UserError(f"{file} is cut off within its last line; {CURE}")
     needed = NEEDED[file.name] if len(found) else [name for name in EVALUATION if name in NEEDED[file.name]]
     if lacking := [name for name in needed if name not in found]:
         raise UserError(f"{file} has no column {', '.join(lacking)}; {CURE}")

@@ -22,7 +22,7 @@ def test_figures_of_whole_gradients_stand_task_by_task(tmp_path):
             ("star - flow_grpo", "all", "ratio", 0.13),
         )
     ]
-    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv")
+    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     meaning, table = gradients(collect(results, tmp_path)).blocks
     assert "oracle" in meaning.text
     assert table.caption == "geneval, weights: initial, 12 epochs, 2,304 images, commit abc"

@@ -66,7 +66,7 @@ def test_five_sentences(tmp_path):
     facts = (0.03, 12, 2304, "abc", "0123")
     made = [("geneval", "initial", arm, "all", "ratio", value, *facts) for arm, value in arms.items()]
     made += [("geneval", "runs/half.safetensors", "star", "all", "ratio", 9.0, *facts)]
-    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv")
+    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     signal, nothing, ceiling, training, reach = opening(collect(results, tmp_path)).blocks
     assert signal.text.endswith("gains this many times Flow-GRPO's reward: geneval 1.13 ± 0.03.")
     assert "moved by half the canvas geneval 0.99 ± 0.03; of other prompts geneval 1.03 ± 0.03" in nothing.text
