@@ -1,5 +1,6 @@
 """Where base models and LoRAs lie: a folder, or a repository in the hub's cache. Nothing is downloaded."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,8 @@ def pipeline_class(config: ModelConfig) -> str:
     Raises:
         UserError: the model cannot be had. That is quick to tell, before anything is done.
     """
-    with told(config):
+    with told(config), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers asks the hub's library in a way that this calls outdated
         return DiffusionPipeline.load_config(source(config)).get("_class_name", "")
 
 

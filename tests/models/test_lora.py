@@ -138,6 +138,7 @@ def test_a_file_is_as_good_as_its_folder(make_config, released, tmp_path):
         ("owner/model", r"download it with `hf download owner/model` \(gated"),
     ],
 )
+@pytest.mark.filterwarnings("error")  # they would be lines of their own
 def test_what_to_do_about_a_model_that_is_not_there(make_config, tmp_path, monkeypatch, name, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
