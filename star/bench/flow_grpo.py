@@ -25,6 +25,8 @@ from star.models.text import EMPTY
 SETTINGS = {
     "method.arm": "uniform",
     "method.reduction": "image",
+    "method.steps": "as_sampled",
+    "method.clip": "ratio",
     "model.parameters": "lora",
     "sampling.kind": "sde",
     "train.schedule": "constant",

@@ -319,6 +319,11 @@ class Config:
     tracker: str | None = None
     evaluators: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def keep_means(self) -> bool:
+        """Whether updates need the means of the transitions that rollouts were drawn from; they are as large as latents."""
+        return self.train.guard or self.method.clip == "kl"
+
 
 def get(config: Config, name: str) -> Any:
     """A setting by its dotted name."""

@@ -139,7 +139,7 @@ def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRu
                 config.method.reduction,
                 config.seed,
                 epoch=0,
-                keep_means=config.train.guard,
+                keep_means=config.keep_means,
             )
         done("an update")
         assert trajectory.relevance is not None

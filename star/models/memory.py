@@ -114,13 +114,13 @@ def must_offload(config: Config, shape: Shape, total: float, processes: int) -> 
 
 
 def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
-    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and with
-    GRPO-Guard the means of its transitions."""
+    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and the
+    means of its transitions where updates need them."""
     images = -(-config.train.groups * config.train.group_size // processes)
     steps = config.sampling.trained
     return (
         images
-        * (steps + 1 + steps * config.train.guard)
+        * (steps + 1 + steps * config.keep_means)
         * shape["in_channels"]
         * (config.model.resolution // 8) ** 2
         * SIZES["float32"]

@@ -199,7 +199,7 @@ def sample(
         relevance: which blocks and columns.
         reduction: of the log-probabilities, ``image`` or ``position``.
         seed, epoch: of the noise.
-        keep_means: of the transitions, which GRPO-Guard alone needs: they are as large as the latents.
+        keep_means: of the transitions, see :attr:`star.config.Config.keep_means`.
         noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.
     """
     texts = [prompts[s.prompt].text for s in samples]

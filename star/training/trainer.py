@@ -251,7 +251,7 @@ class Trainer:
                 config.method.reduction,
                 config.seed,
                 epoch,
-                keep_means=config.train.guard or config.method.clip == "kl",
+                keep_means=config.keep_means,
             )
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
             verdicts = {name: self.beside(judge.submit(prompts, images)) for name, judge in judges.items()}

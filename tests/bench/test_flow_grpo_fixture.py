@@ -110,6 +110,8 @@ def test_its_figures_are_those_of_each_update(make_config):
         (("train.schedule=linear",), "train.schedule=linear"),
         (("method=star",), "method.arm=star"),
         (("method=dense_uniform",), "method.reduction=position"),
+        (("method=tempflow",), "method.steps=equal"),
+        (("method.clip=kl", "method=flow_grpo"), "method.clip=kl"),
         (("model.parameters=full",), "model.parameters=full"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -228,6 +228,7 @@ def test_choices_are_those_of_the_code():
         (schema.REDUCTION, objective.REDUCTIONS),
         (schema.STD, objective.STDS),
         (schema.KL, objective.KLS),
+        (schema.CLIP, objective.CLIPS),
         (schema.COLUMNS, tokens.COLUMNS),
         (schema.SOFTMAX_OVER, attention.SOFTMAX_OVER),
     ):

@@ -63,11 +63,12 @@ def test_offloading_and_checkpointing_save_memory():
 
 
 def test_the_trajectories_of_an_epoch_count():
-    """Of 128 images, 10 latents and with GRPO-Guard 9 means of 16 x 64 x 64 float32 each."""
+    """Of 128 images, 10 latents and, where updates need them, 9 means of 16 x 64 x 64 float32 each."""
     one, other = (load(["scale=paper", "preset=gpu1", f"train.groups={groups}"]) for groups in (8, 16))
-    guard = load(["scale=paper", "preset=gpu1", "variant=guard"])
     assert trajectory_bytes(one, SD35_MEDIUM, 1) == 128 * 10 * 16 * 64 * 64 * 4
-    assert trajectory_bytes(guard, SD35_MEDIUM, 1) == 128 * 19 * 16 * 64 * 64 * 4
+    for word in ("variant=guard", "method.clip=kl"):
+        with_means = load(["scale=paper", "preset=gpu1", word])
+        assert trajectory_bytes(with_means, SD35_MEDIUM, 1) == 128 * 19 * 16 * 64 * 64 * 4
     assert needed(other, SD35_MEDIUM).gpu - needed(one, SD35_MEDIUM).gpu == trajectory_bytes(one, SD35_MEDIUM, 1)
     assert needed(other, SD35_MEDIUM, processes=2).gpu == needed(one, SD35_MEDIUM).gpu
 
