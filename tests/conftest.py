@@ -1,14 +1,12 @@
-"""A tiny SD3 pipeline on disk, and runs on it that take a second."""
+"""A tiny SD3 pipeline on disk, and runs on it that take a second.
+
+pytest-xdist reads this before it starts the processes that test: what takes seconds to import is imported in the fixtures.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import FAST
-
-from star.config import Config, load
-from star.mini.build import untrained_pipeline
 
 # Their conftest prepares for libraries that only their environments have.
 collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity"]
@@ -17,6 +15,10 @@ collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory) -> Path:
     """An untrained SD3 pipeline of the mini base's kind, but smaller, in diffusers' folder format."""
+    import torch
+
+    from star.mini.build import untrained_pipeline
+
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     pipeline = untrained_pipeline(width=32, blocks=3)
@@ -28,8 +30,22 @@ def pipeline_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def make_config(pipeline_folder, tmp_path):
     """Settings of a run on the tiny pipeline; words override."""
+    from tiny import FAST
 
-    def make(*overrides: str) -> Config:
+    from star.config import load
+
+    def make(*overrides: str):
         return load([*FAST.split(), f"model.path={pipeline_folder}", f"run={tmp_path / 'run'}", *overrides])
 
     return make
+
+
+@pytest.fixture
+def forked_cells(monkeypatch):
+    """The cells of a matrix start at once, see :mod:`forked`; tests/matrix has programs of their own."""
+    import forked
+
+    from star.matrix import launchers, run
+
+    monkeypatch.setattr(launchers, "_running", forked.running)
+    monkeypatch.setattr(run, "get_context", lambda method: forked.SERVER)

@@ -6,7 +6,7 @@ A value's range stands beside its type, as a :class:`Rule`; what two settings me
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -340,6 +340,4 @@ def to_yaml(config: Config) -> str:
 
 def to_dict(config: Config) -> dict:
     """Plain nested dict of all settings."""
-    result = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(result, dict)
-    return result
+    return asdict(config)

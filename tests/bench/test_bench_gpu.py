@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 from test_cli import star  # noqa: F401 (a fixture)
@@ -77,7 +78,8 @@ def steps(monkeypatch):
     return choose
 
 
-def test_every_step_runs_on_a_cpu_and_stands_in_the_table(star, tmp_path):  # noqa: F811
+def test_every_step_runs_on_a_cpu_and_stands_in_the_table(star, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(worker, "CONTEXT", forked.SERVER)
     code, out, err = star("bench", "gpu", "out=there", "budget=300")
     assert code == 0, out + err
     found = lines(tmp_path / "there")

@@ -12,6 +12,7 @@ from star.common.errors import RunStopped, UserError
 from star.common.shipped import MINI_BASE
 from star.config import load
 from star.doctor import checks, dry_run
+from star.models import memory
 from star.models import sd3 as pipeline
 from star.models.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed, trajectory_bytes
 from star.models.sd3 import SD3
@@ -27,6 +28,23 @@ NARROW = {
     "dual_attention_layers": (0,),
 }
 SMALL_AUTOENCODER = {**AUTOENCODER, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 8, "layers_per_block": 1}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def counted_once():
+    """Parameters are counted once for a shape and its adapters, which takes half a second."""
+    count, found = memory._parameters, {}
+
+    def counted(config, shape):
+        model = config.model
+        key = str(sorted(shape.items())), model.parameters, model.lora_rank, str(model.lora_targets)
+        if key not in found:
+            found[key] = count(config, shape)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_parameters", counted)
+        yield
 
 
 def by_name(findings) -> dict[str, checks.Finding]:

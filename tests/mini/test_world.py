@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from evaluators.geneval.shapes import RGB, SIZE
 from star.common.errors import UserError
 from star.method.tokens import token_columns
 from star.mini import signs
+from star.mini.build import untrained_pipeline
 from star.mini.pretrain import Recipe, pretrain
 from star.mini.scenes import draw_scene
+from star.mini.score import score
 from star.mini.world import example
 from star.models.ema import EMA
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
@@ -126,6 +130,8 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
         score_every=100,
         save_every=2,
     )
+    monkeypatch.setattr("star.mini.pretrain.untrained_pipeline", partial(untrained_pipeline, width=32, blocks=3))
+    monkeypatch.setattr("star.mini.pretrain.score", partial(score, steps=2))
     whole = pretrain(tmp_path / "whole", recipe)
     monkeypatch.setattr("star.mini.pretrain.score", lambda *given: {})  # once is enough: it draws all test prompts
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

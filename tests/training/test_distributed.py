@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -89,23 +91,27 @@ with report_errors():
 
 
 def launch(
-    config: Config, folder: Path, processes: int, dying: int = 0, program: str = PROGRAM
-) -> subprocess.CompletedProcess:
+    config: Config, folder: Path, processes: int, dying: int = 0, program: str = PROGRAM, torchrun=forked.torchrun
+) -> CompletedProcess:
     """Run a program; with ``dying`` the process of rank 1 kills itself when it judges for the so-many-th time."""
     file = folder / "program.py"
     file.write_text(program)
     Path(f"{config.run}.yaml").write_text(to_yaml(config))
+    words = ["--standalone", f"--nproc_per_node={processes}", str(file), config.run, str(dying)]
+    return torchrun(words, folder / "output.txt")
+
+
+def torchrun(words: list[str], log: Path) -> CompletedProcess:
+    """As a user starts it: every process imports everything."""
+    return subprocess.run([sys.executable, "-m", forked.LAUNCHER, *words], timeout=600, capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
     here = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{here.parent}{os.pathsep}{here}",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*words, str(file), config.run, str(dying)], env=environment, timeout=600, capture_output=True, text=True
-    )
+    monkeypatch.setenv("PYTHONPATH", f"{here.parent}{os.pathsep}{here}")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def lines(config: Config) -> list[dict]:
@@ -244,7 +250,7 @@ def test_a_run_whose_process_dies_says_so_and_goes_on_with_another_number(make_c
     )
     assert launch(whole, tmp_path, 1).returncode == 0
     # Four micro-batches of rank 1 are one epoch; it dies in the second, after a checkpoint.
-    died = launch(cut, tmp_path, 2, dying=6)
+    died = launch(cut, tmp_path, 2, dying=6, torchrun=torchrun if shard else forked.torchrun)
     assert died.returncode != 0
     log = tmp_path / "log.txt"
     log.write_text(died.stderr)

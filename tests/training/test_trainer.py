@@ -1,13 +1,10 @@
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -151,19 +148,19 @@ def test_training_raises_the_reward(make_config):
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.01
 
 
-def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, pipeline_folder):
+def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     whole, cut = (make_config("train.epochs=4", f"run={tmp_path / name}") for name in ("whole", "cut"))
     Trainer(whole, RedTask()).run()
     program = tmp_path / "train.py"
     overrides = tmp_path / "config.yaml"
     overrides.write_text(to_yaml(cut))
     program.write_text(
-        "import sys, time, torch\n"
+        "import time\n"
         "from omegaconf import OmegaConf\n"
         "from star.config import Config\n"
         "from star.training.trainer import MicroBatch, Trainer\n"
         "from fake_task import RedTask\n"
-        "torch.set_num_threads(1)\n"
         f"config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load({str(overrides)!r})))\n"
         "class Slow(RedTask):\n"
         "    def judge(self, *given):\n"
@@ -171,16 +168,13 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, p
         "        return super().judge(*given)\n"
         "Trainer(config, Slow()).run()\n"
     )
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, str(program)], cwd=root, env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
-    )
+    process = forked.start("train", [], tmp_path / "log.txt")
     log = Path(cut.run, "metrics.jsonl")
     while not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        assert process.poll() is None
+        assert process.is_alive(), Path(tmp_path, "log.txt").read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert Trainer(cut, RedTask()).folder.summary() is None
     summary = Trainer(cut, RedTask()).run()
     assert summary["updates"] == 8
