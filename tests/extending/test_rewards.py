@@ -105,5 +105,5 @@ def test_paths_that_lead_nowhere_are_one_line(words, message):
 
 def test_the_registry_names_what_there_is():
     assert list(registry.EVALUATORS) == ["geneval", "ocr", "pickscore", "vivid"]
-    with pytest.raises(UserError, match="no evaluator 'style'; there are geneval, ocr, pickscore, and your own as"):
+    with pytest.raises(UserError, match="no evaluator 'style'; there are geneval, ocr, pickscore, vivid, and your own as"):
         registry.find("style")
