@@ -9,6 +9,7 @@ import gzip
 import json
 import shlex
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import groupby
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from star.common.errors import UserError
 from star.common.files import locked, read_jsonl, replacing
 from star.config import options
 from star.matrix.cells import Cell
@@ -23,10 +25,12 @@ from star.records import results
 from star.records.folder import COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging
 from star.records.results import Row
 
+CURE = "restore it (git checkout), or delete it: the same command then writes what the run folders here hold"
+
 
 def rows(cell: Cell) -> list[Row]:
     """The result rows of a cell that is done: of the own task, then of the others."""
-    return [Row(**row) for folder in cell.measured().values() for row in json.loads((folder / "rows.json").read_text())]
+    return [row for folder in cell.measured().values() for row in results.read_rows(folder / "rows.json")]
 
 
 def publish(cell: Cell, folder: Path) -> None:
@@ -95,8 +99,8 @@ def _command(cell: Cell) -> dict:
 
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
     """A table with the names that the result rows of an evaluation have in front."""
-    row = json.loads((folder / "rows.json").read_text())[0]
-    return pd.DataFrame(table).assign(**{name: str(row[name]) for name in EVALUATION})
+    row = results.read_rows(folder / "rows.json")[0]
+    return pd.DataFrame(table).assign(**{name: str(getattr(row, name)) for name in EVALUATION})
 
 
 def _is_number(value: object) -> bool:
@@ -104,8 +108,18 @@ def _is_number(value: object) -> bool:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """A table as text: what is read and written again stays the same byte for byte."""
-    return pd.read_csv(file, dtype=str, keep_default_na=False)
+    """A table as text: what is read and written again stays the same byte for byte.
+
+    Raises:
+        UserError: it is damaged, or lacks the columns by which its lines are known.
+    """
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' own errors are kinds of ValueError
+        raise UserError(f"{file} cannot be read: {str(error).partition(chr(10))[0]}; {CURE}") from None
+    if file.name in FIRST and (missing := [name for name in EVALUATION if name not in table]):
+        raise UserError(f"{file} has no column {missing[0]}; {CURE}")
+    return table
 
 
 def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from star.common.children import end_with_parent
+from star.common.files import check_room
 from star.config import Config
 from star.matrix import launchers
 from star.matrix.board import Board
@@ -53,6 +55,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     launched = launchers.launch(waiting, options)
     if waiting:
         check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
+    check_room(folder, "result files")
     with _interruptible(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         for cell, state, reason in events:
             board.update(cell, state, reason)
@@ -85,7 +88,7 @@ def _expected(cell: Cell, state: State) -> str:
 
 def check_present(config: Config, arms: Collection[str]) -> None:
     """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         pool.submit(_load_all, config, sorted(arms)).result()
 
 
@@ -107,7 +110,8 @@ def _load_all(config: Config, arms: Sequence[str]) -> None:
 def _interruptible() -> Iterator[None]:
     """Inside, being told to end or losing the terminal is like Ctrl-C: the running cell is ended too."""
     # Not those that are ignored: nohup does that to SIGHUP.
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    there = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one of them
+    ours = [number for number in there if signal.getsignal(number) is signal.SIG_DFL]
     for number in ours:
         signal.signal(number, signal.default_int_handler)
     try:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ from star.models.interface import BaseModel
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder
+from star.training.checkpoint import RunFolder, tell
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
 from star.training.machine import compute_deterministically, decisions, settled
@@ -176,6 +177,7 @@ class Trainer:
             tick = display.advance if display else lambda: None
             for epoch in range(progress["epoch"], train.epochs):
                 metrics = self.epoch(epoch, tick)
+                guards.check_weights({"the weight": self.base.trained, "the average of": self.ema.values}, epoch)
                 progress = self._advance(progress, metrics)
                 self._report(epoch, metrics | progress)
                 if display:
@@ -184,9 +186,8 @@ class Trainer:
                     self._save(progress)
         summary = progress | {"commit": commit()}
         if main:
-            if self.config.model.parameters == "lora":
-                self.base.export(self.folder.path / "final" / "lora", self.ema.values)
-            self.folder.finish(self.ema.values, summary)
+            lora = self.config.model.parameters == "lora"
+            self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
         # Not end_training: that also parts the processes, which still have to evaluate.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -260,7 +261,10 @@ class Trainer:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
         scored = []
         for batch in batches:
-            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in batch.verdicts.items()}
+            rewards = {
+                name: [verdict["reward"] for verdict in guards.check_verdicts(f"the evaluator of {name}", wait())]
+                for name, wait in batch.verdicts.items()
+            }
             prompts = [s.prompt for s in batch.trajectory.samples]
             scored.append((batch.number, rewards, prompts, thumbnails(batch.trajectory.images)))
         scored = sorted(self._gather(scored), key=lambda item: item[0])
@@ -505,10 +509,12 @@ class Trainer:
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
-        """Load the newest checkpoint, and drop what was logged after it."""
-        progress = self.folder.restore(self.base.trained, self.state)
-        if self.accelerator.is_main_process:
-            self.folder.truncate(progress["epoch"])
+        """Load the newest checkpoint that is whole, and drop what was logged after it."""
+        main = self.accelerator.is_main_process
+        progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
+        processes.wait(self.accelerator)  # until nobody reads any more
+        if main:
+            self.folder.drop_after(progress["epoch"])
         return progress
 
     def _gather(self, items: list) -> list:
