@@ -16,7 +16,7 @@ from star import models
 from star.common import processes
 from star.common.errors import UserError
 from star.common.files import alone_in, check_room, damaged, write_text, writing
-from star.common.launched import check_launched
+from star.common.launched import check_launched, is_first
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
@@ -40,7 +40,8 @@ def trained(config: Config) -> list[Row]:
     """
     check_launched()
     with guards.limits(config):
-        RunFolder(Path(config.run)).check_place()
+        if is_first():
+            RunFolder(Path(config.run)).check_place()
         trainer = Trainer(config)
         for name in settings.other_tasks(config):
             if name not in trainer.others:
@@ -144,7 +145,8 @@ class Kept:
         rows = read_rows(file)
         if rows and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
             return rows
-        check_room(folder, "what is measured")
+        if PartialState().is_main_process:
+            check_room(folder, "what is measured")
         result = self.measure(task, images)
         for score in result.scores:
             guards.check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
