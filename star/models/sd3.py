@@ -238,8 +238,8 @@ def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
     with told(config):
         shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
-    with torch.device("meta"):
-        count = SD3Transformer2DModel.from_config(shape).num_parameters()
+        with torch.device("meta"):
+            count = SD3Transformer2DModel.from_config(shape).num_parameters()
     if count > CPU_PARAMETERS:
         raise UserError(
             f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "

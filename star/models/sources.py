@@ -39,14 +39,22 @@ def pipeline_class(config: ModelConfig) -> str:
         return DiffusionPipeline.load_config(source(config)).get("_class_name", "")
 
 
+LOADING = (OSError, ValueError, RuntimeError, SafetensorError, LookupError, TypeError, AttributeError)
+"""What loading from a folder that is missing, damaged or something else raises."""
+
+
 @contextmanager
 def told(config: ModelConfig) -> Iterator[None]:
     """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING as error:
+        if Path(source(config)).is_file():
+            raise UserError(
+                f"model.path={source(config)} is a file; name the folder of a whole pipeline in diffusers' format"
+            ) from None
         # What follows in parentheses is how the hub was asked.
-        reason = str(error).strip().splitlines()[0].partition(" (")[0]
+        reason = str(error).strip().partition("\n")[0].partition(" (")[0] or type(error).__name__
         raise UserError(
             f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); download it with "
             f"`hf download {config.path or 'MODEL'}` (gated models need `hf auth login`) or name a diffusers folder"
