@@ -39,7 +39,7 @@ def _is_name(value: str) -> bool:
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 TEXT_LENGTH = Rule(lambda value: 0 < value <= 512, "must lie between 1 and 512, the most that the pipeline takes")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
-SEED = Rule(lambda value: 0 <= value < 2**63, "must lie between 0 and 2^63 - 1")
+BELOW_2_63 = Rule(lambda value: value < 2**63, "must be less than 2^63")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
 ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for one that is worked out")
 ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 1, or null for none")
@@ -274,7 +274,7 @@ class EvaluationConfig:
     guidance: float
     images: Annotated[int, POSITIVE]
     cross_images: Annotated[int, NOT_NEGATIVE]
-    seed: Annotated[int, SEED]
+    seed: Annotated[int, NOT_NEGATIVE, BELOW_2_63]
     every: Annotated[int, NOT_NEGATIVE]
     every_images: Annotated[int, POSITIVE]
 
@@ -311,7 +311,7 @@ class Config:
     evaluation: EvaluationConfig
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     variant: str | None = None
-    seed: Annotated[int, SEED] = 0
+    seed: Annotated[int, NOT_NEGATIVE, BELOW_2_63] = 0
     run: str = ""
     tracker: str | None = None
     evaluators: dict[str, str] = field(default_factory=dict)

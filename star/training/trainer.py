@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ from star.method.objective import (
 from star.method.sampling import Transition, score_size, transition
 from star.models.ema import EMA
 from star.models.interface import BaseModel
+from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
@@ -505,17 +506,28 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            self.folder.save(progress["epoch"], self.base.trained, self.state, progress)
+            self.folder.save(progress["epoch"], self.base.trained, self.state, progress | {"model": self._model})
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
         """Load the newest checkpoint that is whole, and drop what was logged after it."""
         main = self.accelerator.is_main_process
         progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
+        if main and progress.get("model", self._model) != self._model:
+            raise UserError(
+                f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
+                "back, or name another folder with run=..."
+            )
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])
         return progress
+
+    @cached_property
+    def _model(self) -> str:
+        """What tells the base model from another of its name; the identity of the settings has the shipped one's digest."""
+        path = self.config.model.path
+        return fingerprint(path) if path else ""
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""
