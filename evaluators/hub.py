@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import CLIPConfig, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
+from star.common import vocabulary
 from star.common.errors import UserError
 from star.common.files import weights_digest
 
@@ -66,3 +67,15 @@ def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
     if report["missing_keys"]:  # they would be random
         raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     return model.eval()
+
+
+def load_tokenizer(folder: Path, model: CLIPModel) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, for the text encoder of a model.
+
+    Raises:
+        OSError, ValueError: there is none, or it lacks its vocabulary or has another model's.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if wrong := vocabulary.fault(tokenizer, model.config.text_config.vocab_size):
+        raise ValueError(f"the tokenizer {wrong}; get it again")
+    return tokenizer

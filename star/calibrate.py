@@ -7,11 +7,12 @@ from accelerate import PartialState
 
 from star import config as settings
 from star.common.errors import UserError
+from star.common.files import check_room
+from star.config.schema import NAME
 from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
 from star.records.folder import own_results
-from star.records.names import MethodName
 from star.records.results import Row
 from star.training import runs
 
@@ -44,10 +45,16 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
     label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
-    MethodName.parse(label)  # a name that no result file takes is told before the work
-    rows = runs.released(config, lora.read(lora.locate(source or RELEASED[task])), label)
+    if not NAME.allows(label):  # told before the work
+        raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
+    adapters = lora.read(lora.locate(source or RELEASED[task]))
+    file = own_results(config.scale) / f"{task}.csv"
+    check_room(file.parent, "result files")
+    if source and name is None:
+        _check_free(label, file, settings.config_hash(runs.released_identity(config, adapters)))
+    rows = runs.released(config, adapters, label)
     if PartialState().is_main_process:
-        results.upsert(own_results(config.scale) / f"{task}.csv", rows)
+        results.upsert(file, rows)
     published = {row.key: row.value for row in results.read_paper(find_paper())}
 
     def printed(row: Row, method: str) -> str:
@@ -55,3 +62,12 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         return "" if value is None else str(value)
 
     return [(row, printed(row, METHOD), printed(row, AGAIN)) for row in rows]
+
+
+def _check_free(label: str, file: Path, known: str) -> None:
+    """Refuse a name that was made of a folder's if the results know another LoRA by it: its rows would be replaced."""
+    rows = results.read(file) if file.exists() else []
+    if other := next((row for row in rows if row.method == label and row.config_hash != known), None):
+        raise UserError(
+            f"{file} has rows of {other.method} already, of another LoRA or other settings; choose a name with name=NAME"
+        )

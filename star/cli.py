@@ -1,5 +1,6 @@
 """The command line."""
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -11,9 +12,11 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from star.common.console import console
 from star.common.errors import Interrupted, RunStopped, UserError
+from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
 from star.method.arms import ARMS
 
@@ -23,7 +26,22 @@ seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
 CRASHED = 70
 """Exit code of an error that nobody foresaw: 1 already means that numbers differ, or that a run stopped for a reason."""
 
+
+class Commands(TyperGroup):
+    """Typer's group, which by itself ends with few words or none where somebody interrupts or a file ends too early."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(str(interrupt) or "interrupted") from None
+        except EOFError as error:
+            raise RunStopped(f"a file ended in the middle: {error}") from error
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -307,7 +325,7 @@ def pretrain(
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped base.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer: 1.4 times faster.")] = False,
     start: Annotated[Path | None, typer.Option(help="Train this pipeline further instead of random weights.")] = None,
-    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.")] = 20_000,
+    flow_steps: Annotated[int, typer.Option(help="Steps of 64 images for text encoders and transformer.", min=1)] = 20_000,
 ) -> None:
     """Build a base model from nothing, by a recipe like the shipped one's: about five hours on two cores.
 
@@ -326,7 +344,7 @@ def pretrain(
 def taste(
     folder: Annotated[Path, typer.Argument(help="Work folder; continued if it holds a run that was cut off.")],
     install: Annotated[bool, typer.Option(help="Put the result into the package, as its shipped scorer.")] = False,
-    steps: Annotated[int, typer.Option(help="Steps of 32 prompts with four pictures each.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Steps of 32 prompts with four pictures each.", min=1)] = 6000,
 ) -> None:
     """Rebuild the small CLIP that stands in for PickScore: about three quarters of an hour on two cores.
 
@@ -456,6 +474,9 @@ def localisation(
 
 def main() -> None:
     """Entry point: bad input is one line and exit code 2, a run that was stopped one line and exit code 1."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called; a run goes on without
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (to the end)
     # Before the libraries are imported: they would warn of optional packages that nothing here uses.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -498,6 +519,8 @@ def _resumable(told: str = "the same command goes on where it was") -> Iterator[
 
 def _fail(message: str, code: int) -> None:
     console(stderr=True).print(f"star: {message}", soft_wrap=True)
+    for worker in multiprocessing.active_children():
+        worker.kill()  # Python would wait for what they do, and one that hangs never ends
     sys.exit(code)
 
 
@@ -505,7 +528,9 @@ def _pair(word: str, known: Sequence[str]) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or key not in known:
         raise UserError(f"{word!r} is not understood here; write {', '.join(k + '=...' for k in known)}")
-    return key, value
+    if not value.strip():
+        raise UserError(f"{key}= has no value; write one, or leave it out")
+    return key, os.path.expanduser(value)
 
 
 def take_flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
@@ -525,7 +550,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return  # of the processes of a run one is enough
     table = Table("metric", "value", "± standard error", title=title, title_justify="left")
     for metric, value, stderr in scores:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from star.common.errors import UserError
 
-CRASH, FAIL, LACK, LEAVE, WAIT, PROCESS, THREADS = range(200, 207)
+CRASH, FAIL, LACK, LEAVE, WAIT, PROCESS, THREADS, SLOW, NUMBERS, BYTES, NOTHING, ENDLESS = range(200, 212)
 BLANK = 255
+ODD = {NUMBERS: [float("nan")], BYTES: [b"x"], NOTHING: None, ENDLESS: ["x" * 1_000_000] * 2}
 
 
 @dataclass
@@ -18,8 +19,8 @@ class FakeEngine:
 
     CRASH: the process ends, with each of the first ``crashes`` such images. FAIL: an ordinary exception. LACK: models are
     missing. LEAVE: killed as for want of memory. WAIT: until the file ``folder/go`` appears. PROCESS: reads the
-    process's number. THREADS: reads the number of threads that libraries are told to use. A blank image is taken for
-    ``blank``.
+    process's number. THREADS: reads the number of threads that libraries are told to use. SLOW: takes 0.4 seconds. NUMBERS,
+    BYTES, NOTHING, ENDLESS: gives what is no text of a picture. A blank image is taken for ``blank``.
     """
 
     folder: Path
@@ -41,6 +42,10 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         while number == WAIT and not (self.folder / "go").exists():
             time.sleep(0.01)
+        if number == SLOW:
+            time.sleep(0.4)
+        if number in ODD:
+            return ODD[number]
         if number == PROCESS:
             return [str(os.getpid())]
         if number == THREADS:

@@ -1,23 +1,35 @@
 """Recognition in worker processes, beside whatever the main process does meanwhile."""
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from star.common.children import end_with_parent
 from star.common.errors import RunStopped, UserError
 
 Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
+FAILED_SHARE, FEW = 0.05, 100
+"""Of all images, from so many on: more failures than that would be a reward made up of zeros."""
+
+LONGEST = 100_000
+"""Letters of all lines of an image; comparing more with the target takes minutes."""
+
+SECONDS_VARIABLE = "STAR_OCR_SECONDS"
+SECONDS = 300.0
+"""For one image, unless the environment says something: so long that models may be downloaded by the first one."""
+
 MOST_WORKERS = 8
 BLANK = np.full((64, 64, 3), 255, np.uint8)
 
@@ -58,28 +70,54 @@ def spare_cores() -> int:
     return min(max(cores // processes - 1, 1), MOST_WORKERS)
 
 
+def patience() -> float:
+    """Seconds for one image: :data:`SECONDS_VARIABLE`, or :data:`SECONDS`.
+
+    Raises:
+        UserError: the variable is no number above 0.
+    """
+    told = os.environ.get(SECONDS_VARIABLE)
+    try:
+        seconds = SECONDS if told is None else float(told)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{SECONDS_VARIABLE}={told} must be a number of seconds above 0")
+    return seconds
+
+
+class Hung(Exception):
+    """Workers have finished no image for too long."""
+
+
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
-    A worker that dies is replaced, and the images it left undone are tried once more. An image on which the engine fails has
-    no lines, as in the published reward, and a caution says so. An engine that fails again and again is broken, and so is
-    one that cannot read a blank image before it has read any other: it lacks its models, say.
+    A worker that dies or hangs is replaced, and the images it left undone are tried once more. An image on which the engine
+    fails has no lines, as in the published reward, and a caution says so. An engine that fails again and again, or on too
+    many images in all, is broken, and so is one that cannot read a blank image before it has read any other: it lacks its
+    models, say.
 
     Attributes:
         engine: what recognises.
+        seconds: after which an image that is not read has made its worker hang, with the time that models take to load.
+        failed_share: of all images, which the engine may fail on; looked at from :data:`FEW` images on.
     """
 
-    def __init__(self, engine: Engine, workers: int = 1) -> None:
+    def __init__(self, engine: Engine, workers: int = 1, seconds: float = SECONDS, failed_share: float = FAILED_SHARE) -> None:
         """
         Args:
             engine: what recognises.
-            workers: processes; 0 recognises in this one.
+            workers: processes; 0 recognises in this one, where nothing sees to the time.
+            seconds: for one image.
+            failed_share: in [0, 1].
         """
-        self.engine = engine
+        self.engine, self.seconds, self.failed_share = engine, seconds, failed_share
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
-        self._failed = 0  # images in a row
-        self._works = False  # it has read an image
+        self._finished = 0  # images that workers are done with
+        self._read = self._failed = 0  # images in all
+        self._in_a_row = 0  # of those that failed
 
     def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
         """Start to recognise images.
@@ -91,7 +129,7 @@ class Pool:
             A function that waits and gives the lines of every image. Without workers, it is what does the work. It
             raises :class:`~star.common.errors.UserError` where the engine does (it lacks its models, say) and
             :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills
-            its worker.
+            its worker or makes it hang.
         """
         jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
@@ -104,12 +142,12 @@ class Pool:
 
     def _job(self, image: np.ndarray) -> Callable[[], Lines]:
         if not self._workers:
-            return lambda: list(self.engine.lines(image))
+            return lambda: _checked(self.engine.lines(image))
         try:
-            return self._start(image).result
+            return partial(self._wait, self._start(image))
         except BrokenProcessPool:
             self.close()
-            return self._start(image).result
+            return partial(self._wait, self._start(image))
 
     def _start(self, image: np.ndarray) -> Future[Lines]:
         if self._executor is None:
@@ -118,7 +156,31 @@ class Pool:
             self._executor = ProcessPoolExecutor(self._workers, context, _prepare, (self.engine,))
             # An executor that is forgotten ends beside Python, and they trip over each other: wait for it.
             weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
-        return self._executor.submit(_lines, image)
+        job = self._executor.submit(_lines, image)
+        job.add_done_callback(self._count)
+        return job
+
+    def _count(self, job: Future[Lines]) -> None:
+        self._finished += 1
+
+    def _wait(self, job: Future[Lines]) -> Lines:
+        """The lines of an image. It may stand in line behind others, so time runs only while none of them is finished."""
+        finished = -1
+        while not job.done():
+            if finished == self._finished:
+                self._kill()
+                raise Hung
+            finished = self._finished
+            wait([job], self.seconds)
+        return job.result()
+
+    def _kill(self) -> None:
+        """End workers at once; what they were given breaks."""
+        if self._executor is not None:
+            for worker in dict(self._executor._processes or {}).values():  # there is no public way before Python 3.14
+                worker.kill()
+            self._executor.shutdown()
+            self._executor = None
 
     def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
         image, job = work
@@ -126,25 +188,31 @@ class Pool:
             try:
                 lines = attempt()
             except BrokenProcessPool:
-                continue
+                what = "twice ended its worker process"
+                why = "it crashed, or the system killed it, e.g. for want of memory"
+            except Hung:
+                what = f"twice gave no answer for {self.seconds:g} seconds"
+                why = f"it hangs, or needs longer, see {SECONDS_VARIABLE}"
             except UserError:
                 raise
             except Exception as error:
-                lines = self._without_lines(index, error)
+                return self._without_lines(index, error)
             else:
-                self._failed, self._works = 0, True
-            return lines
-        raise RunStopped(
-            f"{self.engine.name} twice ended its worker process on image {index} of its batch: it crashed, or the "
-            "system killed it, e.g. for want of memory"
-        )
+                self._in_a_row = 0
+                self._read += 1
+                return lines
+        raise RunStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}")
 
     def _without_lines(self, index: int, error: Exception) -> Lines:
+        self._in_a_row += 1
         self._failed += 1
         what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {error}"
-        if self._failed >= FAILURES_IN_A_ROW:
+        if self._in_a_row >= FAILURES_IN_A_ROW:
             raise RunStopped(f"{what}; so it did on at least {FAILURES_IN_A_ROW - 1} images before") from error
-        if not self._works:
+        images = self._read + self._failed
+        if images >= FEW and self._failed > self.failed_share * images:
+            raise RunStopped(f"{what}; so it did on {self._failed} of {images} images, which would count as without text")
+        if not self._read:
             try:
                 self._job(BLANK)()
             except Exception:
@@ -162,16 +230,18 @@ def _prepare(engine: Engine) -> None:
     _engine = engine
     os.environ.update(OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Nobody else ends a worker whose parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _lines(image: np.ndarray) -> Lines:
-    return list(_engine.lines(image))
+    return _checked(_engine.lines(image))
+
+
+def _checked(lines: Sequence[str]) -> Lines:
+    """What an engine gave, if it is lines of text and of a length that a picture can hold."""
+    for line in lines:
+        if not isinstance(line, str):
+            raise TypeError(f"it gives {type(line).__name__} {line!r:.40} for a line of text")
+    if (length := sum(map(len, lines))) > LONGEST:
+        raise ValueError(f"it reads {length:,} letters")
+    return list(lines)

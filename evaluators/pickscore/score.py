@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import SafetensorError
 
 # The class with "Pil" in its name, whatever else is installed: torchvision resizes to other pixels.
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil
 
-from evaluators.hub import Published, Source, load_clip, locate, model_name
+from evaluators.hub import Published, Source, load_clip, load_tokenizer, locate, model_name
 from star.common.errors import UserError
 from star.common.shipped import MINI_PICKSCORE
 
@@ -61,7 +61,7 @@ class PickScore:
         self.device = torch.device(device)
         try:
             self.model = load_clip(folder).to(self.device)
-            self.tokenizer = AutoTokenizer.from_pretrained(beside)
+            self.tokenizer = load_tokenizer(beside, self.model)
             self.processor = CLIPImageProcessorPil.from_pretrained(beside)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().split("\n")[0]

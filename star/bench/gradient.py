@@ -4,7 +4,6 @@ Each epoch is drawn, judged and allocated by the trainer itself; only its update
 are kept, each arm's and each trained step's. What they say is in :mod:`star.bench.signal`.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
 from star.common.errors import RunStopped, UserError
-from star.common.files import alone_in, replacing
+from star.common.files import alone_in, replacing, sha256
 from star.common.plugins import is_path
 from star.common.progress import bar
 from star.config import Config, config_hash
@@ -254,7 +253,7 @@ def identity(config: Config, weights: Path | None) -> dict:
     """What gradients depend on but their arm and epoch."""
     known = settings.identity(config)
     known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
-    return known | {"weights": _digest(weights) if weights else INITIAL}
+    return known | {"weights": sha256(weights) if weights else INITIAL}
 
 
 def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, task: Task, folder: Path) -> None:
@@ -355,8 +354,3 @@ def _words(arm: str) -> list[str]:
 
 def _file(folder: Path, epoch: int, arm: str) -> Path:
     return folder / f"epoch-{epoch:04d}" / f"{arm.replace(':', '.')}.safetensors"
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 
 NO_LOCKS = (OSError, NotImplementedError)
 """What file systems without locks answer."""
@@ -19,7 +22,7 @@ NO_LOCKS = (OSError, NotImplementedError)
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path to write to; what was written takes the file's place at the end, and is thrown away if that did not come."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, file)
@@ -45,6 +48,53 @@ def visible(files: Iterable[Path]) -> list[Path]:
     return sorted(file for file in files if not file.name.startswith("."))
 
 
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed left of files that they were :func:`replacing`, in a folder and those in it."""
+    for part in folder.rglob(".*.part"):
+        pid = part.name.split(".")[-2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            part.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, told: str) -> None:
+    """See that a folder can be made and written to: before the work whose results go there, not after it. Nothing is left.
+
+    Args:
+        folder: the folder.
+        told: what it is for, at the beginning of the error.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    made: list[Path] = []
+    try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # a name with a null byte is no error of the system
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{told} cannot go to {str(folder)!r}: {reason}; name another folder or make room there") from None
+    finally:
+        with suppress(OSError, ValueError):  # somebody else may be there by now
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Inside, what was computed is written into a folder.
+
+    Raises:
+        RunStopped: that failed: the disk is full, say.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeErrors
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise RunStopped(f"{folder} cannot be written to: {reason}; the same command goes on where it was") from error
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Inside, nobody else is: files that are read, changed and written again lose nothing of another process.
@@ -56,6 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
     with suppress(*NO_LOCKS):
         lock.acquire()
     try:
+        sweep(folder)
         yield
     finally:
         lock.release()
@@ -63,19 +114,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in a run folder.
+    """Inside, no other process works in a run folder; a folder that cannot be written to needs no lock.
 
     Raises:
         UserError: one does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".running.lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+        sweep(folder)
     except Timeout:
-        raise UserError(
-            f"another process works in {folder}; wait until it is done, or name another folder with run=..."
-        ) from None
+        raise UserError(f"another process works in {folder}; wait until it is done, or use another folder") from None
     except NO_LOCKS:
         pass
     try:
@@ -90,10 +140,22 @@ def write_text(file: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; None if there is no such file, or if it is damaged: cut, empty, or with NaN for a number."""
+    try:
+        return _parsed(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON Lines file, none if there is no file; a last line that was cut off does not count."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The objects of a JSON Lines file, none if there is no file; lines that were cut off or damaged do not count."""
+    found = []
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        with suppress(ValueError, RecursionError):
+            value = _parsed(line.decode()) if line.endswith(b"\n") else None
+            found += [value] if isinstance(value, dict) else []
+    return found
 
 
 def parse_json(text: str) -> Any:
@@ -126,9 +188,44 @@ def is_text(value: str) -> bool:
 
 
 def append_jsonl(file: Path, line: dict[str, Any]) -> None:
-    """Add a line to a JSON Lines file."""
-    with open(file, "a") as log:
-        log.write(json.dumps(line) + "\n")
+    """Add a line to a JSON Lines file; not to one that was cut off in the middle, which stays a line of its own."""
+    with open(file, "ab+") as log:
+        if log.tell():
+            log.seek(-1, os.SEEK_END)
+            log.write(b"" if log.read(1) == b"\n" else b"\n")
+        log.write(json.dumps(line).encode() + b"\n")
+
+
+def _parsed(text: str) -> Any:
+    def refuse(number: str) -> None:
+        raise ValueError(f"{number} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+SUMS = "SHA256SUMS"
+"""The file beside files that holds their digests, as ``sha256sum --check`` reads it."""
+
+
+def write_sums(folder: Path, names: Sequence[str]) -> None:
+    """Write down the digests of files of a folder, by which :func:`damaged` knows them."""
+    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+
+
+def damaged(folder: Path) -> str:
+    """The name of a file that is not what it was when :func:`write_sums` saw it; empty if there is none, or no digests."""
+    file = folder / SUMS
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        digest, _, name = line.partition("  ")
+        if not name or not (folder / name).is_file() or sha256(folder / name) != digest:
+            return name or SUMS
+    return ""
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def weights_digest(folder: Path) -> str:

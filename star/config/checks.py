@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 
 from star.common.errors import UserError
 from star.common.plugins import is_path
+from star.config.compose import options
 from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
 
 STABLE_GROUP = 12
@@ -26,6 +27,9 @@ def check(config: Config) -> None:
             "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
             "or model.shard=false"
         )
+    for name in config.evaluators:
+        if name not in options("task"):
+            raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")
     for name in config.rewards.others:
         if name == config.task.name or not (name in config.evaluators or is_path(name)):
             known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))

@@ -4,6 +4,7 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -14,9 +15,10 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from star.common.errors import UserError
 from star.common.plugins import is_path
@@ -27,6 +29,9 @@ FILES = "star.config.files"
 GROUPS = ("task", "method", "scale", "model", "variant", "preset")
 OPTIONAL = ("model", "variant", "preset")
 """The groups of which none need be chosen: ``variant=null``."""
+
+PATHS = ("run", "model.path")
+"""Settings whose values are plain text, whatever signs are in them, and where ``~`` is the home folder."""
 
 REWARDS = "rewards.others."
 """How the settings begin that may go on with the path of a reward, whose dots would be levels of settings to Hydra."""
@@ -46,10 +51,15 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         UserError: an unknown file or key, or a value of the wrong type; the line names it and what is allowed.
     """
-    rewards, overrides = _own_rewards(_without_null(list(overrides)))
     for word in overrides:
-        if "=" not in word:
+        key, equals, value = word.partition("=")
+        if not equals:
             raise UserError(f"{word!r} is no setting; write key=value, e.g. task=geneval or train.epochs=5")
+        if not value.strip(" '\""):
+            raise UserError(f"{key}= has no value; write one, or leave it out")
+    rewards, overrides = _own_rewards(_without_null(list(overrides)))
+    paths, overrides = _paths(overrides)
+    for word in overrides:
         group, _, value = word.partition("=")
         if group not in GROUPS:
             _check_key(group)
@@ -59,9 +69,15 @@ def compose(overrides: Sequence[str]) -> Config:
         with initialize_config_module(FILES, version_base=None):
             composed = hydra_compose("config", overrides=list(overrides))
         config: Any = OmegaConf.to_object(composed)
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error.override!r} cannot be read; put a value with signs in it in quotes, as \"key='value'\""
+        ) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
     config.rewards.others |= rewards
+    config.run = paths.get("run", config.run)
+    config.model.path = paths.get("model.path", config.model.path)
     return config
 
 
@@ -73,7 +89,7 @@ def read_config(file: Path) -> Config:
     """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))  # type: ignore[return-value]
-    except (OSError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{file} cannot be read by this version: {str(error).splitlines()[0]}") from None
 
 
@@ -90,6 +106,22 @@ def _without_null(words: list[str]) -> list[str]:
         last = max((place for place, word in enumerate(words) if word == f"{group}=null"), default=-1)
         words = [word for place, word in enumerate(words) if place > last or not word.startswith(f"{group}=")]
     return words
+
+
+def _paths(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of :data:`PATHS`, which Hydra's grammar would take for more than text, and the words that are left for it."""
+    paths: dict[str, Any] = {}
+    left = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in PATHS:
+            left.append(word)
+        elif value == "null":
+            paths[key] = "" if key == "run" else None
+        else:
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            paths[key] = os.path.expanduser(value[1:-1] if quoted else value)
+    return paths, left
 
 
 def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
@@ -111,7 +143,10 @@ def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
 def _check_key(key: str) -> None:
     """Refuse a dotted name that no dataclass here has, naming those that it could be."""
     kind: Any = Config
-    path = key.lstrip("+~").split(".")
+    name = key.lstrip("+~")
+    if name != key and name in (*GROUPS, *PATHS):
+        raise UserError(f"{key} is no setting; write {name}=... without signs before it")
+    path = name.split(".")
     for depth, part in enumerate(path):
         known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
         if is_dataclass(kind) and part not in known:

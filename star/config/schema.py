@@ -27,17 +27,19 @@ def one_of(*names: str) -> Rule:
     return Rule(lambda value: value in names, f"is not known; it is one of {', '.join(names)}")
 
 
-WORD = re.compile(r"[\w.-]+")
-"""What names in results are made of, so that ``+``, ``:`` and ``@`` can join them and ``/`` makes no folders."""
+WORD = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""What names in results are made of: ``+``, ``:`` and ``@`` join them, and none is the way to another folder, as ``..`` is."""
 
 
 def _is_name(value: str) -> bool:
     head, *changes = value.split("+")
-    return head != "base" and all(WORD.fullmatch(part) for part in head.split("@") + changes) and head.count("@") < 2
+    return head.lower() != "base" and all(WORD.fullmatch(part) for part in head.split("@") + changes) and head.count("@") < 2
 
 
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
+TEXT_LENGTH = Rule(lambda value: 0 < value <= 512, "must lie between 1 and 512, the most that the pipeline takes")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
+BELOW_2_63 = Rule(lambda value: value < 2**63, "must be less than 2^63")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
 ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for one that is worked out")
 ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 1, or null for none")
@@ -136,7 +138,7 @@ class ModelConfig:
 
     path: str | None
     resolution: Annotated[int, POSITIVE]
-    text_length: Annotated[int, POSITIVE]
+    text_length: Annotated[int, TEXT_LENGTH]
     dtype: Annotated[str, DTYPE]
     parameters: Annotated[str, PARAMETERS]
     lora_rank: Annotated[int, POSITIVE]
@@ -277,7 +279,7 @@ class EvaluationConfig:
     guidance: float
     images: Annotated[int, POSITIVE]
     cross_images: Annotated[int, NOT_NEGATIVE]
-    seed: int
+    seed: Annotated[int, NOT_NEGATIVE, BELOW_2_63]
     every: Annotated[int, NOT_NEGATIVE]
     every_images: Annotated[int, POSITIVE]
 
@@ -314,7 +316,7 @@ class Config:
     evaluation: EvaluationConfig
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     variant: str | None = None
-    seed: Annotated[int, NOT_NEGATIVE] = 0
+    seed: Annotated[int, NOT_NEGATIVE, BELOW_2_63] = 0
     run: str = ""
     tracker: str | None = None
     evaluators: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,5 @@
 """What a configuration needs of this machine: packages, weights, evaluators, memory and disk."""
 
-import json
 import platform
 import shutil
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 
 from star import config as settings
 from star.common.errors import RunStopped, UserError
+from star.common.files import read_json
 from star.common.plugins import is_path
 from star.config import Config
 from star.models.memory import Need, needed
@@ -87,20 +87,20 @@ def packages(distribution: str = "star-rl") -> Finding:
 
 def weights(folder: Path) -> dict[str, int]:
     """Part of a diffusers pipeline -> bytes of its weights; 0 where they are missing or not complete."""
-    index = folder / "model_index.json"
-    parts = json.loads(index.read_text()) if index.exists() else {}
+    known = read_json(folder / "model_index.json")
+    parts = known.items() if isinstance(known, dict) else ()
+    named = [name for name, value in parts if isinstance(value, list) and value[:1] not in ([], [None])]
     return {
-        name: _bytes(folder / name)
-        for name, value in parts.items()
-        if isinstance(value, list) and value[0] and not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
+        name: _bytes(folder / name) for name in named if not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
     }
 
 
 def _bytes(folder: Path) -> int:
     files = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern) if ".fp16" not in file.name]
     for index in (file for file in folder.glob("*.index.json") if ".fp16" not in file.name):
-        shards = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
-        if not all(shard.exists() for shard in shards):
+        known = read_json(index)
+        shards = known.get("weight_map") if isinstance(known, dict) else None
+        if not isinstance(shards, dict) or not all((folder / str(name)).exists() for name in shards.values()):
             return 0
     return sum(file.stat().st_size for file in files)
 

@@ -1,6 +1,5 @@
 """The cells of a matrix: one run per task, method and seed, its folder, its command, and how far it got."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from star.common.errors import UserError
 from star.common.files import read_jsonl
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
+from star.records.results import read_rows
 
 SEEDS = ("0", "1", "2")
 AXES = ("task", "method", "seed")
@@ -94,12 +94,13 @@ class Cell:
         return State.CUT_OFF if tries or (self.folder / "metrics.jsonl").exists() else State.NEW
 
     def _has_rows(self, file: Path, task: str) -> bool:
-        return file.exists() and json.loads(file.read_text())[0]["config_hash"] == self.config_hash(task)
+        rows = read_rows(file)
+        return bool(rows) and rows[0].config_hash == self.config_hash(task)
 
 
 def attempts(folder: Path) -> list[dict]:
     """The attempts at a cell that came to an end: ``seconds`` of wall-clock time, and the ``reason`` if it failed."""
-    return read_jsonl(folder / "attempts.jsonl")
+    return [line for line in read_jsonl(folder / "attempts.jsonl") if line.keys() >= {"seconds", "reason"}]
 
 
 def expand(words: Sequence[str]) -> list[Cell]:

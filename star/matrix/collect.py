@@ -28,7 +28,7 @@ from star.records.results import Row
 
 def rows(cell: Cell) -> list[Row]:
     """The result rows of a cell that is done: of the own task, then of the others."""
-    return [Row(**row) for folder in cell.measured().values() for row in json.loads((folder / "rows.json").read_text())]
+    return [row for folder in cell.measured().values() for row in results.read_rows(folder / "rows.json")]
 
 
 def put(cell: Cell, folder: Path) -> None:
@@ -97,8 +97,8 @@ def _command(cell: Cell) -> dict:
 
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
     """A table with the names that the result rows of an evaluation have in front."""
-    row = json.loads((folder / "rows.json").read_text())[0]
-    return pd.DataFrame(table).assign(**{name: str(row[name]) for name in EVALUATION})
+    row = results.read_rows(folder / "rows.json")[0]
+    return pd.DataFrame(table).assign(**{name: str(getattr(row, name)) for name in EVALUATION})
 
 
 def _is_number(value: object) -> bool:

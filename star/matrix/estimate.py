@@ -1,6 +1,5 @@
 """How long the cells of a matrix take, judged by those that ran before."""
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ from star.matrix.cells import Cell, State, attempts
 from star.records import results
 from star.records.folder import own_results, shipped_results
 from star.records.names import measured_on_own_task
+from star.training.checkpoint import RunFolder
 
 
 def pace(scale: str, task: str) -> float | None:
@@ -64,8 +64,8 @@ def spent(folder: Path) -> float:
     """Wall-clock seconds of the attempts at a cell, as far as they are on record; of its training if star train made it."""
     if tries := attempts(folder):
         return sum(attempt["seconds"] for attempt in tries)
-    file = folder / "final" / "summary.json"
-    return json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    summary = RunFolder(folder).summary()
+    return summary["seconds"] if summary else 0.0
 
 
 def clock(seconds: float) -> str:
@@ -75,10 +75,9 @@ def clock(seconds: float) -> str:
 
 def _finished(folder: Path) -> tuple[float, int] | None:
     """Seconds and images of a finished run; None if it is not."""
-    file = folder / "final" / "summary.json"
-    if not file.exists():
+    summary = RunFolder(folder).summary()
+    if not summary:
         return None
-    summary = json.loads(file.read_text())
     # An attempt that was killed with its matrix left no record, so the record may be short of the training alone.
     return max(summary["seconds"], spent(folder)), summary["images_seen"]
 

@@ -24,6 +24,7 @@ from typing import IO, Any, ClassVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from star import config as settings
 from star.common.errors import UserError
@@ -104,7 +105,7 @@ def load(words: Sequence[str]) -> Options:
     try:
         merged = OmegaConf.merge(kind, OmegaConf.create(file.read_text()), OmegaConf.from_dotlist(given))
         options: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         known = ", ".join(option.name for option in fields(kind))
         raise UserError(f"launcher={name}: {str(error).splitlines()[0]}; its options are: {known}") from None
     for option in ("nodes", "gpus_per_node", "cpus", "timeout", "at_once"):
@@ -322,16 +323,23 @@ def _end(child: subprocess.Popen) -> None:
 def _reason(log: Path, start: int, code: int) -> str:
     """One line on why a command failed: what it said last, from byte ``start`` of the log on."""
     if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"killed by {_signal(-code)}"
     text = log.read_bytes()[start:].decode(errors="replace")
     if killed := DEAD_RANK.search(text):
-        name = signal.Signals(int(killed[2])).name
-        return f"the process of rank {killed[1]} was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"the process of rank {killed[1]} was killed by {_signal(int(killed[2]))}"
     for pattern in (r"^star: (?!caution: )(.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
         if found := re.findall(pattern, text, re.MULTILINE):
             return found[-1].strip()
     return f"exit code {code}"
+
+
+def _signal(number: int) -> str:
+    """What a signal is called; those of the real-time range have no name in Python."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return name + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 @dataclass

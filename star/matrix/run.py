@@ -1,14 +1,16 @@
 """``star matrix``: all cells of a matrix, whatever was done of them before, and the result files that come of them."""
 
 import shlex
-import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
+from star.common.children import end_with_parent
 from star.common.console import console
+from star.common.files import check_room
+from star.common.signals import ending_like_ctrl_c
 from star.config import Config
 from star.matrix import launchers
 from star.matrix.board import Board
@@ -53,7 +55,8 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     launched = launchers.launch(waiting, options)
     if waiting:
         check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
-    with _interruptible(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
+    check_room(folder, "result files")
+    with ending_like_ctrl_c(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         for cell, state, reason in events:
             board.update(cell, state, reason)
             if state is State.DONE:
@@ -81,7 +84,7 @@ def _expected(cell: Cell, state: State) -> str:
 
 def check_present(config: Config, arms: Collection[str]) -> None:
     """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         pool.submit(_load_all, config, sorted(arms)).result()
 
 
@@ -97,20 +100,6 @@ def _load_all(config: Config, arms: Sequence[str]) -> None:
         task = load_task(config, name)
         if name == config.task.name:
             load_rewards(config, task)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Inside, being told to end or losing the terminal is like Ctrl-C: the running cell is ended too."""
-    # Not those that are ignored: nohup does that to SIGHUP.
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _report(board: Board, folder: Path) -> None:

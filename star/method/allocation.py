@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.method.arms import Rollouts, map_maker
 
 NORMALISE = ("rollout", "step")
@@ -75,6 +75,7 @@ def allocate(
         ValueError: an unknown arm, an option out of range or a wrong shape.
         UserError: a function of one's own cannot be imported or makes no map, a rollout's map cannot be scaled or capped,
             or no donor of another prompt exists.
+        RunStopped: the relevance is not finite.
     """
     maker = map_maker(arm)
     if not (0 <= mix <= 1 and 0 < exponent < math.inf and (cap is None or cap > 1)):
@@ -131,7 +132,7 @@ def temporal(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 def effective_sample_share(weights: Tensor) -> Tensor:
     """``(sum W)^2 / (n sum W^2)`` over a rollout's n weights, (T, B, h, w) -> (B,): 1 if uniform, 1/n for a spike."""
     count = weights.numel() / weights.shape[1]
-    weights = weights.double()
+    weights = weights.cpu().double()  # Apple's GPUs have no such numbers
     return (weights.sum((0, 2, 3)) ** 2 / (count * weights.square().sum((0, 2, 3)))).float()
 
 
@@ -147,11 +148,14 @@ def _check_maps(relevance: Tensor, source: str = "") -> None:
         ("has negative values", (relevance < 0).any(3).any(2).any(0)),
         ("is 0 everywhere", (relevance == 0).all(3).all(2).all(0)),
     ):
-        if bad.any():
-            rollout = bad.nonzero()[0].item()
-            what = f"the map that {source} gives for" if source else "the relevance of"
-            help = "correct the function" if source else "check its core words and the chosen blocks"
-            raise UserError(f"{what} rollout {rollout} {reason}: {help}")
+        if not bad.any():
+            continue
+        rollout = bad.nonzero()[0].item()
+        if source:
+            raise UserError(f"the map that {source} gives for rollout {rollout} {reason}: correct the function")
+        if reason == "is not finite":  # no prompt does that
+            raise RunStopped(f"the relevance of rollout {rollout} {reason}: the attention of the chosen blocks overflows")
+        raise UserError(f"the relevance of rollout {rollout} {reason}: check its core words and the chosen blocks")
 
 
 def _ids(values: Sequence[int] | Tensor, name: str, rollouts: int) -> list[int]:

@@ -20,14 +20,13 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from star.common.errors import UserError
-from star.common.files import replacing
+from star.common.files import append_jsonl, check_room, replacing
 from star.common.shipped import MINI_BASE
 from star.mini.build import untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
 from star.models.ema import EMA, swapped
 from star.models.tokenizers import TEXT_LENGTH
-from star.training.checkpoint import RunFolder
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,13 @@ def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
 
     Returns:
         the folder of the finished pipeline, ``folder / "pipeline"``.
+
+    Raises:
+        UserError: the folder cannot be written to, or there is no pipeline to start from.
     """
+    if start is not None and not (start / "model_index.json").is_file():
+        raise UserError(f"--start {start} is no folder of a diffusers pipeline: it has no model_index.json")
+    check_room(folder, "the work")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     if start is None:
@@ -176,7 +181,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]
         if (step + 1) % recipe.score_every == 0 or step + 1 == total:
             with swapped(parameters, ema.values):
                 line = {"stage": "score", "step": step + 1, **score(pipeline)}
-            RunFolder(folder).log(line)
+            append_jsonl(folder / "metrics.jsonl", line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     modules.load_state_dict(ema.values, strict=False)
 
@@ -264,7 +269,7 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: i
         if done % 50 == 0 or done == total:
             seconds = (time.monotonic() - started) / (done - first)
             means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
-            RunFolder(folder).log(means)
+            append_jsonl(folder / "metrics.jsonl", means)
             print(
                 f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
                 f"ETA {seconds * (total - done) / 60:.0f} min",

@@ -34,11 +34,11 @@ from evaluators.geneval.prompts import MINI, Record
 from evaluators.geneval.rules import relations
 from evaluators.geneval.shapes import SIZE
 from evaluators.pickscore.score import PickScore
+from star.common.files import append_jsonl, check_room
 from star.common.shipped import MINI_PICKSCORE
 from star.mini.pretrain import Checkpoint, optimizers, pixels, set_lr, steps
 from star.mini.scenes import SIDES, Object, background, draw_scene, to_uint8
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
-from star.training.checkpoint import RunFolder
 
 Clause = dict
 
@@ -304,7 +304,11 @@ def train(folder: Path, recipe: Recipe) -> Path:
 
     Returns:
         the folder of the finished model, ``folder / "clip"``.
+
+    Raises:
+        UserError: the work folder cannot be written to.
     """
+    check_room(folder, "the work")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     # Waiting for a thread that shares its core with a worker is slower than doing without it.
@@ -336,7 +340,7 @@ def train(folder: Path, recipe: Recipe) -> Path:
     exported = export(model, folder / "clip")
     scorer = PickScore(exported)
     agreements = {kind: agreement(scorer, held_out_pairs(recipe.held_out, kind)) for kind in DIFFERENCES}
-    RunFolder(folder).log({"stage": "agreement", "pairs": recipe.held_out} | agreements)
+    append_jsonl(folder / "metrics.jsonl", {"stage": "agreement", "pairs": recipe.held_out} | agreements)
     print(" ".join(f"{kind} {share:.3f}" for kind, share in agreements.items()), flush=True)
     return exported
 

@@ -120,7 +120,7 @@ class BaseModel(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
+        """Latents (B, C, H, W) to uint8 images (B, H, W, 3); raises ``RunStopped`` where pixels are not finite."""
         ...
 
     def reference(self) -> AbstractContextManager[None]:

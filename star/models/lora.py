@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from star.common.errors import UserError
+from star.common.files import replacing
 from star.config import ModelConfig
 from star.models.interface import BaseModel
 from star.models.sources import located, remedy
@@ -25,7 +26,7 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PREFIXES = {"diffusers": "transformer.", "peft": "base_model.model."}
 SUFFIX = ".safetensors"
-METADATA = "lora_adapter_metadata"
+METADATA, METADATA_KEY = "lora_adapter_metadata", "__metadata__"
 ADAPTER = ".default."
 """Within a model, a weight's name also has that of its adapter: ``...to_q.lora_A.default.weight``."""
 
@@ -82,6 +83,18 @@ def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> N
             "target_modules": list(config.lora_targets),
         },
     )
+    _sort_metadata(folder / DIFFUSERS_FILE)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put a safetensors file's metadata in order, which its writer leaves to chance: equal runs have equal bytes."""
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")  # of the header, a JSON object, filled up with spaces
+    header = json.loads(content[8 : 8 + size])
+    header = {METADATA_KEY: dict(sorted(header.pop(METADATA_KEY).items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    with replacing(file) as part:
+        part.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
 
 
 def locate(source: str) -> Path:

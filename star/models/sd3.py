@@ -13,7 +13,8 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from star.common.errors import UserError
+from star.common import vocabulary
+from star.common.errors import RunStopped, UserError
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, install
 from star.method.sampling import sigmas
@@ -165,13 +166,22 @@ class SD3:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) to uint8 images (B, H, W, 3)."""
+        """Latents (B, C, H, W) to uint8 images (B, H, W, 3).
+
+        Raises:
+            RunStopped: pixels are not finite; in whole numbers they would be black or white.
+        """
         autoencoder = self.pipeline.vae
         scaled = latents.float() / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
         with visiting([autoencoder], self.device, self._rest):
             # A few at a time: at 512 pixels nine need 7 GiB, which is there only once in an epoch.
             parts = [autoencoder.decode(part).sample for part in scaled.split(self.config.decode_batch)]
         images = torch.cat(parts) / 2 + 0.5
+        if not images.isfinite().all():
+            raise RunStopped(
+                f"model.path={source(self.config)}: the autoencoder gives pixels that are not finite, so its weights are "
+                "damaged; download them again"
+            )
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
     @property
@@ -216,15 +226,20 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
     if device.type == "cpu":
         _check_size(config)
     with told(config):
-        return StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
+        pipeline = StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
+    for number in ("", "_2", "_3"):
+        tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
+        if tokenizer is not None and (wrong := vocabulary.fault(tokenizer, encoder.config.vocab_size)):
+            raise UserError(f"model.path={source(config)}: tokenizer{number} {wrong}; download it again")
+    return pipeline
 
 
 def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
     with told(config):
         shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
-    with torch.device("meta"):
-        count = SD3Transformer2DModel.from_config(shape).num_parameters()
+        with torch.device("meta"):
+            count = SD3Transformer2DModel.from_config(shape).num_parameters()
     if count > CPU_PARAMETERS:
         raise UserError(
             f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "

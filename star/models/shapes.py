@@ -72,7 +72,9 @@ def shape_of(model: str | None) -> Shape:
         return TRANSFORMERS[model]
     try:
         config = SD3Transformer2DModel.load_config(model, subfolder="transformer", local_files_only=True)
-    except OSError:
+        if not isinstance(config, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         known = ", ".join(TRANSFORMERS)
         raise UserError(f"model.path={model}: the shape is known of {known} and of diffusers folders, not of this") from None
     # Configurations that older versions of diffusers wrote lack what came later.

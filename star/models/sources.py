@@ -1,5 +1,6 @@
 """Where base models and LoRAs lie: a folder, or a repository in the hub's cache. Nothing is downloaded."""
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +42,41 @@ def pipeline_class(config: ModelConfig) -> str:
         return DiffusionPipeline.load_config(source(config)).get("_class_name", "")
 
 
+PARTS, PART_BYTES = 64, 2**16
+MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def fingerprint(model: str) -> str:
+    """What tells a model from another under the same name, in a moment: a digest of its files' names, sizes and some parts of
+    each, the smaller ones whole. Empty if the model is not on this machine."""
+    folder = located(model)
+    if folder is None:
+        return ""
+    total = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix not in MODEL_FILES or not file.is_file():
+            continue
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with open(file, "rb") as opened:
+            for start in range(0, size, max(PART_BYTES, size // PARTS)):
+                opened.seek(start)
+                total.update(opened.read(PART_BYTES))
+    return total.hexdigest()
+
+
+LOADING = (OSError, ValueError, RuntimeError, SafetensorError, LookupError, TypeError, AttributeError)
+"""What loading from a folder that is missing, damaged or something else raises."""
+
+
 @contextmanager
 def told(config: ModelConfig) -> Iterator[None]:
     """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING as error:
         # What follows in parentheses is how the hub was asked, and after the first sentence what else one might do.
-        reason = str(error).strip().splitlines()[0].partition(" (")[0].partition(". ")[0]
+        reason = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0] or type(error).__name__
         raise UserError(
             f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); {remedy(source(config), 'diffusers')}"
         ) from None

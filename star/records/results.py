@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from star.common.errors import UserError, short
-from star.common.files import replacing
+from star.common.files import read_json, replacing
 from star.records.names import MethodName
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +167,15 @@ def read_together(paths: Iterable[Path]) -> list[Row]:
             where[row.key] = path
             rows.append(row)
     return rows
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows that a run folder keeps of an evaluation, its ``rows.json``; none if there is no such file or it is damaged."""
+    found = read_json(file)
+    try:
+        return [Row(**row) for row in found or []]
+    except TypeError:
+        return []
 
 
 def read_paper(path: Path) -> list[PaperRow]:

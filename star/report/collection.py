@@ -1,6 +1,5 @@
 """All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +26,7 @@ from star.records.folder import (
     read_file,
 )
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import PaperRow, Row, read_paper, read_together
+from star.records.results import PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
@@ -179,15 +178,11 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
     found = {}
     for file in sorted([*folder.glob("*/*/final/rows.json"), *folder.glob("*/*/*/final/rows.json")]):
-        first = _first_row(file.parent.parent)
-        cell = first["task"], first["method"], first["seed"]
-        if (*cell, first["config_hash"]) in known:
-            found[cell] = file.parent.parent
+        for first in read_rows(file)[:1]:
+            cell = first.task, first.method, first.seed
+            if (*cell, first.config_hash) in known:
+                found[cell] = file.parent.parent
     return found
-
-
-def _first_row(run: Path) -> dict:
-    return json.loads((run / "final" / "rows.json").read_text())[0]
 
 
 def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
@@ -233,7 +228,8 @@ def _table(
         path = found.runs.get((task, method, seed))
         part = None if path is None else of_run(path)
         if path is not None and part is not None:
-            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=_first_row(path)["config_hash"]))
+            settings = read_rows(path / "final" / "rows.json")[0].config_hash
+            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=settings))
             there.add((task, method, seed))
     if lacking := sorted(needed - there):
         runs = "any run" if len(lacking) == len(needed) else ", ".join(f"{t} {m} seed {s}" for t, m, s in lacking)

@@ -4,7 +4,6 @@ Each is drawn once and kept as a PNG in the results folder, with its text altern
 inside, so that a report can be made again where the run folders are not, and is drawn again when they have changed.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from star.method.allocation import allocate
 from star.models import load
 from star.models.interface import BaseModel
 from star.records.names import method_label
+from star.records.results import read_rows
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
@@ -89,8 +89,8 @@ def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, P
 
 def _source(runs: Mapping[str, Path]) -> str:
     """What the picture was drawn from: the settings' hash of each run."""
-    rows = {method: json.loads((path / "final" / "rows.json").read_text())[0] for method, path in runs.items()}
-    return "; ".join(f"{m} seed {r['seed']}, settings {r['config_hash']}, commit {r['commit']}" for m, r in rows.items())
+    rows = {method: read_rows(path / "final" / "rows.json")[0] for method, path in runs.items()}
+    return "; ".join(f"{m} seed {r.seed}, settings {r.config_hash}, commit {r.commit}" for m, r in rows.items())
 
 
 def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None, caption: str) -> Block:

@@ -2,17 +2,32 @@
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from star.common.errors import UserError
-from star.common.files import append_jsonl, read_jsonl, replacing, write_text
+from star.common.errors import RunStopped, UserError
+from star.common.files import (
+    append_jsonl,
+    check_room,
+    damaged,
+    read_json,
+    read_jsonl,
+    replacing,
+    write_sums,
+    write_text,
+    writing,
+)
 
 
 class Stateful(Protocol):
@@ -27,12 +42,24 @@ class Stateful(Protocol):
         ...
 
 
+HEADER = "# training settings "
+"""How the ``config.yaml`` of a run begins, by which its folder is known as one; the identity follows."""
+
+BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
+"""What a launcher puts into the folder of a run before that begins, and hidden files."""
+
+
+def tell(line: str) -> None:
+    """Say on standard error what somebody should know of, and go on."""
+    print(f"star: caution: {line}", file=sys.stderr)
+
+
 class RunFolder:
     """The files of one run.
 
     ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``checkpoints/epoch-000012/`` with
-    ``trained.safetensors``, ``state.pt`` (optimizer, average) and ``progress.json``; ``final/`` the weights of the finished
-    run. All random numbers are keyed, so no generator has to be saved.
+    ``trained.safetensors``, ``state.pt`` (optimizer, average), ``progress.json`` and the digests of all three; ``final/`` the
+    weights of the finished run. All random numbers are keyed, so no generator has to be saved.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +68,28 @@ class RunFolder:
     @property
     def started(self) -> bool:
         """Whether a run got anywhere here."""
-        return bool(self.checkpoints() or self.summary())
+        return bool(self.checkpoints()) or (self.path / "final" / "summary.json").exists()
+
+    def check_place(self) -> None:
+        """See, before any work, that a run can be here.
+
+        Raises:
+            UserError: the folder cannot be made or written to, unless its run is done; or it holds something else than a run.
+        """
+        config = self.path / "config.yaml"
+        try:
+            ours = config.is_file() and config.read_bytes().startswith(HEADER.encode())
+            others = sorted(file.name for file in self.path.iterdir() if not BESIDE.fullmatch(file.name)) if not ours else []
+        except (FileNotFoundError, ValueError):
+            others = []
+        except OSError as error:
+            raise UserError(f"run={self.path} cannot be a run's folder: {error.strerror}; name another one") from None
+        if others:
+            raise UserError(
+                f"run={self.path} holds something else than a run of this project ({others[0]}); name an empty or new folder"
+            )
+        if self.summary() is None:
+            check_room(self.path, "the run")
 
     def open(self, config: str, identity: str) -> None:
         """Make the folder, or check that the run in it, if it got anywhere, is the same.
@@ -51,29 +99,39 @@ class RunFolder:
             identity: a hash of those that training depends on; it becomes the first line of ``config.yaml``.
 
         Raises:
-            UserError: the folder holds another run.
+            UserError: the folder holds another run, or something else.
         """
+        self.check_place()
         file = self.path / "config.yaml"
-        text = f"# training settings {identity}\n{config}"
-        if self.started and file.read_text().splitlines()[0] != text.splitlines()[0]:
+        head, text = f"{HEADER}{identity}\n", f"{HEADER}{identity}\n{config}"
+        there = file.read_text(errors="replace") if file.exists() else ""
+        if self.started and not there.startswith(head):
             raise UserError(
                 f"{self.path} holds a run with other settings (see its config.yaml); delete it or name another "
                 "folder with run=..."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+        if there != text:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_text(file, text)
 
     def save(self, epoch: int, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], progress: dict) -> None:
-        """Write a checkpoint after so many epochs; it appears under its name when it is complete."""
+        """Write a checkpoint after so many epochs; it appears under its name when it is complete.
+
+        Raises:
+            RunStopped: the disk is full, or the folder has vanished; as of :meth:`log` and :meth:`finish`.
+        """
         folder = self.path / "checkpoints" / f"epoch-{epoch:06d}"
         part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
-        torch.save({name: stateful.state_dict() for name, stateful in parts.items()}, part / "state.pt")
-        (part / "progress.json").write_text(json.dumps({"epoch": epoch} | progress))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        with self._writing():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
+            torch.save({name: stateful.state_dict() for name, stateful in parts.items()}, part / "state.pt")
+            (part / "progress.json").write_text(json.dumps({"epoch": epoch} | progress))
+            write_sums(part, ("trained.safetensors", "state.pt", "progress.json"))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
 
     def prune(self, keep: int) -> None:
         """Delete all checkpoints but the newest so many."""
@@ -84,57 +142,120 @@ class RunFolder:
         """The folders of complete checkpoints, oldest first."""
         return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
 
-    def restore(self, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> dict:
-        """Load the newest checkpoint into the given tensors and parts.
+    def restore(
+        self, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], tell: Callable[[str], None] = tell
+    ) -> dict:
+        """Load the newest checkpoint that is not damaged into the given tensors and parts.
+
+        Args:
+            trained, parts: as of :meth:`save`.
+            tell: is given a line for each damaged checkpoint.
 
         Returns:
             its progress, with the number of finished epochs; ``{"epoch": 0}`` if there is no checkpoint.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
         """
-        folders = self.checkpoints()
-        if not folders:
-            return {"epoch": 0}
-        load_trained(folders[-1] / "trained.safetensors", trained)
-        state = torch.load(folders[-1] / "state.pt", map_location="cpu")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return json.loads((folders[-1] / "progress.json").read_text())
+        for folder in reversed(self.checkpoints()):
+            try:
+                if name := damaged(folder):
+                    raise ValueError(f"{name} is not what was written")
+                load_trained(folder / "trained.safetensors", trained)
+                state = torch.load(folder / "state.pt", map_location="cpu")
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+                return json.loads((folder / "progress.json").read_text()) | {"epoch": int(folder.name[-6:])}
+            except torch.OutOfMemoryError:
+                raise
+            except DAMAGE as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                tell(f"{folder} is damaged ({reason}); the run goes on from the one before it")
+        if self.checkpoints():
+            raise UserError(f"all checkpoints in {self.path} are damaged; delete the folder, and the run begins anew")
+        return {"epoch": 0}
 
     def log(self, line: dict) -> None:
         """Add a line to ``metrics.jsonl``."""
-        append_jsonl(self.path / "metrics.jsonl", line)
+        with self._writing():
+            append_jsonl(self.path / "metrics.jsonl", line)
 
     def metrics(self) -> list[dict]:
-        """The logged lines; a last line that was cut off in the middle does not count."""
+        """The logged lines; a line that was cut off in the middle does not count."""
         return read_jsonl(self.path / "metrics.jsonl")
 
-    def finish(self, weights: Mapping[str, Tensor], summary: dict) -> None:
-        """Write the weights that the run is judged by. A run with ``final/summary.json`` is done."""
-        (self.path / "final").mkdir(exist_ok=True)
-        with replacing(self.path / "final" / "trained.safetensors") as part:
-            save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
-        write_text(self.path / "final" / "summary.json", json.dumps(summary, indent=2) + "\n")
+    def finish(self, weights: Mapping[str, Tensor], summary: dict, export: Callable[[Path], None] | None = None) -> None:
+        """Write the weights that the run is judged by. A run with ``final/summary.json`` is done.
+
+        Args:
+            weights: by name.
+            summary: of the run.
+            export: writes them in another form into the folder that it is given, ``final/lora``.
+        """
+        final = self.path / "final"
+        with self._writing():
+            final.mkdir(exist_ok=True)
+            if export:
+                export(final / "lora")
+            with replacing(final / "trained.safetensors") as part:
+                save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
+            write_sums(final, ("trained.safetensors",))
+            write_text(final / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict | None:
-        """What :meth:`finish` was given, or None if the run is not done."""
-        file = self.path / "final" / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        """What :meth:`finish` was given, or None if the run is not done, or if what it wrote is damaged."""
+        summary = read_json(self.path / "final" / "summary.json")
+        return summary if isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys() else None
 
-    def truncate(self, epochs: int) -> None:
-        """Drop what was logged of later epochs."""
-        write_lines = [json.dumps(line) for line in self.metrics() if line["epoch"] <= epochs]
-        write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in write_lines))
+    def drop_after(self, epochs: int) -> None:
+        """Drop what was logged of later epochs, and put checkpoints of later ones aside, which could not be read."""
+        for folder in self.checkpoints():
+            if int(folder.name[-6:]) > epochs:
+                aside = folder.with_name(folder.name + ".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
+        logged = self.metrics()
+        kept = [line for line in logged if line.get("epoch", 0) <= epochs]
+        if missing := sorted(set(range(1, epochs + 1)) - {line.get("epoch") for line in kept}):
+            tell(f"{self.path}/metrics.jsonl has no line of the epochs {', '.join(map(str, missing))}")
+        if logged:
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, files are written into the folder of a run that goes on.
+
+        Raises:
+            RunStopped: they cannot be, or the folder was deleted meanwhile: one made anew would have no settings.
+        """
+        with writing(self.path):
+            if not (self.path / "config.yaml").exists():
+                raise RunStopped(f"{self.path} was deleted or moved while its run went on")
+            yield
+
+
+DAMAGE = (
+    *(UserError, OSError, UnpicklingError, RuntimeError),
+    *(ValueError, LookupError, TypeError, AttributeError, EOFError),
+)
+"""What reading a damaged checkpoint raises, or one that an older version wrote without digests."""
 
 
 def load_trained(file: Path, trained: Mapping[str, Tensor]) -> None:
     """Load weights into tensors of the same names.
 
     Raises:
-        UserError: the file is missing or holds other weights.
+        UserError: the file is missing, damaged, or holds other weights.
     """
     if not file.exists():
         raise UserError(f"no weights at {file}; train first, or name a folder that holds trained.safetensors")
-    saved = load_file(file)
-    if saved.keys() != trained.keys() or any(saved[name].shape != trained[name].shape for name in saved):
+    try:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} is damaged ({error}); delete it or name another one") from None
+    if saved.keys() != trained.keys() or any(
+        (saved[name].shape, saved[name].dtype) != (trained[name].shape, trained[name].dtype) for name in saved
+    ):
         raise UserError(f"{file} holds other weights than this model trains; check model.parameters and model.lora_*")
     with torch.no_grad():
         for name, tensor in trained.items():

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from star.common.errors import RunStopped
 from star.config import Config, ways_to_save_memory
@@ -45,6 +47,48 @@ def check_gradient(norm: float, scale: float, epoch: int) -> None:
         raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
 
 
+def check_velocities(finite: Sequence[Tensor]) -> None:
+    """Stop where a model's velocities are not finite: the latents, pictures and scores after them would be of nothing.
+
+    Args:
+        finite: of each denoising step, whether its velocity is, a bool scalar on the device; it is waited for here alone.
+    """
+    known = torch.stack(list(finite)).tolist()
+    if not all(known):
+        raise RunStopped(
+            f"the model's velocity in denoising step {known.index(False)} is not finite: its weights are damaged, or overflow "
+            "its precision; download them again, or set model.dtype=float32"
+        )
+
+
+def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
+    """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
+
+    Args:
+        judge: its protocol or name.
+        verdicts: what it gave.
+    """
+    for verdict in verdicts:
+        for name, value in verdict.items():
+            if isinstance(value, float | np.floating) and not math.isfinite(value):
+                raise RunStopped(f"{judge} gives {name}={value}: its weights are damaged, or it has a fault")
+    return verdicts
+
+
+def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> None:
+    """Stop before weights that are not finite are kept or judged.
+
+    Args:
+        weights: what they are -> the tensors by name.
+        epoch: after which they are looked at.
+    """
+    for what, tensors in weights.items():
+        finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
+        if not all(finite):
+            name = list(tensors)[finite.index(False)]
+            raise RunStopped(f"{what} {name} is not finite after epoch {epoch}: lower train.lr or check the rewards")
+
+
 @contextmanager
 def limits(config: Config) -> Iterator[None]:
     """Inside, a GPU that runs out of memory, or code that is compiled too often, stops the run with the settings that help."""
@@ -74,7 +118,7 @@ def bad_epochs(first: Mapping[str, float], now: Mapping[str, float], before: int
     reasons = []
     if first["reward"] > 0 and now["reward"] < COLLAPSED_REWARD * first["reward"]:
         reasons.append(f"the reward is {now['reward']:.3g}, at the start {first['reward']:.3g}")
-    if now["diversity"] < COLLAPSED_DIVERSITY * first["diversity"]:
+    if now["diversity"] <= COLLAPSED_DIVERSITY * first["diversity"]:  # 0 is bad from the first epoch on
         reasons.append(f"the diversity within groups is {now['diversity']:.3g}, at the start {first['diversity']:.3g}")
     bad = before + 1 if reasons else 0
     if bad >= allowed:

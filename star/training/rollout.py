@@ -14,6 +14,7 @@ from star.method.objective import log_prob_map
 from star.method.sampling import Transition, transition
 from star.models.interface import BaseModel, Capture
 from star.tasks import Prompt
+from star.training import guards
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,11 @@ def denoise(
         captured: at which steps; by default at all.
         per_block: whether it comes block by block.
         alike: lengths of the runs of rows that start alike, see :func:`alike`.
+
+    Raises:
+        RunStopped: at the end, if a velocity was not finite; latents and pictures of it are not to be used.
     """
+    finite: list[Tensor] = []
     schedule = base.schedule(len(kinds))
     with base.sampling():
         for index, kind in enumerate(kinds):
@@ -160,6 +165,7 @@ def denoise(
                 looks = looks.of(_first(alike))
             with looks or nullcontext():
                 v = velocity(base, x, schedule[index], texts, guidance, alike)
+            finite.append(v.isfinite().all())
             relevance = looks.take(per_block) if looks else None
             if relevance is not None and alike:
                 relevance = _spread(relevance.transpose(0, -3), alike).transpose(0, -3)
@@ -169,6 +175,7 @@ def denoise(
             x = following
             if kind != "ode" and noise is not None:
                 alike = None
+    guards.check_velocities(finite)  # once, since asking a GPU is waiting for it
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """One run from settings to result rows: train (or not, for the base), evaluate, and keep what was measured."""
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,15 +14,17 @@ from torch import Tensor
 from star import config as settings
 from star import models
 from star.common import processes
-from star.common.files import alone_in, write_text
+from star.common.errors import UserError
+from star.common.files import alone_in, check_room, damaged, write_text, writing
+from star.common.launched import check_launched, is_first
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.names import ProtocolName, on_task
-from star.records.results import Row, commit
+from star.records.results import Row, commit, read_rows
 from star.tasks import Task, load_task
 from star.training import guards
-from star.training.checkpoint import load_trained
+from star.training.checkpoint import RunFolder, load_trained, tell
 from star.training.evaluation import Evaluation, evaluate
 from star.training.trainer import Trainer
 
@@ -37,7 +38,10 @@ def trained(config: Config) -> list[Row]:
     The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
     per prompt and the method's name as ``star:geneval``.
     """
+    check_launched()
     with guards.limits(config):
+        if is_first():
+            RunFolder(Path(config.run)).check_place()
         trainer = Trainer(config)
         for name in settings.other_tasks(config):
             if name not in trainer.others:
@@ -45,7 +49,7 @@ def trained(config: Config) -> list[Row]:
                 load_task(config, name)
         main = trainer.accelerator.is_main_process
         for line in settings.cautions(config) if main else ():
-            print(f"star: caution: {line}", file=sys.stderr)
+            tell(line)
         with alone_in(trainer.folder.path) if main else nullcontext():
             return _measured(config, trainer, trainer.run())
 
@@ -53,15 +57,21 @@ def trained(config: Config) -> list[Row]:
 def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     """Result rows of a training that is done: on its own task, then on the others."""
     weights: dict[str, Tensor] = {}
+    final = trainer.folder.path / "final"
 
     def measure(task: Task, images: int) -> Evaluation:
         if not weights:
+            if name := damaged(final):
+                raise UserError(
+                    f"{final / name} is not what was written; delete {final / 'summary.json'}, and the same command trains "
+                    "the last epochs again"
+                )
             weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
-            load_trained(trainer.folder.path / "final" / "trained.safetensors", weights)
+            load_trained(final / "trained.safetensors", weights)
         with trainer.base.weights(weights):
             return _evaluate(config, images, trainer.base, task, trainer.accelerator)
 
-    own, final = config.task.name, trainer.folder.path / "final"
+    own = config.task.name
     method = settings.label(config, config.method.name)
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
@@ -74,6 +84,7 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
+    check_launched()
     accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
@@ -87,6 +98,7 @@ def base(config: Config) -> list[Row]:
 
 def released(config: Config, lora: Lora, method: str) -> list[Row]:
     """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
+    check_launched()
     accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
@@ -95,14 +107,19 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
             return _evaluate(config, images, model, task, accelerator)
 
     folder = settings.base_folder(config).with_name(method)
-    return _untrained(config, settings.base_identity(config) | {"lora": lora.digest}, measure, folder, method)
+    return _untrained(config, released_identity(config, lora), measure, folder, method)
+
+
+def released_identity(config: Config, lora: Lora) -> dict:
+    """What an evaluation of a LoRA that was trained elsewhere depends on."""
+    return settings.base_identity(config) | {"lora": lora.digest}
 
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
-    with guards.limits(config):
+    with guards.limits(config), alone_in(folder) if PartialState().is_main_process else nullcontext():
         return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
 
 
@@ -125,11 +142,14 @@ class Kept:
     def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
         """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
         hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / "rows.json"
-        if file.exists():
-            rows = [Row(**row) for row in json.loads(file.read_text())]
-            if (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
-                return rows
+        rows = read_rows(file)
+        if rows and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
+            return rows
+        if PartialState().is_main_process:
+            check_room(folder, "what is measured")
         result = self.measure(task, images)
+        for score in result.scores:
+            guards.check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
         rows = [
             Row(
                 task=task.name,
@@ -164,14 +184,16 @@ def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
     Every process writes the samples that it drew, the main one the rest.
     """
     state = PartialState()
-    if state.is_main_process:
-        (folder / "rows.json").unlink(missing_ok=True)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    numbers = {prompt: number for number, prompt in enumerate(sorted({row["prompt"] for row in result.rows}))}
-    for prompt, image in result.samples.items():
-        Image.fromarray(image).save(folder / "samples" / f"{numbers[prompt]:05d}.png")
+    with writing(folder):
+        if state.is_main_process:
+            (folder / "rows.json").unlink(missing_ok=True)
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        numbers = {prompt: number for number, prompt in enumerate(sorted({row["prompt"] for row in result.rows}))}
+        for prompt, image in result.samples.items():
+            Image.fromarray(image).save(folder / "samples" / f"{numbers[prompt]:05d}.png")
     with processes.together():
         state.wait_for_everyone()
     if state.is_main_process:
-        pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
-        write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")
+        with writing(folder):
+            pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
+            write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")

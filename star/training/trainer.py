@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,11 @@ from star.method.objective import (
 from star.method.sampling import Transition, score_size, transition
 from star.models.ema import EMA
 from star.models.interface import BaseModel
+from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder
+from star.training.checkpoint import RunFolder, tell
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
 from star.training.machine import compute_deterministically, decisions, settled
@@ -179,6 +181,7 @@ class Trainer:
             tick = display.advance if display else lambda: None
             for epoch in range(progress["epoch"], train.epochs):
                 metrics = self.epoch(epoch, tick)
+                guards.check_weights({"the weight": self.base.trained, "the average of": self.ema.values}, epoch)
                 progress = self._advance(progress, metrics)
                 self._report(epoch, metrics | progress)
                 if display:
@@ -187,9 +190,8 @@ class Trainer:
                     self._save(progress)
         summary = progress | {"commit": commit()}
         if main:
-            if self.config.model.parameters == "lora":
-                self.base.export(self.folder.path / "final" / "lora", self.ema.values)
-            self.folder.finish(self.ema.values, summary)
+            lora = self.config.model.parameters == "lora"
+            self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
         # Not end_training: that also parts the processes, which still have to evaluate.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -263,7 +265,10 @@ class Trainer:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
         scored = []
         for batch in batches:
-            rewards = {name: [verdict["reward"] for verdict in wait()] for name, wait in batch.verdicts.items()}
+            rewards = {
+                name: [verdict["reward"] for verdict in guards.check_verdicts(f"the evaluator of {name}", wait())]
+                for name, wait in batch.verdicts.items()
+            }
             prompts = [s.prompt for s in batch.trajectory.samples]
             scored.append((batch.number, rewards, prompts, thumbnails(batch.trajectory.images)))
         scored = sorted(self._gather(scored), key=lambda item: item[0])
@@ -525,15 +530,28 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            self.folder.save(progress["epoch"], self.base.trained, self.state, progress)
+            self.folder.save(progress["epoch"], self.base.trained, self.state, progress | {"model": self._model})
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
-        """Load the newest checkpoint, and drop what was logged after it."""
-        progress = self.folder.restore(self.base.trained, self.state)
-        if self.accelerator.is_main_process:
-            self.folder.truncate(progress["epoch"])
+        """Load the newest checkpoint that is whole, and drop what was logged after it."""
+        main = self.accelerator.is_main_process
+        progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
+        if main and progress.get("model", self._model) != self._model:
+            raise UserError(
+                f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
+                "back, or name another folder with run=..."
+            )
+        processes.wait(self.accelerator)  # until nobody reads any more
+        if main:
+            self.folder.drop_after(progress["epoch"])
         return progress
+
+    @cached_property
+    def _model(self) -> str:
+        """What tells the base model from another of its name; the identity of the settings has the shipped one's digest."""
+        path = self.config.model.path
+        return fingerprint(path) if path else ""
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""

@@ -1,6 +1,7 @@
 """star.common.files: what is in files of weights, and who may write."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from star.common.errors import UserError
-from star.common.files import check_output, locked, parse_json, visible, weights_digest
+from star.common.errors import RunStopped, UserError
+from star.common.files import (
+    alone_in,
+    append_jsonl,
+    check_output,
+    check_room,
+    damaged,
+    locked,
+    parse_json,
+    read_json,
+    read_jsonl,
+    replacing,
+    visible,
+    weights_digest,
+    write_sums,
+    write_text,
+    writing,
+)
 
 
 def test_a_digest_is_of_all_weights_in_the_order_of_their_paths_and_of_nothing_else(tmp_path):
@@ -65,3 +82,80 @@ def test_json_that_is_none_or_says_a_thing_twice_is_a_value_error(text):
     with pytest.raises(ValueError):
         parse_json(text)
     assert parse_json('{"a": {"a": [1, null]}}') == {"a": {"a": [1, None]}}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from star.common.files import replacing
+with replacing(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("alone", [alone_in, locked])
+def test_what_a_kill_left_of_a_file_goes_at_the_next_opening_and_nothing_else_does(tmp_path, alone):
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    for file in (tmp_path / "run" / "config.yaml", tmp_path / "run" / "final" / "summary.json"):
+        subprocess.run([sys.executable, "-c", KILLED, file], check=False)
+    mine = tmp_path / "run" / ".backup.2024"
+    mine.write_text("mine")
+    assert len(list((tmp_path / "run").rglob(".*.part"))) == 2
+    with replacing(tmp_path / "run" / "alive.txt") as part:
+        part.write_text("being written")
+        with alone(tmp_path / "run"):
+            assert list((tmp_path / "run").rglob(".*.part")) == [part]
+    assert mine.exists() and (tmp_path / "run" / "alive.txt").exists()
+
+
+def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
+    file = tmp_path / "attempts.jsonl"
+    append_jsonl(file, {"a": 1})
+    with open(file, "a") as log:
+        log.write('{"a": 2, "b')
+    append_jsonl(file, {"a": 3})
+    with open(file, "ab") as log:
+        log.write(b'\xff\n[1]\n{"a": NaN}\n\n{"a": 4')
+    assert read_jsonl(file) == [{"a": 1}, {"a": 3}]
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_json_file_is_as_none(tmp_path, content):
+    (tmp_path / "rows.json").write_bytes(content)
+    assert read_json(tmp_path / "rows.json") is None
+    assert read_json(tmp_path) is None and read_json(tmp_path / "missing") is None
+    (tmp_path / "rows.json").write_text(json.dumps([1, None]))
+    assert read_json(tmp_path / "rows.json") == [1, None]
+
+
+def test_files_are_known_by_their_digests(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    assert damaged(tmp_path) == ""
+    write_sums(tmp_path, ["a", "b"])
+    assert damaged(tmp_path) == ""
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path).returncode == 0
+    (tmp_path / "b").write_bytes(b"twp")
+    assert damaged(tmp_path) == "b"
+    (tmp_path / "b").unlink()
+    assert damaged(tmp_path) == "b"
+    write_text(tmp_path / "SHA256SUMS", "half a line")
+    assert damaged(tmp_path) == "SHA256SUMS"
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/x", "/dev/null/x", "x" * 300, "nul\0"])
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="^result files cannot go to .*; name another folder or make room there$"):
+        check_room(tmp_path / name, "result files")
+    assert (tmp_path / "file").read_text() == "mine"
+    check_room(tmp_path / "new" / "folder", "result files")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_stops_with_its_reason(tmp_path):
+    told = "cannot be written to: No space left on device; the same command goes on"
+    with pytest.raises(RunStopped, match=told), writing(tmp_path), open("/dev/full", "w") as full:
+        full.write("x" * 1_000_000)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
-from star import cli
+from star import cli, models
 from star.common.errors import RunStopped, UserError
 from star.common.shipped import MINI_BASE
 from star.config import load
@@ -268,3 +269,27 @@ def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  #
 
 def test_help_names_presets_and_variants():
     assert re.search(r"preset=gpu1.*variant=fast", cli.DOCTOR_HELP)
+
+
+BROKEN = {
+    "model_index.json": ["", "[]", '{"a": [[]]}', "[" * 100_000, '{"_class_name": 1}'],
+    "transformer/config.json": ["{", "3"],
+    "transformer/x.safetensors.index.json": ["[]", '{"weight_map": 1}'],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, content) for file, contents in BROKEN.items() for content in contents])
+def test_a_model_folder_with_broken_or_foreign_json_is_named(make_config, pipeline_folder, tmp_path, file, content):
+    """By what looks at it and by what would load it."""
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    (folder / file).write_text(content)
+    whole = all(checks.weights(folder).get(part) for part in ("transformer", "vae", "text_encoder"))
+    assert whole == (file == "transformer/config.json")
+    if file == "transformer/config.json":
+        with pytest.raises(UserError, match=f"^model.path={folder}"):
+            shape_of(str(folder))
+    if not file.endswith("x.safetensors.index.json"):
+        with pytest.raises(UserError, match=f"^model.path={folder}") as caught:
+            models.load(make_config(f"model.path={folder}").model, torch.device("cpu"), 0)
+        assert "\n" not in str(caught.value)

@@ -8,9 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engines import CRASH, FAIL, LACK, LEAVE, PROCESS, THREADS, WAIT, FakeEngine
+from fake_engines import (
+    BYTES,
+    CRASH,
+    ENDLESS,
+    FAIL,
+    LACK,
+    LEAVE,
+    NOTHING,
+    NUMBERS,
+    PROCESS,
+    SLOW,
+    THREADS,
+    WAIT,
+    FakeEngine,
+)
 
-from evaluators.ocr.pool import FAILURES_IN_A_ROW, Pool, spare_cores
+from evaluators.ocr.pool import FAILURES_IN_A_ROW, FEW, SECONDS, Pool, patience, spare_cores
 from star.common.errors import RunStopped, UserError
 
 pytestmark = pytest.mark.timeout(60)
@@ -90,6 +104,111 @@ def test_failures_of_the_engine_are_told(tmp_path, workers, capsys):
     pool.close()
 
 
+@pytest.mark.parametrize(
+    "odd, told",
+    [
+        (NUMBERS, "TypeError: it gives float nan"),
+        (BYTES, "TypeError: it gives bytes"),
+        (NOTHING, "TypeError"),
+        (ENDLESS, "ValueError: it reads 2,000,000 letters"),
+    ],
+)
+def test_what_is_no_text_of_a_picture_is_a_failure_of_the_engine(tmp_path, odd, told, capsys):
+    pool = Pool(FakeEngine(tmp_path), 0)
+    assert pool.submit(images(1, odd, 2))() == [["1", "x"], [], ["2", "x"]]
+    assert f"failed on image 1 of its batch: {told}" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_on_many_images_in_all_is_stopped(tmp_path, capsys):
+    pool = Pool(FakeEngine(tmp_path), 0, failed_share=0.1)
+    for _ in range(FEW // 20):
+        pool.submit(images(*[1] * 18, FAIL, FAIL))()  # as many as are allowed
+    with pytest.raises(RunStopped, match="so it did on 11 of 101 images, which would count as without text"):
+        pool.submit(images(FAIL))()
+
+
+def test_an_image_on_which_a_worker_hangs_is_tried_once_more(tmp_path, monkeypatch):
+    pool = Pool(FakeEngine(tmp_path), seconds=0.3)
+    monkeypatch.setattr(pool, "seconds", 50)
+    assert pool.submit(images(3))() == [["3", "x"]]  # the worker is there
+    kill = pool._kill
+
+    def once():
+        kill()
+        (tmp_path / "go").touch()
+        pool.seconds = 50
+
+    monkeypatch.setattr(pool, "_kill", once)
+    pool.seconds = 0.3
+    assert pool.submit(images(WAIT, 4))() == [[str(WAIT), "x"], ["4", "x"]]
+    pool.close()
+
+
+@pytest.mark.parametrize("how", ["hangs", "is stopped"])
+def test_a_worker_that_hangs_again_stops_the_run(tmp_path, how):
+    pool = Pool(FakeEngine(tmp_path), seconds=50)
+    (number,) = pool.submit(images(PROCESS))()
+    if how == "is stopped":
+        os.kill(int(number[0]), signal.SIGSTOP)
+    pool.seconds = 0.3
+    with pytest.raises(RunStopped, match="fake-1 twice gave no answer for 0.3 seconds on image 0 of its batch: it hangs"):
+        pool.submit(images(WAIT))()
+    assert not multiprocessing.active_children()
+
+
+def test_time_runs_only_while_nothing_is_finished(tmp_path):
+    pool = Pool(FakeEngine(tmp_path), seconds=50)
+    pool.submit(images(1))()
+    pool.seconds = 1.0
+    batches = [pool.submit(images(*[SLOW] * 4)) for _ in range(2)]  # each takes 0.4 seconds
+    assert batches[1]() == [[str(SLOW), "x"]] * 4
+    pool.close()
+
+
+@pytest.mark.parametrize("told", ["", "x", "0", "-1", "nan", "inf"])
+def test_the_time_for_an_image_is_a_number_of_seconds(monkeypatch, told):
+    assert patience() == SECONDS
+    monkeypatch.setenv("STAR_OCR_SECONDS", "7.5")
+    assert patience() == 7.5
+    monkeypatch.setenv("STAR_OCR_SECONDS", told)
+    with pytest.raises(UserError, match="STAR_OCR_SECONDS=.* must be a number of seconds above 0"):
+        patience()
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from evaluators.ocr.pool import Pool
+from fake_engines import PROCESS, WAIT, FakeEngine
+from star import cli
+def hang(settings):
+    pool = Pool(FakeEngine(Path(".")))
+    print(pool.submit([np.full((1, 1, 3), PROCESS, np.uint8)])()[0][0], flush=True)
+    pool.submit([np.full((1, 1, 3), WAIT, np.uint8)])()
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background ignores it
+    from star.training import runs
+    runs.trained = hang
+    sys.argv = ["star", "train"]
+    cli.main()
+"""
+
+
+def test_one_interruption_ends_a_run_whose_reader_hangs(tmp_path):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    with subprocess.Popen(
+        [sys.executable, "program.py"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
+    ) as parent:  # fmt: skip
+        worker = int(parent.stdout.readline())
+        time.sleep(0.5)
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(20) == 130
+        assert parent.stderr.read().splitlines()[-1] == "star: interrupted; the same command goes on where it was"
+    assert not alive(worker)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_engine_that_reads_nothing_at_all_is_broken_from_the_first_image_on(tmp_path, workers):
     pool = Pool(FakeEngine(tmp_path, blank=FAIL), workers)
@@ -111,6 +230,11 @@ if __name__ == "__main__":
 """
 
 
+def environment() -> dict[str, str]:
+    here = Path(__file__).parents[1]
+    return os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+
+
 def test_workers_end_with_a_pool_that_is_forgotten(tmp_path):
     pool = Pool(FakeEngine(tmp_path))
     assert pool.submit(images(3))() == [["3", "x"]]
@@ -122,9 +246,7 @@ def test_workers_end_with_a_pool_that_is_forgotten(tmp_path):
 def test_workers_end_with_a_killed_parent(tmp_path):
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
-    here = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True, env=environment()) as parent:
         worker = int(parent.stdout.readline())
         os.kill(worker, 0)  # it lives
         parent.send_signal(signal.SIGKILL)

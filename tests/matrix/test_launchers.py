@@ -31,7 +31,9 @@ if os.environ.get("LEAVE"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         # In one stroke: every cell's fake leaves the rows of all.
         part = Path(folder, f"rows.{os.getpid()}")
-        part.write_text(json.dumps([{"config_hash": hashed}]))
+        row = dict.fromkeys(("images", "prompts", "updates", "images_seen", "seed"), 1) | {"value": 0.5, "stderr": None}
+        row |= {"task": "ocr", "metric": "score", "protocol": "v1/mini", "method": "star", "seconds": 1.0, "commit": "c"}
+        part.write_text(json.dumps([row | {"config_hash": hashed}]))
         part.replace(Path(folder, "rows.json"))
 """
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -642,3 +643,66 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     assert matrix(words) == 0
     assert (attempts(base), attempts(cell)) == (0, 2)
     assert without_seconds(Path("runs/results/mini")) == without_seconds(tmp_path / "whole" / "runs" / "results" / "mini")
+
+
+def test_damaged_files_of_any_run_stop_no_matrix(fake_star, capsys):
+    words = ["task=geneval", "method=star,flow_grpo", "seed=0", "evaluation.cross_images=0"]
+    assert matrix(words) == 0
+    base, star, _ = expand(words)
+    (base.folder / "final" / "rows.json").write_text("")
+    (star.folder / "final" / "rows.json").write_text('[{"value": NaN}]')
+    (star.folder / "final" / "summary.json").write_text("")
+    with open(star.folder / "attempts.jsonl", "a") as log:
+        log.write('{"seconds": 1')
+    with open(star.folder / "metrics.jsonl", "a") as log:
+        log.write('{"epoch": 2\n')
+    assert [cell.state() for cell in expand(words)] == [State.CUT_OFF, State.CUT_OFF, State.DONE]
+    assert matrix(words, dry_run=True) == 0
+    assert matrix(words) == 0 and attempts(star) == 2
+
+
+def test_a_place_of_results_that_is_a_file_is_told_before_the_training(fake_star):
+    Path("runs").mkdir()
+    Path("runs/results").write_text("mine")
+    with pytest.raises(UserError, match="result files cannot go to 'runs/results/mini'"):
+        matrix(["task=geneval", "method=star", "seed=0"])
+    assert list(Path("runs").iterdir()) == [Path("runs/results")]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(9, "killed by SIGKILL (out of memory?)"), (15, "killed by SIGTERM"), (40, "killed by signal 40")]
+)
+def test_a_signal_without_a_name_ends_no_matrix(tmp_path, number, told):
+    (tmp_path / "log.txt").write_text("")
+    assert launchers._reason(tmp_path / "log.txt", 0, -number) == told
+    (tmp_path / "log.txt").write_text(
+        f"Root Cause (first observed failure):\n  rank      : 1 (local)\n  exitcode  : -{number} (pid)"
+    )
+    assert launchers._reason(tmp_path / "log.txt", 0, 1) == f"the process of rank 1 was {told}"
+
+
+CHECKING = """
+import time
+from star.matrix import run
+def slow(config, arms):
+    import os
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+run._load_all = slow
+if __name__ == "__main__":
+    from star.config import load
+    run.check_present(load([]), {"star"})
+"""
+
+
+def test_a_killed_matrix_leaves_no_worker_that_looks_for_models(tmp_path):
+    (tmp_path / "program.py").write_text(CHECKING)
+    root = Path(run.__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()

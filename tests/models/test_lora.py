@@ -1,6 +1,7 @@
 """A trained LoRA loads elsewhere and draws the same pictures; one that was trained elsewhere loads here."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from fake_task import RedTask
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
@@ -207,3 +209,34 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
     (folder / "adapter_model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
         lora.read(folder)
+
+
+def test_equal_adapters_are_equal_bytes_whatever_order_the_writer_takes(make_config, tmp_path):
+    """Its maps have an order that changes from call to call."""
+    base = SD3(make_config().model, CPU, 0)
+    files = []
+    for number in range(8):
+        base.export(tmp_path / str(number), base.trained)
+        files.append(tmp_path / str(number) / lora.DIFFUSERS_FILE)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert len({lora.read(file.parent).digest for file in files}) == 1
+    read_again = lora.read(files[0].parent).values(base)
+    assert all(torch.equal(read_again[name], value) for name, value in base.trained.items())
+
+
+def test_two_loras_of_one_name_do_not_replace_each_other(star, released, pipeline_folder, tmp_path):  # noqa: F811
+    for name in ("one", "two"):
+        shutil.copytree(released[0], tmp_path / name / "lora")
+    weights = tmp_path / "two" / "lora" / "adapter_model.safetensors"
+    save_file({name: tensor + 1e-3 for name, tensor in load_file(weights).items()}, weights)
+    words = ["calibrate", "scale=mini", "task=geneval", *FAST.split(), f"model.path={pipeline_folder}"]
+    assert star(*words, "lora=one/lora")[0] == 0
+    before = Path("runs/results/mini/geneval.csv").read_bytes()
+    code, _, told = star(*words, "lora=two/lora")
+    assert code == 2 and "has rows of lora@lora already, of another LoRA or other settings; choose a name with name=" in told
+    assert Path("runs/results/mini/geneval.csv").read_bytes() == before
+    assert star(*words, "lora=one/lora")[0] == 0
+    assert star(*words, "lora=two/lora", "name=second")[0] == 0
+    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"lora@lora", "second"}
+    code, _, told = star(*words, "lora=one/lora", "name=base")
+    assert code == 2 and "name=base is no name for results" in told

@@ -1,6 +1,5 @@
 """The published detector's file: what it is, where it is from, and reading it without running code from it."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from star.common import files
 from star.common.errors import UserError
 
 SHA256 = "743b7d99015f1224c6d57fd4b14d04b15cc8ec72ae7ee7831e7c71d8873b7a54"
@@ -39,8 +39,7 @@ def sha256(file: Path) -> str:
         UserError: it is missing or cannot be read.
     """
     try:
-        with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return files.sha256(file)
     except FileNotFoundError:
         raise UserError(f"no such file: {file}; the official checkpoint: `curl -LO {URL}`") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPConfig
+from transformers import CLIPConfig
 
 from evaluators import hub
 from evaluators.geneval.official.checkpoint import sha256
@@ -71,7 +71,7 @@ class TransformersClip:
             _check_activations({config.text_config.hidden_act, config.vision_config.hidden_act}, str(folder))
             config.text_config.hidden_act = config.vision_config.hidden_act = activation
             self.model = hub.load_clip(folder, config).to(self.device)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = hub.load_tokenizer(folder, self.model)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the colours of GenEval cannot load their CLIP from {folder}: {reason}") from error

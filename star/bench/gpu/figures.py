@@ -1,7 +1,6 @@
 """What a measurement gives, and how it is made: seconds, memory, and what becomes of an error."""
 
 import gc
-import resource
 import statistics
 import sys
 import time
@@ -118,6 +117,8 @@ def peak(device: torch.device) -> float:
     """The most memory that tensors took, in GiB; on a CPU that of the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
+    import resource  # Windows has none
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / GIB if sys.platform == "darwin" else most * 1024 / GIB
 

@@ -1,0 +1,17 @@
+"""Child processes, which nobody else ends if this one is killed."""
+
+import multiprocessing
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """Let this process, a child of multiprocessing, end when its parent does, even if that was killed."""
+    threading.Thread(target=_wait, daemon=True).start()
+
+
+def _wait() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

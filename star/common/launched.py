@@ -1,0 +1,41 @@
+"""What the environment says of the processes of a run."""
+
+import os
+
+from star.common.errors import UserError
+
+OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers of several processes set, all of it."""
+
+OURS = {
+    "ACCELERATE_USE_DEEPSPEED": "false",
+    "ACCELERATE_USE_FSDP": "false",
+    "ACCELERATE_USE_MEGATRON_LM": "false",
+    "ACCELERATE_MIXED_PRECISION": "no",
+}
+"""What accelerate would do by itself, and this project has settings for -> the value that leaves it alone."""
+
+
+def is_first() -> bool:
+    """Whether this process speaks for its run: alone, or the first of several."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def check_launched() -> None:
+    """Refuse an environment that says half of what several processes need, or asks accelerate for what is not done here.
+
+    Raises:
+        UserError: names the variable, and what to do.
+    """
+    known = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    missing = [name for name in OF_SEVERAL if name not in os.environ]
+    if known and missing:
+        raise UserError(
+            f"the environment has {known[0]}={os.environ[known[0]]}, as of one of several processes, but no {missing[0]}; "
+            f"unset {' and '.join(known)}, or start with `accelerate launch` or `torchrun`"
+        )
+    for name, fine in OURS.items():
+        if (value := os.environ.get(name, fine).lower()) not in (fine, "", "0"):
+            raise UserError(
+                f"{name}={value} is not supported; unset it: model.dtype, model.offload and model.shard are the settings"
+            )

@@ -1,0 +1,126 @@
+"""What the environment and the machine may be, and what is told where they cannot."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from star import cli
+from star.common.errors import RunStopped, UserError
+from star.common.launched import OF_SEVERAL, check_launched, is_first
+from star.method.allocation import effective_sample_share
+from star.training import runs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in (*OF_SEVERAL, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"RANK": "1"}, "RANK=1, as of one of several processes, but no LOCAL_RANK; unset RANK"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0, .* but no RANK; unset LOCAL_RANK, or start with"),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "but no MASTER_ADDR"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true is not supported; unset it"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "ACCELERATE_MIXED_PRECISION=fp8 is not supported"),
+    ],
+)
+def test_half_of_an_environment_of_several_processes_is_refused(make_config, monkeypatch, tmp_path, environment, told):
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for run in (runs.base, runs.trained):
+        with pytest.raises(UserError, match=told):
+            run(make_config())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"WORLD_SIZE": "1"},
+        {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "false"},
+        dict.fromkeys(OF_SEVERAL, "1"),
+    ],
+)
+def test_a_whole_environment_is_fine(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_launched()
+
+
+def test_results_are_shown_by_one_process_of_several(monkeypatch):
+    assert is_first()
+    monkeypatch.setenv("RANK", "1")
+    assert is_first()  # there is nobody else
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not is_first()
+
+
+class OnApple(torch.Tensor):
+    """A tensor that refuses float64, as those on Apple's GPUs do, until it is brought to main memory."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        given = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return given.as_subclass(torch.Tensor)
+        if isinstance(given, torch.Tensor) and given.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return given
+
+
+def test_figures_are_made_where_there_is_float64():
+    weights = torch.rand(2, 3, 4, 4)
+    with pytest.raises(TypeError, match="float64"):
+        weights.as_subclass(OnApple).double()
+    assert torch.equal(effective_sample_share(weights.as_subclass(OnApple)), effective_sample_share(weights))
+
+
+WITHOUT = """
+import psutil, sys  # that one knows its systems
+sys.modules["fcntl"] = sys.modules["resource"] = None
+sys.argv = {words!r}
+from star.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["diff", "{root}/results/mini/geneval.csv"], ["bench", "gpu", "--help"], ["train"]]
+)
+def test_nothing_here_needs_what_windows_has_not(pipeline_folder, tmp_path, words):
+    if words == ["train"]:
+        fast = "train.epochs=1 train.groups=2 train.group_size=4 train.micro_batch=4 sampling.steps=4 sampling.window=2"
+        words += [*fast.split(), "sampling.window_range=[0,3]", "evaluation.steps=1", "evaluation.images=1"]
+        words += ["evaluation.cross_images=0", "relevance.blocks=[0]", f"model.path={pipeline_folder}"]
+    program = WITHOUT.format(words=["star", *(word.format(root=ROOT) for word in words)])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode in ((0, 1) if words[0] == "diff" else (0,)), done.stderr
+
+
+def test_a_command_goes_on_without_a_place_to_speak(make_config, monkeypatch, tmp_path):
+    """As ``star train >&- 2>&-`` is."""
+    monkeypatch.chdir(tmp_path)
+
+    def trained(settings):
+        print("a caution", file=sys.stderr)
+        raise RunStopped("it ran")
+
+    monkeypatch.setattr(runs, "trained", trained)
+    monkeypatch.setattr(sys, "argv", ["star", "train"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    assert exit.value.code == 1

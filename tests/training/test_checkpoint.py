@@ -1,0 +1,210 @@
+"""A run's folder: what is damaged in it is noticed, and nothing that was good is lost; places are checked before the work."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fake_task import RedTask
+from safetensors.torch import load_file, save_file
+from tiny import FAST
+
+from star.common.errors import RunStopped, UserError
+from star.config import load
+from star.training import checkpoint, runs
+from star.training.checkpoint import RunFolder
+from star.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def red(monkeypatch):
+    for module in ("star.training.runs", "star.training.trainer"):
+        monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline_folder, tmp_path_factory) -> Path:
+    """The folder of a run of three epochs, with the checkpoints of its first two."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    Trainer(load([*FAST.split(), f"model.path={pipeline_folder}", f"run={folder}", "train.keep=2"]), RedTask()).run()
+    return folder
+
+
+@pytest.fixture
+def cut_off(make_config, finished):
+    """Settings and folder of that run as if it had been killed in its last epoch, and the weights that it would end with."""
+    config = make_config("train.keep=2")
+    folder = Path(config.run)
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "final")
+    return config, folder, load_file(finished / "final" / "trained.safetensors")
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+def halve(file: Path) -> None:
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+
+
+DAMAGES = {
+    "a flipped bit": ("trained.safetensors", flip),
+    "an empty file": ("trained.safetensors", lambda file: file.write_bytes(b"")),
+    "half precision": ("trained.safetensors", halve),
+    "a cut state": ("state.pt", lambda file: os.truncate(file, file.stat().st_size // 2)),
+    "a flipped bit of the state": ("state.pt", flip),
+    "no state": ("state.pt", Path.unlink),
+    "no progress": ("progress.json", lambda file: file.write_text("")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(cut_off, capsys, damage):
+    config, folder, final = cut_off
+    name, spoil = DAMAGES[damage]
+    newest = folder / "checkpoints" / "epoch-000002"
+    if "bit" not in damage:
+        (newest / "SHA256SUMS").unlink()  # as older versions wrote checkpoints: all but a flipped bit is seen
+    spoil(newest / name)
+    capsys.readouterr()
+    Trainer(config, RedTask()).run()
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(told) == 1 and "epoch-000002 is damaged (" in told[0] and "goes on from the one before it" in told[0]
+    again = load_file(folder / "final" / "trained.safetensors")
+    assert all(torch.equal(again[name], final[name]) for name in final)
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert (folder / "checkpoints" / "epoch-000002.damaged").is_dir()
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(cut_off):
+    config, folder, _ = cut_off
+    for part in (folder / "checkpoints").iterdir():
+        flip(part / "trained.safetensors")
+    with pytest.raises(UserError, match="all checkpoints in .* are damaged; delete the folder"):
+        Trainer(config, RedTask()).run()
+
+
+def test_missing_lines_of_the_log_are_told(cut_off, capsys):
+    config, folder, _ = cut_off
+    log = folder / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines()[1] + "\n")
+    Trainer(config, RedTask()).run()
+    assert "metrics.jsonl has no line of the epochs 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text(""), lambda file: file.write_text('{"updates": 1'), flip])
+@pytest.mark.parametrize("name", ["final/summary.json", "final/rows.json"])
+def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
+    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    rows = runs.trained(config)
+    damage(Path(config.run, name))
+    assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
+
+
+def test_damaged_final_weights_are_not_judged(make_config):
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    runs.trained(config)
+    Path(config.run, "final", "rows.json").unlink()
+    flip(Path(config.run, "final", "trained.safetensors"))
+    with pytest.raises(UserError, match="trained.safetensors is not what was written; delete .*summary.json"):
+        runs.trained(config)
+    Path(config.run, "final", "summary.json").unlink()
+    runs.trained(config)
+
+
+def test_a_damaged_config_is_named(cut_off):
+    config, folder, _ = cut_off
+    (folder / "config.yaml").write_bytes((folder / "config.yaml").read_bytes()[:60] + b"\n\xff{")
+    with pytest.raises(UserError, match="config.yaml cannot be read"):
+        runs.trained(config)
+
+
+@pytest.mark.parametrize("file", ["transformer/diffusion_pytorch_model.safetensors", "tokenizer_3/tokenizer.json"])
+def test_a_model_that_changed_since_the_run_was_begun_is_refused(make_config, pipeline_folder, tmp_path, file):
+    model = tmp_path / "model"
+    shutil.copytree(pipeline_folder, model)
+    config = make_config(f"model.path={model}", "train.epochs=2")
+    Trainer(config, RedTask()).run()
+    shutil.rmtree(Path(config.run, "final"))
+    changed = model / file
+    before = changed.read_bytes()
+    changed.write_bytes(before + b"\n" if file.endswith("json") else before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"model.path={model} is another model than when {config.run} was begun"):
+        Trainer(config, RedTask()).run()
+    changed.write_bytes(before)
+    Trainer(config, RedTask()).run()
+
+
+def a_file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def a_folder_of_others(path: Path) -> None:
+    path.mkdir()
+    (path / "config.yaml").write_text("a: b\n")
+
+
+PLACES = {
+    "file": (a_file, "Not a directory"),
+    "others": (a_folder_of_others, r"something else than a run of this project \(config.yaml\)"),
+    "x" * 300: (lambda path: None, "File name too long"),
+    "nul\0": (lambda path: None, "null byte"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_cannot_be_a_run_are_refused_before_the_model_is_loaded(make_config, monkeypatch, tmp_path, name):
+    make, told = PLACES[name]
+    make(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(runs, "Trainer", lambda config: pytest.fail("it began to work"))
+    config = make_config()
+    config.run = str(tmp_path / name)
+    with pytest.raises(UserError, match=told):
+        runs.trained(config)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_a_launcher_prepared_is_a_run_s(tmp_path):
+    for name in ("lock", "log.txt", "log-1.txt", "job", ".running.lock"):
+        (tmp_path / name).touch()
+    RunFolder(tmp_path).check_place()
+
+
+def test_a_folder_that_vanishes_stops_the_run(make_config, monkeypatch):
+    trainer = Trainer(make_config(), RedTask())
+    log = trainer.folder.log
+    monkeypatch.setattr(trainer.folder, "log", lambda line: (log(line), shutil.rmtree(trainer.folder.path)))
+    with pytest.raises(RunStopped, match="was deleted or moved while its run went on"):
+        trainer.run()
+    assert not trainer.folder.path.exists()
+
+
+@pytest.mark.parametrize("what", ["save_file", "append_jsonl", "write_text"])
+def test_a_full_disk_stops_the_run_with_the_reason(make_config, monkeypatch, what):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    trainer = Trainer(make_config("train.epochs=2"), RedTask())
+    monkeypatch.setattr(checkpoint, what, full)
+    with pytest.raises(RunStopped, match="cannot be written to: No space left on device; the same command goes on"):
+        trainer.run()
+    monkeypatch.undo()
+    Trainer(trainer.config, RedTask()).run()
+
+
+def test_a_finished_run_needs_no_disk_that_can_be_written_to(make_config, monkeypatch):
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    rows = runs.trained(config)
+
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    for writer in ("os.replace", "os.mkdir", "os.open"):
+        monkeypatch.setattr(writer, refused)
+    assert runs.trained(config) == rows
