@@ -62,7 +62,7 @@ def test_help_teaches(star):
         (["evaluate", "task=geneval", "images=.", "engine=magic"], "no geneval engine 'magic'"),
         (["evaluate", "task=ocr", "images=."], "needs prompts=FILE"),
         (["evaluate", "task=ocr", "images=missing", "prompts=p.txt"], "no such folder of images: missing"),
-        (["evaluate", "task=geneval", "images=.", "engine="], "engine= is empty"),
+        (["evaluate", "task=geneval", "images=.", "engine="], "engine= has no value"),
         (["bench", "localisation", "--image", "none/maps.png"], "name a .png file in a folder that exists"),
         (["bench", "localisation", "--image", "maps.csv"], "name a .png file in a folder that exists"),
         (["evaluate", "task=style", "images=."], "task=style has no evaluator"),

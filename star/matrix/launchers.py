@@ -39,8 +39,8 @@ LOCAL_PORT = 29_500
 PYTHON = (sys.executable, "-m")
 MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
-DEAD_RANK = re.compile(r"^Root Cause.*?^ *rank +: (\d+).*?^ *exitcode +: -(\d+)", re.MULTILINE | re.DOTALL)
-"""In what torch's launcher says at the end: the process that died first, and of which signal."""
+DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
+"""In what torch's launcher says at the end: the processes that died of a signal, and of which."""
 
 Event = tuple[Cell, State, str]
 """What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
@@ -325,8 +325,10 @@ def _reason(log: Path, start: int, code: int) -> str:
     if code < 0:
         return f"killed by {_signal(-code)}"
     text = log.read_bytes()[start:].decode(errors="replace")
-    if killed := DEAD_RANK.search(text):
-        return f"the process of rank {killed[1]} was killed by {_signal(int(killed[2]))}"
+    if killed := [(rank, int(number)) for rank, number in DEAD_RANK.findall(text)]:
+        # What torchrun calls the first failure may be a process that missed the dead one; and it ends the others itself.
+        rank, number = next((one for one in killed if one[1] != signal.SIGTERM), killed[0])
+        return f"the process of rank {rank} was killed by {_signal(number)}"
     for pattern in (r"^star: (?!caution: )(.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
         if found := re.findall(pattern, text, re.MULTILINE):
             return found[-1].strip()

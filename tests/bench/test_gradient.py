@@ -372,6 +372,8 @@ def test_at_other_weights_both_factors_are_told(words, monkeypatch):
     trainer = fill(Trainer(settings.load([word for word in words if not word.startswith(("arms", "epochs"))])))
     run = Path("runs/mine")
     trainer.folder.path = run
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
     trainer.folder.save(3, trainer.base.trained, {}, {})
     words = [*words, "epochs=2", "arms=flow_grpo,star"]
     gradient.run([*words, f"weights={run}"])

@@ -220,7 +220,7 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
     finished = Path("runs/mini/geneval/flow_grpo/seed0")
     under_way(finished, 1, 60.0, 1000)
     (finished / "final").mkdir()
-    (finished / "final" / "summary.json").write_text(json.dumps({"seconds": 60.0, "images_seen": 1000}))
+    (finished / "final" / "summary.json").write_text(json.dumps({"seconds": 60.0, "images_seen": 1000, "updates": 2}))
     tries = [{"seconds": 100.0, "reason": "killed by SIGKILL"}, {"seconds": 300.0, "reason": None}]
     (finished / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
     assert pace("mini", "geneval") == 0.4
@@ -679,6 +679,16 @@ def test_a_signal_without_a_name_ends_no_matrix(tmp_path, number, told):
         f"Root Cause (first observed failure):\n  rank      : 1 (local)\n  exitcode  : -{number} (pid)"
     )
     assert launchers._reason(tmp_path / "log.txt", 0, 1) == f"the process of rank 1 was {told}"
+
+
+def test_a_dead_process_is_the_reason_whoever_missed_it_first(tmp_path):
+    told = "  rank      : {} (local_rank: {})\n  exitcode  : {} (pid: 7)\n"
+    log = tmp_path / "log.txt"
+    failures = [told.format(2, 2, -15), told.format(1, 1, -9)]
+    log.write_text("Failures:\n" + "".join(failures) + "Root Cause (first observed failure):\n" + told.format(0, 0, 1))
+    assert launchers._reason(log, 0, 1) == "the process of rank 1 was killed by SIGKILL (out of memory?)"
+    log.write_text("star: collapsed\nRoot Cause (first observed failure):\n" + told.format(0, 0, 1))
+    assert launchers._reason(log, 0, 1) == "collapsed"
 
 
 CHECKING = """
