@@ -64,6 +64,29 @@ def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return _above_floor(_places(rollouts, "oracle")).expand_as(relevance)
 
 
+@whole_epoch
+@with_places
+def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
+    """Where the verdicts on the other rollouts of the same prompt come from, their mean, the same at every step, (T, B, h, w);
+    uniform where nothing was found, and for a rollout without others.
+
+    A map of a rollout's own final image knows the noise that it weighs, so that the weighted score has a mean other than 0 and
+    pulls elsewhere than towards the reward. Other rollouts' images do not know it: where rollouts of a prompt start alike
+    (``sampling.same_latent``) they tell where things are, and the mean stays 0.
+
+    Raises:
+        ValueError: the places or the prompts are not known.
+    """
+    places = _places(rollouts, "oracle_twins")
+    if not rollouts.prompts:
+        raise ValueError("oracle_twins needs the prompt of each rollout")
+    prompts = torch.tensor(rollouts.prompts, device=places.device)
+    same = (prompts[:, None] == prompts).to(places)
+    same.fill_diagonal_(0)
+    others = torch.einsum("ij,jhw->ihw", same, places) / same.sum(1).clamp(min=1)[:, None, None]
+    return _above_floor(others).expand_as(relevance)
+
+
 @with_places
 def background(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w); uniform where nothing was

@@ -14,6 +14,7 @@ everything else. :mod:`star.method.arms` is the table of them all.
 | ``star_random`` | a smooth random field with the rollout's own values | any meaning of the map |
 | ``star_shifted`` | the relevance, moved by half the canvas | the match of map and place |
 | ``oracle`` | 1 where the verdict on the final image comes from, else 0 | attention |
+| ``oracle_twins`` | the oracle's, mean of the prompt's other rollouts | attention, and the rollout's own noise |
 | ``background`` | 1 less the oracle's | what is judged |
 
 Those that follow other published works are in :mod:`baselines.neighbours`.
@@ -67,7 +68,8 @@ def allocate(
         prompts: for ``star_shuffled``, the id >= 0 of each rollout's prompt, (B,).
         keys: for the random controls, an id >= 0 of each rollout, (B,); by default its place in the batch.
         seed: of the random controls, >= 0.
-        places: for ``oracle`` and ``background``, the share of each token where the verdict comes from, (B, h, w).
+        places: for ``oracle``, ``oracle_twins`` and ``background``, the share of each token where the verdict comes from,
+            (B, h, w).
         images: for ``vipo``, the final ones, uint8 (B, H, W, 3).
         slopes: for ``sga``, how the reward rises with their pixels, (B, H, W, 3).
 

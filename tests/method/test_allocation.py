@@ -115,7 +115,7 @@ def test_weights_have_unit_mean_and_keep_below_the_cap(shape, arm, cap, mix, exp
         support = {
             "spatial": (maps > 0).any(0, keepdim=True).expand(shape),
             "temporal": (maps > 0).flatten(2).any(2)[..., None, None].expand(shape),
-            **dict.fromkeys(("oracle", "background", "vipo", "sga", "sga_flipped"), torch.ones(shape)),
+            **dict.fromkeys(("oracle", "oracle_twins", "background", "vipo", "sga", "sga_flipped"), torch.ones(shape)),
         }.get(arm, maps > 0)
         assert cap is not None and cap * support.double().mean((0, 2, 3)).min() < 1 + 1e-6
         return
@@ -165,7 +165,7 @@ def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
 
 
 def test_a_rollout_does_not_depend_on_its_batch():
-    arms = [arm for arm in MAPPED if arm != "star_shuffled"]
+    arms = [arm for arm in MAPPED if not needs_whole_epoch(map_maker(arm))]
     whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16), **seen()) for arm in arms}
     for arm, weights in whole.items():
         part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11], **seen([4, 1]))
@@ -316,6 +316,8 @@ def test_a_map_that_cannot_be_used_is_an_error_that_names_the_rollout(arm, value
         ("star_random", {"keys": [-1] * 6}, "keys must be 6"),
         ("oracle", {}, "oracle needs the places"),
         ("background", {}, "background needs the places"),
+        ("oracle_twins", {"prompts": range(6)}, "oracle_twins needs the places"),
+        ("oracle_twins", {"places": torch.ones(6, 5, 3)}, "oracle_twins needs the prompt"),
         ("oracle", {"places": places()[:2]}, r"places are \(6, 5, 3\) in \[0, 1\], got \(2, 5, 3\)"),
         ("oracle", {"places": 2 * places()}, "places are"),
     ],
@@ -335,16 +337,31 @@ def test_shuffling_within_one_prompt_is_refused():
         allocate(relevance(), "star_shuffled", prompts=[2] * 6)
 
 
+def test_twins_tell_a_rollout_where_theirs_was_and_never_itself():
+    shares, prompts = places(), [7, 2, 7, 7, 2, 9]
+    found = allocate(relevance(), "oracle_twins", places=shares, prompts=prompts)
+    for i, prompt in enumerate(prompts):
+        others = [j for j, other in enumerate(prompts) if other == prompt and j != i]
+        mean = sum(shares[j].double() for j in others) / len(others) if others else torch.ones(5, 3).double()
+        mean = 1e-3 + (1 - 1e-3) * mean
+        for step in range(4):
+            torch.testing.assert_close(found[step, i].double(), mean / mean.mean(), rtol=1e-5, atol=1e-6)
+    changed = shares.clone()
+    changed[0] = 1 - changed[0]
+    again = allocate(relevance(), "oracle_twins", places=changed, prompts=prompts)
+    assert torch.equal(again[:, 0], found[:, 0]) and not torch.equal(again[:, 2], found[:, 2])
+
+
 def test_the_table_of_arms_is_the_one_place():
     assert ("base", *ARMS) == METHODS and all(name == arm.name for name, arm in ARMS.items())
     assert {arm.map for arm in ARMS.values()} == set(MAPS)
     assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
-    assert [arm for arm in MAPPED if needs_whole_epoch(map_maker(arm))] == ["star_shuffled"]
-    told = {"places": ["oracle", "background"], "images": ["vipo"], "slopes": ["sga", "sga_flipped"]}
+    assert [arm for arm in MAPPED if needs_whole_epoch(map_maker(arm))] == ["star_shuffled", "oracle_twins"]
+    told = {"places": ["oracle", "oracle_twins", "background"], "images": ["vipo"], "slopes": ["sga", "sga_flipped"]}
     for what, arms in told.items():
         assert [arm for arm in MAPPED if needs(map_maker(arm), what)] == arms
     neighbours = [name for name, arm in ARMS.items() if arm.neighbour]
-    assert [*ABLATION, "star_shifted", "oracle", "background", *neighbours] == list(ARMS)
+    assert [*ABLATION, "star_shifted", "oracle", "oracle_twins", "background", *neighbours] == list(ARMS)
     assert neighbours == ["vipo", "sga", "sga_flipped", "tempflow"] and all(ARMS[name].diagnostic for name in neighbours)
     colours = [arm.colour for arm in ARMS.values() if arm.colour]
     assert len(set(colours)) == len(colours) >= len(ABLATION) - 1

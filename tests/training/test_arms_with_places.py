@@ -72,7 +72,7 @@ def test_nobody_asks_for_places_who_does_not_need_them(make_config, monkeypatch)
         trainer.allocate(batches_of([4, 2, 64, 0], 4), [0, 0, 1, 1], 0)
 
 
-@pytest.mark.parametrize("method", ["oracle", "background", "star_shifted"])
+@pytest.mark.parametrize("method", ["oracle", "oracle_twins", "background", "star_shifted"])
 def test_the_arms_train(make_config, method):
     config = make_config(f"method={method}", "train.epochs=1")
     Trainer(config, PlacedTask()).run()
@@ -80,7 +80,7 @@ def test_the_arms_train(make_config, method):
     assert line["ratio_error"] <= 1e-5 and line["updates"] == 2 and line["weight_max"] > 1
 
 
-@pytest.mark.parametrize("method", ["oracle", "background"])
+@pytest.mark.parametrize("method", ["oracle", "oracle_twins", "background"])
 def test_an_evaluator_without_places_is_refused_before_a_model_is_loaded(make_config, monkeypatch, method):
     monkeypatch.setattr("star.models.load", lambda *_: pytest.fail("a model is loaded"))
     config = make_config(f"method={method}")
