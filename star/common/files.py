@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -15,14 +17,22 @@ from safetensors import SafetensorError
 
 from star.common.errors import RunStopped, UserError
 
+HOST = platform.node() or "here"
+"""In the names of files that are being written: processes of other machines cannot be asked whether they live."""
+
 NO_LOCKS = (OSError, NotImplementedError)
 """What file systems without locks answer."""
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to; what was written takes the file's place at the end, and is thrown away if that did not come."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    """A path to write to; what was written takes the file's place at the end, and is thrown away if that did not come.
+
+    What a process of this machine that was killed left of the same file goes, too.
+    """
+    part = file.with_name(f".{file.name}.{HOST}.{os.getpid()}.part")
+    for left in file.parent.glob(f".{escape(file.name)}.{escape(HOST)}.*.part"):
+        _delete_if_left(left)
     try:
         yield part
         os.replace(part, file)
@@ -51,9 +61,14 @@ def visible(files: Iterable[Path]) -> list[Path]:
 def sweep(folder: Path) -> None:
     """Delete what processes that were killed left of files that they were :func:`replacing`, in a folder and those in it."""
     for part in folder.rglob(".*.part"):
-        pid = part.name.split(".")[-2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            part.unlink(missing_ok=True)
+        _delete_if_left(part)
+
+
+def _delete_if_left(part: Path) -> None:
+    """Delete a file of :func:`replacing` whose process is not any more."""
+    pid = part.name.split(".")[-2]
+    if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        part.unlink(missing_ok=True)
 
 
 def check_room(folder: Path, told: str) -> None:
