@@ -17,7 +17,7 @@ from star.tasks import primary
 LEARNING, SCORE = "training reward", "held-out score"
 PAIRS = (
     ("star", REFERENCE, "the question"),
-    ("oracle", REFERENCE, "a map that knows the answer ought to gain"),
+    ("oracle_twins", REFERENCE, "a map that knows where things are ought to gain"),
     ("star", "star_shuffled", "is it the map's match to the prompt?"),
     ("background", REFERENCE, "a wrong map ought to lose"),
     ("dense_uniform", REFERENCE, "noise of training: equal gradients at ratio 1"),

@@ -88,7 +88,7 @@ def _findings(found: Collection) -> Section:
             pairs = (star, reference), (star, shuffled), (reference, base)
             gain, control, trained = (found.difference(task, *pair) for pair in pairs)
             title = titled(task, variant)
-            oracle = found.difference(task, f"oracle{variant}", reference)
+            oracle = found.difference(task, f"oracle_twins{variant}", reference)
             papers = None if variant else found.papers_gain(task)
             blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]

@@ -8,9 +8,9 @@ A gain of STAR is claimed if, and only if, all of these hold:
 3. both rest on at least eight training seeds;
 4. all were trained on as many images, and with the same settings but for the method.
 
-Where nothing shows, the text says what so many trainings could have shown, and nothing is concluded of maps if the oracle,
-which knows where the verdict comes from, shows no gain either. A gain is called smaller than the paper's if the interval lies
-below the paper's gain, as a share of what Flow-GRPO gains.
+Where nothing shows, the text says what so many trainings could have shown, and nothing is concluded of maps if
+``oracle_twins``, which knows where the verdicts come from, shows no gain either. A gain is called smaller than the paper's if
+the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def verdict(
     Args:
         gain: STAR minus Flow-GRPO; None if it could not be computed.
         control: STAR minus ``star_shuffled``; None if it could not be computed.
-        oracle: the oracle minus Flow-GRPO; None if it could not be computed.
+        oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
         papers: the difference that would be as large as the paper's, as a share of Flow-GRPO's gain; None if not known.
     """
     if gain is None:
@@ -123,10 +123,10 @@ def _could(found: str, gain: Comparison | None, oracle: Comparison | None, paper
     if papers is not None:
         sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
     if oracle is None:
-        sentences.append("The oracle was not trained, so whether any map can be seen to help here is not known.")
+        sentences.append("No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known.")
     elif oracle.equal_terms:
         what = "maps can be seen to help" if _above(oracle) else "no map can be seen to help, so this says nothing of STAR's"
-        sentences.append(f"Oracle minus Flow-GRPO is {signed(oracle.delta)}: {what}.")
+        sentences.append(f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)}: {what}.")
     return " ".join(sentences)
 
 

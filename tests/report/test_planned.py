@@ -35,7 +35,7 @@ def test_both_measures_are_paired_by_seed(found):
     assert learning.delta.interval == pytest.approx((np.mean(rewards) - error, np.mean(rewards) + error))
     assert learning.detectable == pytest.approx(detectable(np.std(rewards, ddof=1), 4))
     assert learning.p == pytest.approx(stats.ttest_1samp(rewards, 0).pvalue)
-    assert ("ocr", "star", "star_shuffled", SCORE) in made and ("ocr", "oracle", "flow_grpo", SCORE) not in made
+    assert ("ocr", "star", "star_shuffled", SCORE) in made and ("ocr", "oracle_twins", "flow_grpo", SCORE) not in made
 
 
 def test_the_question_alone_is_corrected_for_its_tests(found):

@@ -109,7 +109,7 @@ def test_a_difference_that_does_not_show_says_what_could_have():
     text = says("ocr", gain, None, None, [], False, made(*ABOVE), 0.027).text
     shown = detectable(np.std(gain.per_seed, ddof=1), 8)
     assert f"find a difference of {shown:.3f} in four of five cases" in text and "Flow-GRPO's gain, would be +0.027" in text
-    assert "Oracle minus Flow-GRPO is +0.030 [+0.010, +0.050]: maps can be seen to help." in text
+    assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050]: maps can be seen to help." in text
     assert "so this says nothing of STAR's" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
-    assert "The oracle was not trained" in says("ocr", gain, None, None, [], False).text
+    assert "No oracle (oracle_twins) was trained" in says("ocr", gain, None, None, [], False).text
     assert "four of five" not in says("ocr", made(*ABOVE), None, None, [], False).text
