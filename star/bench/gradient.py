@@ -33,7 +33,7 @@ from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
-ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "background")
+ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS = 12
 INITIAL = "initial"
 OWN = ("epochs", "arms", "weights", "out")
@@ -300,13 +300,14 @@ def write(table: pd.DataFrame, file: Path, command: str) -> None:
         UserError: the file is no such table.
     """
     keys = ["task", "weights", "config_hash"]
+    table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
     if len(older := older_rows(file, list(table.columns), command)):
         new = set(map(tuple, table[keys].to_numpy()))
         older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
         table = pd.concat([older, table]) if len(older) else table
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
-        table.to_csv(part, index=False, float_format="%.6g")
+        table.to_csv(part, index=False)
 
 
 def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:

@@ -35,7 +35,7 @@ PAIRS = (
     ("star", "star_shifted"),
     ("star", "star_shuffled"),
     ("oracle", "star"),
-    ("oracle", "oracle_twins"),
+    ("oracle_twins", "star"),
     ("star", "flow_grpo"),
     ("background", "flow_grpo"),
 )

@@ -39,6 +39,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         data = file.read_bytes()
         if file.suffix in (".json", ".jsonl"):
             data = TIMED.sub('"seconds": 0', data.decode()).encode()
+        if file.name == "SHA256SUMS":
+            data = re.sub(rb".*progress.json\n", b"", data)  # it has times in it
         if file.name in ("geneval.csv", "pickscore.csv", "ocr.csv", "curves.csv"):
             data = re.sub(rb",\d+\.\d(?=,)", b",0.0", data)
         found[str(file.relative_to(folder))] = data
@@ -47,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def train(pipeline: Path, folder: str) -> list[str]:
     words = [*FAST.split(), f"model.path={pipeline}", "task=pickscore", "~evaluators.ocr=rapidocr", "train.epochs=2"]
-    return ["train", *words, "evaluation.cross_images=0", "train.micro_batch=16", f"run={folder}"]
+    return ["train", *words, "evaluation.cross_images=0", "model.kernels=torch", f"run={folder}"]
 
 
 def moments(most: int) -> list[str]:
@@ -57,18 +59,19 @@ def moments(most: int) -> list[str]:
 
 def test_training(pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(train(pipeline_folder, "whole")) == 0
-    whole = contents(Path("whole"))
+    words = train(pipeline_folder, "cut")
+    assert run(words) == 0
+    whole = contents(Path("cut"))
     kills = 0
     times = random.Random(0)
     for moment in [*moments(40), *(f"{times.uniform(0.5, 6):.2f}" for _ in range(RANDOM))]:
         shutil.rmtree("cut", ignore_errors=True)
-        code = run(train(pipeline_folder, "cut"), moment)
+        code = run(words, moment)
         if code == 0:  # it ended before the moment came
             assert contents(Path("cut")) == whole, moment
             continue
         kills += 1
-        assert run(train(pipeline_folder, "cut")) == 0, moment
+        assert run(words) == 0, moment
         assert contents(Path("cut")) == whole, moment
     print(f"training: {kills} kills")
     assert kills >= 40
