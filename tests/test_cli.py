@@ -161,7 +161,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder, forked_cells):
     assert star(*words)[0] == 0
     assert {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()} == before
 
-    assert star("diff")[1] == out.partition("report:")[0].partition("results in runs/results/mini\n")[2]
+    assert star("diff")[1] in out
     code, out, _ = star("diff", "runs/results/mini/geneval.csv", "--json")
     assert code == 0
     statuses = {row["status"] for row in json.loads(out)["rows"]}

@@ -82,6 +82,16 @@ def test_a_table_says_which_images_have_which_prompts(folder, name, text, mark):
     assert rows[["file", "prompt", "shade"]].values.tolist() == [["10.png", "a, b", 10], ["1.png", 'say "hi"', 1]]
 
 
+@pytest.fixture
+def signals():
+    """As a terminal has them: whoever runs tests in the background ignores some."""
+    own = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 16])
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
@@ -115,7 +125,7 @@ def test_what_was_scored_before_a_failure_is_kept(folder, batch, damage, error, 
         (lambda: signal.raise_signal(signal.SIGINT), Interrupted, "interrupted"),
     ],
 )
-def test_whatever_ends_the_scoring_what_was_scored_is_kept(folder, end, error, message):
+def test_whatever_ends_the_scoring_what_was_scored_is_kept(folder, signals, end, error, message):
     def judge(prompts, images):
         if "ten" in prompts:
             end()

@@ -4,11 +4,12 @@ from hypothesis import strategies as st
 
 from star.common.errors import UserError
 from star.config import load
+from star.config.schema import WORD
 from star.records.diff import find_paper
 from star.records.names import MethodName, ProtocolName, family, measured_on_own_task, method_label, on_task
 from star.records.results import read_paper
 
-WORDS = st.from_regex(r"[A-Za-z0-9_.-]+", fullmatch=True)
+WORDS = st.from_regex(WORD, fullmatch=True)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,23 @@ def test_a_name_is_the_sum_of_its_parts(arm, source, changes, task):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a/b", "star:", ":ocr", "star+", "star++fast", "a@b@c", "star:a:b", "two words", "star\n", "стар"]
+    "text",
+    [
+        "",
+        "a/b",
+        "star:",
+        ":ocr",
+        "star+",
+        "star++fast",
+        "a@b@c",
+        "star:a:b",
+        "two words",
+        "star\n",
+        "стар",
+        ".",
+        "star:..",
+        "star+.x",
+    ],
 )
 def test_what_is_no_name_is_told(text):
     with pytest.raises(UserError, match="is no method's name: write it like star, flow_grpo@released or star"):
