@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -19,6 +19,9 @@ from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
 from star.method.arms import ARMS
+
+if TYPE_CHECKING:
+    from star.bench.gradient import Shown
 
 SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
 seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
@@ -398,9 +401,7 @@ def gradient(
     from star.bench.gradient import run
 
     with _resumable():
-        found = run(words or [])
-    _print_table(found.title, found.columns, found.rows)
-    console().print(found.below, soft_wrap=True)
+        _print_measured(run(words or []))
 
 
 INFLUENCE_HELP = f"""tokens= are those drawn at every trained step of every rollout. weights= is a run folder, a checkpoint or
@@ -423,9 +424,7 @@ def influence(
     from star.bench.influence import run
 
     with _resumable():
-        found = run(words or [])
-    _print_table(found.title, found.columns, found.rows)
-    console().print(found.below, soft_wrap=True)
+        _print_measured(run(words or []))
 
 
 BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=runs/results/gpu the
@@ -547,6 +546,11 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _print_measured(found: "Shown") -> None:
+    _print_table(found.title, found.columns, found.rows)
+    console().print(found.below, soft_wrap=True)
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:

@@ -13,18 +13,16 @@ from star import models
 from star.common.files import replacing, write_text
 from star.common.shipped import WEIGHTS
 from star.config import Config, load
-from star.method.allocation import allocate
 from star.models import lora
 from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Page, Picture, Section, Table, Text, number, to_html
-from star.report.pictures import denoised
+from star.report.pictures import denoised, spread, star_weights
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
 
 ADAPTERS = WEIGHTS / "demo"
 METHODS = ("flow_grpo", "star")
-SHOWN = 6
 METRICS = {"geneval_official_macro": "GenEval, official macro", "geneval_strict_macro": "strict macro"}
 INTRODUCTION = (
     "A small text-to-image model of SD3.5's kind draws the held-out prompts of its world, as it was before and as it is after "
@@ -64,7 +62,7 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     for method in METHODS:
         with base.weights(lora.read(ADAPTERS / method).values(base)):
             found[method] = _evaluated(base, task, config, accelerator)
-    prompts = _spread(task.test)
+    prompts = _chosen(task.test)
     maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "pictures.png"
@@ -80,19 +78,17 @@ def _evaluated(base: BaseModel, task: Task, config: Config, accelerator: Acceler
     return evaluate(base, task, config.evaluation, 1, config.train.micro_batch, accelerator)
 
 
-def _spread(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts at equal distances in alphabetical order: not chosen by eye."""
+def _chosen(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts at equal distances in alphabetical order."""
     ordered = sorted(prompts, key=lambda prompt: prompt.text)
-    places = np.linspace(0, len(ordered) - 1, min(SHOWN, len(ordered))).round().astype(int)
-    return [ordered[place] for place in places]
+    return [ordered[place] for place in spread(len(ordered))]
 
 
 def _map(base: BaseModel, config: Config, prompt: Prompt) -> np.ndarray:
     """STAR's weights (h, w) for a prompt under the base's weights, mean over the trained steps."""
     _, relevance = denoised(base, config, prompt)
-    method, steps = config.method, config.sampling.trainable
-    weights = allocate(relevance[steps.start : steps.stop], "star", cap=method.cap, mix=method.mix)
-    mean: np.ndarray = weights[:, 0].mean(0).cpu().numpy()
+    steps = config.sampling.trainable
+    mean: np.ndarray = star_weights(config, relevance[steps.start : steps.stop]).mean(0)
     return mean
 
 

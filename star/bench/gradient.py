@@ -26,7 +26,7 @@ from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import ARMS, REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import AS_TEXT, GRADIENT, own_results, parse_csv
+from star.records.folder import AS_TEXT, GRADIENT, INITIAL, own_results, parse_csv
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
@@ -35,7 +35,6 @@ from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS = 12
-INITIAL = "initial"
 OWN = ("epochs", "arms", "weights", "out")
 """The words of the command that are no settings."""
 
@@ -192,7 +191,7 @@ def run(words: Sequence[str]) -> Shown:
     train = config.train
     images = asked.epochs * train.groups * train.group_size
     facts = (asked.epochs, images, commit(), hashed)
-    weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
+    weights = weights_label(asked.weights)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
     write(table, out, "gradient")
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
@@ -205,10 +204,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN)
-    for word in overrides:
-        if word.startswith(("method=", "run=")):
-            raise UserError(f"{word}: arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
+    own, overrides = own_words(words, OWN, "arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
     arms = tuple(dict.fromkeys(own["arms"].split(","))) if "arms" in own else ARMS_OF_INTEREST
     for arm in arms:
         name = arm.partition("@")[0]
@@ -229,10 +225,18 @@ def parse(words: Sequence[str]) -> Asked:
     )
 
 
-def own_words(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The words of a command: those of its own, name -> value, and the settings that are left."""
+def own_words(words: Sequence[str], names: Sequence[str], why: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The words of a command: those of its own, name -> value, and the settings that are left.
+
+    Raises:
+        UserError: the settings say a method or a run's folder; ``why`` tells why there is none.
+    """
     own = {name: value for name, _, value in (word.partition("=") for word in words) if name in names}
-    return own, tuple(word for word in words if word.partition("=")[0] not in names)
+    overrides = tuple(word for word in words if word.partition("=")[0] not in names)
+    for word in overrides:
+        if word.startswith(("method=", "run=")):
+            raise UserError(f"{word}: {why}")
+    return own, overrides
 
 
 def weights_file(name: str) -> Path:
@@ -247,6 +251,11 @@ def weights_file(name: str) -> Path:
     if found is None:
         raise UserError(f"weights={name}: there is no trained.safetensors; name a run folder, a checkpoint or a file")
     return found
+
+
+def weights_label(file: Path | None) -> str:
+    """What tables call the weights of a file, None for the initial ones."""
+    return os.path.relpath(file) if file else INITIAL
 
 
 def identity(config: Config, weights: Path | None) -> dict:

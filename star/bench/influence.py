@@ -4,7 +4,6 @@ Where does the final image change, and by how much the reward? STAR holds that a
 verdict, and takes attention for a sign of that. Here it is measured: without gradients, and for any evaluator.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,7 +20,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.gradient import INITIAL, Shown, identity, older_rows, own_words, weights_file, write
+from star.bench.gradient import Shown, identity, older_rows, own_words, weights_file, weights_label, write
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal
@@ -112,7 +111,7 @@ def run(words: Sequence[str]) -> Shown:
         files = measure(config, asked, task, folder)
     draws = pd.concat([pd.read_csv(file).assign(prompt=number) for number, file in enumerate(files)], ignore_index=True)
     found = figures(draws)
-    weights = os.path.relpath(asked.weights) if asked.weights else INITIAL
+    weights = weights_label(asked.weights)
     facts = (len(files), len(draws), commit(), hashed)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
     write(table, out, "influence")
@@ -126,10 +125,8 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN)
-    for word in overrides:
-        if word.startswith(("method=", "run=")):
-            raise UserError(f"{word}: nothing is trained here, so there is no method, and draws are kept in runs/influence")
+    why = "nothing is trained here, so there is no method, and draws are kept in runs/influence"
+    own, overrides = own_words(words, OWN, why)
     counts = {name: own.get(name, str(default)) for name, default in (("prompts", PROMPTS), ("tokens", TOKENS))}
     for name, value in counts.items():
         if not value.isdecimal() or int(value) < 1:

@@ -89,6 +89,13 @@ def detectable(
     return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
 
+def detectable_among(differences: Sequence[float]) -> float | None:
+    """What so many seeds, whose differences these are, find in four of five cases (:func:`detectable`); None with one seed."""
+    if len(differences) < 2:
+        return None
+    return detectable(float(np.std(differences, ddof=1)), len(differences))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """P-values of several tests, corrected so that all false alarms together stay below the level they are held against.
 

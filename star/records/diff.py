@@ -28,7 +28,7 @@ from typing import Any
 
 from rich.table import Table
 
-from star.common.console import console
+from star.common.console import console_for_tables
 from star.common.errors import UserError
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
@@ -280,9 +280,7 @@ HEADINGS = ("method", "metric", "reference", "ours [95 %]", "difference", "seeds
 
 
 def _print(rows: Sequence[DiffRow]) -> None:
-    out = console()
-    if not out.is_terminal:
-        out = console(width=160)  # a log file has no width of its own: never cut a number short
+    out = console_for_tables()
     shown = main_rows(rows)
     for task in dict.fromkeys(row.task for row in shown):
         table = Table(*HEADINGS, title=task, title_justify="left")

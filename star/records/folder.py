@@ -23,6 +23,9 @@ OWN = Path("runs", "results")
 CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
 GRADIENT, INFLUENCE = "gradient.csv", "influence.csv"
 
+INITIAL = "initial"
+"""What those two call the weights that a model begins with."""
+
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
 FIRST = {

@@ -36,8 +36,12 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
     Raises:
         UserError: there are no results, a file does not follow its schema, or ``out`` is no HTML file in a folder.
     """
-    found = collect(folder, runs)
-    page_file = out or folder / "report.html"
+    return write_report(collect(folder, runs), out)
+
+
+def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path]:
+    """Write the report of what was collected; arguments, result and errors are those of :func:`report`."""
+    page_file = out or found.folder / "report.html"
     markdown_file = page_file.with_suffix(".md")
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")

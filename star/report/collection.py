@@ -24,6 +24,7 @@ from star.records.folder import (
     belonging,
     parse_csv,
     read_file,
+    shipped_results,
 )
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
 from star.records.results import PaperRow, Row, read_paper, read_rows, read_together
@@ -102,6 +103,23 @@ class Collection:
             return None
         column, label = next(iter(paired_scores(task).items()), ("", ""))
         return compare(self.images[self.images["task"] == task], arm, reference, column, label)
+
+    @cached_property
+    def shipped(self) -> "Collection | None":
+        """The results of the same scale that ship; None if none of these tasks has any.
+
+        Raises:
+            UserError: a file of them does not follow its schema.
+        """
+        folder = shipped_results(self.scale)
+        there = any((folder / f"{task}.csv").exists() for task in self.tasks)
+        return collect(folder, Path("runs")) if there else None
+
+    @cached_property
+    def gradient(self) -> pd.DataFrame | None:
+        """What ``star bench gradient`` measured; None if nothing."""
+        file = self.folder / GRADIENT
+        return read_file(file, **TYPED) if file.exists() else None
 
     def papers_gain(self, task: str) -> float | None:
         """STAR minus Flow-GRPO as large as the paper's, as a share of what Flow-GRPO gains on the base; None if not known."""

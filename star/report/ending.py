@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich import table as drawn
 
-from star.common.console import console
+from star.common.console import console_for_tables
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -14,7 +14,6 @@ from star.records.beside import Agreement, Beside, agreement, lines
 from star.records.comparison import Comparison
 from star.records.folder import latest_own_results, shipped_results
 from star.records.names import method_label
-from star.records.results import read
 from star.records.summary import Summary
 from star.records.tables import metric_labels
 from star.report.blocks import MISSING, Table, Text, signed
@@ -48,17 +47,15 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     Raises:
         UserError: a shipped file does not follow its schema.
     """
-    shipped = shipped_results(found.scale)
-    file = shipped / f"{task}.csv"
-    theirs = collect(shipped, Path("runs")) if file.exists() else None
-    beside = lines(task, found.rows, read(file) if file.exists() else [], found.paper)
+    theirs = found.shipped
+    beside = lines(task, found.rows, theirs.rows if theirs else [], found.paper)
     labels = metric_labels(task, [line.own.metric for line in beside])
     own = found.difference(task, arm, reference)
     known = theirs.difference(task, arm, reference) if theirs else None
     sentences = [
         f"{method_label(arm)} minus {method_label(reference)}, yours: {_difference(own)}; shipped: {_difference(known)}.",
         _detectable(own, known),
-        _agreement(agreement(task, found.folder, shipped)),
+        _agreement(agreement(task, found.folder, shipped_results(found.scale))),
     ]
     if found.mini:
         sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
@@ -70,9 +67,7 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
 
 def show(blocks: Sequence[Table | Text]) -> None:
     """Print tables and sentences."""
-    screen = console()
-    if not screen.is_terminal:
-        screen = console(width=160)  # a log file has no width of its own: never cut a number short
+    screen = console_for_tables()
     for block in blocks:
         if isinstance(block, Text):
             screen.print(block.text, soft_wrap=True)

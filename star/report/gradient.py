@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from star.records.folder import GRADIENT, TYPED, read_file
 from star.report.blocks import MISSING, Block, Section, Table, Text
 from star.report.collection import Collection
 
@@ -24,12 +23,10 @@ MEANING = (
 def gradients(found: Collection) -> Section:
     """The chapter."""
     section = Section("gradients", "What gradients say of the maps, without training")
-    file = found.folder / GRADIENT
-    if not file.exists():
+    if found.gradient is None:
         section.blocks.append(Text("Not measured here; `star bench gradient` does it.", missing=True))
         return section
-    figures = read_file(file, **TYPED)
-    whole = figures[(figures["part"] == "all") & figures["metric"].isin(COLUMNS)]
+    whole = found.gradient[(found.gradient["part"] == "all") & found.gradient["metric"].isin(COLUMNS)]
     section.blocks.append(Text(MEANING))
     section.blocks += [_table(part) for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
     return section

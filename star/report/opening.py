@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from star.records.folder import GRADIENT, TYPED, read_file
+from star.records.folder import INITIAL
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text, signed
 from star.report.collection import Collection
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
-
-INITIAL = "initial"
 
 
 def opening(found: Collection) -> Section:
@@ -22,10 +20,9 @@ def opening(found: Collection) -> Section:
 
 def _gradients(found: Collection) -> list[tuple[str, str]]:
     """Of the maps, the controls and the ceiling; one sentence if nothing was measured."""
-    file = found.folder / GRADIENT
-    if not file.exists():
+    table = found.gradient
+    if table is None:
         return [("Gradients", "were not measured here; `star bench gradient` tells without a training whether maps help.")]
-    table = read_file(file, **TYPED)
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
     star, shifted, shuffled, oracle, background = (
         _told(table[table["arm"] == arm]) for arm in ("star", "star_shifted", "star_shuffled", "oracle", "background")

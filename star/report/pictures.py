@@ -134,11 +134,22 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
     for context in (base.reference(), base.weights(trained)):
         with context:
             image, relevance = denoised(base, config, prompt)
-        method = config.method
-        weight = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent)
         images.append(image)
-        maps.append(weight[:, 0].cpu().numpy())
+        maps.append(star_weights(config, relevance))
     return images, maps
+
+
+def star_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
+    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), by the cap, mix and exponent of a run."""
+    method = config.method
+    weights = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent)
+    found: np.ndarray = weights[:, 0].cpu().numpy()
+    return found
+
+
+def spread(count: int) -> np.ndarray:
+    """The places of :data:`PROMPTS` prompts at equal distances among so many: in alphabetical order, not chosen by eye."""
+    return np.unique(np.linspace(0, count - 1, min(PROMPTS, count)).round().astype(int))
 
 
 def denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
@@ -194,7 +205,7 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
     prompts = list(next(iter(verdicts.values())).index)
     if any(list(verdicts[method].index) != prompts or len(files[method]) != len(prompts) for method in folders):
         raise UserError("the run folders do not have a sample of each of the same prompts")
-    chosen = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
+    chosen = spread(len(prompts))
     with matplotlib.rc_context(PLAIN):
         figure = Figure(figsize=(1.25 * len(folders), 1.75 * len(chosen)))
         axes = figure.subplots(len(chosen), len(folders), squeeze=False)

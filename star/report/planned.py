@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from star.common.statistics import Estimate, detectable, holm, mean_interval
+from star.common.statistics import Estimate, detectable_among, holm, mean_interval
 from star.method.arms import REFERENCE
 from star.records.names import method_label
 from star.report.blocks import MISSING, Block, Section, Table, Text, number, signed
@@ -56,7 +56,7 @@ class Planned:
     @property
     def detectable(self) -> float | None:
         """The difference found in four of five cases; None with one seed."""
-        return detectable(float(np.std(self.per_seed, ddof=1)), len(self.seeds)) if len(self.seeds) > 1 else None
+        return detectable_among(self.per_seed)
 
     @property
     def p(self) -> float | None:

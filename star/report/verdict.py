@@ -13,9 +13,7 @@ Where nothing shows, the text says what so many trainings could have shown, and 
 the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
-import numpy as np
-
-from star.common.statistics import detectable
+from star.common.statistics import detectable_among
 from star.records.comparison import Comparison
 from star.report.blocks import Text, signed
 
@@ -117,8 +115,7 @@ def _could(found: str, gain: Comparison | None, oracle: Comparison | None, paper
     if gain is None or found not in (UNCLEAR, SMALLER):
         return ""
     sentences = []
-    if len(gain.seeds) > 1:
-        shown = detectable(float(np.std(gain.per_seed, ddof=1)), len(gain.seeds))
+    if (shown := detectable_among(gain.per_seed)) is not None:
         sentences.append(f"So many trainings, spread as these are, find a difference of {shown:.3f} in four of five cases.")
     if papers is not None:
         sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
