@@ -112,7 +112,7 @@ def curve(task: str, method: str, seed: int) -> pd.DataFrame:
     reward = 0.45 + GAINS[method] * epoch / EPOCHS + rng.normal(0, 0.01, EPOCHS)
     figures = {"updates": 2 * epoch, "images_seen": 192 * epoch, "seconds": 50.0 * epoch, "reward": reward}
     figures |= {"sampling_seconds": 30.0 + 5 * (method != "flow_grpo"), "update_seconds": 20.0}
-    return pd.DataFrame({"epoch": epoch, **figures, "diversity": 0.3, "effective_share": 0.6})
+    return pd.DataFrame({"epoch": epoch, **figures, "diversity": 0.3, "effective_share": 0.6, "overlap": 0.8})
 
 
 def write_matrix(folder: Path, arms=ARMS, seeds=SEEDS, tasks=TASKS) -> Path:

@@ -138,6 +138,19 @@ def effective_sample_share(weights: Tensor) -> Tensor:
     return (weights.sum((0, 2, 3)) ** 2 / (count * weights.square().sum((0, 2, 3)))).float()
 
 
+def overlap(weights: Tensor, other: Tensor) -> Tensor:
+    """How much of a rollout's credit two maps give to the same steps and positions, both (T, B, h, w) -> (B,), in [0, 1].
+
+    The sum of the smaller of the two, each scaled to sum 1 for a rollout: 1 for equal maps, 0 for maps with nothing in common.
+
+    Args:
+        weights: >= 0, not all 0 for any rollout.
+        other: likewise.
+    """
+    shares = [maps.cpu().double() / maps.cpu().double().sum((0, 2, 3), keepdim=True) for maps in (weights, other)]
+    return torch.minimum(*shares).sum((0, 2, 3)).float()
+
+
 def upsample(weights: Tensor, patch: int) -> Tensor:
     """From image tokens to latent positions, (..., h, w) -> (..., h patch, w patch): every token covers its patch."""
     return weights.repeat_interleave(patch, -2).repeat_interleave(patch, -1)

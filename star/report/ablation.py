@@ -64,8 +64,21 @@ def _arms(found: Collection) -> Table:
     shown = {method for task in found.tasks for method in found.methods(task)}
     rows = [["base", "–", "not trained", "where do all start?"]]
     rows += [[arm.label, RATIOS[arm.ratio], arm.weights, arm.question] for arm in ARMS.values()]
-    rows = [[*row, "yes" if method in shown else "not run"] for row, method in zip(rows, METHODS, strict=True)]
-    return Table("The arms", ["method", "ratio", "weights", "question", "here"], rows, numbers=5)
+    overlaps = _overlaps(found)
+    rows = [
+        [*row, "yes" if method in shown else "not run", overlaps.get(method, "–")]
+        for row, method in zip(rows, METHODS, strict=True)
+    ]
+    caption = "The arms; overlap is the share of the credit that an arm's map gives where STAR's of the same rollout gives it"
+    return Table(caption, ["method", "ratio", "weights", "question", "here", "overlap"], rows, numbers=5)
+
+
+def _overlaps(found: Collection) -> dict[str, str]:
+    """Method -> the mean over tasks, seeds and epochs of :func:`star.method.allocation.overlap`, where it was measured."""
+    if found.curves is None or "overlap" not in found.curves:
+        return {}
+    means = found.curves.groupby("method")["overlap"].mean().dropna()
+    return {str(method): f"{mean:.2f}" for method, mean in means.items()}
 
 
 def _named(found: Collection) -> list[Table]:

@@ -24,8 +24,9 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     if table is None:
         return [("Gradients", "were not measured here; `star bench gradient` tells without a training whether maps help.")]
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
-    star, shifted, shuffled, oracle, background = (
-        _told(table[table["arm"] == arm]) for arm in ("star", "star_shifted", "star_shuffled", "oracle", "background")
+    star, shifted, shuffled, twins, oracle, background = (
+        _told(table[table["arm"] == arm])
+        for arm in ("star", "star_shifted", "star_shuffled", "oracle_twins", "oracle", "background")
     )
     sentences = [
         (
@@ -36,10 +37,11 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     if shifted or shuffled:
         parts = [f"moved by half the canvas {shifted}"] * bool(shifted) + [f"of other prompts {shuffled}"] * bool(shuffled)
         sentences.append(("Maps that mean nothing:", f"the same figure for STAR's maps {'; '.join(parts)}."))
-    if oracle:
-        ceiling = f"with a map that knows where the verdict comes from it is {oracle}"
-        floor = f", and off those places {background}" if background else ""
-        sentences.append(("The ceiling:", f"{ceiling}{floor}."))
+    told = [f"with the places of the verdicts on the prompt's other rollouts it is {twins}"] * bool(twins)
+    told += [f"with those of the rollout's own verdict, known only afterwards, {oracle}"] * bool(oracle)
+    told += [f"off those places {background}"] * bool(background)
+    if told:
+        sentences.append(("The ceiling:", f"{'; '.join(told)}."))
     return sentences
 
 

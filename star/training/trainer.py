@@ -31,7 +31,7 @@ from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
-from star.method.allocation import allocate, effective_sample_share, upsample
+from star.method.allocation import allocate, effective_sample_share, overlap, upsample
 from star.method.arms import map_maker, needs, needs_whole_epoch
 from star.method.objective import (
     Bound,
@@ -370,11 +370,21 @@ class Trainer:
             if batch.weights is not None:
                 figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())
                 figures["weight_max"].append(batch.weights.max().item())
+                figures["overlap"] += self._overlap(batch)
         pooled: dict[str, list[float]] = defaultdict(list)
         for part in self._gather([dict(figures)]):
             for name, values in part.items():
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
+
+    def _overlap(self, batch: MicroBatch) -> list[float]:
+        """How much of the arm's map lies where STAR's does, see :func:`overlap`; nothing where all is uniform."""
+        method, relevance = self.config.method, batch.trajectory.relevance
+        if batch.weights is None or relevance is None or method.mix == 0:
+            return []
+        star = allocate(relevance.cpu(), "star", cap=method.cap, exponent=method.exponent, normalise=method.normalise)
+        # The uniform part is common to all arms and would hide how they differ.
+        return [overlap((batch.weights.cpu() - (1 - method.mix)) / method.mix, star).mean().item()]
 
     def _check_shares(self) -> None:
         """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""

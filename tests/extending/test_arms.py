@@ -22,6 +22,7 @@ def test_an_arm_of_ones_own_trains_under_its_own_name(make_config, monkeypatch):
     (star,) = [json.loads(text) for text in (Path(plain.run) / "metrics.jsonl").read_text().splitlines()]
     # Cutting off what is below the mean leaves fewer positions with more weight each.
     assert line["reward"] == star["reward"] and line["effective_share"] < star["effective_share"]
+    assert line["overlap"] < star["overlap"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("arm", ["peaks", "flow_grpo", "own arm:peaks", "own_arm:"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from baselines.controls import donors
 from star.common.errors import RunStopped, UserError
-from star.method.allocation import allocate, effective_sample_share, upsample
+from star.method.allocation import allocate, effective_sample_share, overlap, upsample
 from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs, needs_whole_epoch
 
 MAPPED = [arm for arm in MAPS if map_maker(arm)]
@@ -276,6 +276,17 @@ def test_effective_sample_share():
         own = weights[:, i].double().flatten().tolist()
         expected = math.fsum(own) ** 2 / (len(own) * math.fsum(w * w for w in own))
         assert effective_sample_share(weights)[i].item() == pytest.approx(expected)
+
+
+def test_overlap_is_the_credit_that_two_maps_give_to_the_same_places():
+    maps = relevance()
+    torch.testing.assert_close(overlap(allocate(maps, "star"), maps), torch.ones(6))
+    left, right = torch.zeros(2, 2, 1, 3, 4)
+    left[..., :2], right[..., 2:] = 5, 0.1
+    assert overlap(left, right).item() == 0 and overlap(torch.ones(2, 1, 3, 4), left).item() == 0.5
+    own, other = (maps[:, i].double().flatten() for i in (0, 2))
+    expected = sum(min(a, b) for a, b in zip((own / own.sum()).tolist(), (other / other.sum()).tolist(), strict=True))
+    assert overlap(maps[:, [0]], maps[:, [2]]).item() == pytest.approx(expected) and 0 < expected < 1
 
 
 def test_upsample_repeats_every_token_over_its_patch():

@@ -62,7 +62,8 @@ def test_runs_without_a_partner_of_their_seed_do_not_count(tmp_path):
 
 def test_five_sentences(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("geneval", "ocr"))
-    arms = {"star": 1.13, "star_shifted": 0.99, "star_shuffled": 1.03, "oracle": 1.51, "background": 0.66}
+    arms = {"star": 1.13, "star_shifted": 0.99, "star_shuffled": 1.03, "oracle_twins": 1.15, "oracle": 1.51}
+    arms |= {"background": 0.66}
     facts = (0.03, 12, 2304, "abc", "0123")
     made = [("geneval", "initial", arm, "all", "ratio", value, *facts) for arm, value in arms.items()]
     made += [("geneval", "runs/half.safetensors", "star", "all", "ratio", 9.0, *facts)]
@@ -70,6 +71,7 @@ def test_five_sentences(tmp_path):
     signal, nothing, ceiling, training, reach = opening(collect(results, tmp_path)).blocks
     assert signal.text.endswith("gains this many times Flow-GRPO's reward: geneval 1.13 ± 0.03.")
     assert "moved by half the canvas geneval 0.99 ± 0.03; of other prompts geneval 1.03 ± 0.03" in nothing.text
-    assert "it is geneval 1.51 ± 0.03, and off those places geneval 0.66 ± 0.03" in ceiling.text
+    assert "other rollouts it is geneval 1.15 ± 0.03; with those of the rollout's own verdict" in ceiling.text
+    assert "afterwards, geneval 1.51 ± 0.03; off those places geneval 0.66 ± 0.03" in ceiling.text
     assert "geneval (4 seeds): training reward +" in training.text and "(detectable: " in training.text
     assert "anything about SD3.5" in reach.text

@@ -141,7 +141,7 @@ def assert_same(one: Config, many: Config) -> None:
     """The first epochs are the same to the bit, and what follows but for the order of sums."""
     drawn = first_epoch(one)
     assert len(drawn) == 32 and drawn == first_epoch(many)
-    for name in ("reward", "reward_std", "diversity", "effective_share", "weight_max"):
+    for name in ("reward", "reward_std", "diversity", "effective_share", "weight_max", "overlap"):
         assert lines(one)[0][name] == lines(many)[0][name]
     for line, other in zip(lines(one), lines(many), strict=True):
         assert abs(line["loss"] - other["loss"]) <= 1e-5
