@@ -16,9 +16,9 @@ MEANING = (
     "arm's agree, signal over signal and noise. Ratio: the reward that a small step of fixed length along the arm's gradient "
     "gains, relative to Flow-GRPO's. Images: how many times as many Flow-GRPO would need to be as good. The map of "
     "oracle_twins is where the verdicts on the prompt's other rollouts come from: about what a map can do that does not know "
-    "the noise it weighs. The oracle's is of the rollout's own verdict and knows that noise, so no training reaches its figure; "
-    "the background must lose. ± is a jackknife over epochs; rows with a minus are differences of two arms on the same "
-    "rollouts."
+    "the noise it weighs. The oracle's is of the rollout's own verdict and knows that noise, so no training reaches its "
+    "figure; the background must lose. ± is a jackknife over epochs; rows with a minus are differences of two arms on the "
+    "same rollouts."
 )
 
 
