@@ -56,6 +56,7 @@ CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
 STD, KL = one_of("batch", "group"), one_of("flow_grpo", "paper")
 COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
+COLUMNS_COUNT = one_of("as_attended", "equally")
 DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
 ATTENTION = Rule(
     lambda value: value in (None, "flash", "efficient", "cudnn", "math"),
@@ -197,12 +198,14 @@ class RelevanceConfig:
         heads: attention heads, averaged; an empty list is all of them.
         columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
         softmax_over: ``joint`` or ``text``.
+        columns_count: ``as_attended``, or ``equally``, each core word's column first scaled to the same mean over positions.
     """
 
     blocks: list[int]
     heads: list[int]
     columns: Annotated[str, COLUMNS]
     softmax_over: Annotated[str, SOFTMAX_OVER]
+    columns_count: Annotated[str, COLUMNS_COUNT] = "as_attended"
 
 
 @dataclass

@@ -235,7 +235,14 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     texts = [PROMPT.text] * config.train.micro_batch
     maps = config.relevance
     mask = base.core_columns(texts, [PROMPT.spans] * len(texts), maps.columns)
-    timed = Timed(base.transformer, maps.blocks, mask, heads=maps.heads or "mean", softmax_over=maps.softmax_over)
+    timed = Timed(
+        base.transformer,
+        maps.blocks,
+        mask,
+        heads=maps.heads or "mean",
+        softmax_over=maps.softmax_over,
+        columns_count=maps.columns_count,
+    )
     x = torch.randn(len(texts), *base.latent_shape, device=base.device)
 
     @torch.no_grad()

@@ -5,7 +5,9 @@ the keys of both, the relevance of a position u is
 
     R[u] = mean over heads of  sum over core-word columns c of  softmax_k(q_u . k / sqrt(d))[c]
 
-with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096).
+with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096). On wish
+each column is first scaled to the mean over positions that the columns have together, so that a word that draws little
+attention counts as much as one that draws much.
 Only the core words' share of the attention matrix is computed; its normaliser is what the attention's own kernel leaves.
 So relevance needs no second attention, compiles with the block, and cannot touch the output: the kernel is the same one
 whether relevance is read or not, and whether gradients are wanted or not.
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from star.common.errors import UserError
 
 SOFTMAX_OVER = ("joint", "text")
+COLUMNS_COUNT = ("as_attended", "equally")
 
 Attended = tuple[Tensor, Tensor]
 """What an attention kernel gives: the output (B, heads, queries, d), and the log-sum-exp of each query's logits, float32
@@ -175,6 +178,7 @@ class Relevance:
         *,
         heads: Sequence[int] | Literal["mean"] = "mean",
         softmax_over: str = "joint",
+        columns_count: str = "as_attended",
         grid: tuple[int, int] | None = None,
     ) -> None:
         """
@@ -184,14 +188,17 @@ class Relevance:
             mask: the core words' columns of the text sequence, bool (B, text tokens), at least one for each row.
             heads: the heads to average over, by index; ``mean`` takes all.
             softmax_over: ``joint``, all image and text keys, or ``text``, the text keys alone.
+            columns_count: ``as_attended``, or ``equally``, each scaled to the same mean over positions; the map's mean stays.
             grid: (h, w) of the image tokens; None if the image is square.
 
         Raises:
-            ValueError: an unknown softmax, or a mask of a wrong shape or with an empty row.
+            ValueError: an unknown softmax or count, or a mask of a wrong shape or with an empty row.
             UserError: no block is chosen, or a block or head that the transformer does not have.
         """
         if softmax_over not in SOFTMAX_OVER:
             raise ValueError(f"unknown softmax_over {softmax_over!r}; it is one of {', '.join(SOFTMAX_OVER)}")
+        if columns_count not in COLUMNS_COUNT:
+            raise ValueError(f"unknown columns_count {columns_count!r}; it is one of {', '.join(COLUMNS_COUNT)}")
         if mask.dim() != 2 or not mask.any(1).all():
             raise ValueError("the mask is (B, text tokens) and every row has a core word's column")
         blocks_there = _blocks(transformer)
@@ -204,15 +211,20 @@ class Relevance:
         self._mask = mask
         device = next(transformer.parameters()).device
         self._columns, self._valid = (part.to(device) for part in _gatherable(mask))
-        self._softmax_over = softmax_over
+        self._softmax_over, self._columns_count = softmax_over, columns_count
         self._grid = grid
 
     def of(self, rows: Sequence[int]) -> Self:
         """The same for some rows of the mask."""
-        heads: Any = self._heads or "mean"
-        mask = self._mask[list(rows)]
-        softmax_over, grid = self._softmax_over, self._grid
-        return type(self)(self._transformer, self._blocks, mask, heads=heads, softmax_over=softmax_over, grid=grid)
+        return type(self)(
+            self._transformer,
+            self._blocks,
+            self._mask[list(rows)],
+            heads=self._heads or "mean",
+            softmax_over=self._softmax_over,
+            columns_count=self._columns_count,
+            grid=self._grid,
+        )
 
     def __enter__(self) -> Self:
         for processor in self._processors:
@@ -260,7 +272,13 @@ class Relevance:
             chosen = self._columns[:, None, :, None].expand(-1, text_key.shape[1], -1, text_key.shape[3])
             logits = query.float() @ text_key.gather(2, chosen).float().mT / math.sqrt(query.shape[3])
             shares = (logits - normaliser[..., None]).exp() * self._valid[:, None, None, :]
-            return shares.sum(-1).mean(1)
+            return shares.sum(-1).mean(1) if self._columns_count == "as_attended" else self._equally(shares.mean(1))
+
+    def _equally(self, shares: Tensor) -> Tensor:
+        """The sum over columns of (B, image tokens, K), each first scaled to the mean over tokens that all have together."""
+        means = shares.mean(1, keepdim=True)
+        common = means.sum(2, keepdim=True) / self._valid.sum(1)[:, None, None]
+        return torch.where(means > 0, shares * common / means, 0).sum(2)
 
     def _chosen(self, part: Tensor) -> Tensor:
         """The rows of the mask and the chosen heads."""

@@ -122,7 +122,14 @@ class SD3:
         Raises:
             UserError: blocks or heads that the transformer does not have.
         """
-        return Relevance(self.transformer, config.blocks, mask, heads=config.heads or "mean", softmax_over=config.softmax_over)
+        return Relevance(
+            self.transformer,
+            config.blocks,
+            mask,
+            heads=config.heads or "mean",
+            softmax_over=config.softmax_over,
+            columns_count=config.columns_count,
+        )
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which text columns hold core words, bool (B, columns); see :func:`star.method.tokens.token_columns`."""

@@ -231,6 +231,7 @@ def test_choices_are_those_of_the_code():
         (schema.CLIP, objective.CLIPS),
         (schema.COLUMNS, tokens.COLUMNS),
         (schema.SOFTMAX_OVER, attention.SOFTMAX_OVER),
+        (schema.COLUMNS_COUNT, attention.COLUMNS_COUNT),
     ):
         assert rule.text == schema.one_of(*names).text and all(map(rule.allows, names))
 
@@ -251,7 +252,7 @@ def test_no_variant_preset_or_model_can_be_said():
 
 def test_every_training_has_a_folder_of_its_own_and_evaluating_it_otherwise_has_not():
     plain = load([]).run
-    for word in ("train.lr=2e-3", "method.mix=1", "relevance.blocks=[4]", "seed=1", "+rewards.others.pickscore=0.5"):
+    for word in ("train.lr=3e-3", "method.mix=1", "relevance.blocks=[4]", "seed=1", "+rewards.others.pickscore=0.5"):
         assert load([word]).run != plain, word
     for word in ("evaluation.images=1", "train.checkpoint_every=1", "tracker=tensorboard", "model.offload=true"):
         assert load([word]).run == plain, word

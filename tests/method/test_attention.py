@@ -120,6 +120,20 @@ def test_all_text_columns_and_all_image_keys_share_one_attention():
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_columns_that_count_equally_have_the_same_mean_and_leave_the_sum(kind):
+    model, batch, mask = MODELS[kind](), inputs(), core_mask()
+    found = captured(model, batch, mask, columns_count="equally").double()
+    plain = explicit(model, batch, mask)
+    for row, columns in enumerate(mask):
+        alone = [explicit(model, batch, mask & False | (torch.arange(TEXT) == c))[:, row] for c in columns.nonzero().flatten()]
+        mean = torch.stack([one.mean((1, 2), keepdim=True) for one in alone]).mean(0)
+        expected = sum(one / one.mean((1, 2), keepdim=True) * mean for one in alone)
+        torch.testing.assert_close(found[:, row], expected, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(found.mean((2, 3)), plain.mean((2, 3)), rtol=0, atol=ROUNDING)
+    assert (found - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_the_output_is_bit_equal_with_and_without_capture(kind):
     model, batch = MODELS[kind](), inputs()
     with torch.no_grad():
@@ -269,7 +283,8 @@ def test_the_maps_of_some_rows_are_those_of_all():
     model, batch, mask = tiny_transformer(peaked=1.5), inputs(), core_mask()
     rows = [2, 0]
     some = {name: tensor[rows] for name, tensor in batch.items()}
-    with Relevance(model, [0, 1], mask, heads=[1], softmax_over="text", grid=(2, 8)) as whole, torch.no_grad():
+    options = {"heads": [1], "softmax_over": "text", "columns_count": "equally", "grid": (2, 8)}
+    with Relevance(model, [0, 1], mask, **options) as whole, torch.no_grad():
         model(**batch)
         expected = whole.take(per_block=True)[:, rows]
     with whole.of(rows) as part, torch.no_grad():
@@ -402,6 +417,7 @@ def test_blocks_and_heads_that_do_not_exist_are_named(options, message):
     ("options", "message"),
     [
         ({"softmax_over": "image"}, "joint, text"),
+        ({"columns_count": "twice"}, "as_attended, equally"),
         ({"mask": torch.zeros(ROWS, TEXT, dtype=torch.bool)}, "every row"),
         ({"mask": torch.ones(TEXT, dtype=torch.bool)}, r"\(B, text tokens\)"),
         ({"mask": torch.ones(ROWS, TEXT + 1, dtype=torch.bool)}, "12 columns, the text 11 tokens"),

@@ -35,18 +35,21 @@ def test_guidance_does_not_change_whose_maps_are_taken(base, make_config):
 
 
 def test_the_configured_blocks_heads_columns_and_softmax_are_read(make_config):
-    words = ["relevance.blocks=[1]", "relevance.heads=[0]", "relevance.columns=clip", "relevance.softmax_over=text"]
+    words = ["relevance.blocks=[1]", "relevance.heads=[0]", "relevance.columns=both", "relevance.softmax_over=text"]
+    words += ["relevance.columns_count=equally"]
     config = make_config(*words)
     torch.manual_seed(0)
     base = SD3(config.model, CPU, 0, untrained_pipeline(width=64, blocks=2))  # two heads, two blocks
     trajectory = draw(base, config, [0], config.relevance)
     texts, spans = ([getattr(PROMPTS[s.prompt], name) for s in SAMPLES] for name in ("text", "spans"))
-    direct = Relevance(base.transformer, [1], base.core_columns(texts, spans, "clip"), heads=[0], softmax_over="text")
+    options = {"heads": [0], "softmax_over": "text", "columns_count": "equally"}
+    direct = Relevance(base.transformer, [1], base.core_columns(texts, spans, "both"), **options)
     with torch.no_grad(), direct:
         base.velocity(trajectory.latents[0], sigmas(config.sampling.steps)[0], texts, config.sampling.guidance)
     expected = direct.take()
     assert torch.allclose(trajectory.relevance[0], expected)
-    for other in ("relevance.blocks=[0]", "relevance.heads=[]", "relevance.columns=both", "relevance.softmax_over=joint"):
+    others = ["relevance.blocks=[0]", "relevance.heads=[]", "relevance.columns=clip", "relevance.softmax_over=joint"]
+    for other in [*others, "relevance.columns_count=as_attended"]:
         changed = make_config(*words, other)
         assert not torch.allclose(draw(base, changed, [0], changed.relevance).relevance[0], expected), other
 
