@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, ClassVar
 
+import psutil
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -37,6 +38,7 @@ RESTARTS = 100  # of a job that ran into its time limit: long trainings take man
 FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
 PYTHON = (sys.executable, "-m")
+POSIX = os.name == "posix"
 MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
 DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
@@ -282,11 +284,8 @@ def _running(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
         env={**os.environ, **environment},
-        preexec_fn=_set_signals,
-        # The lock is held for as long as the child lives, whatever happens to this process.
-        pass_fds=[lock.fileno()] if lock else [],
+        **_apart(lock),
     )
     try:
         while True:
@@ -298,6 +297,14 @@ def _running(
             _end(child)
 
 
+def _apart(lock: IO[str] | None) -> dict[str, Any]:
+    """How a child is started so that it ends by :func:`_end` and by nothing that this process is told."""
+    if not POSIX:
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    # The lock is held for as long as the child lives, whatever happens to this process.
+    return {"start_new_session": True, "preexec_fn": _set_signals, "pass_fds": [lock.fileno()] if lock else []}
+
+
 def _set_signals() -> None:
     """In a child: it can be ended by :func:`_end`, and only by that."""
     # What a shell runs in the background ignores Ctrl-C, and so would its children.
@@ -307,7 +314,13 @@ def _set_signals() -> None:
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a child and its own children: first as Ctrl-C does, and if that takes too long by force."""
+    """End a child and its own children: first as Ctrl-C does, and if that takes too long, or cannot be said, by force."""
+    if not POSIX:
+        for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.wait()
+        return
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGINT)
     try:

@@ -9,9 +9,12 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from star.common.errors import UserError
@@ -101,6 +104,38 @@ def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
     started = Path("started--").read_text()
     assert "launch --multi_gpu --num_processes 8 --num_machines 1" in started
     assert started.endswith(f"--module {shlex.join(finishing.command)}")
+
+
+@pytest.fixture
+def windows(monkeypatch) -> None:
+    """Processes start and end as there, where all else is refused."""
+    popen = subprocess.Popen
+
+    def plain(words, creationflags=None, preexec_fn=None, pass_fds=(), start_new_session=False, **options):
+        assert creationflags == 512 and not (preexec_fn or pass_fds or start_new_session)
+        return popen(words, **options)
+
+    monkeypatch.setattr(launchers, "POSIX", False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(launchers.subprocess, "Popen", plain)
+    monkeypatch.delattr(launchers.os, "killpg")
+
+
+def test_a_cell_runs_as_windows_has_processes(finishing, windows):
+    assert list(launch([finishing], load([])))[-1] == (finishing, State.DONE, "")
+
+
+def test_what_is_given_up_ends_as_windows_has_it(windows, tmp_path, monkeypatch):
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    monkeypatch.setattr(launchers, "PYTHON", (sys.executable, "-c"))
+    monkeypatch.setitem(launchers.MODULES, "star", program)
+    before = set(psutil.Process().children(recursive=True))
+    with open(tmp_path / "log", "wb") as log, closing(launchers._running(["star"], log)) as running:
+        next(running)
+        while len(started := set(psutil.Process().children(recursive=True)) - before) < 2:
+            time.sleep(0.05)
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert len(gone) == 2 and not alive
 
 
 @pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2)])
