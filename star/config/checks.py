@@ -30,6 +30,10 @@ def check(config: Config) -> None:
     for name in config.evaluators:
         if name not in options("task"):
             raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")
+    if config.task.name not in config.evaluators:
+        raise UserError(
+            f"task={config.task.name}: nothing judges its images; name an engine, evaluators.{config.task.name}=ENGINE"
+        )
     for name in config.rewards.others:
         if name == config.task.name or not (name in config.evaluators or is_path(name)):
             known = ", ".join(sorted(set(config.evaluators) - {config.task.name}))

@@ -59,7 +59,6 @@ class Arm:
         ratio: what its ratio is of, a value of ``method.reduction``.
         label: what tables call it.
         weights: what its weights are, in words.
-        removes: what of STAR it leaves out.
         question: what it answers.
         published: whether the paper has it.
         control: whether its maps mean nothing.
@@ -74,7 +73,6 @@ class Arm:
     ratio: str
     label: str
     weights: str
-    removes: str
     question: str
     published: bool = False
     control: bool = False
@@ -110,7 +108,6 @@ ARMS = {
             ratio="image",
             label="Flow-GRPO",
             weights="1 everywhere",
-            removes="everything",
             question="the published baseline",
             published=True,
             colour="#0072B2",
@@ -121,7 +118,6 @@ ARMS = {
             ratio="position",
             label="dense_uniform",
             weights="1 everywhere",
-            removes="the map, not the ratios",
             question="what do ratios per position do alone?",
             colour="#D55E00",
         ),
@@ -131,7 +127,6 @@ ARMS = {
             ratio="image_weighted",
             label="spatial only",
             weights="attention, mean over steps",
-            removes="when",
             question="does it matter where?",
             published=True,
             colour="#009E73",
@@ -142,7 +137,6 @@ ARMS = {
             ratio="image_weighted",
             label="temporal only",
             weights="attention, mean over positions",
-            removes="where",
             question="does it matter when?",
             published=True,
             colour="#CC79A7",
@@ -153,7 +147,6 @@ ARMS = {
             ratio="image_weighted",
             label="STAR",
             weights="attention to the prompt's core words",
-            removes="nothing",
             question="where and when together",
             published=True,
             colour="#E69F00",
@@ -164,7 +157,6 @@ ARMS = {
             ratio="image_weighted",
             label="star_shuffled",
             weights="STAR's, of another prompt",
-            removes="the match of map and prompt",
             question="does the map have to match the prompt?",
             control=True,
             colour="#56B4E9",
@@ -175,7 +167,6 @@ ARMS = {
             ratio="image_weighted",
             label="star_random",
             weights="STAR's values in a smooth random field",
-            removes="any meaning of the map",
             question="does it have to be a map at all?",
             control=True,
         ),
@@ -185,7 +176,6 @@ ARMS = {
             ratio="image_weighted",
             label="star_shifted",
             weights="STAR's, moved by half the canvas",
-            removes="the match of map and place",
             question="does the map have to lie where it lies?",
             control=True,
             diagnostic=True,
@@ -196,7 +186,6 @@ ARMS = {
             ratio="image_weighted",
             label="oracle",
             weights="where the verdict comes from",
-            removes="attention",
             question="how much is there to gain by a map?",
             diagnostic=True,
         ),
@@ -206,7 +195,6 @@ ARMS = {
             ratio="image_weighted",
             label="oracle_twins",
             weights="where the verdicts on the prompt's other rollouts come from",
-            removes="attention, and the rollout's own noise",
             question="and by a map that does not know the noise it weighs?",
             diagnostic=True,
         ),
@@ -216,7 +204,6 @@ ARMS = {
             ratio="image_weighted",
             label="background",
             weights="where it does not come from",
-            removes="what is judged",
             question="does a wrong map lose?",
             diagnostic=True,
         ),
@@ -226,7 +213,6 @@ ARMS = {
             ratio="image_weighted",
             label="ViPO-style",
             weights="what stands out in a frozen network's features of the final image",
-            removes="prompt and attention",
             question="does saliency do as well?",
             diagnostic=True,
             neighbour=True,
@@ -237,7 +223,6 @@ ARMS = {
             ratio="image_weighted",
             label="SGA-style",
             weights="where the reward's gradient with respect to the final image is small",
-            removes="attention",
             question="does the reward's own gradient, as published, tell where?",
             diagnostic=True,
             neighbour=True,
@@ -248,7 +233,6 @@ ARMS = {
             ratio="image_weighted",
             label="SGA-style, flipped",
             weights="where it is large",
-            removes="attention",
             question="and with the other sign?",
             diagnostic=True,
             neighbour=True,
@@ -259,7 +243,6 @@ ARMS = {
             ratio="image",
             label="TempFlow-style",
             weights="1 everywhere, each step divided by the size of its score",
-            removes="the map",
             question="what do weights of steps do alone?",
             diagnostic=True,
             steps="equal",
