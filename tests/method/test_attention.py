@@ -389,6 +389,22 @@ def test_a_gpu_kernel_gives_its_log_sum_exp_and_the_same_output_with_gradients(k
     again.float().square().sum().backward()
 
 
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_gpus_kernels_take_and_give_what_is_asked_of_them(kernel, gradient):
+    """Without a GPU: on tensors that have shapes and no values, at the sizes of SD3.5 Medium."""
+    query, key, value = (
+        torch.empty(2, 1024 + 333, 24, 64, dtype=torch.bfloat16, device="meta").transpose(1, 2).requires_grad_(gradient)
+        for _ in range(3)
+    )
+    output, normaliser = KERNELS[kernel](query, key, value)
+    assert output.shape == query.shape and output.dtype == torch.bfloat16
+    assert normaliser.shape == query.shape[:3] and normaliser.dtype == torch.float32
+    if gradient:
+        grads = torch.autograd.grad(output.float().sum(), [query, key, value])
+        assert all(grad.shape == query.shape for grad in grads)
+
+
 def test_the_usual_kernels():
     assert [default_kernel(*kind) for kind in (("cpu", torch.float16), ("mps", torch.float32))] == ["cpu", "math"]
     assert default_kernel("cuda", torch.float32) == "efficient" and default_kernel("cuda", torch.bfloat16) == "flash"
