@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from evaluators.images import read_image
+from evaluators.interface import check_verdicts
 from evaluators.pairs import Pair, read_pairs
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.files import check_output, replacing
@@ -76,7 +77,7 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
     try:
         with ending_like_ctrl_c():
             for row in scored:
-                rows.append(row)
+                rows += check_verdicts(f"{protocol}, for {next(iter(row.values()))},", [row])
     except (Exception, KeyboardInterrupt) as error:
         kept = "nothing was scored before it"
         if rows:

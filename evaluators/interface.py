@@ -5,6 +5,7 @@ has to be registered. It may also say where in an image its verdict comes from, 
 with the pixels, see :func:`slopes_of`.
 """
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from star.common.errors import RunStopped
 from star.common.statistics import clustered_stderr
 
 
@@ -137,3 +139,20 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
         Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
         for metric, key in metrics.items()
     ]
+
+
+def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
+    """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
+
+    Args:
+        judge: its protocol or name.
+        verdicts: what it gave.
+
+    Raises:
+        RunStopped: one is not finite.
+    """
+    for verdict in verdicts:
+        for name, value in verdict.items():
+            if isinstance(value, float | np.floating) and not math.isfinite(value):
+                raise RunStopped(f"{judge} gives {name}={value}: its weights are damaged, or it has a fault")
+    return verdicts

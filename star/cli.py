@@ -459,6 +459,8 @@ def localisation(
 
     if image and (image.suffix != ".png" or not image.parent.is_dir()):
         raise UserError(f"--image {image}: name a .png file in a folder that exists")
+    if image and image.exists():
+        raise UserError(f"--image {image}: there is such a file, which would be overwritten; name another")
     result = measure(overrides or [])
     mean, stderr = result.mean(), result.stderr()
     table = Table("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps")

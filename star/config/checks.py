@@ -31,8 +31,10 @@ def check(config: Config) -> None:
         if name not in options("task"):
             raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")
     if config.task.name not in config.evaluators:
+        name, known = config.task.name, ", ".join(config.evaluators)
         raise UserError(
-            f"task={config.task.name}: nothing judges its images; name an engine, evaluators.{config.task.name}=ENGINE"
+            f"task={name}: scale={config.scale} has no evaluator for it, only for {known}; name an engine, "
+            f"evaluators.{name}=ENGINE"
         )
     for name in config.rewards.others:
         if name == config.task.name or not (name in config.evaluators or is_path(name)):

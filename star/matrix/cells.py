@@ -158,17 +158,9 @@ def _seeds(word: str) -> list[str]:
 
 def _base(task: str, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", *(word for word in overrides if not word.lstrip("+~").startswith(OF_TRAINING))]
-    return Cell(("star", "base", *words), _load(words), None)
+    return Cell(("star", "base", *words), settings.load(words), None)
 
 
 def _arm(task: str, method: str, seed: str, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", f"method={method}", f"seed={seed}", *overrides]
-    return Cell(("star", "train", *words), _load(words), int(seed))
-
-
-def _load(words: Sequence[str]) -> Config:
-    config = settings.load(words)
-    if config.task.name not in config.evaluators:
-        known = ", ".join(config.evaluators)
-        raise UserError(f"task={config.task.name}: scale={config.scale} has no evaluator for it, only for {known}")
-    return config
+    return Cell(("star", "train", *words), settings.load(words), int(seed))

@@ -34,6 +34,7 @@ from evaluators.geneval.prompts import MINI, Record
 from evaluators.geneval.rules import relations
 from evaluators.geneval.shapes import SIZE
 from evaluators.pickscore.score import PickScore
+from star.common.errors import UserError
 from star.common.files import append_jsonl, check_room
 from star.common.shipped import MINI_PICKSCORE
 from star.mini.pretrain import Checkpoint, optimizers, pixels, set_lr, steps
@@ -309,6 +310,8 @@ def train(folder: Path, recipe: Recipe) -> Path:
         UserError: the work folder cannot be written to.
     """
     check_room(folder, "the work")
+    if (folder / "clip").exists() and not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder / 'clip'} is not of such a training and would be deleted; name an empty or new folder")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     # Waiting for a thread that shares its core with a worker is slower than doing without it.

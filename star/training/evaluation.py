@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from evaluators.interface import check_verdicts
 from star.common.processes import gather
 from star.common.progress import track
 from star.config import EvaluationConfig
 from star.models.interface import BaseModel
 from star.tasks import Score, Task
-from star.training import guards
 from star.training.judging import Beside, Verdicts
 from star.training.rollout import generate, mean_distance, thumbnails
 
@@ -67,10 +67,10 @@ def evaluate(
         # Copies, because a view is sent to other processes with all of its batch.
         small += [row.clone() for row in thumbnails(drawn)]
         # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
-        verdicts += guards.check_verdicts(task.protocol, before())
+        verdicts += check_verdicts(task.protocol, before())
         before = beside(task.submit(prompts, list(drawn.numpy())))
         samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
-    verdicts += guards.check_verdicts(task.protocol, before())
+    verdicts += check_verdicts(task.protocol, before())
     judged = list(zip([job for part in mine for job in part], verdicts, small, strict=True))
     by_job = {item[0]: item for item in gather(accelerator, judged)}
     judged = [by_job[job] for job in jobs]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,20 +58,6 @@ def check_velocities(finite: Sequence[Tensor]) -> None:
             f"the model's velocity in denoising step {known.index(False)} is not finite: its weights are damaged, or overflow "
             "its precision; download them again, or set model.dtype=float32"
         )
-
-
-def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
-    """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
-
-    Args:
-        judge: its protocol or name.
-        verdicts: what it gave.
-    """
-    for verdict in verdicts:
-        for name, value in verdict.items():
-            if isinstance(value, float | np.floating) and not math.isfinite(value):
-                raise RunStopped(f"{judge} gives {name}={value}: its weights are damaged, or it has a fault")
-    return verdicts
 
 
 def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> None:

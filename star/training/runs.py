@@ -11,6 +11,7 @@ from accelerate import Accelerator, PartialState
 from PIL import Image
 from torch import Tensor
 
+from evaluators.interface import check_verdicts
 from star import config as settings
 from star import models
 from star.common import processes
@@ -149,7 +150,7 @@ class Kept:
             check_room(folder, "what is measured")
         result = self.measure(task, images)
         for score in result.scores:
-            guards.check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
+            check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
         rows = [
             Row(
                 task=task.name,

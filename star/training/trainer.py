@@ -22,7 +22,7 @@ from accelerate.tracking import get_available_trackers
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from evaluators.interface import Evaluator, places_of, slopes_of
+from evaluators.interface import Evaluator, check_verdicts, places_of, slopes_of
 from star import config as settings
 from star import models
 from star.common import processes
@@ -266,7 +266,7 @@ class Trainer:
         scored = []
         for batch in batches:
             rewards = {
-                name: [verdict["reward"] for verdict in guards.check_verdicts(f"the evaluator of {name}", wait())]
+                name: [verdict["reward"] for verdict in check_verdicts(f"the evaluator of {name}", wait())]
                 for name, wait in batch.verdicts.items()
             }
             prompts = [s.prompt for s in batch.trajectory.samples]

@@ -146,6 +146,16 @@ def test_a_signal_that_is_ignored_stays_so(folder, monkeypatch):
         signal.signal(signal.SIGHUP, old)
 
 
+@pytest.mark.parametrize("value", [float("nan"), np.float32("inf")])
+def test_nothing_is_scored_that_is_not_finite(folder, value):
+    def judge(prompts, images):
+        return [row | {"reward": value if row["shade"] == 2 else 0.5} for row in shades(prompts, images)]
+
+    with pytest.raises(RunStopped, match=f"shade-v1, for 2.png, gives reward={value}: its weights are damaged, or .*1 images"):
+        score(folder, judge=judge)
+    assert pd.read_csv(folder / "deep/out.csv")["file"].tolist() == ["1.png"]
+
+
 def test_scores_of_files_whose_names_are_no_text_are_kept(folder):
     os.rename(folder / "images/10.png", os.fsencode(folder / "images") + b"/10\xff.png")
     assert score(folder)["shade"].tolist() == [1, 2, 10]
