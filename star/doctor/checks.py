@@ -142,9 +142,6 @@ def _model(model: str, folder: Path | None, need: Need) -> Finding:
 
 def _task(config: Config, name: str) -> Finding:
     what = f"task {name}"
-    if name not in config.evaluators:
-        known = ", ".join(config.evaluators)
-        return Finding(what, False, f"scale={config.scale} has no evaluator for it", f"task= one of {known}")
     try:
         task = load_task(config, name)
         prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"

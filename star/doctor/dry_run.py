@@ -24,7 +24,7 @@ from star.config import Config
 from star.method.allocation import allocate
 from star.method.attention import Relevance
 from star.models.memory import needed
-from star.models.sd3 import SD3
+from star.models.sd3 import SD3, configured
 from star.models.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
 from star.models.sources import source
 from star.records.folder import own_results
@@ -235,14 +235,7 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     texts = [PROMPT.text] * config.train.micro_batch
     maps = config.relevance
     mask = base.core_columns(texts, [PROMPT.spans] * len(texts), maps.columns)
-    timed = Timed(
-        base.transformer,
-        maps.blocks,
-        mask,
-        heads=maps.heads or "mean",
-        softmax_over=maps.softmax_over,
-        columns_count=maps.columns_count,
-    )
+    timed = configured(Timed, base.transformer, maps, mask)
     x = torch.randn(len(texts), *base.latent_shape, device=base.device)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
 import torch
@@ -24,6 +25,8 @@ from star.models.ema import swapped
 from star.models.sharding import several_processes, shard
 from star.models.sources import source, told
 from star.models.text import EMPTY, TextCache, visiting
+
+Kind = TypeVar("Kind", bound=Relevance)
 
 CPU_PARAMETERS = 100e6
 """Larger models are not run without a GPU: a step would take minutes."""
@@ -122,14 +125,7 @@ class SD3:
         Raises:
             UserError: blocks or heads that the transformer does not have.
         """
-        return Relevance(
-            self.transformer,
-            config.blocks,
-            mask,
-            heads=config.heads or "mean",
-            softmax_over=config.softmax_over,
-            columns_count=config.columns_count,
-        )
+        return configured(Relevance, self.transformer, config, mask)
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which text columns hold core words, bool (B, columns); see :func:`star.method.tokens.token_columns`."""
@@ -297,3 +293,15 @@ def compile_blocks(transformer: SD3Transformer2DModel, backend: str = "inductor"
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in transformer.transformer_blocks:
         block.compile(backend=backend)
+
+
+def configured(kind: type[Kind], transformer: nn.Module, config: RelevanceConfig, mask: Tensor) -> Kind:
+    """A :class:`Relevance`, or a kind of it, as configured; arguments and errors are those of :meth:`SD3.relevance`."""
+    return kind(
+        transformer,
+        config.blocks,
+        mask,
+        heads=config.heads or "mean",
+        softmax_over=config.softmax_over,
+        columns_count=config.columns_count,
+    )
