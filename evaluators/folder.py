@@ -4,7 +4,6 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from evaluators.images import read_image
 from evaluators.interface import check_verdicts
 from evaluators.pairs import Pair, read_pairs
 from star.common.errors import Interrupted, RunStopped, UserError
-from star.common.files import check_output, replacing
+from star.common.files import check_file, check_output, replacing
 from star.common.progress import track
 from star.common.signals import ending_like_ctrl_c
 
@@ -72,7 +71,7 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
         RunStopped: whatever ``scored`` raises that is no error of this package.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
-    _make_room(out, inputs)
+    _check_place(out, inputs)
     rows: list[dict] = []
     try:
         with ending_like_ctrl_c():
@@ -125,19 +124,14 @@ def _rows(root: Path, pairs: Sequence[Pair], judge: Judge) -> list[dict]:
     ]
 
 
-def _make_room(out: Path, inputs: Sequence[Path]) -> None:
-    """The folder of a file to be written; tells before hours of scoring if that cannot be."""
-    if out.is_dir():
-        raise UserError(f"the scores cannot be written to {out}: it is a folder; name a CSV file")
+def _check_place(out: Path, inputs: Sequence[Path]) -> None:
+    """Tell before hours of scoring if the file cannot be written."""
+    check_file(out, "the scores")
     if out.suffix.lower() != ".csv":
         raise UserError(f"the scores cannot be written to {out}: name a CSV file, out=NAME.csv")
     check_output(out, inputs)
-    with _writing(out):
-        if out.exists() and not (out.is_file() and _holds_scores(out)):
-            raise UserError(f"{out} is no table of scores and would be overwritten; name another file with out=FILE")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
+    if out.exists() and not (out.is_file() and _holds_scores(out)):
+        raise UserError(f"{out} is no table of scores and would be overwritten; name another file with out=FILE")
 
 
 def _holds_scores(file: Path) -> bool:
@@ -154,6 +148,7 @@ def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
 def _write(frame: pd.DataFrame, out: Path) -> None:
     """Write a CSV file whole or not at all."""
     with _writing(out), replacing(out) as part:
+        out.parent.mkdir(parents=True, exist_ok=True)
         # Names of files need not be text; that must not cost the scores.
         frame.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
 

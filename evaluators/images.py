@@ -8,8 +8,11 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from star.common.errors import UserError
+from star.common.files import visible
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHERS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".ppm", ".dds", ".ico")
+"""Names of pictures that are not read."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What a file must be, whatever it is called: Pillow's other decoders are for files that no model writes."""
 
@@ -20,6 +23,21 @@ LONGEST = 50
 GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Space of a colour profile -> the mode that it describes."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The files of a folder that are called images, in the order of their names; hidden ones are not looked at.
+
+    Raises:
+        OSError: the folder cannot be read.
+        UserError: it also holds pictures of a kind that is not read, which would be left out.
+    """
+    files = visible(path for path in folder.iterdir() if not path.is_dir())
+    if others := [file for file in files if file.suffix.lower() in OTHERS]:
+        raise UserError(
+            f"{others[0]} is a picture of a kind that is not read ({', '.join(SUFFIXES)} are); convert it or move it elsewhere"
+        )
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def read_image(path: Path) -> np.ndarray:

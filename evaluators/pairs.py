@@ -6,9 +6,9 @@ import re
 from contextlib import suppress
 from pathlib import Path, PurePath
 
-from evaluators.images import SUFFIXES
+from evaluators.images import SUFFIXES, images_in
 from star.common.errors import UserError, short
-from star.common.files import is_text, parse_json, visible
+from star.common.files import is_text, parse_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl")
@@ -34,7 +34,7 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
     if prompts.suffix.lower() in TABLES:
         return [(_image(folder, file, prompts), prompt) for file, prompt in _read_table(prompts)]
     try:
-        found = visible(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
+        found = images_in(folder)
     except OSError as error:
         raise UserError(f"the folder of images {folder} cannot be read: {error}") from None
     if not found:

@@ -33,6 +33,17 @@ CRASHED = 70
 class Commands(TyperGroup):
     """Typer's group, which by itself ends with few words or none where somebody interrupts or a file ends too early."""
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """The words of the command line, with the home folder for ``~`` behind a ``=``, where shells leave it.
+
+        Raises:
+            UserError: a word is empty: a shell's variable that is not set, say.
+        """
+        for word in args:
+            if not word.strip() or (word.startswith("--") and word.endswith("=")):
+                raise UserError(f"the command line has {word!r}, which says nothing; leave it out, or write what is meant")
+        return super().parse_args(ctx, [_at_home(word) for word in args])
+
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run a command."""
         try:
@@ -89,7 +100,7 @@ def base(overrides: Settings = None) -> None:
     from star import config
     from star.training import runs
 
-    rows = runs.base(config.load(overrides or []))
+    rows = runs.base(config.load(overrides or [], own_folder=False))
     _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
 
@@ -504,6 +515,8 @@ def report_errors() -> Iterator[None]:
         _fail(str(error), 1)
     except Interrupted as interrupt:
         _fail(str(interrupt), 130)
+    except OSError as error:  # of a place that nobody looked at before: a full disk behind standard output, say
+        _fail(f"{error.filename or 'what is printed'}: {error.strerror or error}", 2)
     except Exception:
         traceback.print_exc()
         sys.exit(CRASHED)
@@ -525,13 +538,18 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _at_home(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name + equals + os.path.expanduser(value)
+
+
 def _pair(word: str, known: Sequence[str]) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or key not in known:
         raise UserError(f"{word!r} is not understood here; write {', '.join(k + '=...' for k in known)}")
     if not value.strip():
         raise UserError(f"{key}= has no value; write one, or leave it out")
-    return key, os.path.expanduser(value)
+    return key, value
 
 
 def take_flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:

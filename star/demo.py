@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from star import models
-from star.common.files import replacing, write_text
+from star.common.errors import UserError
+from star.common.files import check_file, replacing, write_text
+from star.common.processes import joined
 from star.common.shipped import WEIGHTS
 from star.config import Config, load
 from star.models import lora
@@ -24,6 +26,7 @@ from star.training.evaluation import Evaluation, evaluate
 ADAPTERS = WEIGHTS / "demo"
 METHODS = ("flow_grpo", "star")
 METRICS = {"geneval_official_macro": "GenEval, official macro", "geneval_strict_macro": "strict macro"}
+TITLE = "STAR and Flow-GRPO on the embedded small model"
 INTRODUCTION = (
     "A small text-to-image model of SD3.5's kind draws the held-out prompts of its world, as it was before and as it is after "
     "reinforcement learning for GenEval, by Flow-GRPO and by STAR. Flow-GRPO gives every position of a picture the same "
@@ -53,10 +56,13 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
         overrides: settings, e.g. ``evaluation.steps=8``.
 
     Raises:
-        UserError: a setting cannot be used, or makes another model than the adapters are of.
+        UserError: a setting cannot be used, or makes another model than the adapters are of; or the folder cannot be written
+            to, or has another page.
     """
-    config = load(["task=geneval", *overrides])
-    task, accelerator = load_task(config, "geneval"), Accelerator()
+    page, picture = folder / "index.html", folder / "pictures.png"
+    _check_place(page, picture)
+    config = load(["task=geneval", *overrides], own_folder=False)
+    task, accelerator = load_task(config, "geneval"), joined()
     base = models.load(config.model, accelerator.device, config.seed)
     found = {"base": _evaluated(base, task, config, accelerator)}
     for method in METHODS:
@@ -65,13 +71,20 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     prompts = _chosen(task.test)
     maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "pictures.png"
     with replacing(picture) as part:
         _drawn(found, maps).savefig(part, format="png", dpi=110)
     rows = [[method_label(method), *_scores(evaluation)] for method, evaluation in found.items()]
-    page = folder / "index.html"
     write_text(page, to_html(_page(rows, picture, prompts)))
     return Demo(page, rows)
+
+
+def _check_place(page: Path, picture: Path) -> None:
+    """See, before the work, that page and picture can be written and would replace nothing else."""
+    check_file(page, "the page")
+    check_file(picture, "the page's picture")
+    ours = page.exists() and TITLE in page.read_text(errors="replace")
+    if not ours and (there := [file for file in (page, picture) if file.exists()]):
+        raise UserError(f"{there[0]} is not of this command and would be overwritten; name another folder with --out")
 
 
 def _evaluated(base: BaseModel, task: Task, config: Config, accelerator: Accelerator) -> Evaluation:
@@ -132,7 +145,7 @@ def _page(rows: Sequence[Sequence[str]], picture: Path, prompts: Sequence[Prompt
     what = "One image of each held-out prompt, ± standard error over prompts"
     scores = Section("scores", "Scores", [Table(what, head, rows)])
     return Page(
-        title="STAR and Flow-GRPO on the embedded small model",
+        title=TITLE,
         subtitle="An open reproduction of STAR (arXiv 2606.17979).",
         warning="These numbers are the small model's, with its own prompts and evaluator.",
         sections=[Section("what", "What this is", [Text(INTRODUCTION)]), scores, images],

@@ -100,7 +100,7 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     assert code == 2 and "the scores of the 6 images before it are in new/folder/scores.csv" in err
     assert len(Path("new/folder/scores.csv").read_text().splitlines()) == 7
     code, _, err = star("evaluate", "task=geneval", "images=images", "out=images")
-    assert code == 2 and "it is a folder; name a CSV file" in err
+    assert code == 2 and "the scores cannot go to 'images': it is a folder" in err
 
 
 NAMES = ["a[b]c", "[", "[/x]", "[red]a[/red]", "x:smile:y", "a\\\\", "$1 and $2", "naïve – 木"]

@@ -2,7 +2,8 @@
 
 The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt and
 ``{index:05d}/samples/{k:05d}.png`` its images. Folders whose names are not all digits, and files that are not called
-like ``0000.png``, are not looked at.
+like ``0000.png``, are not looked at, unless it is a numbered picture of another kind without its ``.png``: nobody means that
+to be left out, and it is refused.
 """
 
 import os
@@ -21,7 +22,7 @@ from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import OFFICIAL, TAGS, Record, serialise
 from evaluators.geneval.records import read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
-from evaluators.images import read_image
+from evaluators.images import OTHERS, SUFFIXES, read_image
 from evaluators.interface import mean_and_stderr
 from star.common.errors import UserError
 
@@ -270,7 +271,11 @@ def _clustered_mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [path for path in folder.glob("*.png") if path.stem.isdecimal()]
+    numbered = [path for path in folder.glob("*") if path.stem.isdecimal()]
+    files = [path for path in numbered if path.suffix == ".png"]
+    pictures = [path for path in numbered if path.suffix.lower() in (*SUFFIXES, *OTHERS)]
+    if others := [path for path in pictures if path.with_suffix(".png") not in files]:
+        raise UserError(f"{others[0]} would be left out: GenEval's images are called 00000.png; rename or convert it")
     if not files:
         raise UserError(f"no images like 00000.png in {folder}")
     return sorted(files, key=lambda path: (int(path.stem), path.name))

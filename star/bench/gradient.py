@@ -18,7 +18,7 @@ from torch import Tensor
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
 from star.common.errors import RunStopped, UserError
-from star.common.files import alone_in, replacing, sha256
+from star.common.files import alone_in, check_file, check_room, replacing, sha256
 from star.common.plugins import is_path
 from star.common.progress import bar
 from star.config import Config, config_hash
@@ -34,7 +34,7 @@ from star.training.checkpoint import RunFolder, load_trained
 from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
-EPOCHS = 12
+EPOCHS, MOST_EPOCHS = 12, 1000
 OWN = ("epochs", "arms", "weights", "out")
 """The words of the command that are no settings."""
 
@@ -178,9 +178,10 @@ def run(words: Sequence[str]) -> Shown:
     for method in methods.values():
         check_evaluator(method.arm, task)
     out = asked.out or own_results(config.scale) / GRADIENT
-    older_rows(out, COLUMNS, "gradient")  # tells before the work if the figures cannot go there
     hashed = config_hash(identity(config, asked.weights))
     folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
+    check_places(out, folder)
+    older_rows(out, COLUMNS, "gradient")  # tells before the work if the figures cannot go there
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
     files = [[_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms]
@@ -214,8 +215,10 @@ def parse(words: Sequence[str]) -> Asked:
     if REFERENCE not in arms:
         raise UserError(f"arms={own['arms']}: {REFERENCE} is missing, which all are compared with")
     epochs = own.get("epochs", str(EPOCHS))
-    if not epochs.isdecimal() or int(epochs) < 2:
-        raise UserError(f"epochs={epochs} must be a number from 2 on: gradients of different epochs are compared")
+    if not epochs.isdecimal() or not 2 <= int(epochs) <= MOST_EPOCHS:
+        raise UserError(
+            f"epochs={epochs} must be a number from 2 to {MOST_EPOCHS:,}: gradients of different epochs are compared"
+        )
     return Asked(
         arms=arms,
         epochs=int(epochs),
@@ -317,6 +320,16 @@ def write(table: pd.DataFrame, file: Path, command: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         table.to_csv(part, index=False)
+
+
+def check_places(out: Path, folder: Path) -> None:
+    """See, before the work, that a table and what it is made of can be written.
+
+    Raises:
+        UserError: one of them cannot be.
+    """
+    check_file(out, "the table")
+    check_room(folder, "what is measured")
 
 
 def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:

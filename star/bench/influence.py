@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.gradient import Shown, identity, older_rows, own_words, weights_file, weights_label, write
+from star.bench.gradient import Shown, check_places, identity, older_rows, own_words, weights_file, weights_label, write
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal
+from star.common.processes import joined
 from star.common.progress import bar
 from star.common.statistics import jackknife
 from star.config import Config, config_hash
@@ -104,9 +104,10 @@ def run(words: Sequence[str]) -> Shown:
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
     out = asked.out or own_results(config.scale) / INFLUENCE
-    older_rows(out, COLUMNS, "influence")  # tells before the work if the figures cannot go there
     hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
     folder = Path("runs", "influence", config.scale, config.task.name, hashed)
+    check_places(out, folder)
+    older_rows(out, COLUMNS, "influence")  # tells before the work if the figures cannot go there
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
     draws = pd.concat([pd.read_csv(file).assign(prompt=number) for number, file in enumerate(files)], ignore_index=True)
@@ -153,7 +154,7 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
     if not missing:
         return files
-    base = models.load(config.model, Accelerator().device, config.seed)
+    base = models.load(config.model, joined().device, config.seed)
     if asked.weights:
         load_trained(asked.weights, base.trained)
     steps = trained_steps(config.sampling, config.seed, EPOCH)

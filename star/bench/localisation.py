@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.geneval.detector import Detector
@@ -20,6 +19,7 @@ from evaluators.geneval.rules import filter_detections
 from star import models
 from star.common.errors import UserError
 from star.common.noise import normal
+from star.common.processes import joined
 from star.common.progress import track
 from star.config import Config, load
 from star.models.interface import BaseModel
@@ -63,11 +63,11 @@ def measure(overrides: Sequence[str]) -> Localisation:
     Raises:
         UserError: the task has no object masks, or no picture was right.
     """
-    config = load(overrides)
+    config = load(overrides, own_folder=False)
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
-    base = models.load(config.model, Accelerator().device, config.seed)
+    base = models.load(config.model, joined().device, config.seed)
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [

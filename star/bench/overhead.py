@@ -22,6 +22,7 @@ def measure(overrides: Sequence[str]) -> list[tuple[str, float, float | None]]:
     Returns:
         (what, value, standard error): seconds of an epoch per method, and the ratio of each pair of epochs.
     """
+    load(overrides, own_folder=False)  # what is wrong is told before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             method: Trainer(load([*overrides, f"method={method}", f"run={Path(folder) / method}"])) for method in METHODS

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from star.bench.gpu.figures import seconds as measured
 from star.bench.reddest import Reddest
 from star.common.errors import RunStopped
 from star.common.noise import normal
+from star.common.processes import joined
 from star.common.progress import bar
 from star.config import Config
 from star.config import load as load_config
@@ -127,10 +127,11 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
         UserError: a setting that cannot be used, or of which there is no published loop.
         RunStopped: the two do not compute the same.
     """
+    load_config([*DEFAULTS, *overrides], own_folder=False)  # what is wrong is told before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
-        base = models.load(config.model, Accelerator().device, config.seed)
+        base = models.load(config.model, joined().device, config.seed)
         return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
 
 

@@ -30,7 +30,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
     What a process of this machine that was killed left of the same file goes, too.
     """
-    part = file.with_name(f".{file.name}.{HOST}.{os.getpid()}.part")
+    part = _part(file)
     for left in file.parent.glob(f".{escape(file.name)}.{escape(HOST)}.*.part"):
         _delete_if_left(left)
     try:
@@ -38,6 +38,11 @@ def replacing(file: Path) -> Iterator[Path]:
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part(file: Path) -> Path:
+    """Where this process writes what takes a file's place."""
+    return file.with_name(f".{file.name}.{HOST}.{os.getpid()}.part")
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
@@ -94,6 +99,25 @@ def check_room(folder: Path, told: str) -> None:
         with suppress(OSError, ValueError):  # somebody else may be there by now
             for path in made:
                 path.rmdir()
+
+
+def check_file(file: Path, told: str) -> None:
+    """See that a file can be written: before the work whose results go there. Nothing is left, and no file is touched.
+
+    Args:
+        file: the file; may be there.
+        told: what it is for, at the beginning of the error.
+
+    Raises:
+        UserError: it is a folder, or its own cannot be made or written to.
+    """
+    check_room(file.parent, told)
+    try:
+        taken = file.is_dir() or _part(file).is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise UserError(f"{told} cannot go to {str(file)!r}: {getattr(error, 'strerror', error)}") from None
+    if taken:
+        raise UserError(f"{told} cannot go to {str(file)!r}: it is a folder; name a file in it")
 
 
 @contextmanager

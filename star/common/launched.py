@@ -11,7 +11,10 @@ OURS = {
     "ACCELERATE_USE_DEEPSPEED": "false",
     "ACCELERATE_USE_FSDP": "false",
     "ACCELERATE_USE_MEGATRON_LM": "false",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
     "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
 }
 """What accelerate would do by itself, and this project has settings for -> the value that leaves it alone."""
 
@@ -28,6 +31,7 @@ def check_launched() -> None:
         UserError: names the variable, and what to do.
     """
     known = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    known += ["WORLD_SIZE"] if os.environ.get("WORLD_SIZE", "1") != "1" else []
     missing = [name for name in OF_SEVERAL if name not in os.environ]
     if known and missing:
         raise UserError(
@@ -37,5 +41,6 @@ def check_launched() -> None:
     for name, fine in OURS.items():
         if (value := os.environ.get(name, fine).lower()) not in (fine, "", "0"):
             raise UserError(
-                f"{name}={value} is not supported; unset it: model.dtype, model.offload and model.shard are the settings"
+                f"{name}={value} is not supported; unset it: model.dtype, model.offload, model.shard, model.compile and "
+                "train.micro_batch are the settings"
             )

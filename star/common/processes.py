@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,8 +10,22 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from star.common.errors import RunStopped
+from star.common.launched import check_launched
 
 Item = TypeVar("Item")
+
+
+def joined(**options: Any) -> Accelerator:
+    """This process's place among those of its run, and its device.
+
+    Args:
+        options: of accelerate.
+
+    Raises:
+        UserError: the environment says half of what several processes need, or asks for what is not done here.
+    """
+    check_launched()
+    return Accelerator(**options)
 
 
 def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:

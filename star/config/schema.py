@@ -31,12 +31,24 @@ WORD = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """What names in results are made of: ``+``, ``:`` and ``@`` join them, and none is the way to another folder, as ``..`` is."""
 
 
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
+"""What Windows takes for a device, or cuts the dot off, as the name of a folder."""
+
+
+def _is_word(value: str) -> bool:
+    return bool(WORD.fullmatch(value)) and not DEVICES.fullmatch(value)
+
+
 def _is_name(value: str) -> bool:
     head, *changes = value.split("+")
-    return head.lower() != "base" and all(WORD.fullmatch(part) for part in head.split("@") + changes) and head.count("@") < 2
+    return head.lower() != "base" and all(_is_word(part) for part in head.split("@") + changes) and head.count("@") < 2
 
 
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
+MANY = 10_000
+"""Of what lists are made of: more than anybody means, and refused before memory is full."""
+COUNT = Rule(lambda value: 0 < value <= MANY, f"must lie between 1 and {MANY:,}")
+COUNT_OR_NONE = Rule(lambda value: 0 <= value <= MANY, f"must lie between 0 and {MANY:,}")
 TEXT_LENGTH = Rule(lambda value: 0 < value <= 512, "must lie between 1 and 512, the most that the pipeline takes")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
 BELOW_2_63 = Rule(lambda value: value < 2**63, "must be less than 2^63")
@@ -46,11 +58,11 @@ ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 
 TWO = Rule(lambda value: len(value) == 2, "must be two numbers")
 ALL_BELOW_1 = Rule(lambda value: all(0 <= beta < 1 for beta in value), "must lie in [0, 1)")
 NAME = Rule(
-    _is_name, "is no name for results: write letters, digits, '_', '-' and '.', with changes behind '+'; 'base' is taken"
+    _is_name,
+    "is no name for results: write letters, digits, '_', '-' and '.', with changes behind '+'; 'base' is taken, and what "
+    "Windows calls devices",
 )
-NAME_OR_NULL = Rule(
-    lambda value: value is None or bool(WORD.fullmatch(value)), "must be a word of letters, digits, '_', '-', '.'"
-)
+NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a word of letters, digits, '_', '-', '.'")
 REDUCTION = one_of("image", "image_weighted", "detached", "position")
 CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
@@ -142,7 +154,7 @@ class ModelConfig:
     text_length: Annotated[int, TEXT_LENGTH]
     dtype: Annotated[str, DTYPE]
     parameters: Annotated[str, PARAMETERS]
-    lora_rank: Annotated[int, POSITIVE]
+    lora_rank: Annotated[int, COUNT]
     lora_alpha: Annotated[int, POSITIVE]
     lora_targets: list[str]
     gradient_checkpointing: bool
@@ -170,7 +182,7 @@ class SamplingConfig:
         same_latent: whether the rollouts of a prompt start from the same noise.
     """
 
-    steps: Annotated[int, POSITIVE]
+    steps: Annotated[int, COUNT]
     kind: Annotated[str, KIND]
     noise_level: Annotated[float, POSITIVE]
     guidance: float
@@ -239,9 +251,9 @@ class TrainConfig:
     """
 
     epochs: Annotated[int, POSITIVE]
-    groups: Annotated[int, POSITIVE]
-    group_size: Annotated[int, POSITIVE]
-    micro_batch: Annotated[int, POSITIVE]
+    groups: Annotated[int, COUNT]
+    group_size: Annotated[int, COUNT]
+    micro_batch: Annotated[int, COUNT]
     updates_per_epoch: Annotated[int, POSITIVE]
     lr: Annotated[float, POSITIVE]
     schedule: Annotated[str, SCHEDULE]
@@ -278,13 +290,13 @@ class EvaluationConfig:
         every_images: images per prompt in those.
     """
 
-    steps: Annotated[int, POSITIVE]
+    steps: Annotated[int, COUNT]
     guidance: float
-    images: Annotated[int, POSITIVE]
-    cross_images: Annotated[int, NOT_NEGATIVE]
+    images: Annotated[int, COUNT]
+    cross_images: Annotated[int, COUNT_OR_NONE]
     seed: Annotated[int, NOT_NEGATIVE, BELOW_2_63]
     every: Annotated[int, NOT_NEGATIVE]
-    every_images: Annotated[int, POSITIVE]
+    every_images: Annotated[int, COUNT]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import zipfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
+from safetensors import SafetensorError, safe_open
 
 from star import config as settings
 from star.common.errors import RunStopped, UserError
@@ -19,8 +21,8 @@ from star.common.plugins import is_path
 from star.config import Config
 from star.models.memory import Need, needed
 from star.models.sd3 import CPU_PARAMETERS
-from star.models.shapes import shape_of
-from star.models.sources import located, source
+from star.models.shapes import shape_of, stated
+from star.models.sources import download, located, source
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30
@@ -102,7 +104,18 @@ def _bytes(folder: Path) -> int:
         shards = known.get("weight_map") if isinstance(known, dict) else None
         if not isinstance(shards, dict) or not all((folder / str(name)).exists() for name in shards.values()):
             return 0
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files) if all(map(_is_whole, files)) else 0
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of weights was not cut off, by its table of contents."""
+    if file.suffix == ".bin":
+        return zipfile.is_zipfile(file)
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def _problem(wanted: Requirement) -> str | None:
@@ -130,13 +143,17 @@ def _device(need: Need) -> Finding:
 
 
 def _model(model: str, folder: Path | None, need: Need) -> Finding:
-    get = f"hf download {model} (after hf auth login, if it is gated)"
+    get = f"{download(model)} (after hf auth login, if it is gated)"
     if folder is None:
         return Finding("model", False, f"{model} is not on this machine: {_gib(need.pipeline)}", get)
     sizes = weights(folder)
     missing = [name for name, size in sizes.items() if not size]
     if missing or not sizes:
-        return Finding("model", False, f"{folder} lacks weights of {', '.join(missing) or 'a pipeline'}", get)
+        return Finding("model", False, f"{folder} lacks whole weights of {', '.join(missing) or 'a pipeline'}", get)
+    try:
+        stated(folder)
+    except ValueError as error:
+        return Finding("model", False, f"{folder}: {error}", get)
     return Finding("model", True, f"{model}: {_gib(sum(sizes.values()))} of weights")
 
 

@@ -18,14 +18,14 @@ from star import config as settings
 from star.bench.gpu.figures import GIB, forget_peak, peak
 from star.bench.reddest import Reddest
 from star.common import markdown
-from star.common.files import write_text
+from star.common.files import check_file, write_text
 from star.common.progress import bar
 from star.config import Config
 from star.method.allocation import allocate
 from star.method.attention import Relevance
 from star.models.memory import needed
 from star.models.sd3 import SD3, configured
-from star.models.shapes import AUTOENCODER, Shape, random_pipeline, shape_of
+from star.models.shapes import autoencoder_of, random_pipeline, shape_of
 from star.models.sources import source
 from star.records.folder import own_results
 from star.records.results import commit
@@ -99,19 +99,20 @@ class DryRun:
         return batches * (sampling.steps * self.captured + decoding + sampling.trained * self.update.seconds)
 
 
-def dry_run(overrides: Sequence[str], autoencoder: Shape = AUTOENCODER) -> DryRun:
+def dry_run(overrides: Sequence[str]) -> DryRun:
     """Build the configured model's transformer at its true size, with random weights, and measure what training does.
 
     Args:
         overrides: of the run that is meant, e.g. ``scale=paper preset=gpu1``.
-        autoencoder: configuration of the autoencoder.
 
     Raises:
         UserError: a setting that cannot be used, or a model of an unknown shape.
     """
-    wanted = settings.load(overrides)
+    wanted = settings.load(overrides, own_folder=False)
     config = _settings(overrides, wanted)
-    shape = shape_of(source(config.model))
+    check_file(_table(config), "the table")
+    model = source(config.model)
+    shape, autoencoder = shape_of(model), autoencoder_of(model)
     with bar("dry run: building the transformer", 4) as display:
 
         def done(then: str) -> None:
@@ -182,10 +183,14 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
         "",
         *markdown.table(["what", "measured"], rows, numbers=2),
     ]
-    file = own_results(run.config.scale) / "dry_run.md"
+    file = _table(run.config)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, "\n".join(lines) + "\n")
     return file, rows
+
+
+def _table(config: Config) -> Path:
+    return own_results(config.scale) / "dry_run.md"
 
 
 def _rows(run: DryRun) -> list[tuple[str, str]]:

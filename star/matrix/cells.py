@@ -11,9 +11,10 @@ from star.common.errors import UserError
 from star.common.files import read_jsonl
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
-from star.records.results import read_rows
+from star.records.results import VERDICTS, read_rows
 
 SEEDS = ("0", "1", "2")
+MOST_SEEDS = 10_000
 AXES = ("task", "method", "seed")
 OF_TRAINING = ("method.", "relevance.", "sampling.")
 """Groups of settings that an untrained model has no use for."""
@@ -95,7 +96,7 @@ class Cell:
 
     def _has_rows(self, file: Path, task: str) -> bool:
         rows = read_rows(file)
-        return bool(rows) and rows[0].config_hash == self.config_hash(task)
+        return bool(rows) and rows[0].config_hash == self.config_hash(task) and (file.parent / VERDICTS).exists()
 
 
 def attempts(folder: Path) -> list[dict]:
@@ -152,6 +153,8 @@ def _seeds(word: str) -> list[str]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UserError(f"{word}: the range {part} is empty; write the smaller number first, e.g. seed=0..4")
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"{word}: the range {part} has more than {MOST_SEEDS:,} seeds")
         seeds |= dict.fromkeys(map(str, range(first, last + 1)))
     return list(seeds)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from itertools import count, groupby
+from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,7 @@ from star.config import options
 from star.matrix.cells import Cell
 from star.records import results
 from star.records.folder import AS_TEXT, COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging, parse_csv, read_file
-from star.records.results import Row
+from star.records.results import VERDICTS, Row
 
 
 def rows(cell: Cell) -> list[Row]:
@@ -88,7 +89,7 @@ def _curves(cell: Cell) -> pd.DataFrame:
 
 def _images(cell: Cell) -> Iterable[pd.DataFrame]:
     for folder in cell.measured().values():
-        yield _labelled(folder, parse_csv(folder / "images.csv", **AS_TEXT))
+        yield _labelled(folder, parse_csv(folder / VERDICTS, **AS_TEXT))
 
 
 def _command(cell: Cell) -> dict:
@@ -102,7 +103,7 @@ def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _older(file: Path) -> pd.DataFrame:

@@ -9,9 +9,11 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -20,13 +22,18 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from star.common.errors import UserError
-from star.common.files import append_jsonl, check_room, replacing
+from star.common.files import alone_in, append_jsonl, check_room, replacing
 from star.common.shipped import MINI_BASE
 from star.mini.build import untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
 from star.models.ema import EMA, swapped
+from star.models.shapes import stated
+from star.models.sources import LOADING
 from star.models.tokenizers import TEXT_LENGTH
+from star.training.checkpoint import BESIDE
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,23 +70,49 @@ def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
         the folder of the finished pipeline, ``folder / "pipeline"``.
 
     Raises:
-        UserError: the folder cannot be written to, or there is no pipeline to start from.
+        UserError: the folder cannot be written to or holds something else, or there is no pipeline to start from.
     """
-    if start is not None and not (start / "model_index.json").is_file():
-        raise UserError(f"--start {start} is no folder of a diffusers pipeline: it has no model_index.json")
+    begun = _read(start) if start is not None else None
+    with working_in(folder, ("bank.pt", "autoencoder.pt", "flow.pt", "pipeline")):
+        torch.manual_seed(recipe.seed)
+        if begun is None:
+            pipeline = untrained_pipeline()
+            zero_modulation(pipeline.transformer)
+            train_autoencoder(pipeline.vae, folder, recipe)
+        else:
+            pipeline = begun
+            pipeline.vae.requires_grad_(False)
+        bank = encode_world(pipeline.vae, folder, recipe)
+        train_flow(pipeline, bank, folder, recipe)
+        return export(pipeline, folder / "pipeline")
+
+
+def _read(start: Path) -> StableDiffusion3Pipeline:
+    try:
+        return StableDiffusion3Pipeline.from_pretrained(stated(start))
+    except LOADING as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"--start {start} is no folder of a diffusers pipeline of SD3's kind: {reason}") from None
+
+
+@contextmanager
+def working_in(folder: Path, own: Sequence[str]) -> Iterator[None]:
+    """Inside, a training has its work folder for itself.
+
+    Args:
+        folder: the folder; is made.
+        own: what such a training puts there beside its log, what it begins with first.
+
+    Raises:
+        UserError: the folder cannot be written to, holds something else, or another training works in it.
+    """
     check_room(folder, "the work")
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    if start is None:
-        pipeline = untrained_pipeline()
-        zero_modulation(pipeline.transformer)
-        train_autoencoder(pipeline.vae, folder, recipe)
-    else:
-        pipeline = StableDiffusion3Pipeline.from_pretrained(start)
-        pipeline.vae.requires_grad_(False)
-    bank = encode_world(pipeline.vae, folder, recipe)
-    train_flow(pipeline, bank, folder, recipe)
-    return export(pipeline, folder / "pipeline")
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    begun = {METRICS, *own} if {METRICS, own[0]} & there else set()
+    if strange := sorted(name for name in there - begun if not BESIDE.fullmatch(name)):
+        raise UserError(f"{folder} holds something else than such a training ({strange[0]}); name an empty or new folder")
+    with alone_in(folder):
+        yield
 
 
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
@@ -134,7 +167,8 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
             if start % 12800 == 0:
                 print(f"bank {start}/{recipe.bank} {time.monotonic() - started:.0f} s", flush=True)
         save({"latents": torch.cat(latents), "captions": captions, "source": source}, file)
-    bank = torch.load(file)
+    with _whole(file):
+        bank = torch.load(file)
     if bank.get("source") != source:
         raise UserError(f"{file} holds pictures of another autoencoder or recipe; delete it or name another folder")
     return bank["latents"], bank["captions"]
@@ -181,7 +215,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]
         if (step + 1) % recipe.score_every == 0 or step + 1 == total:
             with swapped(parameters, ema.values):
                 line = {"stage": "score", "step": step + 1, **score(pipeline)}
-            append_jsonl(folder / "metrics.jsonl", line)
+            append_jsonl(folder / METRICS, line)
             print(" ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in line.items()), flush=True)
     modules.load_state_dict(ema.values, strict=False)
 
@@ -241,10 +275,11 @@ class Checkpoint:
         self.step = 0
         self.pending: list[dict] = []
         if file.exists():
-            saved = torch.load(file)
-            self.step = saved["step"]
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
+            with _whole(file):
+                saved = torch.load(file)
+                self.step = saved["step"]
+                for name, part in parts.items():
+                    part.load_state_dict(saved[name])
 
     def save(self, step: int) -> None:
         """Write all parts after so many steps."""
@@ -260,6 +295,16 @@ class Checkpoint:
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
+@contextmanager
+def _whole(file: Path) -> Iterator[None]:
+    """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
+    try:
+        yield
+    except (*LOADING, EOFError, UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"{file} cannot be gone on with ({reason}); delete it, and what it holds is made again") from None
+
+
 def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int) -> Iterator[int]:
     """The steps that are left; every 50th is printed with an ETA and logged, every ``save_every``-th is saved."""
     started, first = time.monotonic(), state.step
@@ -269,7 +314,7 @@ def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: i
         if done % 50 == 0 or done == total:
             seconds = (time.monotonic() - started) / (done - first)
             means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
-            append_jsonl(folder / "metrics.jsonl", means)
+            append_jsonl(folder / METRICS, means)
             print(
                 f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
                 f"ETA {seconds * (total - done) / 60:.0f} min",

@@ -34,10 +34,9 @@ from evaluators.geneval.prompts import MINI, Record
 from evaluators.geneval.rules import relations
 from evaluators.geneval.shapes import SIZE
 from evaluators.pickscore.score import PickScore
-from star.common.errors import UserError
-from star.common.files import append_jsonl, check_room
+from star.common.files import append_jsonl
 from star.common.shipped import MINI_PICKSCORE
-from star.mini.pretrain import Checkpoint, optimizers, pixels, set_lr, steps
+from star.mini.pretrain import METRICS, Checkpoint, optimizers, pixels, set_lr, steps, working_in
 from star.mini.scenes import SIDES, Object, background, draw_scene, to_uint8
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
 
@@ -307,12 +306,13 @@ def train(folder: Path, recipe: Recipe) -> Path:
         the folder of the finished model, ``folder / "clip"``.
 
     Raises:
-        UserError: the work folder cannot be written to.
+        UserError: the work folder cannot be written to, or holds something else.
     """
-    check_room(folder, "the work")
-    if (folder / "clip").exists() and not (folder / "metrics.jsonl").exists():
-        raise UserError(f"{folder / 'clip'} is not of such a training and would be deleted; name an empty or new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    with working_in(folder, ("taste.pt", "clip", "clip.part")):
+        return _trained(folder, recipe)
+
+
+def _trained(folder: Path, recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     # Waiting for a thread that shares its core with a worker is slower than doing without it.
     torch.set_num_threads(max(1, torch.get_num_threads() - recipe.workers))
@@ -343,7 +343,7 @@ def train(folder: Path, recipe: Recipe) -> Path:
     exported = export(model, folder / "clip")
     scorer = PickScore(exported)
     agreements = {kind: agreement(scorer, held_out_pairs(recipe.held_out, kind)) for kind in DIFFERENCES}
-    append_jsonl(folder / "metrics.jsonl", {"stage": "agreement", "pairs": recipe.held_out} | agreements)
+    append_jsonl(folder / METRICS, {"stage": "agreement", "pairs": recipe.held_out} | agreements)
     print(" ".join(f"{kind} {share:.3f}" for kind, share in agreements.items()), flush=True)
     return exported
 

@@ -22,8 +22,9 @@ from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
 from star.models.ema import swapped
+from star.models.shapes import stated
 from star.models.sharding import several_processes, shard
-from star.models.sources import source, told
+from star.models.sources import pipeline_folder, source, told
 from star.models.text import EMPTY, TextCache, visiting
 
 Kind = TypeVar("Kind", bound=Relevance)
@@ -229,7 +230,9 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
     if device.type == "cpu":
         _check_size(config)
     with told(config):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(source(config), dtype=getattr(torch, config.dtype))
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            stated(pipeline_folder(config)), dtype=getattr(torch, config.dtype)
+        )
     for number in ("", "_2", "_3"):
         tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
         if tokenizer is not None and (wrong := vocabulary.fault(tokenizer, encoder.config.vocab_size)):
@@ -240,7 +243,7 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
 def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
     with told(config):
-        shape = SD3Transformer2DModel.load_config(source(config), subfolder="transformer")
+        shape = SD3Transformer2DModel.load_config(stated(pipeline_folder(config)), subfolder="transformer")
         with torch.device("meta"):
             count = SD3Transformer2DModel.from_config(shape).num_parameters()
     if count > CPU_PARAMETERS:

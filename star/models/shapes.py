@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
 from star.common.errors import UserError
+from star.common.files import read_json
+from star.models.sources import located
 from star.models.tokenizers import clip_tokenizer, t5_tokenizer
 
 Shape = Mapping[str, Any]
@@ -62,24 +65,68 @@ AUTOENCODER: Shape = {
 """The autoencoder of all of them."""
 
 
-def shape_of(model: str | None) -> Shape:
+STATED = {
+    "transformer/config.json": (
+        "sample_size",
+        "patch_size",
+        "in_channels",
+        "num_layers",
+        "attention_head_dim",
+        "num_attention_heads",
+        "joint_attention_dim",
+        "caption_projection_dim",
+        "pooled_projection_dim",
+        "pos_embed_max_size",
+    ),
+    "vae/config.json": ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor"),
+    "scheduler/scheduler_config.json": ("num_train_timesteps", "shift"),
+}
+"""What a pipeline's files must say; diffusers would fill in something else without a word."""
+
+
+def stated(folder: Path) -> Path:
+    """The folder of a pipeline, whose files say all of :data:`STATED`.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, keys in STATED.items():
+        known = read_json(folder / name)
+        if not isinstance(known, dict):
+            raise ValueError(f"{name} is missing or damaged")
+        if lacking := [key for key in keys if key not in known]:
+            raise ValueError(f"{name} does not say {', '.join(lacking)}")
+    return folder
+
+
+def shape_of(model: str) -> Shape:
     """The transformer's configuration of a model that is known by name or lies in a folder.
 
     Raises:
-        UserError: neither a published model nor a diffusers folder.
+        UserError: neither a published model nor a whole diffusers folder.
     """
-    if model in TRANSFORMERS:
-        return TRANSFORMERS[model]
+    return TRANSFORMERS.get(model) or _shape(model, "transformer", SD3Transformer2DModel)
+
+
+def autoencoder_of(model: str) -> Shape:
+    """The autoencoder's configuration of such a model; raises what :func:`shape_of` does."""
+    return AUTOENCODER if model in TRANSFORMERS else _shape(model, "vae", AutoencoderKL)
+
+
+def _shape(model: str, part: str, kind: type) -> Shape:
+    """All that a kind of module takes, as a folder's files say it."""
     try:
-        config = SD3Transformer2DModel.load_config(model, subfolder="transformer", local_files_only=True)
-        if not isinstance(config, dict):
-            raise TypeError
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        if (folder := located(model)) is None:
+            raise FileNotFoundError("it is not on this machine")
+        config = read_json(stated(folder) / part / "config.json")
+    except (OSError, ValueError) as error:
         known = ", ".join(TRANSFORMERS)
-        raise UserError(f"model.path={model}: the shape is known of {known} and of diffusers folders, not of this") from None
+        raise UserError(
+            f"model.path={model}: the shape is known of {known} and of whole diffusers folders, not of this: {error}"
+        ) from None
     # Configurations that older versions of diffusers wrote lack what came later.
-    defaults = {name: p.default for name, p in inspect.signature(SD3Transformer2DModel.__init__).parameters.items()}
-    return {name: config.get(name, default) for name, default in defaults.items() if name != "self"}
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    return {name: config.get(name, default) for name, default in defaults.items()}
 
 
 def random_pipeline(

@@ -15,6 +15,13 @@ from star.common.errors import UserError
 from star.common.shipped import MINI_BASE
 from star.config import ModelConfig
 
+REVISIONS = {
+    "stabilityai/stable-diffusion-3.5-medium": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+    "stabilityai/stable-diffusion-3.5-large": "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "ea42f8cef0f178587cf766dc8129abd379c90671",
+}
+"""Published model -> the commit of its repository that is meant by its name; another one can be named by its folder."""
+
 
 def source(config: ModelConfig) -> str:
     """The diffusers folder or hub name of the configured base: by default the mini base's folder."""
@@ -26,9 +33,21 @@ def located(model: str) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(snapshot_download(model, local_files_only=True))
+        return Path(snapshot_download(model, revision=REVISIONS.get(model), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def pipeline_folder(config: ModelConfig) -> Path:
+    """The folder of the configured pipeline.
+
+    Raises:
+        OSError: it is not on this machine.
+    """
+    folder = located(source(config))
+    if folder is None:
+        raise FileNotFoundError("it is not on this machine")
+    return folder
 
 
 def pipeline_class(config: ModelConfig) -> str:
@@ -39,7 +58,7 @@ def pipeline_class(config: ModelConfig) -> str:
     """
     with told(config), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers asks the hub's library in a way that this calls outdated
-        return DiffusionPipeline.load_config(source(config)).get("_class_name", "")
+        return DiffusionPipeline.load_config(pipeline_folder(config)).get("_class_name", "")
 
 
 PARTS, PART_BYTES = 64, 2**16
@@ -95,4 +114,10 @@ def remedy(model: str, kind: str) -> str:
         return f"name a {kind} folder"
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:  # a repository is called OWNER/NAME
         return f"there is no such folder: name a {kind} folder, or a repository like OWNER/NAME"
-    return f"download it with `hf download {model}` (gated models need `hf auth login`) or name a {kind} folder"
+    return f"download it with `{download(model)}` (gated models need `hf auth login`) or name a {kind} folder"
+
+
+def download(model: str) -> str:
+    """The command that gets a repository of the hub."""
+    at = f" --revision {REVISIONS[model]}" if model in REVISIONS else ""
+    return f"hf download {model}{at}"

@@ -7,7 +7,7 @@ its verdicts, ``commands.csv`` the command of every run, with what trainings mus
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ FIRST = {
 """The columns that each begins with."""
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
-    GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "epochs", "images", "commit", "config_hash"]
+    GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "epochs", "images", "commit", "config_hash"],
 }
 """What each must have; ``terms`` came later than the rest."""
 
-NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images")
+NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value")
 """Those of them that are numbers in every line."""
 
 TEXTS = ("task", "method", "config_hash", "stratum", "prompt", "command", "terms")
@@ -59,7 +59,11 @@ TYPED: dict[str, Any] = {
 }
 """Options of pandas with which numbers are numbers."""
 
-CURE = "move it elsewhere, and `star matrix` writes it again"
+
+def cure(file: Path) -> str:
+    """What to do about a file that is damaged."""
+    maker = "star bench gradient" if file.name == GRADIENT else "star matrix"
+    return f"move it elsewhere, and `{maker}` writes it again"
 
 
 def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
@@ -71,7 +75,7 @@ def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
     try:
         found: pd.DataFrame = pd.read_csv(file, **options)
     except (OSError, ValueError, EOFError, OverflowError, zlib.error) as error:
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); {CURE}") from None
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); {cure(file)}") from None
     return found
 
 
@@ -83,19 +87,27 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     """
     found = parse_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
     if file.suffix == ".csv" and not file.read_bytes().endswith(b"\n"):
-        raise UserError(f"{file} is cut off within its last line; {CURE}")
+        raise UserError(f"{file} is cut off within its last line; {cure(file)}")
     needed = NEEDED[file.name] if len(found) else [name for name in EVALUATION if name in NEEDED[file.name]]
     if lacking := [name for name in needed if name not in found]:
-        raise UserError(f"{file} has no column {', '.join(lacking)}; {CURE}")
-    for name in (name for name in needed if name not in MAY_BE_EMPTY):
-        column = found[name]
-        known = np.isfinite(pd.to_numeric(column, errors="coerce")) if name in NUMBERS else column.notna() & (column != "")
-        if not known.all():
-            fault = "no number" if name in NUMBERS else "empty"
-            raise UserError(f"{file}, row {int(np.argmin(known)) + 1}: {name} is {fault}; {CURE}")
+        raise UserError(f"{file} has no column {', '.join(lacking)}; {cure(file)}")
+    _check_cells(file, found, needed)
     if file.name == CURVES and len(found) and (twice := found.duplicated([*EVALUATION, "epoch"])).any():
-        raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: an epoch that another row has too; {CURE}")
+        raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: an epoch that another row has too; {cure(file)}")
     return found
+
+
+def _check_cells(file: Path, table: pd.DataFrame, needed: Collection[str]) -> None:
+    """See that what is a number is one in every line, or empty where a line may lack it, and that nothing else is empty."""
+    for name, column in table.items():
+        number = name in (*NUMBERS, "stderr") or (file.name == CURVES and name not in TEXTS)
+        empty = column.isna() | (column == "")
+        known = np.isfinite(pd.to_numeric(column, errors="coerce")) if number else ~empty
+        if name not in needed or name in MAY_BE_EMPTY:
+            known |= empty
+        if not known.all():
+            fault = "no number" if number else "empty"
+            raise UserError(f"{file}, row {int(np.argmin(known)) + 1}: {name} is {fault}; {cure(file)}")
 
 
 def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:

@@ -23,6 +23,9 @@ MOST_DIGITS = 18
 MOST = 1e12
 """Of any other number: far above whatever is measured, and far below where sums and squares overflow."""
 
+VERDICTS = "images.csv"
+"""In the folder of an evaluation: its verdicts, image by image, beside the rows."""
+
 Key = tuple[str, str, str, str, int]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from star.common.errors import UserError
-from star.common.files import write_text
+from star.common.files import check_file, check_room, write_text
 from star.records.comparison import Comparison
 from star.report import csv_export as numbers
 from star.report.ablation import comparisons
@@ -43,6 +43,8 @@ def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path
     """Write the report of what was collected; arguments, result and errors are those of :func:`report`."""
     page_file = out or found.folder / "report.html"
     markdown_file = page_file.with_suffix(".md")
+    check_room(found.folder, "the report")
+    check_file(page_file, "the page")
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
     for file in (page_file, markdown_file):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError
@@ -22,12 +23,13 @@ from star.records.folder import (
     KEY,
     TYPED,
     belonging,
+    cure,
     parse_csv,
     read_file,
     shipped_results,
 )
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import PaperRow, Row, read_paper, read_rows, read_together
+from star.records.results import VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
@@ -164,7 +166,9 @@ def collect(folder: Path, runs: Path) -> Collection:
             cell = line["task"], line["method"], line["seed"]
             found.commands[cell], terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
-    found.images = None if images is None else _with_terms(images, rows, terms)
+    if images is not None:
+        _check_scores(images, folder / IMAGES)
+        found.images = _with_terms(images, rows, terms)
     found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if not found.runs:
         found.missing.append(
@@ -201,6 +205,22 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
             if (*cell, first.config_hash) in known:
                 found[cell] = file.parent.parent
     return found
+
+
+def _check_scores(images: pd.DataFrame, file: Path) -> None:
+    """See that the scores that methods are compared by are numbers or truth values, or empty.
+
+    Raises:
+        UserError: one is not; names the image.
+    """
+    for task, part in images.groupby("task"):
+        for column in (name for name in paired_scores(str(task)) if name in part):
+            scores = pd.to_numeric(part[column].replace({"True": 1, "False": 0}).astype(object), errors="coerce")
+            for line in part[~(np.isfinite(scores) | part[column].isna())].itertuples():
+                raise UserError(
+                    f"{file} or its run folder: {column} of {task}, {line.method}, seed {line.seed}, {line.prompt!r}, image "
+                    f"{line.image} is no number; {cure(file)}"
+                )
 
 
 def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
@@ -256,7 +276,7 @@ def _table(
 
 
 def _images_of_run(path: Path) -> pd.DataFrame | None:
-    file = path / "final" / "images.csv"
+    file = path / "final" / VERDICTS
     return parse_csv(file, **TYPED) if file.exists() else None
 
 

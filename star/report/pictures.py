@@ -12,13 +12,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 
 from star.common.errors import UserError
 from star.common.files import replacing, visible
 from star.common.noise import normal
+from star.common.processes import joined
 from star.config import Config, read_config
 from star.method.allocation import allocate
 from star.models import load
@@ -127,7 +127,7 @@ def _richest(prompts: list[Prompt]) -> Prompt:
 @torch.no_grad()
 def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Images (H, W, 3) and STAR's weights (steps, h, w), each before and after training."""
-    base = load(config.model, Accelerator().device, config.seed)
+    base = load(config.model, joined().device, config.seed)
     trained = {name: value.clone() for name, value in base.trained.items()}
     load_trained(weights, trained)
     images, maps = [], []

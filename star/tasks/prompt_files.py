@@ -8,9 +8,10 @@ from http.client import HTTPException
 from pathlib import Path
 
 from star.common.errors import UserError
-from star.common.files import replacing
+from star.common.files import check_room, replacing
 
-SOURCE = "https://raw.githubusercontent.com/yifan123/flow_grpo/main/dataset"
+COMMIT = "94e23ee5405ab7241fc1f75d30cac8147e2b1f53"
+SOURCE = f"https://raw.githubusercontent.com/yifan123/flow_grpo/{COMMIT}/dataset"
 ROOT = Path("data")
 SECONDS = 60
 
@@ -52,12 +53,13 @@ def fetch(task: str, source: Path | None = None) -> Path:
     """
     if task not in FILES:
         raise UserError(f"there are no prompts to fetch for {task!r}; there are for: {', '.join(FILES)}")
+    folder = ROOT / task
+    check_room(folder, "prompts")
     read = _reader(task, source)
     names = [source.name] if source is not None and source.is_file() else list(FILES[task])
     contents = {name: read(name) for name in names}
     for name, content in contents.items():
         _check(task, name, content, str(source or SOURCE))
-    folder = ROOT / task
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replacing(folder / name) as part:

@@ -84,6 +84,11 @@ class RunFolder:
             others = []
         except OSError as error:
             raise UserError(f"run={self.path} cannot be a run's folder: {error.strerror}; name another one") from None
+        if "config.yaml" in others and {"checkpoints", "final", "metrics.jsonl"} & set(others):
+            raise UserError(
+                f"run={self.path}: config.yaml is damaged, its first line is not {HEADER.strip()!r}; put it back, or delete "
+                "the folder"
+            )
         if others:
             raise UserError(
                 f"run={self.path} holds something else than a run of this project ({others[0]}); name an empty or new folder"

@@ -22,7 +22,7 @@ from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.names import ProtocolName, on_task
-from star.records.results import Row, commit, read_rows
+from star.records.results import VERDICTS, Row, commit, read_rows
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained, tell
@@ -85,8 +85,7 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
 
 def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
-    check_launched()
-    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
+    accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
         model = models.load(config.model, accelerator.device, config.seed)
@@ -99,8 +98,7 @@ def base(config: Config) -> list[Row]:
 
 def released(config: Config, lora: Lora, method: str) -> list[Row]:
     """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
-    check_launched()
-    accelerator = Accelerator()  # gives each process its GPU, before an evaluator takes its place there
+    accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
         model = models.load(lora.model_config(config.model), accelerator.device, config.seed)
@@ -118,6 +116,7 @@ def released_identity(config: Config, lora: Lora) -> dict:
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
+    models.find(config.model)  # before a folder is made for it
     task = load_task(config, config.task.name)
     kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
     with guards.limits(config), alone_in(folder) if PartialState().is_main_process else nullcontext():
@@ -144,7 +143,8 @@ class Kept:
         """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
         hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / "rows.json"
         rows = read_rows(file)
-        if rows and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol):
+        known = bool(rows) and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol)
+        if known and (folder / VERDICTS).exists():
             return rows
         if PartialState().is_main_process:
             check_room(folder, "what is measured")
@@ -196,5 +196,5 @@ def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
         state.wait_for_everyone()
     if state.is_main_process:
         with writing(folder):
-            pd.DataFrame(result.rows).to_csv(folder / "images.csv", index=False)
+            pd.DataFrame(result.rows).to_csv(folder / VERDICTS, index=False)
             write_text(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -106,7 +105,7 @@ class Trainer:
         if config.tracker and config.tracker not in (installed := [str(name) for name in get_available_trackers()]):
             known = ", ".join(installed) or "none"
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
-        self.accelerator = Accelerator(log_with=config.tracker, project_dir=config.run)
+        self.accelerator = processes.joined(log_with=config.tracker, project_dir=config.run)
         device = self.accelerator.device
         self.folder = RunFolder(Path(config.run))
         asked = config

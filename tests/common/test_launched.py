@@ -10,7 +10,7 @@ import torch
 
 from star import cli
 from star.common.errors import RunStopped, UserError
-from star.common.launched import OF_SEVERAL, check_launched, is_first
+from star.common.launched import OF_SEVERAL, OURS, check_launched, is_first
 from star.method.allocation import effective_sample_share
 from star.training import runs
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in (*OF_SEVERAL, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED"):
+    for name in (*OF_SEVERAL, *OURS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -29,6 +29,10 @@ def clean(monkeypatch):
         ({"RANK": "1"}, "RANK=1, as of one of several processes, but no LOCAL_RANK; unset RANK"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0, .* but no RANK; unset LOCAL_RANK, or start with"),
         ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "but no MASTER_ADDR"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4, .* but no RANK; unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many, .* but no RANK"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "ACCELERATE_DYNAMO_BACKEND=foo is not supported"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "abc"}, "STEPS=abc is not supported.*train.micro_batch"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true is not supported; unset it"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "ACCELERATE_MIXED_PRECISION=fp8 is not supported"),
     ],
@@ -43,12 +47,19 @@ def test_half_of_an_environment_of_several_processes_is_refused(make_config, mon
     assert not (tmp_path / "run").exists()
 
 
+def test_nobody_starts_without_a_look_at_the_environment():
+    """``processes.joined`` has that look."""
+    starts = [file for package in ("star", "evaluators", "baselines") for file in (ROOT / package).rglob("*.py")]
+    assert [file.name for file in starts if "Accelerator(" in file.read_text()] == ["processes.py"]
+
+
 @pytest.mark.parametrize(
     "environment",
     [
         {},
         {"WORLD_SIZE": "1"},
         {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "false"},
+        {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"},
         dict.fromkeys(OF_SEVERAL, "1"),
     ],
 )

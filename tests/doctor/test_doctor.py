@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
@@ -13,11 +14,11 @@ from star.common.errors import RunStopped, UserError
 from star.common.shipped import MINI_BASE
 from star.config import load
 from star.doctor import checks, dry_run
-from star.models import memory
+from star.models import memory, sources
 from star.models import sd3 as pipeline
 from star.models.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed, trajectory_bytes
 from star.models.sd3 import SD3
-from star.models.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, random_pipeline, shape_of
+from star.models.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, STATED, TRANSFORMERS, random_pipeline, shape_of
 
 GIB = 2**30
 NARROW = {
@@ -131,7 +132,8 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "SECONDS", 0.0)
     monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
-    run = dry_run.dry_run(["scale=paper", "relevance.blocks=[1]", "model.resolution=128"], SMALL_AUTOENCODER)
+    monkeypatch.setattr(dry_run, "autoencoder_of", lambda model: SMALL_AUTOENCODER)
+    run = dry_run.dry_run(["scale=paper", "relevance.blocks=[1]", "model.resolution=128"])
     assert run.trained == 2 * 128 * 32 * (3 * 8 - 1)
     assert run.ratio_error <= run.tolerance
     assert 0 < run.maps < run.captured and 0 < run.share < 1
@@ -167,6 +169,7 @@ def test_a_dry_run_tells_of_a_ratio_that_would_stop_a_run(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "SECONDS", 0.0)
     monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
+    monkeypatch.setattr(dry_run, "autoencoder_of", lambda model: SMALL_AUTOENCODER)
     draw = dry_run.sample
 
     def disturbed(*given, **named):
@@ -176,18 +179,58 @@ def test_a_dry_run_tells_of_a_ratio_that_would_stop_a_run(monkeypatch, tmp_path)
 
     monkeypatch.setattr(dry_run, "sample", disturbed)
     words = ["scale=paper", "relevance.blocks=[1]", "model.resolution=128", "variant=guard"]
-    _, rows = dry_run.report(dry_run.dry_run(words, SMALL_AUTOENCODER))
+    _, rows = dry_run.report(dry_run.dry_run(words))
     assert "a run STOPS: in bfloat16 up to 2.0e-06 is rounding" in dict(rows)["first update on policy"]
 
 
 def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeline_folder):
-    config = json.loads((pipeline_folder / "transformer" / "config.json").read_text())
-    later = {name: config.pop(name) for name in ("dual_attention_layers", "qk_norm", "_diffusers_version")}
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
-    shape = shape_of(str(tmp_path))
-    assert len(later) == 3 and (shape["dual_attention_layers"], shape["qk_norm"]) == ((), None)
-    assert needed(load([f"model.path={tmp_path}", "relevance.blocks=[0]"]), shape).parameters > 0
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    left_out = without(folder / "transformer" / "config.json", "dual_attention_layers", "qk_norm", "_diffusers_version")
+    shape = shape_of(str(folder))
+    assert left_out == 3 and (shape["dual_attention_layers"], shape["qk_norm"]) == ((), None)
+    assert needed(load([f"model.path={folder}", "relevance.blocks=[0]"]), shape).parameters > 0
+
+
+def without(file, *names):
+    """Takes settings out of a file, and gives how many there were."""
+    config = json.loads(file.read_text())
+    found = [config.pop(name) for name in names if name in config]
+    file.write_text(json.dumps(config))
+    return len(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "setting"), [(file, name) for file, names in STATED.items() for name in (names[0], names[-1])]
+)
+def test_what_a_pipeline_leaves_open_is_not_filled_in_silently(make_config, pipeline_folder, tmp_path, file, setting):
+    """A scheduler without its shift would sample with another one, and weights would be scored that nobody trained so."""
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    assert without(folder / file, setting) == 1
+    model = make_config(f"model.path={folder}").model
+    for use in (lambda: models.load(model, torch.device("cpu"), 0), lambda: shape_of(str(folder))):
+        with pytest.raises(UserError, match=f"^model.path={folder}.*{file} does not say {setting}"):
+            use()
+    with pytest.raises(UserError, match="does not say"):
+        checks.check(load([f"model.path={folder}"]))
+
+
+def test_the_small_base_is_run_dry_with_its_own_autoencoder(monkeypatch, tmp_path, pipeline_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    run = dry_run.dry_run([f"model.path={pipeline_folder}", "relevance.blocks=[1]"])
+    assert run.rollout.seconds > 0 and run.ratio_error <= run.tolerance
+
+
+def test_published_models_are_meant_at_a_commit(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(sources, "snapshot_download", lambda name, **how: asked.append((name, how["revision"])) or tmp_path)
+    for name in TRANSFORMERS:
+        assert sources.located(name) == tmp_path and asked[-1] == (name, sources.REVISIONS[name])
+        assert re.fullmatch(f"hf download {name} --revision [0-9a-f]{{40}}", sources.download(name))
+    sources.located("some/model")
+    assert asked[-1] == ("some/model", None) and sources.download("some/model") == "hf download some/model"
 
 
 def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monkeypatch):
@@ -233,13 +276,19 @@ def test_a_pipeline_without_all_of_its_weights_is_not_fine(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "P", "vae": ["d", "A"], "transformer": ["d", "T"]}')
     for part in ("vae", "transformer"):
         (tmp_path / part).mkdir()
-    (tmp_path / "vae" / "model.safetensors").write_bytes(b"1234")
+    weights = save({"w": torch.zeros(3)})
+    (tmp_path / "vae" / "model.safetensors").write_bytes(weights)
     index = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     (tmp_path / "transformer" / "model.safetensors.index.json").write_text(index)
-    (tmp_path / "transformer" / "model-1.safetensors").write_bytes(b"1")
-    assert checks.weights(tmp_path) == {"vae": 4, "transformer": 0}
-    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(b"22")
-    assert checks.weights(tmp_path) == {"vae": 4, "transformer": 3}
+    (tmp_path / "transformer" / "model-1.safetensors").write_bytes(weights)
+    assert checks.weights(tmp_path) == {"vae": len(weights), "transformer": 0}
+    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(weights)
+    assert checks.weights(tmp_path) == {"vae": len(weights), "transformer": 2 * len(weights)}
+    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(weights[:-1])
+    (tmp_path / "vae" / "model.safetensors").rename(tmp_path / "vae" / "model.bin")
+    assert checks.weights(tmp_path) == {"vae": 0, "transformer": 0}
+    torch.save({"w": torch.zeros(3)}, tmp_path / "vae" / "model.bin")
+    assert checks.weights(tmp_path)["vae"] > 0
 
 
 def test_packages_are_those_that_the_project_requires():

@@ -273,9 +273,9 @@ def test_bad_folders_are_one_clear_line(folder):
 
 def test_a_place_that_cannot_be_written_is_told_before_scoring(folder):
     for out, message in (
-        (folder / "prompts.txt/out.csv", "cannot be written"),
+        (folder / "prompts.txt/out.csv", "the scores cannot go to"),
         (folder / "images", "it is a folder"),
-        (Path("/proc/out.csv"), "cannot be written"),
+        (Path("/proc/out.csv"), "the scores cannot go to"),
     ):
         with pytest.raises(UserError, match=message):
             score_folder(folder / "images", folder / "prompts.txt", never, "v", out)

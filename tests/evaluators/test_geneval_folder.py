@@ -76,6 +76,11 @@ def test_only_digits_are_looked_at(folder):
     for name in ("grid.png", "00000.jpg", "00000_small.png"):
         Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
     assert len(evaluate.evaluate_folder(folder, CountingDetector(), progress=False)) == 6
+    for name in ("00007.jpg", "00007.gif", "00007.PNG"):
+        Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
+        with pytest.raises(UserError, match=f"{name} would be left out: GenEval's images are called 00000.png"):
+            evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+        (folder / "00000/samples" / name).unlink()
 
 
 def test_progress_bar_is_drawn_on_demand(folder, capsys):

@@ -82,6 +82,15 @@ def test_what_can_be_read_in_two_ways_is_one_clear_line(folder, name, text, mess
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
+@pytest.mark.parametrize("name", ["2b.gif", "3.TIF", "x.heic"])
+def test_a_picture_that_would_be_left_out_is_told(folder, name):
+    """A line per image would go to other images than it was meant for; a table says which image it means."""
+    Path("images", name).write_bytes(b"picture")
+    with pytest.raises(UserError, match=f"images/{name} is a picture of a kind that is not read .*; convert it or move it"):
+        pairs(folder, "p.txt", "one\ntwo\nten\n")
+    assert len(pairs(folder, "p.csv", "file,prompt\n1.png,one\n")) == 1
+
+
 def test_names_that_differ_in_case_alone_have_an_order(folder):
     for name in ("B.png", "b.png"):
         Image.new("RGB", (2, 2)).save(folder / name)

@@ -170,6 +170,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
         (["method=base"], "no method 'base'"),
         (["task=geneval,"], "no task ''; there are: geneval, ocr, pickscore"),
         (["seed=4..2"], "the range 4..2 is empty"),
+        (["seed=0..999999999999"], "the range 0..999999999999 has more than 10,000 seeds"),
         (["seed=-1"], "'-1' is no seed"),
         (["seed=-2..1"], "'-2..1' is no seed"),
         (["seed="], "'' is no seed"),

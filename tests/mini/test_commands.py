@@ -1,9 +1,12 @@
 """What ``star mini`` is given and cannot use is told before the work."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from test_cli import star  # noqa: F401 (a fixture)
+
+from star.common.files import alone_in
 
 
 @pytest.mark.parametrize(
@@ -28,8 +31,34 @@ def test_what_is_not_of_a_training_is_not_deleted(star):  # noqa: F811
     Path("new/clip").mkdir(parents=True)
     Path("new/clip/mine.txt").write_text("precious")
     code, _, err = star("mini", "taste", "new", "--steps", "1")
-    assert code == 2 and "new/clip is not of such a training and would be deleted" in err
+    assert code == 2 and "new holds something else than such a training (clip)" in err
     assert Path("new/clip/mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "taste"])
+def test_a_work_folder_is_a_trainings_own(star, command):  # noqa: F811
+    Path("new").mkdir()
+    Path("new/pipeline").write_text("mine")
+    code, _, err = star("mini", command, "new")
+    assert code == 2 and "new holds something else than such a training (pipeline)" in err
+    Path("begun").mkdir()
+    Path("begun/metrics.jsonl").write_text("")
+    with alone_in(Path("begun")):
+        code, _, err = star("mini", command, "begun")
+    assert code == 2 and "another process works in begun" in err
+    file = {"pretrain": "autoencoder.pt", "taste": "taste.pt"}[command]
+    Path("begun", file).write_bytes(b"cut")
+    code, _, err = star("mini", command, "begun")
+    assert code == 2 and f"begun/{file} cannot be gone on with" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"_class_name": "FluxPipeline"}'])
+def test_a_pipeline_to_start_from_is_one(star, pipeline_folder, content):  # noqa: F811
+    shutil.copytree(pipeline_folder, "model")
+    Path("model/model_index.json").write_text(content)
+    code, _, err = star("mini", "pretrain", "new", "--start", "model")
+    assert code == 2 and "--start model is no folder of a diffusers pipeline" in err and "Traceback" not in err
+    assert not Path("new").exists()
 
 
 def test_a_picture_that_is_there_is_not_overwritten(star):  # noqa: F811

@@ -25,14 +25,23 @@ def write(folder, name, **changes):
 def test_a_column_or_cell_that_lacks_is_named(tmp_path, options, name, column):
     read_file(write(tmp_path, name), **options)
     faults = [(None, f"has no column {column}"), ("", f"row 1: {column} is (empty|no number)")]
+    maker = "bench gradient" if name == GRADIENT else "matrix"
     for change, message in faults[:1] if column in MAY_BE_EMPTY else faults:
-        with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star matrix`") as error:
+        with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star {maker}`") as error:
             read_file(write(tmp_path, name, **{column: change}), **options)
         assert "\n" not in str(error.value)
 
 
+NUMBERS_OF = {
+    IMAGES: ("seed", "reward"),
+    COMMANDS: ("seed",),
+    CURVES: ("epoch", "reward", "diversity"),
+    GRADIENT: ("value", "stderr"),
+}
+
+
 @HOW
-@pytest.mark.parametrize(("name", "column"), [(CURVES, "reward"), (IMAGES, "seed"), (COMMANDS, "seed"), (CURVES, "epoch")])
+@pytest.mark.parametrize(("name", "column"), [(name, column) for name, columns in NUMBERS_OF.items() for column in columns])
 @pytest.mark.parametrize("cell", ["many", "nan", "inf", "1e999"])
 def test_what_must_be_a_number_is_one(tmp_path, options, name, column, cell):
     with pytest.raises(UserError, match=f"row 1: {column} is no number"):

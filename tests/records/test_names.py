@@ -62,13 +62,15 @@ def test_what_is_no_name_is_told(text):
         MethodName.parse(text)
 
 
-@pytest.mark.parametrize("name", ["star:v2", "a/b", "base", "base+guided", "star+", "two words", "a@b@c"])
+@pytest.mark.parametrize(
+    "name", ["star:v2", "a/b", "base", "base+guided", "star+", "two words", "a@b@c", "con", "star+Lpt1", "nul.x", "mine."]
+)
 def test_a_run_cannot_have_a_name_that_results_would_take_for_something_else(name):
     with pytest.raises(UserError, match="method.name=.* is no name for results"):
         load([f"method.name='{name}'"])
 
 
-@pytest.mark.parametrize("name", ["star_mix1", "flow_grpo+late", "mine@home", "v1.2-b"])
+@pytest.mark.parametrize("name", ["star_mix1", "flow_grpo+late", "mine@home", "v1.2-b", "icon", "com", "console"])
 def test_names_of_ones_own_are_read_as_they_were_written(name):
     assert MethodName.parse(load([f"method.name={name}"]).method.name).text == name
 

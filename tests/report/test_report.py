@@ -439,6 +439,17 @@ def test_bad_input_is_the_users_error(tmp_path):
         report(results)
 
 
+@pytest.mark.parametrize("cell", ["nan", "inf", "word"])
+def test_a_score_that_is_no_number_is_told(tmp_path, cell):
+    results = write_matrix(tmp_path, arms=("star", "flow_grpo"), seeds=(0,), tasks=("geneval",))
+    table = pd.read_csv(results / "images.csv.gz", dtype=str)
+    table.loc[3, "correct"] = cell
+    table.to_csv(results / "images.csv.gz", index=False)
+    told = "correct of geneval, .*, seed .*, image .* is no number; move it elsewhere, and `star matrix`"
+    with pytest.raises(UserError, match=told):
+        report(results)
+
+
 def test_a_copy_of_a_result_file_is_told_and_not_pooled(tmp_path):
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
     text = (results / "ocr.csv").read_text()

@@ -12,6 +12,7 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in
 from star.common.noise import normal
 from star.common.processes import together
+from star.config import load
 from star.models.lora import Lora
 from star.models.sd3 import SD3
 from star.tasks import Score, load_task
@@ -57,6 +58,34 @@ def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, 
     saved = load_file(f"{config.run}/final/trained.safetensors")
     assert len(seen) == 3 and all(same(values, saved) for values in seen)  # its own task, and both others
     assert not same(raw, saved)
+
+
+def test_verdicts_that_were_deleted_are_made_again(make_config, monkeypatch, seen):
+    for module in ("star.training.runs", "star.training.trainer"):
+        monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    rows = runs.trained(config)
+    assert runs.trained(config) == rows and len(seen) == 1
+    Path(config.run, "final", "images.csv").unlink()
+    assert runs.trained(config) == rows and len(seen) == 2 and Path(config.run, "final", "images.csv").exists()
+
+
+def test_a_run_that_lost_its_settings_is_told_so(make_config, monkeypatch, seen):
+    for module in ("star.training.runs", "star.training.trainer"):
+        monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    runs.trained(config)
+    for content in ("", "train: {epochs: 1}\n"):
+        Path(config.run, "config.yaml").write_text(content)
+        with pytest.raises(UserError, match="config.yaml is damaged, its first line is not '# training settings'"):
+            runs.trained(config)
+
+
+def test_a_missing_model_leaves_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="model.path=missing"):
+        runs.base(load(["model.path=missing"]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lora_from_elsewhere_is_judged_with_its_own_weights(make_config, monkeypatch, tmp_path, seen):

@@ -27,7 +27,7 @@ def faster(monkeypatch):
 
 
 def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(make_config, faster, capsys):
-    config = make_config("train.epochs=2")
+    config = make_config("train.epochs=2", "model.kernels=auto")
     faster("torch")
     trainer = Trainer(config, RedTask())
     trainer.run()
@@ -41,7 +41,7 @@ def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(make_config, fast
 
 
 def test_what_is_left_to_the_machine_is_no_part_of_a_run(make_config):
-    words = ("model.kernels=torch", "model.offload=true", "model.decode_batch=1", "train.ratio_tolerance=1")
+    words = ("model.kernels=onednn", "model.offload=true", "model.decode_batch=1", "train.ratio_tolerance=1")
     hashes = {config_hash(identity(make_config(*some))) for some in ((), *((word,) for word in words), words)}
     assert len(hashes) == 1
     assert config_hash(identity(make_config("model.attention=math"))) not in hashes

@@ -18,6 +18,7 @@ from star.bench.gpu.record import Line, Record, told
 from star.bench.gpu.steps import STEPS, Step
 from star.bench.gpu.worker import Worker
 from star.common.errors import UserError
+from star.common.files import check_room
 from star.records.results import commit
 
 BUDGET = 600.0
@@ -75,7 +76,7 @@ def parse(words: Sequence[str]) -> Asked:
     only = own["only"].split(",") if "only" in own else names
     if wrong := [name for name in only if name not in names]:
         raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
-    config.load(["scale=paper", *overrides])  # whatever is wrong is told before anything is built
+    config.load(["scale=paper", *overrides], own_folder=False)  # whatever is wrong is told before anything is built
     return Asked(
         steps=tuple(step for step in STEPS if step.name in only),
         budget=_seconds(own.get("budget", str(BUDGET))),
@@ -108,6 +109,7 @@ def run(words: Sequence[str]) -> int:
     """
     asked = parse(words)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
+    check_room(asked.folder, "the table")
     record = Record(asked.folder, kind)
     if kind == "cpu":
         print("star: no GPU: a model of toy size shows that every step runs; its figures say nothing about a GPU", flush=True)
