@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from evaluators.interface import Asked, Places, Score, mean_scores
 from evaluators.ocr.paddle import Paddle
-from evaluators.ocr.pool import Engine, Finder, Pool, patience, spare_cores
+from evaluators.ocr.pool import Engine, Finder, Pool, patience, spare_cores, tolerance
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import target_span, target_text, text_reward
 from star.common.errors import UserError
@@ -49,7 +49,7 @@ class TextRendering:
     paired = MappingProxyType({"reward": "accuracy", "exact": "exact"})
 
     def __init__(self, engine_name: str) -> None:
-        self.pool = Pool(engine(engine_name), spare_cores(), patience())
+        self.pool = Pool(engine(engine_name), spare_cores(), patience(), tolerance())
         self.places: Places | None = self._places if isinstance(self.pool.engine, Finder) else None
 
     @property

@@ -20,8 +20,10 @@ from star.common.errors import RunStopped, UserError
 Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
+SHARE_VARIABLE = "STAR_OCR_FAILURES"
 FAILED_SHARE, FEW = 0.05, 100
-"""Of all images, from so many on: more failures than that would be a reward made up of zeros."""
+"""Of all images, from so many on, unless the environment says another share: more failures than that would be a reward made up
+of zeros."""
 
 LONGEST = 100_000
 """Letters of all lines of an image; comparing more with the target takes minutes."""
@@ -76,14 +78,30 @@ def patience() -> float:
     Raises:
         UserError: the variable is no number above 0.
     """
-    told = os.environ.get(SECONDS_VARIABLE)
-    try:
-        seconds = SECONDS if told is None else float(told)
-    except ValueError:
-        seconds = 0.0
+    seconds = _told(SECONDS_VARIABLE, SECONDS)
     if not 0 < seconds < math.inf:
-        raise UserError(f"{SECONDS_VARIABLE}={told} must be a number of seconds above 0")
+        raise UserError(f"{SECONDS_VARIABLE}={os.environ[SECONDS_VARIABLE]} must be a number of seconds above 0")
     return seconds
+
+
+def tolerance() -> float:
+    """The share of images that an engine may fail on: :data:`SHARE_VARIABLE`, or :data:`FAILED_SHARE`.
+
+    Raises:
+        UserError: the variable is no number in [0, 1].
+    """
+    share = _told(SHARE_VARIABLE, FAILED_SHARE)
+    if not 0 <= share <= 1:
+        raise UserError(f"{SHARE_VARIABLE}={os.environ[SHARE_VARIABLE]} must be a share in [0, 1]")
+    return share
+
+
+def _told(variable: str, usual: float) -> float:
+    """What the environment says; not a number where it says something else than one."""
+    try:
+        return float(os.environ.get(variable, usual))
+    except ValueError:
+        return math.nan
 
 
 class Hung(Exception):

@@ -24,7 +24,7 @@ from fake_engines import (
     FakeEngine,
 )
 
-from evaluators.ocr.pool import FAILURES_IN_A_ROW, FEW, SECONDS, Pool, patience, spare_cores
+from evaluators.ocr.pool import FAILED_SHARE, FAILURES_IN_A_ROW, FEW, SECONDS, Pool, patience, spare_cores, tolerance
 from star.common.errors import RunStopped, UserError
 
 pytestmark = pytest.mark.timeout(60)
@@ -173,6 +173,17 @@ def test_the_time_for_an_image_is_a_number_of_seconds(monkeypatch, told):
     monkeypatch.setenv("STAR_OCR_SECONDS", told)
     with pytest.raises(UserError, match="STAR_OCR_SECONDS=.* must be a number of seconds above 0"):
         patience()
+
+
+@pytest.mark.parametrize("told", ["", "x", "1.5", "-0.1", "nan"])
+def test_the_share_that_may_fail_is_one(monkeypatch, told):
+    assert tolerance() == FAILED_SHARE
+    for share in ("0", "0.2", "1"):
+        monkeypatch.setenv("STAR_OCR_FAILURES", share)
+        assert tolerance() == float(share)
+    monkeypatch.setenv("STAR_OCR_FAILURES", told)
+    with pytest.raises(UserError, match="STAR_OCR_FAILURES=.* must be a share in"):
+        tolerance()
 
 
 INTERRUPTED = """
