@@ -375,7 +375,10 @@ def taste(
 
 @bench.command(epilog=SETTINGS_HELP)
 def overhead(overrides: Settings = None) -> None:
-    """What STAR's maps cost: epochs with and without them in turn, and the ratio of their times."""
+    """What STAR's maps cost: epochs with and without them in turn, and the ratio of their times.
+
+    Example: star bench overhead
+    """
     from star.bench.overhead import measure
 
     _show("seconds of an epoch, and their ratio", measure(overrides or []))
@@ -386,7 +389,10 @@ def speed(
     overrides: Settings = None,
     rounds: Annotated[int, typer.Option(help="Epochs that are timed.", min=1)] = 5,
 ) -> None:
-    """How fast training is: epochs here and in Flow-GRPO's loop as published in turn, and the ratios of their times."""
+    """How fast training is: epochs here and in Flow-GRPO's loop as published in turn, and the ratios of their times.
+
+    Example: star bench speed --rounds 3
+    """
     from star.bench.speed import measure
 
     _show("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
@@ -464,7 +470,10 @@ def localisation(
     overrides: Settings = None,
     image: Annotated[Path | None, typer.Option(help="Write a picture of the configured blocks' maps.")] = None,
 ) -> None:
-    """Where the maps lie: share of relevance on the objects over their share of the area, per block and step."""
+    """Where the maps lie: share of relevance on the objects over their share of the area, per block and step.
+
+    Example: star bench localisation --image maps.png
+    """
     from star.bench.localisation import measure, picture
     from star.config import load
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from fake_results import write_matrix
 from PIL import Image
 from tiny import FAST
 
 from evaluators.geneval.evaluate import save_folder
 from evaluators.geneval.prompts import MINI, TAGS, generate
-from star.cli import main
+from star.cli import app, main
 from star.mini.scenes import draw_scene
 from star.records.results import read
 
@@ -47,6 +48,21 @@ def test_help_teaches(star):
     assert code == 0
     for word in ("train", "evaluate", "reproduce", "diff", "mini", "bench", "doctor", "calibrate", "key=value"):
         assert word in out
+
+
+def commands(group, *names):
+    """Every command below a group, by its words."""
+    for name, command in group.commands.items():
+        yield from commands(command, *names, name) if hasattr(command, "commands") else [((*names, name), command)]
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize(("words", "command"), COMMANDS, ids=[" ".join(words) for words, _ in COMMANDS])
+def test_every_help_names_one_example_of_its_command(words, command):
+    (example,) = re.findall(r"Example: (.+)", command.help)
+    assert example.split()[: len(words) + 1] == ["star", *words]
 
 
 @pytest.mark.parametrize(
