@@ -1,5 +1,6 @@
 """The command line."""
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -525,7 +526,9 @@ def report_errors() -> Iterator[None]:
     except Interrupted as interrupt:
         _fail(str(interrupt), 130)
     except OSError as error:  # of a place that nobody looked at before: a full disk behind standard output, say
-        _fail(f"{error.filename or 'what is printed'}: {error.strerror or error}", 2)
+        place = error.filename or ("what is printed" if error.errno == errno.ENOSPC else type(error).__name__)
+        reason = " ".join((error.strerror or str(error)).split())
+        _fail(f"{place}: {reason}", 2)
     except Exception:
         traceback.print_exc()
         sys.exit(CRASHED)
