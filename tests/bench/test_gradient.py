@@ -410,7 +410,7 @@ def test_rewards_that_are_all_equal_have_no_gradient(words, monkeypatch):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("epochs=1", "epochs=1 must be a number from 2 on"),
+        ("epochs=1", "epochs=1 must be a number from 2 to 1,000"),
         ("epochs=many", "epochs=many must be a number"),
         ("arms=star", "arms=star: flow_grpo is missing"),
         ("arms=flow_grpo,moon", "no arm 'moon'; there are: flow_grpo, dense_uniform, .* and functions as my_module:my_map"),

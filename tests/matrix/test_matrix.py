@@ -191,7 +191,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
 def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=".") as error:
-        matrix(["task=geneval", *words])
+        matrix(["task=geneval", "method=star", "seed=0", *words])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(Path().iterdir())
 
@@ -477,6 +477,14 @@ def test_what_is_done_is_published_and_the_rest_left_out(checkout):
     assert publish(words) == (checkout / "results" / "mini", 2)
     shipped = {(row.method, row.seed) for row in results.read(Path("results/mini/ocr.csv"))}
     assert shipped == {("flow_grpo", 0), ("star", 0)} and Path("results/mini/curves.csv").exists()
+
+
+def test_a_cell_without_its_verdicts_is_not_done(checkout):
+    _, cell = expand(["task=ocr", "method=star", "seed=0"])
+    finish(cell, "prompt,image\na,0\n", 0.5)
+    assert cell.state() is State.DONE
+    (cell.folder / "final" / "images.csv").unlink()
+    assert cell.state() is not State.DONE
 
 
 @pytest.mark.parametrize("change", [{"commit": "abc1234567+dirty"}, {"commit": "unknown"}, {"protocol": "v2/mini"}])
