@@ -31,8 +31,13 @@ CRASHED = 70
 """Exit code of an error that nobody foresaw: 1 already means that numbers differ, or that a run stopped for a reason."""
 
 
+USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""What Typer raises for words that it does not understand; it has no name there."""
+
+
 class Commands(TyperGroup):
-    """Typer's group, which by itself ends with few words or none where somebody interrupts or a file ends too early."""
+    """Typer's group, which by itself ends with few words or none where somebody interrupts or a file ends too early, and with
+    a box of them where a word is not understood."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """The words of the command line, with the home folder for ``~`` behind a ``=``, where shells leave it.
@@ -43,16 +48,32 @@ class Commands(TyperGroup):
         for word in args:
             if not word.strip() or (word.startswith("--") and word.endswith("=")):
                 raise UserError(f"the command line has {word!r}, which says nothing; leave it out, or write what is meant")
-        return super().parse_args(ctx, [_at_home(word) for word in args])
+        with _told_in_a_line():
+            return super().parse_args(ctx, [_at_home(word) for word in args])
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with _told_in_a_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(str(interrupt) or "interrupted") from None
         except EOFError as error:
             raise RunStopped(f"a file ended in the middle: {error}") from error
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """Inside, words that Typer does not understand are bad input like any other; help that it shows for none stays."""
+    try:
+        yield
+    except USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        place: typer.Context | None = getattr(error, "ctx", None)
+        command = place.command_path if place else "star"
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        raise UserError(f"{message.rstrip('.')}; see {command} --help") from None
 
 
 app = typer.Typer(

@@ -144,6 +144,8 @@ def _device(need: Need) -> Finding:
 
 def _model(model: str, folder: Path | None, need: Need) -> Finding:
     get = f"{download(model)} (after hf auth login, if it is gated)"
+    if Path(model).is_dir():
+        get = "put whole files back, or name another folder"
     if folder is None:
         return Finding("model", False, f"{model} is not on this machine: {_gib(need.pipeline)}", get)
     sizes = weights(folder)

@@ -292,8 +292,10 @@ def _open(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark first
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `star reproduce` to make results, or check the name") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a result file in it, e.g. {path / 'geneval.csv'}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file: {error}") from None
+        raise UserError(f"{path}: cannot be read as a CSV file: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
