@@ -44,6 +44,9 @@ MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
 """In what torch's launcher says at the end: the processes that died of a signal, and of which."""
 
+FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
+"""What processes die of when another is dead: libraries abort one that misses it, and the launcher ends the rest."""
+
 Event = tuple[Cell, State, str]
 """What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
 
@@ -339,8 +342,8 @@ def _reason(log: Path, start: int, code: int) -> str:
         return f"killed by {_signal(-code)}"
     text = log.read_bytes()[start:].decode(errors="replace")
     if killed := [(rank, int(number)) for rank, number in DEAD_RANK.findall(text)]:
-        # What torchrun calls the first failure may be a process that missed the dead one; and it ends the others itself.
-        rank, number = next((one for one in killed if one[1] != signal.SIGTERM), killed[0])
+        # What torchrun calls the first failure may be a process that missed the dead one.
+        rank, number = min(killed, key=lambda one: FOLLOWING.index(one[1]) if one[1] in FOLLOWING else -1)
         return f"the process of rank {rank} was killed by {_signal(number)}"
     for pattern in (r"^star: (?!caution: )(.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
         if found := re.findall(pattern, text, re.MULTILINE):

@@ -696,6 +696,10 @@ def test_a_dead_process_is_the_reason_whoever_missed_it_first(tmp_path):
     failures = [told.format(2, 2, -15), told.format(1, 1, -9)]
     log.write_text("Failures:\n" + "".join(failures) + "Root Cause (first observed failure):\n" + told.format(0, 0, 1))
     assert launchers._reason(log, 0, 1) == "the process of rank 1 was killed by SIGKILL (out of memory?)"
+    for others, reason in (((-9, -15), "rank 1 was killed by SIGKILL"), ((-15, -15), "rank 0 was killed by SIGABRT")):
+        failures = [told.format(rank, rank, code) for rank, code in enumerate(others, 1)]
+        log.write_text("Failures:\n" + "".join(failures) + "Root Cause (first observed failure):\n" + told.format(0, 0, -6))
+        assert launchers._reason(log, 0, 1).startswith(f"the process of {reason}")
     log.write_text("star: collapsed\nRoot Cause (first observed failure):\n" + told.format(0, 0, 1))
     assert launchers._reason(log, 0, 1) == "collapsed"
 
