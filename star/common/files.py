@@ -176,7 +176,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 def write_text(file: Path, text: str) -> None:
     """Write a file in one stroke."""
     with replacing(file) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(text.encode())
 
 
 def read_json(file: Path) -> Any:
@@ -246,19 +246,41 @@ SUMS = "SHA256SUMS"
 """The file beside files that holds their digests, as ``sha256sum --check`` reads it."""
 
 
-def write_sums(folder: Path, names: Sequence[str]) -> None:
-    """Write down the digests of files of a folder, by which :func:`damaged` knows them."""
-    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+def write_last(file: Path, text: str, others: Sequence[str]) -> None:
+    """Write the file whose presence says that all is there, after the digests by which :func:`damaged` knows it and others.
+
+    Args:
+        file: it.
+        text: what it holds.
+        others: the files that it stands for, as paths from its folder. Digests of further files of the folder stay.
+    """
+    known = {name: digest for digest, name in _sums(file.parent) if name}
+    known |= {name: sha256(file.parent / name) for name in others}
+    known |= {file.name: hashlib.sha256(text.encode()).hexdigest()}
+    write_text(file.parent / SUMS, "".join(f"{digest}  {name}\n" for name, digest in known.items()))
+    write_text(file, text)
 
 
-def damaged(folder: Path) -> str:
-    """The name of a file that is not what it was when :func:`write_sums` saw it; empty if there is none, or no digests."""
-    file = folder / SUMS
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        digest, _, name = line.partition("  ")
-        if not name or not (folder / name).is_file() or sha256(folder / name) != digest:
-            return name or SUMS
+def damaged(folder: Path, *names: str) -> str:
+    """The name of a file that is not what it was when :func:`write_last` saw it; empty if there is none, or no digests.
+
+    Args:
+        folder: the folder.
+        names: files to look at; by default all whose digests are known.
+    """
+    for digest, name in _sums(folder):
+        if not name:
+            return SUMS
+        if name in (names or (name,)) and not ((folder / name).is_file() and sha256(folder / name) == digest):
+            return name
     return ""
+
+
+def _sums(folder: Path) -> list[tuple[str, str]]:
+    """Digests and names of files of a folder; no name in a line that is damaged."""
+    file = folder / SUMS
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines)]
 
 
 def sha256(file: Path) -> str:

@@ -70,14 +70,17 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     and ``commands.csv``, in which runs that were trained alike have the same ``terms``. Their rows are found by (task,
     method, seed, config_hash), as in the result files.
     """
-    commands = (_labelled(cell.folder / "final", [_command(cell)]) for cell in cells)
+    # Read before anything is written: a damaged one changes no file.
+    curves = [_curves(cell) for cell in cells]
+    images = [part for cell in cells for part in _images(cell)]
+    commands = [_labelled(cell.folder / "final", [_command(cell)]) for cell in cells]
     with locked(folder):
         for cell in cells:
             _put(cell, folder)
         files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
         known = [row for file in files for row in results.read(file)]
-        _replace(folder / CURVES, (_curves(cell) for cell in cells), known)
-        _replace(folder / IMAGES, (part for cell in cells for part in _images(cell)), known)
+        _replace(folder / CURVES, curves, known)
+        _replace(folder / IMAGES, images, known)
         _replace(folder / COMMANDS, commands, known)
 
 

@@ -7,6 +7,7 @@ from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, rows
 from star.records.folder import shipped_results
+from star.training.checkpoint import tell
 
 
 def publish(words: Sequence[str]) -> tuple[Path, int]:
@@ -22,7 +23,11 @@ def publish(words: Sequence[str]) -> tuple[Path, int]:
         UserError: a word cannot be used, no cell is done, a run is of code that no commit has, or one task was measured under
             several protocols; nothing was written then.
     """
-    done = [cell for cell in expand(words) if cell.state() is State.DONE]
+    cells = expand(words)
+    for cell in cells:
+        if damage := cell.damage():
+            tell(f"{cell.label} is left out: {damage} is not what was written; star matrix with the same words mends it")
+    done = [cell for cell in cells if cell.state() is State.DONE]
     if not done:
         raise UserError("none of these runs is done: nothing to publish; the words are those of the star matrix that ran them")
     _check(done)

@@ -26,6 +26,9 @@ MOST = 1e12
 VERDICTS = "images.csv"
 """In the folder of an evaluation: its verdicts, image by image, beside the rows."""
 
+METRICS = "../metrics.jsonl"
+"""What a training logged, from the folder of its evaluation, which holds its digest."""
+
 Key = tuple[str, str, str, str, int]
 
 

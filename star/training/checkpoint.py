@@ -24,10 +24,11 @@ from star.common.files import (
     read_json,
     read_jsonl,
     replacing,
-    write_sums,
+    write_last,
     write_text,
     writing,
 )
+from star.records.results import METRICS
 
 
 class Stateful(Protocol):
@@ -133,8 +134,7 @@ class RunFolder:
             part.mkdir(parents=True)
             save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
             torch.save({name: stateful.state_dict() for name, stateful in parts.items()}, part / "state.pt")
-            (part / "progress.json").write_text(json.dumps({"epoch": epoch} | progress))
-            write_sums(part, ("trained.safetensors", "state.pt", "progress.json"))
+            write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), ("trained.safetensors", "state.pt"))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
 
@@ -204,13 +204,14 @@ class RunFolder:
                 export(final / "lora")
             with replacing(final / "trained.safetensors") as part:
                 save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
-            write_sums(final, ("trained.safetensors",))
-            write_text(final / "summary.json", json.dumps(summary, indent=2) + "\n")
+            others = [name for name in ("trained.safetensors", METRICS) if (final / name).exists()]
+            write_last(final / "summary.json", json.dumps(summary, indent=2) + "\n", others)
 
     def summary(self) -> dict | None:
         """What :meth:`finish` was given, or None if the run is not done, or if what it wrote is damaged."""
         summary = read_json(self.path / "final" / "summary.json")
-        return summary if isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys() else None
+        whole = isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys()
+        return summary if whole and not damaged(self.path / "final", "summary.json") else None
 
     def drop_after(self, epochs: int) -> None:
         """Drop what was logged of later epochs, and put checkpoints of later ones aside, which could not be read."""

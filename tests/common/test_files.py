@@ -23,7 +23,7 @@ from star.common.files import (
     replacing,
     visible,
     weights_digest,
-    write_sums,
+    write_last,
     write_text,
     writing,
 )
@@ -132,13 +132,14 @@ def test_a_damaged_json_file_is_as_none(tmp_path, content):
 
 def test_files_are_known_by_their_digests(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
-    (tmp_path / "b").write_bytes(b"two")
     assert damaged(tmp_path) == ""
-    write_sums(tmp_path, ["a", "b"])
-    assert damaged(tmp_path) == ""
+    write_last(tmp_path / "b", "two", ["a"])
+    assert damaged(tmp_path) == "" and (tmp_path / "b").read_text() == "two"
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path).returncode == 0
     (tmp_path / "b").write_bytes(b"twp")
-    assert damaged(tmp_path) == "b"
+    assert damaged(tmp_path) == "b" and damaged(tmp_path, "a") == "" and damaged(tmp_path, "a", "b", "c") == "b"
+    write_last(tmp_path / "c", "three", [])
+    assert damaged(tmp_path) == "b", "digests of other files stay"
     (tmp_path / "b").unlink()
     assert damaged(tmp_path) == "b"
     write_text(tmp_path / "SHA256SUMS", "half a line")

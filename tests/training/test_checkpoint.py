@@ -13,6 +13,8 @@ from tiny import FAST
 
 from star.common.errors import RunStopped, UserError
 from star.config import load
+from star.matrix.cells import Cell, State
+from star.records.results import read_rows
 from star.training import checkpoint, runs
 from star.training.checkpoint import RunFolder
 from star.training.trainer import Trainer
@@ -104,6 +106,36 @@ def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
     rows = runs.trained(config)
     damage(Path(config.run, name))
     assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda file: file.write_bytes(file.read_bytes()[:-20]), Path.unlink])
+def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsys, damage):
+    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    cell = Cell((), config, config.seed)
+    folder = Path(config.run)
+    rows = runs.trained(config)
+    whole = {name: Path(folder, name).read_bytes() for name in ("final/images.csv", "metrics.jsonl")}
+    assert cell.state() is State.DONE
+    damage(folder / "final" / "images.csv")
+    assert cell.state() is not State.DONE and cell.damage() == str(folder / "final" / "images.csv")
+    assert runs.trained(config) == rows and (folder / "final" / "images.csv").read_bytes() == whole["final/images.csv"]
+    assert f"{folder / 'final' / 'images.csv'} is not what was written; it is measured again" in capsys.readouterr().err
+    damage(folder / "metrics.jsonl")
+    assert cell.state() is not State.DONE and cell.damage() == str(folder / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics.jsonl is not what was written; put it back, or delete the folder"):
+        runs.trained(config)
+    (folder / "metrics.jsonl").write_bytes(whole["metrics.jsonl"])
+    assert runs.trained(config) == rows and cell.state() is State.DONE
+
+
+def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    rows = runs.trained(config)
+    file = Path(config.run, "final", "rows.json")
+    text = file.read_text()
+    file.write_text(text.replace(f'"value": {json.dumps(rows[0].value)}', '"value": 0.987', 1))
+    assert read_rows(file)[0].value == 0.987 and Cell((), config, config.seed).state() is not State.DONE
+    assert runs.trained(config) == rows and file.read_text() == text
 
 
 def test_damaged_final_weights_are_not_judged(make_config):
