@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from star.common.console import console
+from star.common.console import UNREAD, console, let_go, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
@@ -58,6 +58,8 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Interrupted(str(interrupt) or "interrupted") from None
+        except BrokenPipeError:
+            raise BrokenPipeError from None  # without its number, by which Typer would end with exit code 1
         except EOFError as error:
             raise RunStopped(f"a file ended in the middle: {error}") from error
 
@@ -530,7 +532,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without the letters of a name shows the rest
     let_segments_grow()
     keep_freed_memory()
-    with report_errors():
+    with report_errors(), written_out():
         app()
 
 
@@ -546,6 +548,11 @@ def report_errors() -> Iterator[None]:
         _fail(str(error), 1)
     except Interrupted as interrupt:
         _fail(str(interrupt), 130)
+    except BrokenPipeError as error:
+        if not unread(sys.stdout, sys.stderr):
+            _fail(f"{type(error).__name__}: a process that this one talked to has ended", 1)
+        let_go(sys.stdout, sys.stderr)
+        sys.exit(UNREAD)
     except OSError as error:  # of a place that nobody looked at before: a full disk behind standard output, say
         place = error.filename or ("what is printed" if error.errno == errno.ENOSPC else type(error).__name__)
         reason = " ".join((error.strerror or str(error)).split())
@@ -565,7 +572,9 @@ def _resumable(told: str = "the same command goes on where it was") -> Iterator[
 
 
 def _fail(message: str, code: int) -> None:
-    console(stderr=True).print(f"star: {message}", soft_wrap=True)
+    with suppress(OSError):  # nobody could be told
+        console(stderr=True).print(f"star: {message}", soft_wrap=True)
+    let_go(sys.stdout, sys.stderr)
     for worker in multiprocessing.active_children():
         worker.kill()  # Python would wait for what they do, and one that hangs never ends
     sys.exit(code)

@@ -101,10 +101,30 @@ def test_the_home_folder_is_found_behind_an_equals_sign(star, monkeypatch, tmp_p
     assert code == (0 if "gpu" in words else 2)
 
 
-def test_a_full_disk_behind_what_is_printed_is_one_line(tmp_path):
-    program = [sys.executable, "-m", "star", "diff", str(ROOT / "results/mini/geneval.csv")]
+DIFF = ["diff", str(ROOT / "results/mini/geneval.csv")]
+
+
+def ended(tmp_path, words, **streams) -> tuple[int, str]:
+    """Exit code and standard error of a process of its own."""
+    program = [sys.executable, "-m", "star", *words]
+    streams = {"stderr": subprocess.PIPE} | streams
+    done = subprocess.run(program, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, **streams)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", [DIFF, [*DIFF, "--json"]])
+def test_a_full_disk_behind_what_is_printed_is_one_line(tmp_path, words):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            program, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-    assert (done.returncode, done.stderr) == (2, "star: what is printed: No space left on device\n")
+        assert ended(tmp_path, words, stdout=full) == (2, "star: what is printed: No space left on device\n")
+    with open("/dev/full", "w") as full:
+        assert ended(tmp_path, ["diff", "nope"], stderr=full) == (2, None)
+
+
+@pytest.mark.parametrize("words", [DIFF, [*DIFF, "--json"]])
+def test_a_reader_that_left_is_no_difference(tmp_path, words):
+    """As behind ``| head -1``; exit code 1 says that numbers differ."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert ended(tmp_path, words, stdout=writing) == (141, "")
+    assert ended(tmp_path, ["diff", "nope"], stderr=writing) == (2, None)
+    os.close(writing)

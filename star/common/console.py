@@ -1,16 +1,62 @@
 """Output for people, in which names are what they are: no brackets are taken for markup, and no ``:word:`` for a picture."""
 
-from typing import Any
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from rich.console import Console
+
+UNREAD = 141
+"""Exit code of a process whose output nobody reads any more; shells say so of one that SIGPIPE ended. 1 says other things."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process with exit code 1
 
 
 def console(**options: Any) -> Console:
     """A console of rich for texts with names of files and methods in them; ``options`` are its other ones."""
-    return Console(markup=False, emoji=False, highlight=False, **options)
+    return _Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def console_for_tables() -> Console:
     """A :func:`console` that never cuts a number short: a log file has no width of its own."""
     screen = console()
     return screen if screen.is_terminal else console(width=160)
+
+
+def unread(*streams: TextIO) -> bool:
+    """Whether a pipe behind one of the streams has lost its reader, as behind ``| head``; False where systems cannot tell."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    for stream in streams:
+        poll.register(stream, 0)  # errors are told without being asked for
+    return bool(poll.poll(0))
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Inside, something is printed; after it all of that has left.
+
+    Raises:
+        OSError: nobody reads it any more, or there is no room for it.
+    """
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def let_go(*streams: TextIO) -> None:
+    """Drop what streams still hold but cannot write: Python would try once more at its end, and change the exit code."""
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
