@@ -19,6 +19,7 @@ from star.common.console import UNREAD, console, let_go, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
+from star.common.words import own_words, take_flag
 from star.method.arms import ARMS
 
 if TYPE_CHECKING:
@@ -214,11 +215,12 @@ def evaluate(
     """
     from evaluators.score import score
 
-    given = dict(_pair(word, ("task", "images", "prompts", "engine", "out")) for word in words)
+    names = ("task", "images", "prompts", "engine", "out")
+    given, others = own_words(words, names)
+    if others:
+        raise UserError(f"{others[0]!r} is not understood here; write {', '.join(f'{name}=...' for name in names)}")
     if not {"task", "images"} <= given.keys():
         raise UserError("star evaluate needs task=TASK and images=FOLDER")
-    if empty := [name for name, value in given.items() if not value]:
-        raise UserError(f"{empty[0]}= is empty; name one, or leave the word out")
     scores = score(**given)
     protocol = scores["protocol"].iloc[0]
     _show(
@@ -272,9 +274,7 @@ def calibrate(words: Settings = None) -> None:
     """
     from star.calibrate import calibrate as run
 
-    own = ("lora", "name")
-    given = dict(_pair(word, own) for word in words or [] if word.startswith(tuple(f"{name}=" for name in own)))
-    overrides = [word for word in words or [] if word.partition("=")[0] not in own]
+    given, overrides = own_words(words or [], ("lora", "name"))
     found = run(overrides, given.get("lora"), given.get("name"))
     first = found[0][0]
     rows = [
@@ -583,24 +583,6 @@ def _fail(message: str, code: int) -> None:
 def _at_home(word: str) -> str:
     name, equals, value = word.partition("=")
     return name + equals + os.path.expanduser(value)
-
-
-def _pair(word: str, known: Sequence[str]) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals or key not in known:
-        raise UserError(f"{word!r} is not understood here; write {', '.join(k + '=...' for k in known)}")
-    if not value.strip():
-        raise UserError(f"{key}= has no value; write one, or leave it out")
-    return key, value
-
-
-def take_flag(words: Sequence[str], name: str) -> tuple[list[str], bool]:
-    """The words without ``name=true`` and ``name=false``, and whether the last of those is true."""
-    rest = [word for word in words if not word.startswith(f"{name}=")]
-    values = [word.partition("=")[2].lower() for word in words if word not in rest]
-    if wrong := [value for value in values if value not in ("true", "false")]:
-        raise UserError(f"{name}={wrong[0]} must be true or false")
-    return rest, values[-1:] == ["true"]
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

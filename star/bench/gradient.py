@@ -21,6 +21,7 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, check_file, check_room, replacing, sha256
 from star.common.plugins import is_path
 from star.common.progress import bar
+from star.common.words import own_words
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
 from star.method.allocation import upsample
@@ -205,7 +206,8 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN, "arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
+    own, overrides = own_words(words, OWN)
+    refuse_runs(overrides, "arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
     arms = tuple(dict.fromkeys(own["arms"].split(","))) if "arms" in own else ARMS_OF_INTEREST
     for arm in arms:
         name = arm.partition("@")[0]
@@ -228,18 +230,19 @@ def parse(words: Sequence[str]) -> Asked:
     )
 
 
-def own_words(words: Sequence[str], names: Sequence[str], why: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The words of a command: those of its own, name -> value, and the settings that are left.
+def refuse_runs(overrides: Sequence[str], why: str) -> None:
+    """Settings of a command that trains nothing say no method and no run's folder.
+
+    Args:
+        overrides: the settings.
+        why: why there is none.
 
     Raises:
-        UserError: the settings say a method or a run's folder; ``why`` tells why there is none.
+        UserError: they do.
     """
-    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in names}
-    overrides = tuple(word for word in words if word.partition("=")[0] not in names)
     for word in overrides:
         if word.startswith(("method=", "run=")):
             raise UserError(f"{word}: {why}")
-    return own, overrides
 
 
 def weights_file(name: str) -> Path:

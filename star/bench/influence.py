@@ -19,13 +19,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.gradient import Shown, check_places, identity, older_rows, own_words, weights_file, weights_label, write
+from star.bench.gradient import Shown, check_places, identity, older_rows, refuse_runs, weights_file, weights_label, write
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal
 from star.common.processes import joined
 from star.common.progress import bar
 from star.common.statistics import jackknife
+from star.common.words import own_words
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.records.folder import INFLUENCE, own_results
@@ -126,8 +127,8 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    why = "nothing is trained here, so there is no method, and draws are kept in runs/influence"
-    own, overrides = own_words(words, OWN, why)
+    own, overrides = own_words(words, OWN)
+    refuse_runs(overrides, "nothing is trained here, so there is no method, and draws are kept in runs/influence")
     counts = {name: own.get(name, str(default)) for name, default in (("prompts", PROMPTS), ("tokens", TOKENS))}
     for name, value in counts.items():
         if not value.isdecimal() or int(value) < 1:

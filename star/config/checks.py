@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 from star.common.errors import UserError
 from star.common.plugins import is_path
 from star.config.compose import options
-from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
+from star.config.schema import NAME_ENDS, Config, Rule, SamplingConfig, TrainConfig, to_dict
+from star.method.arms import ARMS
 
 STABLE_GROUP = 12
 
@@ -22,6 +23,12 @@ def check(config: Config) -> None:
     _check_values(config)
     _check_sampling(config.sampling, config.train)
     _check_batches(config.train)
+    arm = ARMS.get(named := NAME_ENDS.split(config.method.name)[0])
+    if arm and arm.map != config.method.arm:
+        raise UserError(
+            f"method.name={config.method.name}: results know {named} as the arm with the map {arm.map}, not "
+            f"{config.method.arm}; choose another name"
+        )
     if config.model.shard and config.model.parameters == "full":
         raise UserError(
             "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "

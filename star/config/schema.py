@@ -39,6 +39,10 @@ def _is_word(value: str) -> bool:
     return bool(WORD.fullmatch(value)) and not DEVICES.fullmatch(value)
 
 
+NAME_ENDS = re.compile(r"[@+:]")
+"""What comes behind the arm in a method's name."""
+
+
 def _is_name(value: str) -> bool:
     head, *changes = value.split("+")
     return head.lower() != "base" and all(_is_word(part) for part in head.split("@") + changes) and head.count("@") < 2
@@ -48,6 +52,8 @@ POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 MANY = 10_000
 """Of what lists are made of: more than anybody means, and refused before memory is full."""
 COUNT = Rule(lambda value: 0 < value <= MANY, f"must lie between 1 and {MANY:,}")
+MINUTES = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999 minutes")
+EPOCHS = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999")
 COUNT_OR_NONE = Rule(lambda value: 0 <= value <= MANY, f"must lie between 0 and {MANY:,}")
 TEXT_LENGTH = Rule(lambda value: 0 < value <= 512, "must lie between 1 and 512, the most that the pipeline takes")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
@@ -250,7 +256,7 @@ class TrainConfig:
             that was not; slower. A CPU's always do.
     """
 
-    epochs: Annotated[int, POSITIVE]
+    epochs: Annotated[int, EPOCHS]
     groups: Annotated[int, COUNT]
     group_size: Annotated[int, COUNT]
     micro_batch: Annotated[int, COUNT]

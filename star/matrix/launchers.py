@@ -30,6 +30,7 @@ from yaml import YAMLError
 from star import config as settings
 from star.common.errors import UserError
 from star.common.files import append_jsonl, write_text
+from star.config.schema import COUNT, MINUTES
 from star.matrix.cells import Cell, State, attempts
 
 POLL_SECONDS = 1.0
@@ -89,6 +90,9 @@ class Submitit:
 
 
 Options = Local | Submitit
+RULES = dict.fromkeys(("nodes", "gpus_per_node", "cpus", "at_once"), COUNT) | {"timeout": MINUTES}
+"""What counts among their options may be."""
+
 KINDS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
 
 
@@ -113,10 +117,10 @@ def load(words: Sequence[str]) -> Options:
     except (OmegaConfBaseException, YAMLError) as error:
         known = ", ".join(option.name for option in fields(kind))
         raise UserError(f"launcher={name}: {str(error).splitlines()[0]}; its options are: {known}") from None
-    for option in ("nodes", "gpus_per_node", "cpus", "timeout", "at_once"):
+    for option, rule in RULES.items():
         value = getattr(options, option, None)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{option}={value} must be 1 or more")
+        if value is not None and not rule.allows(value):
+            raise UserError(f"launcher.{option}={value} {rule.text}")
     if isinstance(options, Submitit) and options.cluster not in ("slurm", "local"):
         raise UserError(f"launcher.cluster={options.cluster} is not known; it is slurm or local")
     return options

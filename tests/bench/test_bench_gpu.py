@@ -195,7 +195,8 @@ def test_every_step_is_written_down_before_the_next_begins(steps, tmp_path, monk
     ("word", "told"),
     [
         ("only=pace,speed", "only=pace,speed: there is no step 'speed'; there are: machine, attention, build"),
-        ("only=", "there is no step ''"),
+        ("only=", "only= has no value; write one"),
+        ("out= ", "out= has no value; write one"),
         ("budget=soon", "budget=soon is not allowed; write seconds, e.g. budget=600"),
         ("budget=-1", "budget=-1 is not allowed"),
         ("budget=nan", "budget=nan is not allowed"),

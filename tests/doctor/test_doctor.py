@@ -12,6 +12,7 @@ from tiny import FAST
 from star import cli, models
 from star.common.errors import RunStopped, UserError
 from star.common.shipped import MINI_BASE
+from star.common.words import take_flag
 from star.config import load
 from star.doctor import checks, dry_run
 from star.models import memory, sources
@@ -299,12 +300,12 @@ def test_packages_are_those_that_the_project_requires():
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["a=1", "dry_run=true"], (["a=1"], True)), (["dry_run=False"], ([], False)), ([], ([], False))],
+    [(["a=1", "dry_run=true"], (("a=1",), True)), (["dry_run=False"], ((), False)), ([], ((), False))],
 )
 def test_a_flag_may_be_written_as_a_setting(words, expected):
-    assert cli.take_flag(words, "dry_run") == expected
+    assert take_flag(words, "dry_run") == expected
     with pytest.raises(UserError, match="dry_run=maybe must be true or false"):
-        cli.take_flag(["dry_run=maybe"], "dry_run")
+        take_flag(["dry_run=maybe"], "dry_run")
 
 
 def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  # noqa: F811

@@ -34,7 +34,7 @@ def test_what_is_no_arm_is_told_with_what_there_is(arm):
 def test_a_function_that_is_not_there_is_told_before_a_model_is_loaded(make_config, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setattr("star.models.load", lambda *_: pytest.fail("a model is loaded"))
-    config = make_config("method.arm=own_arm:nope")
+    config = make_config("method.name=mine", "method.arm=own_arm:nope")
     with pytest.raises(UserError, match="method.arm=own_arm:nope: the module own_arm has no 'nope'"):
         Trainer(config, RedTask())
     assert not Path(config.run).exists()

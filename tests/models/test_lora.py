@@ -233,10 +233,18 @@ def test_two_loras_of_one_name_do_not_replace_each_other(star, released, pipelin
     assert star(*words, "lora=one/lora")[0] == 0
     before = Path("runs/results/mini/geneval.csv").read_bytes()
     code, _, told = star(*words, "lora=two/lora")
-    assert code == 2 and "has rows of lora@lora already, of another LoRA or other settings; choose a name with name=" in told
+    assert code == 2 and "has rows of lora@lora already, of another LoRA or other settings; choose another name" in told
     assert Path("runs/results/mini/geneval.csv").read_bytes() == before
     assert star(*words, "lora=one/lora")[0] == 0
     assert star(*words, "lora=two/lora", "name=second")[0] == 0
     assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"lora@lora", "second"}
-    code, _, told = star(*words, "lora=one/lora", "name=base")
-    assert code == 2 and "name=base is no name for results" in told
+    code, _, told = star(*words, "lora=one/lora", "name=second")
+    assert code == 2 and "has rows of second already" in told, "a name that was chosen, too"
+    for name, fault in (
+        ("base", "is no name for results"),
+        ("star", "is what this project trains"),
+        ("flow_grpo+x", "is what"),
+    ):
+        code, _, told = star(*words, "lora=one/lora", f"name={name}")
+        assert code == 2 and f"name={name} {fault}" in told
+    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"lora@lora", "second"}

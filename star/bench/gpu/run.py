@@ -19,6 +19,7 @@ from star.bench.gpu.steps import STEPS, Step
 from star.bench.gpu.worker import Worker
 from star.common.errors import UserError
 from star.common.files import check_room
+from star.common.words import own_words
 from star.records.results import commit
 
 BUDGET = 600.0
@@ -70,8 +71,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: an unknown step or setting, or a budget that is no number.
     """
-    own = {name: value for name, _, value in (word.partition("=") for word in words) if name in ("only", "budget", "out")}
-    overrides = tuple(word for word in words if word.partition("=")[0] not in own)
+    own, overrides = own_words(words, ("only", "budget", "out"))
     names = [step.name for step in STEPS]
     only = own["only"].split(",") if "only" in own else names
     if wrong := [name for name in only if name not in names]:
@@ -80,7 +80,7 @@ def parse(words: Sequence[str]) -> Asked:
     return Asked(
         steps=tuple(step for step in STEPS if step.name in only),
         budget=_seconds(own.get("budget", str(BUDGET))),
-        folder=Path(own.get("out") or FOLDER),
+        folder=Path(own.get("out", FOLDER)),
         overrides=overrides,
         command=" ".join(["star bench gpu", *words]),
     )
