@@ -18,8 +18,8 @@ from torch import Tensor
 from star.common.errors import UserError
 from star.config import Config, ModelConfig, get
 from star.models.ema import EMA
+from star.models.pipeline import load_pipeline
 from star.models.sd3 import add_lora
-from star.models.shapes import stated
 from star.models.sources import pipeline_folder, told
 from star.models.text import EMPTY
 
@@ -68,7 +68,7 @@ def load(config: ModelConfig) -> StableDiffusion3Pipeline:
         UserError: it cannot be loaded, or a LoRA target fits no module.
     """
     with told(config):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(stated(pipeline_folder(config)), dtype=torch.float32)
+        pipeline = load_pipeline(pipeline_folder(config), torch.float32)
     add_lora(pipeline.transformer.requires_grad_(False), config)
     return pipeline
 

@@ -3,7 +3,7 @@
 import platform
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from star.common.files import read_json
 from star.common.plugins import is_path
 from star.config import Config
 from star.models.memory import Need, needed
-from star.models.sd3 import CPU_PARAMETERS
-from star.models.shapes import shape_of, stated
-from star.models.sources import download, located, source
+from star.models.pipeline import load_pipeline
+from star.models.sd3 import CPU_PARAMETERS, SD3
+from star.models.shapes import shape_of
+from star.models.sources import download, located, source, told
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30
@@ -62,7 +63,7 @@ def check(config: Config) -> list[Finding]:
     return [
         packages(),
         _device(need),
-        _model(model, folder, need),
+        _model(config, folder, need),
         *(_task(config, name) for name in judges if not is_path(name)),
         *([_rewards(config)] if config.rewards.others else []),
         _device_memory(config, need),
@@ -142,7 +143,9 @@ def _device(need: Need) -> Finding:
     )
 
 
-def _model(model: str, folder: Path | None, need: Need) -> Finding:
+def _model(config: Config, folder: Path | None, need: Need) -> Finding:
+    """Whether the model is there, whole, and what these settings can train: all that loading would find but its numbers."""
+    model = source(config.model)
     get = f"{download(model)} (after hf auth login, if it is gated)"
     if Path(model).is_dir():
         get = "put whole files back, or name another folder"
@@ -153,9 +156,12 @@ def _model(model: str, folder: Path | None, need: Need) -> Finding:
     if missing or not sizes:
         return Finding("model", False, f"{folder} lacks whole weights of {', '.join(missing) or 'a pipeline'}", get)
     try:
-        stated(folder)
-    except ValueError as error:
-        return Finding("model", False, f"{folder}: {error}", get)
+        with told(config.model):
+            pipeline = load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta")
+        base = SD3(replace(config.model, offload=False, compile=False), torch.device("meta"), config.seed, pipeline)
+        base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
+    except UserError as error:
+        return Finding("model", False, str(error), get)
     return Finding("model", True, f"{model}: {_gib(sum(sizes.values()))} of weights")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -28,10 +27,10 @@ from star.mini.build import untrained_pipeline
 from star.mini.score import score
 from star.mini.world import example
 from star.models.ema import EMA, swapped
-from star.models.shapes import stated
-from star.models.sources import LOADING
+from star.models.pipeline import load_pipeline
+from star.models.sources import reason
 from star.models.tokenizers import TEXT_LENGTH
-from star.training.checkpoint import BESIDE
+from star.training.checkpoint import BESIDE, DAMAGE
 
 METRICS = "metrics.jsonl"
 
@@ -89,10 +88,9 @@ def pretrain(folder: Path, recipe: Recipe, start: Path | None = None) -> Path:
 
 def _read(start: Path) -> StableDiffusion3Pipeline:
     try:
-        return StableDiffusion3Pipeline.from_pretrained(stated(start))
-    except LOADING as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"--start {start} is no folder of a diffusers pipeline of SD3's kind: {reason}") from None
+        return load_pipeline(start)
+    except ValueError as error:
+        raise UserError(f"--start {start} is no folder of a diffusers pipeline of SD3's kind: {reason(error)}") from None
 
 
 @contextmanager
@@ -169,9 +167,10 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
         save({"latents": torch.cat(latents), "captions": captions, "source": source}, file)
     with _whole(file):
         bank = torch.load(file)
-    if bank.get("source") != source:
+        made_for, latents, captions = bank["source"], bank["latents"], bank["captions"]
+    if made_for != source:
         raise UserError(f"{file} holds pictures of another autoencoder or recipe; delete it or name another folder")
-    return bank["latents"], bank["captions"]
+    return latents, captions
 
 
 def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]], folder: Path, recipe: Recipe) -> None:
@@ -300,9 +299,10 @@ def _whole(file: Path) -> Iterator[None]:
     """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
     try:
         yield
-    except (*LOADING, EOFError, UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{file} cannot be gone on with ({reason}); delete it, and what it holds is made again") from None
+    except DAMAGE as error:
+        raise UserError(
+            f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
+        ) from None
 
 
 def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int) -> Iterator[int]:

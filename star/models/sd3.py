@@ -7,14 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
-import diffusers
 import torch
-import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from star.common import vocabulary
 from star.common.errors import RunStopped, UserError
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, install
@@ -22,7 +19,7 @@ from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
 from star.models.ema import swapped
-from star.models.shapes import stated
+from star.models.pipeline import load_pipeline, stated
 from star.models.sharding import several_processes, shard
 from star.models.sources import pipeline_folder, source, told
 from star.models.text import EMPTY, TextCache, visiting
@@ -225,19 +222,10 @@ class SD3:
 
 
 def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline:
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     if device.type == "cpu":
         _check_size(config)
     with told(config):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(
-            stated(pipeline_folder(config)), dtype=getattr(torch, config.dtype)
-        )
-    for number in ("", "_2", "_3"):
-        tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
-        if tokenizer is not None and (wrong := vocabulary.fault(tokenizer, encoder.config.vocab_size)):
-            raise UserError(f"model.path={source(config)}: tokenizer{number} {wrong}; download it again")
-    return pipeline
+        return load_pipeline(pipeline_folder(config), getattr(torch, config.dtype))
 
 
 def _check_size(config: ModelConfig) -> None:

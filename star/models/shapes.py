@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from star.common.errors import UserError
 from star.common.files import read_json
+from star.models.pipeline import stated
 from star.models.sources import located
 from star.models.tokenizers import clip_tokenizer, t5_tokenizer
 
@@ -63,40 +63,6 @@ AUTOENCODER: Shape = {
     "use_post_quant_conv": False,
 }
 """The autoencoder of all of them."""
-
-
-STATED = {
-    "transformer/config.json": (
-        "sample_size",
-        "patch_size",
-        "in_channels",
-        "num_layers",
-        "attention_head_dim",
-        "num_attention_heads",
-        "joint_attention_dim",
-        "caption_projection_dim",
-        "pooled_projection_dim",
-        "pos_embed_max_size",
-    ),
-    "vae/config.json": ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor"),
-    "scheduler/scheduler_config.json": ("num_train_timesteps", "shift"),
-}
-"""What a pipeline's files must say; diffusers would fill in something else without a word."""
-
-
-def stated(folder: Path) -> Path:
-    """The folder of a pipeline, whose files say all of :data:`STATED`.
-
-    Raises:
-        ValueError: one does not.
-    """
-    for name, keys in STATED.items():
-        known = read_json(folder / name)
-        if not isinstance(known, dict):
-            raise ValueError(f"{name} is missing or damaged")
-        if lacking := [key for key in keys if key not in known]:
-            raise ValueError(f"{name} does not say {', '.join(lacking)}")
-    return folder
 
 
 def shape_of(model: str) -> Shape:

@@ -1,17 +1,16 @@
 """Where base models and LoRAs lie: a folder, or a repository in the hub's cache. Nothing is downloaded."""
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 
 from star.common.errors import UserError
+from star.common.files import read_json
 from star.common.shipped import MINI_BASE
 from star.config import ModelConfig
 
@@ -56,9 +55,20 @@ def pipeline_class(config: ModelConfig) -> str:
     Raises:
         UserError: the model cannot be had. That is quick to tell, before anything is done.
     """
-    with told(config), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # diffusers asks the hub's library in a way that this calls outdated
-        return DiffusionPipeline.load_config(pipeline_folder(config)).get("_class_name", "")
+    with told(config):
+        return str(index_of(pipeline_folder(config)).get("_class_name", ""))
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """What the folder of a pipeline says of its parts.
+
+    Raises:
+        ValueError: nothing that can be read.
+    """
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index, dict):
+        raise ValueError("model_index.json is missing or damaged")
+    return index
 
 
 PARTS, PART_BYTES = 64, 2**16
@@ -84,21 +94,22 @@ def fingerprint(model: str) -> str:
     return total.hexdigest()
 
 
-LOADING = (OSError, ValueError, RuntimeError, SafetensorError, LookupError, TypeError, AttributeError)
-"""What loading from a folder that is missing, damaged or something else raises."""
-
-
 @contextmanager
 def told(config: ModelConfig) -> Iterator[None]:
     """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
     try:
         yield
-    except LOADING as error:
-        # What follows in parentheses is how the hub was asked, and after the first sentence what else one might do.
-        reason = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0] or type(error).__name__
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason}); {remedy(source(config), 'diffusers')}"
+            f"model.path={source(config)}: no SD3 pipeline could be loaded ({reason(error)}); "
+            f"{remedy(source(config), 'diffusers')}"
         ) from None
+
+
+def reason(error: Exception) -> str:
+    """Why a library could not load something, without how the hub was asked, and what else one might do."""
+    first = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0]
+    return first or type(error).__name__
 
 
 def remedy(model: str, kind: str) -> str:

@@ -18,8 +18,9 @@ from star.doctor import checks, dry_run
 from star.models import memory, sources
 from star.models import sd3 as pipeline
 from star.models.memory import BLOCK_KEEPS, DUAL_BLOCK_KEEPS, needed, trajectory_bytes
+from star.models.pipeline import STATED
 from star.models.sd3 import SD3
-from star.models.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, STATED, TRANSFORMERS, random_pipeline, shape_of
+from star.models.shapes import AUTOENCODER, SD35_LARGE, SD35_MEDIUM, TRANSFORMERS, random_pipeline, shape_of
 
 GIB = 2**30
 NARROW = {
@@ -202,7 +203,7 @@ def without(file, *names):
 
 
 @pytest.mark.parametrize(
-    ("file", "setting"), [(file, name) for file, names in STATED.items() for name in (names[0], names[-1])]
+    ("file", "setting"), [(file, name) for file, names in STATED.items() for name in (min(names), max(names))]
 )
 def test_what_a_pipeline_leaves_open_is_not_filled_in_silently(make_config, pipeline_folder, tmp_path, file, setting):
     """A scheduler without its shift would sample with another one, and weights would be scored that nobody trained so."""
@@ -343,3 +344,60 @@ def test_a_model_folder_with_broken_or_foreign_json_is_named(make_config, pipeli
         with pytest.raises(UserError, match=f"^model.path={folder}") as caught:
             models.load(make_config(f"model.path={folder}").model, torch.device("cpu"), 0)
         assert "\n" not in str(caught.value)
+
+
+def changed(folder, file, **values):
+    """Changes settings of a JSON file of a model."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+SHAPE, AUTO, INDEX, SHIFT = "transformer/config.json", "vae/config.json", "model_index.json", "scheduler/scheduler_config.json"
+UNLOADABLE = [
+    ((SHAPE, {"num_layers": "x"}), "num_layers must be a whole number"),
+    ((SHAPE, {"num_layers": 99}), "transformer lacks weights"),
+    ((SHAPE, {"patch_size": 0}), "patch_size must be a whole number above 0"),
+    ((SHAPE, {"patch_size": 1.5}), "patch_size must be a whole number above 0, not 1.5"),
+    ((AUTO, {"block_out_channels": 4}), "block_out_channels must be whole numbers"),
+    ((AUTO, {"scaling_factor": "1"}), "scaling_factor must be a number above 0"),
+    ((AUTO, {"layers_per_block": 3}), "vae lacks weights .*, in all 96"),
+    (("text_encoder_3/config.json", {"num_layers": 5}), "text_encoder_3 lacks weights"),
+    (("text_encoder/config.json", {"hidden_size": 32}), "text_encoder lacks weights"),
+    ((SHIFT, {"shift": 0}), "shift must be a number"),
+    ((SHIFT, {"use_dynamic_shifting": True}), "its scheduler shifts by resolution"),
+    ((INDEX, {"transformer": ["diffusers", "FluxTransformer2DModel"]}), "FluxTransformer2DModel.* not SD3Transformer2DModel"),
+    ((INDEX, {"transformer": [None, None]}), "for transformer, not SD3Transformer2DModel"),
+    (("tokenizer_3/tokenizer.json", None), "tokenizer_3 has 4 tokens"),
+    (("tokenizer_3/tokenizer.json", {"model": {"vocab": "none"}}), "tokenizers and scheduler: "),
+]
+"""A file and what is changed in it, None for the whole; the fault that is told."""
+
+
+@pytest.mark.parametrize(("change", "fault"), UNLOADABLE)
+def test_what_cannot_be_loaded_is_known_without_loading(make_config, pipeline_folder, tmp_path, change, fault):
+    """One line from what would load it, and from what looks at it before; nothing is filled in with random weights."""
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    file, values = change
+    if values is None:
+        (folder / file).unlink()
+    else:
+        changed(folder, file, **values)
+    config = make_config(f"model.path={folder}", "evaluation.cross_images=0")
+    with pytest.raises(UserError, match=f"^model.path={folder}.*{fault}") as caught:
+        models.load(config.model, torch.device("cpu"), 0)
+    assert "\n" not in str(caught.value)
+    try:
+        found = by_name(checks.check(config))["model"]
+    except UserError as error:  # without a shape there is nothing to work out
+        assert re.search(fault, str(error))
+    else:
+        assert not found.fine and (re.search(fault, found.found) or "lacks whole weights" in found.found)
+
+
+@pytest.mark.parametrize("words", [["model.resolution=30"], ["model.resolution=4096"], ["relevance.blocks=[7]"]])
+def test_settings_that_the_model_does_not_have_are_known_without_loading(make_config, words):
+    config = make_config(*words)
+    found = by_name(checks.check(config))["model"]
+    name = words[0].partition("=")[0].removesuffix("s")
+    assert not found.fine and name.split(".")[1] in found.found

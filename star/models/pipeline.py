@@ -1,0 +1,125 @@
+"""A Stable Diffusion 3 pipeline from a folder: whole, and as its files say it, or not at all."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from star.common import vocabulary
+from star.common.files import read_json
+from star.config.schema import Rule
+from star.models.sources import index_of, reason
+
+WHOLE = Rule(lambda value: type(value) is int and value > 0, "must be a whole number above 0")
+WHOLE_ALL = Rule(lambda value: type(value) is list and all(map(WHOLE.allows, value)), "must be whole numbers above 0")
+ABOVE_0 = Rule(lambda value: type(value) in (int, float) and 0 < value < inf, "must be a number above 0")
+NUMBER_OR_NULL = Rule(
+    lambda value: value is None or (type(value) in (int, float) and abs(value) < inf), "must be a number or null"
+)
+
+STATED: Mapping[str, Mapping[str, Rule]] = {
+    "transformer/config.json": {
+        "sample_size": WHOLE,
+        "patch_size": WHOLE,
+        "in_channels": WHOLE,
+        "num_layers": WHOLE,
+        "attention_head_dim": WHOLE,
+        "num_attention_heads": WHOLE,
+        "joint_attention_dim": WHOLE,
+        "caption_projection_dim": WHOLE,
+        "pooled_projection_dim": WHOLE,
+        "pos_embed_max_size": WHOLE,
+    },
+    "vae/config.json": {
+        "block_out_channels": WHOLE_ALL,
+        "latent_channels": WHOLE,
+        "scaling_factor": ABOVE_0,
+        "shift_factor": NUMBER_OR_NULL,
+    },
+    "scheduler/scheduler_config.json": {"num_train_timesteps": WHOLE, "shift": ABOVE_0},
+}
+"""What a pipeline's files must say, and in which range; diffusers would fill in something else without a word."""
+
+PARTS: Mapping[str, Any] = {
+    "transformer": SD3Transformer2DModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModelWithProjection,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
+}
+"""What has weights in a pipeline -> its class."""
+
+
+def stated(folder: Path) -> Path:
+    """The folder of a pipeline, whose files say all of :data:`STATED`.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name, rules in STATED.items():
+        known = read_json(folder / name)
+        if not isinstance(known, dict):
+            raise ValueError(f"{name} is missing or damaged")
+        if lacking := [key for key in rules if key not in known]:
+            raise ValueError(f"{name} does not say {', '.join(lacking)}")
+        for key, rule in rules.items():
+            if not rule.allows(known[key]):
+                raise ValueError(f"{name}: {key} {rule.text}, not {known[key]!r}")
+    return folder
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any) -> StableDiffusion3Pipeline:
+    """The pipeline of a folder.
+
+    Args:
+        folder: in diffusers' layout.
+        dtype: of its weights; by default what the files say.
+        options: of ``from_pretrained`` of every part: with ``device_map="meta"`` nothing is read but what the files hold.
+
+    Raises:
+        ValueError: a file is missing, damaged or of another model, or lacks weights.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    index = index_of(stated(folder))
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True} | ({} if dtype is None else {"dtype": dtype})
+    parts: dict[str, Any] = {}
+    for name, kind in PARTS.items():
+        said = index.get(name)
+        if name == "text_encoder_3" and said in (None, [None, None]):
+            continue
+        if not isinstance(said, list) or said[-1:] != [kind.__name__]:
+            raise ValueError(f"model_index.json says {said!r} for {name}, not {kind.__name__}")
+        with _loading(name):
+            parts[name], report = kind.from_pretrained(folder, subfolder=name, **options)
+        # Instead of these there would be random numbers; buffers are worked out.
+        lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        if missing := sorted(lacking & {key for key, _ in parts[name].named_parameters()}):
+            raise ValueError(f"{name} lacks weights that its config.json asks for: {missing[0]}, in all {len(missing)}")
+    with _loading("tokenizers and scheduler"):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **parts)
+    for number in ("", "_2", "_3"):
+        tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
+        if encoder is None:
+            continue
+        if wrong := "is missing" if tokenizer is None else vocabulary.fault(tokenizer, encoder.config.vocab_size):
+            raise ValueError(f"tokenizer{number} {wrong}")
+    return pipeline
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Inside, a library loads something: whatever it makes of damaged files is an error with a name in front."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind; of tokenizers a plain one
+        raise ValueError(f"{what}: {reason(error)}") from error
