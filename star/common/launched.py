@@ -24,6 +24,12 @@ def is_first() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
+def asked() -> str:
+    """What the environment asks of accelerate, for a message; empty if nothing."""
+    names = [name for name in sorted(os.environ) if name.startswith("ACCELERATE_") or name in OF_SEVERAL]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
 def check_launched() -> None:
     """Refuse an environment that says half of what several processes need, or asks accelerate for what is not done here.
 
@@ -38,6 +44,14 @@ def check_launched() -> None:
             f"the environment has {known[0]}={os.environ[known[0]]}, as of one of several processes, but no {missing[0]}; "
             f"unset {' and '.join(known)}, or start with `accelerate launch` or `torchrun`"
         )
+    if known:
+        places = {name: os.environ[name] for name in OF_SEVERAL if name != "MASTER_ADDR"}
+        if wrong := next((name for name, value in places.items() if not value.isdecimal()), None):
+            raise UserError(f"the environment's {wrong}={places[wrong]} is no whole number; correct it, or unset it")
+        if int(places["RANK"]) >= int(places["WORLD_SIZE"]):
+            raise UserError(
+                f"the environment has RANK={places['RANK']} of WORLD_SIZE={places['WORLD_SIZE']}: ranks begin at 0"
+            )
     for name, fine in OURS.items():
         if (value := os.environ.get(name, fine).lower()) not in (fine, "", "0"):
             raise UserError(

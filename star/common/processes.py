@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from star.common.errors import RunStopped
-from star.common.launched import check_launched
+from star.common.errors import RunStopped, UserError
+from star.common.launched import asked, check_launched
 
 Item = TypeVar("Item")
 
@@ -25,7 +25,19 @@ def joined(**options: Any) -> Accelerator:
         UserError: the environment says half of what several processes need, or asks for what is not done here.
     """
     check_launched()
-    return Accelerator(**options)
+    # Of other makes' accelerators, a Mac's for one, nothing is known here, and their digits would be others.
+    on_cpu = torch.accelerator.is_available() and not torch.cuda.is_available()
+    try:
+        accelerator = Accelerator(cpu=on_cpu, **options)
+        torch.zeros(1, device=accelerator.device)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        if not asked():
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None
+    if accelerator.device.type not in ("cpu", "cuda"):
+        raise UserError(f"this runs on CPUs and NVIDIA GPUs, not on {accelerator.device.type}; the environment has {asked()}")
+    return accelerator
 
 
 def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:

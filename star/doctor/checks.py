@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
+from star.common.launched import check_launched
 from star.common.plugins import is_path
 from star.config import Config
 from star.models.memory import Need, needed
@@ -62,6 +63,7 @@ def check(config: Config) -> list[Finding]:
     need = needed(config, shape_of(model), others, _processes())
     return [
         packages(),
+        *_launch(),
         _device(need),
         _model(config, folder, need),
         *(_task(config, name) for name in judges if not is_path(name)),
@@ -125,6 +127,15 @@ def _problem(wanted: Requirement) -> str | None:
     except PackageNotFoundError:
         return f"{wanted.name} is missing"
     return None if wanted.specifier.contains(found, prereleases=True) else f"{wanted} is wanted, {found} is installed"
+
+
+def _launch() -> list[Finding]:
+    """What the environment says of processes, if it cannot be used."""
+    try:
+        check_launched()
+    except UserError as error:
+        return [Finding("environment", False, str(error), "unset what is not meant")]
+    return []
 
 
 def _device(need: Need) -> Finding:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from star import cli
 from star.common.errors import RunStopped, UserError
 from star.common.launched import OF_SEVERAL, OURS, check_launched, is_first
+from star.common.processes import joined
 from star.method.allocation import effective_sample_share
 from star.training import runs
 
@@ -23,6 +25,21 @@ def clean(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def afresh():
+    """Accelerate keeps what it read first."""
+    kept = AcceleratorState._shared_state.copy(), PartialState._shared_state.copy()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for state, was in zip((AcceleratorState, PartialState), kept, strict=True):
+        state._shared_state.update(was)
+
+
+WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.usefixtures("afresh")
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
@@ -31,6 +48,14 @@ def clean(monkeypatch):
         ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, "but no MASTER_ADDR"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4, .* but no RANK; unset WORLD_SIZE"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many, .* but no RANK"),
+        (WHOLE | {"RANK": "x"}, "RANK=x is no whole number"),
+        (WHOLE | {"MASTER_PORT": "here"}, "MASTER_PORT=here is no whole number"),
+        (WHOLE | {"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2: ranks begin at 0"),
+        ({"ACCELERATE_TORCH_DEVICE": "foo"}, "ACCELERATE_TORCH_DEVICE=foo cannot be used: Expected one of cpu"),
+        ({"ACCELERATE_TORCH_DEVICE": "cuda"}, "ACCELERATE_TORCH_DEVICE=cuda cannot be used"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, "not on meta; the environment has ACCELERATE_TORCH_DEVICE=meta"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU=maybe cannot be used: invalid truth value maybe"),
+        ({"ACCELERATE_DYNAMO_USE_DYNAMIC": "x"}, "ACCELERATE_DYNAMO_USE_DYNAMIC=x cannot be used"),
         ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "ACCELERATE_DYNAMO_BACKEND=foo is not supported"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "abc"}, "STEPS=abc is not supported.*train.micro_batch"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true is not supported; unset it"),
@@ -42,6 +67,7 @@ def test_half_of_an_environment_of_several_processes_is_refused(make_config, mon
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for run in (runs.base, runs.trained):
+        AcceleratorState._reset_state(reset_partial_state=True)
         with pytest.raises(UserError, match=told):
             run(make_config())
     assert not (tmp_path / "run").exists()
@@ -60,13 +86,20 @@ def test_nobody_starts_without_a_look_at_the_environment():
         {"WORLD_SIZE": "1"},
         {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "false"},
         {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"},
-        dict.fromkeys(OF_SEVERAL, "1"),
+        WHOLE,
     ],
 )
 def test_a_whole_environment_is_fine(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     check_launched()
+
+
+@pytest.mark.usefixtures("afresh")
+def test_an_accelerator_of_another_make_is_left_alone(monkeypatch):
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
+    assert joined().device == torch.device("cpu")
 
 
 def test_results_are_shown_by_one_process_of_several(monkeypatch):
