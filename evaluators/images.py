@@ -11,7 +11,10 @@ from star.common.errors import UserError
 from star.common.files import visible
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-OTHERS = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".tga", ".ppm", ".dds", ".ico")
+OTHERS = (
+    *(".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".ppm", ".pgm", ".pnm", ".dds"),
+    *(".ico", ".jfif", ".jif", ".jpe", ".apng", ".psd", ".exr", ".qoi", ".svg"),
+)
 """Names of pictures that are not read."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What a file must be, whatever it is called: Pillow's other decoders are for files that no model writes."""

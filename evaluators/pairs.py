@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from evaluators.images import SUFFIXES, images_in
 from star.common.errors import UserError, short
-from star.common.files import is_text, parse_json
+from star.common.files import fault_of_text, parse_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl")
@@ -61,6 +61,9 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} holds no prompts")
     if "" in lines:
         raise UserError(f"{path} line {lines.index('') + 1} is empty; every line must be a prompt")
+    for number, line in enumerate(lines, 1):
+        if fault := fault_of_text(line):
+            raise UserError(f"{path} line {number} holds {fault}, which is no text; save the file as UTF-8")
     return lines
 
 
@@ -103,8 +106,8 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
         for key in ("file", "prompt"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
                 raise UserError(f'{path}, row {number}: "{key}" is missing or empty; rows need "file" and "prompt"')
-            if not is_text(row[key]):
-                raise UserError(f'{path}, row {number}: "{key}" holds half a character (a lone surrogate), which is no text')
+            if fault := fault_of_text(row[key]):
+                raise UserError(f'{path}, row {number}: "{key}" holds {fault}, which is no text')
         pair = row["file"], row["prompt"]
         if pair in found:
             raise UserError(f"{path}, row {number}: the same file and prompt as in row {found[pair]}; keep one")

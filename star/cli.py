@@ -582,6 +582,8 @@ def _fail(message: str, code: int) -> None:
 
 def _at_home(word: str) -> str:
     name, equals, value = word.partition("=")
+    if not equals:  # in quotes; ``~key`` takes a setting away
+        return os.path.expanduser(word) if word.startswith("~/") else word
     return name + equals + os.path.expanduser(value)
 
 

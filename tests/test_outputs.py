@@ -90,13 +90,16 @@ def test_a_word_that_says_nothing_is_refused(star, words):  # noqa: F811
         ["report", str(ROOT / "results/mini"), "--out=~/none/page.html"],
         ["bench", "gradient", "weights=~/none"],
         ["evaluate", "task=ocr", "images=~/none", "prompts=p.txt"],
+        ["report", "~/none"],
+        ["mini", "pretrain", "~/file"],
     ],
 )
-def test_the_home_folder_is_found_behind_an_equals_sign(star, monkeypatch, tmp_path, words):  # noqa: F811
-    """And in front, where the shell does it."""
+def test_the_home_folder_is_found_where_no_shell_finds_it(star, monkeypatch, tmp_path, words):  # noqa: F811
+    """Behind an equals sign, and in quotes."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    code, out, err = star(*(os.path.expanduser(word) for word in words))
+    (tmp_path / "home" / "file").write_text("mine")
+    code, out, err = star(*words)
     assert str(tmp_path / "home") in out.replace("\n", "") + err and not list(Path().glob("*~*"))
     assert code == (0 if "gpu" in words else 2)
 

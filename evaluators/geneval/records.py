@@ -6,7 +6,7 @@ from typing import Any
 
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record
 from star.common.errors import UserError, short
-from star.common.files import is_text, parse_json
+from star.common.files import fault_of_text, parse_json
 
 CLAUSE = ("class", "count", "color", "position")
 
@@ -90,8 +90,8 @@ def _fault(record: Any) -> str:
     for key in ("include", "exclude"):
         if not isinstance(record.get(key, []), list):
             return f'"{key}" is not a list'
-    if not is_text(record["tag"] + record["prompt"]):
-        return "it holds half a character (a lone surrogate), which is no text"
+    if fault := fault_of_text(record["tag"] + record["prompt"]):
+        return f"it holds {fault}, which is no text"
     clauses = [*record["include"], *record.get("exclude", ())]
     for i, clause in enumerate(clauses):
         if fault := _clause_fault(clause, i):

@@ -374,7 +374,7 @@ def _cell(figure: Figure | None) -> str:
 def _words(arm: str) -> list[str]:
     """The settings that make an arm."""
     name, *own = arm.split("@")
-    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", f"method.arm={name}"]
+    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
     return made + [f"method.{setting}" for setting in own]
 
 

@@ -217,13 +217,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def is_text(value: str) -> bool:
-    """Whether files can hold it: JSON can write half a character (a lone surrogate), which no encoding has."""
+def fault_of_text(value: str) -> str:
+    """What a text holds that is none, in words; empty if nothing. JSON can write it, and files of other encodings look so."""
+    if "\0" in value:
+        return "a null character"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return "half a character (a lone surrogate)"
+    return ""
 
 
 def append_jsonl(file: Path, line: dict[str, Any]) -> None:

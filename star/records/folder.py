@@ -36,9 +36,16 @@ FIRST = {
 """The columns that each begins with."""
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
-    GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "epochs", "images", "commit", "config_hash"],
+    GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
 }
 """What each must have; ``terms`` came later than the rest."""
+
+ONCE = {
+    CURVES: ([*EVALUATION, "epoch"], "an epoch"),
+    COMMANDS: (EVALUATION, "a run"),
+    GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
+}
+"""The columns by which lines are told apart, and what a line is of. Of pictures there may be equal prompts."""
 
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value")
 """Those of them that are numbers in every line."""
@@ -46,7 +53,7 @@ NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "imag
 TEXTS = ("task", "method", "config_hash", "stratum", "prompt", "command", "terms")
 """Those that are text: "None" and "NA" are prompts like any other, and some hashes look like numbers."""
 
-MAY_BE_EMPTY = ("stratum", "command")
+MAY_BE_EMPTY = ("stratum", "command", "stderr")
 
 AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
 """Options of pandas with which what is read and written again stays the same byte for byte."""
@@ -92,8 +99,9 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     if lacking := [name for name in needed if name not in found]:
         raise UserError(f"{file} has no column {', '.join(lacking)}; {cure(file)}")
     _check_cells(file, found, needed)
-    if file.name == CURVES and len(found) and (twice := found.duplicated([*EVALUATION, "epoch"])).any():
-        raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: an epoch that another row has too; {cure(file)}")
+    columns, what = ONCE.get(file.name, ([], ""))
+    if columns and len(found) and (twice := found.duplicated(columns)).any():
+        raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: {what} that another row has too; {cure(file)}")
     return found
 
 

@@ -175,7 +175,7 @@ class RunFolder:
                 raise
             except DAMAGE as error:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                tell(f"{folder} is damaged ({reason}); the run goes on from the one before it")
+                tell(f"{folder} is damaged ({reason}); the one before it is tried")
         if self.checkpoints():
             raise UserError(f"all checkpoints in {self.path} are damaged; delete the folder, and the run begins anew")
         return {"epoch": 0}

@@ -65,7 +65,9 @@ def test_what_is_clear_is_taken_word_by_word(folder, name, text, expected):
         ("p.csv", "file,prompt\n3.png,a folder\n", "p.csv names 3.png, which is not in images"),
         ("p.jsonl", '{"file": "1.png", "prompt": "\\ud800"}\n', 'row 1: "prompt" holds half a character'),
         ("p.jsonl", '{"file": "1.png\\ud800", "prompt": "one"}\n', 'row 1: "file" holds half a character'),
-        ("p.jsonl", '{"file": "1.png\\u0000", "prompt": "one"}\n', "which is not in images"),
+        ("p.jsonl", '{"file": "1.png\\u0000", "prompt": "one"}\n', 'row 1: "file" holds a null character'),
+        ("p.csv", "file,prompt\n1.png,o\0ne\n", 'row 1: "prompt" holds a null character'),
+        ("p.txt", "one\nt\0wo\nten\n", "line 2 holds a null character, which is no text"),
         ("p.jsonl", '{"file": "1.png", "prompt": "one", "prompt": "two"}\n', "'prompt' stands twice in one object"),
         ("p.jsonl", "[" * 100_000 + "\n", "nested too deeply"),
         ("p.txt", '["one",\n"two",\n"ten"]\n', "looks like a table"),
@@ -82,7 +84,7 @@ def test_what_can_be_read_in_two_ways_is_one_clear_line(folder, name, text, mess
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
-@pytest.mark.parametrize("name", ["2b.gif", "3.TIF", "x.heic"])
+@pytest.mark.parametrize("name", ["2b.gif", "3.TIF", "x.heic", "3.jfif", "4.JPE"])
 def test_a_picture_that_would_be_left_out_is_told(folder, name):
     """A line per image would go to other images than it was meant for; a table says which image it means."""
     Path("images", name).write_bytes(b"picture")

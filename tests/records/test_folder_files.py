@@ -9,7 +9,7 @@ from star.common.errors import UserError
 from star.records.folder import AS_TEXT, COMMANDS, CURVES, FIRST, GRADIENT, IMAGES, MAY_BE_EMPTY, NEEDED, TYPED, read_file
 
 CELLS = {"seed": "0", "epoch": "1", "updates": "2", "images_seen": "8", "seconds": "1.5", "reward": "0.5", "image": "0"}
-CELLS |= {"epochs": "12", "images": "64", "value": "0.25"}
+CELLS |= {"epochs": "12", "images": "64", "value": "0.25", "stderr": "0.125"}
 HOW = pytest.mark.parametrize("options", [AS_TEXT, TYPED], ids=["as text", "typed"])
 
 
@@ -88,10 +88,19 @@ def test_damaged_files_are_one_clear_line(tmp_path, options, name, damage):
 
 
 @HOW
-def test_an_epoch_stands_once(tmp_path, options):
-    file = write(tmp_path, CURVES)
+@pytest.mark.parametrize(("name", "what"), [(CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure")])
+def test_a_line_stands_once(tmp_path, options, name, what):
+    file = write(tmp_path, name)
     file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
-    with pytest.raises(UserError, match="row 2: an epoch that another row has too"):
+    with pytest.raises(UserError, match=f"row [23]: {what} that another row has too"):
+        read_file(file, **options)
+
+
+@HOW
+def test_no_column_of_a_gradient_is_missing(tmp_path, options):
+    file = write(tmp_path, GRADIENT)
+    pd.read_csv(file).drop(columns="stderr").to_csv(file, index=False)
+    with pytest.raises(UserError, match="gradient.csv has no column stderr"):
         read_file(file, **options)
 
 
