@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError
-from star.common.files import visible
+from star.common.files import damaged, visible
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
@@ -29,7 +29,7 @@ from star.records.folder import (
     shipped_results,
 )
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
+from star.records.results import METRICS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
@@ -159,6 +159,10 @@ def collect(folder: Path, runs: Path) -> Collection:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
     found.runs = _runs(runs / found.scale, rows)
+    for cell, path in list(found.runs.items()):
+        if name := damaged(path / "final", "rows.json", VERDICTS, METRICS):
+            del found.runs[cell]
+            found.missing.append(f"{path} is left out: {name.removeprefix('../')} is not what was written.")
     found.missing += _unmeasured(found)
     terms: dict[Cell, str] = {}
     if (folder / COMMANDS).exists():

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from tiny import FAST
 
 from star.common.errors import UserError
+from star.common.files import write_last
 from star.common.statistics import paired_difference, score_variances
 from star.config import load, read_config, to_dict, to_yaml
 from star.method.arms import ABLATION
@@ -351,6 +352,17 @@ def test_pictures_of_other_runs_are_drawn_again(tmp_path):
     (path / "final" / "rows.json").write_text(json.dumps(rewritten))
     report(results, tmp_path / "runs")
     assert picture.read_bytes() != first
+
+
+def test_a_run_that_was_changed_afterwards_is_left_out(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    (results / "images.csv.gz").unlink()
+    path = write_run(tmp_path / "runs", "geneval", "star", 0)
+    write_last(path / "final" / "rows.json", (path / "final" / "rows.json").read_text(), ["images.csv", "../metrics.jsonl"])
+    assert path in collect(results, tmp_path / "runs").runs.values()
+    (path / "metrics.jsonl").write_text("")
+    found = collect(results, tmp_path / "runs")
+    assert not found.runs and f"{path} is left out: metrics.jsonl is not what was written." in found.missing
 
 
 def test_the_least_that_reproduce_leaves(tmp_path):
