@@ -72,7 +72,14 @@ def test_a_run_cannot_have_a_name_that_results_would_take_for_something_else(nam
 
 @pytest.mark.parametrize("name", ["star_mix1", "flow_grpo+late", "mine@home", "v1.2-b", "icon", "com", "console"])
 def test_names_of_ones_own_are_read_as_they_were_written(name):
-    assert MethodName.parse(load([f"method.name={name}"]).method.name).text == name
+    arm = "flow_grpo" if name.startswith("flow_grpo") else "star"
+    assert MethodName.parse(load([f"method={arm}", f"method.name={name}"]).method.name).text == name
+
+
+@pytest.mark.parametrize("name", ["flow_grpo", "spatial+late", "flow_grpo@mine"])
+def test_an_arms_name_is_that_arms(name):
+    with pytest.raises(UserError, match=f"method.name={name}: results know .* as the arm with the map .*, not star"):
+        load(["method=star", f"method.name={name}"])
 
 
 def test_a_model_of_ones_own_is_a_word():
