@@ -7,7 +7,7 @@ overrides are checked against the dataclasses of :mod:`star.config.schema`, so a
 import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -66,9 +66,7 @@ def compose(overrides: Sequence[str]) -> Config:
         elif value not in options(group):
             raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
     try:
-        with initialize_config_module(FILES, version_base=None):
-            composed = hydra_compose("config", overrides=list(overrides))
-        config: Any = OmegaConf.to_object(composed)
+        config: Any = OmegaConf.to_object(_composed(tuple(overrides)))
     except OverrideParseException as error:
         raise UserError(
             f"{error.override!r} cannot be read; put a value with signs in it in quotes, as \"key='value'\""
@@ -79,6 +77,13 @@ def compose(overrides: Sequence[str]) -> Config:
     config.run = paths.get("run", config.run)
     config.model.path = paths.get("model.path", config.model.path)
     return config
+
+
+@lru_cache(256)
+def _composed(words: tuple[str, ...]) -> DictConfig:
+    """What Hydra makes of words, in a tenth of a second; kept, since the same are asked for again and again."""
+    with initialize_config_module(FILES, version_base=None):
+        return hydra_compose("config", overrides=list(words))
 
 
 def read_config(file: Path) -> Config:
