@@ -31,7 +31,7 @@ def joined(**options: Any) -> Accelerator:
         accelerator = Accelerator(cpu=on_cpu, **options)
         torch.zeros(1, device=accelerator.device)
     except (ValueError, RuntimeError, AssertionError) as error:
-        if not asked():
+        if isinstance(error, torch.OutOfMemoryError) or not asked():
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None

@@ -97,13 +97,13 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
             continue
         if not isinstance(said, list) or said[-1:] != [kind.__name__]:
             raise ValueError(f"model_index.json says {said!r} for {name}, not {kind.__name__}")
-        with _loading(name):
+        with loading(name):
             parts[name], report = kind.from_pretrained(folder, subfolder=name, **options)
         # Instead of these there would be random numbers; buffers are worked out.
         lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
         if missing := sorted(lacking & {key for key, _ in parts[name].named_parameters()}):
             raise ValueError(f"{name} lacks weights that its config.json asks for: {missing[0]}, in all {len(missing)}")
-    with _loading("tokenizers and scheduler"):
+    with loading("tokenizers and scheduler"):
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **parts)
     for number in ("", "_2", "_3"):
         tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
@@ -115,7 +115,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
+def loading(what: str) -> Iterator[None]:
     """Inside, a library loads something: whatever it makes of damaged files is an error with a name in front."""
     try:
         yield

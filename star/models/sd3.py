@@ -19,7 +19,7 @@ from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
 from star.models.ema import swapped
-from star.models.pipeline import load_pipeline, stated
+from star.models.pipeline import load_pipeline, loading, stated
 from star.models.sharding import several_processes, shard
 from star.models.sources import pipeline_folder, source, told
 from star.models.text import EMPTY, TextCache, visiting
@@ -230,7 +230,7 @@ def _load(config: ModelConfig, device: torch.device) -> StableDiffusion3Pipeline
 
 def _check_size(config: ModelConfig) -> None:
     """Refuse a model that is too large for a CPU, before its weights are loaded."""
-    with told(config):
+    with told(config), loading("transformer"):
         shape = SD3Transformer2DModel.load_config(stated(pipeline_folder(config)), subfolder="transformer")
         with torch.device("meta"):
             count = SD3Transformer2DModel.from_config(shape).num_parameters()

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from star.common.errors import UserError
 from star.common.files import read_json
-from star.models.pipeline import stated
+from star.models.pipeline import loading, stated
 from star.models.sources import located
 from star.models.tokenizers import clip_tokenizer, t5_tokenizer
 
@@ -85,14 +85,17 @@ def _shape(model: str, part: str, kind: type) -> Shape:
         if (folder := located(model)) is None:
             raise FileNotFoundError("it is not on this machine")
         config = read_json(stated(folder) / part / "config.json")
+        # Configurations that older versions of diffusers wrote lack what came later.
+        defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+        shape = {name: config.get(name, default) for name, default in defaults.items()}
+        with loading(f"{part}/config.json"), torch.device("meta"):
+            kind(**shape)  # which tells whether there is such a module
     except (OSError, ValueError) as error:
         known = ", ".join(TRANSFORMERS)
         raise UserError(
             f"model.path={model}: the shape is known of {known} and of whole diffusers folders, not of this: {error}"
         ) from None
-    # Configurations that older versions of diffusers wrote lack what came later.
-    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
-    return {name: config.get(name, default) for name, default in defaults.items()}
+    return shape
 
 
 def random_pipeline(

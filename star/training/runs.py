@@ -59,7 +59,7 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     """Result rows of a training that is done: on its own task, then on the others."""
     weights: dict[str, Tensor] = {}
     final = trainer.folder.path / "final"
-    if damaged(final, METRICS):
+    if trainer.accelerator.is_main_process and damaged(final, METRICS):
         raise UserError(
             f"{trainer.folder.path / 'metrics.jsonl'} is not what was written; put it back, or delete the folder, and the "
             "same command trains anew"
