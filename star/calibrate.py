@@ -8,7 +8,7 @@ from accelerate import PartialState
 from star import config as settings
 from star.common.errors import UserError
 from star.common.files import check_room
-from star.config.schema import NAME, NAME_ENDS
+from star.config.schema import NAME
 from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
@@ -47,12 +47,12 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
     if not NAME.allows(label):  # told before the work
         raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
-    if name is not None and NAME_ENDS.split(name)[0] in settings.options("method") and "@" not in name:
+    if name is not None and name.partition("+")[0].lower() in settings.options("method"):
         raise UserError(f"name={name} is what this project trains; choose another, or say whose it is, as {name}@released")
     adapters = lora.read(lora.locate(source or RELEASED[task]))
     file = own_results(config.scale) / f"{task}.csv"
     check_room(file.parent, "result files")
-    if label != AGAIN:
+    if name or source:  # else it is the released one again, whose older rows may go
         _check_free(label, file, settings.config_hash(runs.released_identity(config, adapters)))
     rows = runs.released(config, adapters, label)
     if PartialState().is_main_process:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -551,8 +551,7 @@ def report_errors() -> Iterator[None]:
     except BrokenPipeError as error:
         if not unread(sys.stdout, sys.stderr):
             _fail(f"{type(error).__name__}: a process that this one talked to has ended", 1)
-        let_go(sys.stdout, sys.stderr)
-        sys.exit(UNREAD)
+        _end(UNREAD)
     except OSError as error:  # of a place that nobody looked at before: a full disk behind standard output, say
         place = error.filename or ("what is printed" if error.errno == errno.ENOSPC else type(error).__name__)
         reason = " ".join((error.strerror or str(error)).split())
@@ -571,9 +570,13 @@ def _resumable(told: str = "the same command goes on where it was") -> Iterator[
         raise Interrupted(f"interrupted; {told}") from None
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     with suppress(OSError):  # nobody could be told
         console(stderr=True).print(f"star: {message}", soft_wrap=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     let_go(sys.stdout, sys.stderr)
     for worker in multiprocessing.active_children():
         worker.kill()  # Python would wait for what they do, and one that hangs never ends

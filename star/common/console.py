@@ -36,7 +36,7 @@ def unread(*streams: TextIO) -> bool:
     poll = select.poll()
     for stream in streams:
         poll.register(stream, 0)  # errors are told without being asked for
-    return bool(poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 @contextmanager
@@ -48,8 +48,10 @@ def written_out() -> Iterator[None]:
     """
     try:
         yield
-    finally:
+    except SystemExit:  # as Typer ends; an error has its own reason to tell
         sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def let_go(*streams: TextIO) -> None:

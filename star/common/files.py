@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -248,41 +249,51 @@ SUMS = "SHA256SUMS"
 """The file beside files that holds their digests, as ``sha256sum --check`` reads it."""
 
 
+SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
 def write_last(file: Path, text: str, others: Sequence[str]) -> None:
-    """Write the file whose presence says that all is there, after the digests by which :func:`damaged` knows it and others.
+    """Write the file whose presence says that all is there, after the digests by which :func:`fault` knows it and others.
 
     Args:
         file: it.
         text: what it holds.
         others: the files that it stands for, as paths from its folder. Digests of further files of the folder stay.
     """
-    known = {name: digest for digest, name in _sums(file.parent) if name}
+    known = {name: digest for name, digest in _sums(file.parent).items() if name != SUMS}
     known |= {name: sha256(file.parent / name) for name in others}
     known |= {file.name: hashlib.sha256(text.encode()).hexdigest()}
     write_text(file.parent / SUMS, "".join(f"{digest}  {name}\n" for name, digest in known.items()))
     write_text(file, text)
 
 
-def damaged(folder: Path, *names: str) -> str:
-    """The name of a file that is not what it was when :func:`write_last` saw it; empty if there is none, or no digests.
+def fault(folder: Path, *names: str) -> str:
+    """What became of files since :func:`write_last`: the first one that is missing or has changed, with words for a message.
 
     Args:
         folder: the folder.
         names: files to look at; by default all whose digests are known.
+
+    Returns:
+        nothing if there is no fault, or no digests.
     """
-    for digest, name in _sums(folder):
-        if not name:
-            return SUMS
-        if name in (names or (name,)) and not ((folder / name).is_file() and sha256(folder / name) == digest):
-            return name
+    for name, digest in _sums(folder).items():
+        file = Path(os.path.normpath(folder / name))
+        if names and name not in (SUMS, *names):
+            continue
+        if not file.is_file():
+            return f"{file} is missing"
+        if sha256(file) != digest:
+            return f"{file} is not what was written"
     return ""
 
 
-def _sums(folder: Path) -> list[tuple[str, str]]:
-    """Digests and names of files of a folder; no name in a line that is damaged."""
+def _sums(folder: Path) -> dict[str, str]:
+    """Name -> digest of files of a folder; of the file of digests itself, which has none, if it is damaged."""
     file = folder / SUMS
-    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-    return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines)]
+    lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+    found = [SUM.fullmatch(line) for line in lines if line.strip()]
+    return {match[2]: match[1] for match in found if match} | ({} if all(found) else {SUMS: ""})
 
 
 def sha256(file: Path) -> str:

@@ -7,16 +7,19 @@ from star.common.errors import UserError
 OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What launchers of several processes set, all of it."""
 
+OFF = ("", "0", "false", "f", "no", "n", "off")
+"""What accelerate takes for no."""
+
 OURS = {
-    "ACCELERATE_USE_DEEPSPEED": "false",
-    "ACCELERATE_USE_FSDP": "false",
-    "ACCELERATE_USE_MEGATRON_LM": "false",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
-    "ACCELERATE_MIXED_PRECISION": "no",
-    "ACCELERATE_DYNAMO_BACKEND": "no",
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_USE_DEEPSPEED": OFF,
+    "ACCELERATE_USE_FSDP": OFF,
+    "ACCELERATE_USE_MEGATRON_LM": OFF,
+    "ACCELERATE_USE_PARALLELISM_CONFIG": OFF,
+    "ACCELERATE_MIXED_PRECISION": ("", "no"),
+    "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1"),
 }
-"""What accelerate would do by itself, and this project has settings for -> the value that leaves it alone."""
+"""What accelerate would do by itself, and this project has settings for -> the values that leave it alone."""
 
 
 def is_first() -> bool:
@@ -53,7 +56,7 @@ def check_launched() -> None:
                 f"the environment has RANK={places['RANK']} of WORLD_SIZE={places['WORLD_SIZE']}: ranks begin at 0"
             )
     for name, fine in OURS.items():
-        if (value := os.environ.get(name, fine).lower()) not in (fine, "", "0"):
+        if (value := os.environ.get(name, "").lower()) not in fine:
             raise UserError(
                 f"{name}={value} is not supported; unset it: model.dtype, model.offload, model.shard, model.compile and "
                 "train.micro_batch are the settings"

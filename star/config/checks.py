@@ -1,5 +1,6 @@
 """What types and ranges cannot say: combinations of settings that are refused, and those that are reported to fail."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from math import isfinite
@@ -8,7 +9,7 @@ from typing import Any, get_type_hints
 from star.common.errors import UserError
 from star.common.plugins import is_path
 from star.config.compose import options
-from star.config.schema import NAME_ENDS, Config, Rule, SamplingConfig, TrainConfig, to_dict
+from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
 from star.method.arms import ARMS
 
 STABLE_GROUP = 12
@@ -23,7 +24,7 @@ def check(config: Config) -> None:
     _check_values(config)
     _check_sampling(config.sampling, config.train)
     _check_batches(config.train)
-    arm = ARMS.get(named := NAME_ENDS.split(config.method.name)[0])
+    arm = ARMS.get(named := re.split(r"[@+]", config.method.name)[0].lower())  # not all file systems tell Star from star
     if arm and arm.map != config.method.arm:
         raise UserError(
             f"method.name={config.method.name}: results know {named} as the arm with the map {arm.map}, not "

@@ -39,10 +39,6 @@ def _is_word(value: str) -> bool:
     return bool(WORD.fullmatch(value)) and not DEVICES.fullmatch(value)
 
 
-NAME_ENDS = re.compile(r"[@+:]")
-"""What comes behind the arm in a method's name."""
-
-
 def _is_name(value: str) -> bool:
     head, *changes = value.split("+")
     return head.lower() != "base" and all(_is_word(part) for part in head.split("@") + changes) and head.count("@") < 2

@@ -24,7 +24,7 @@ from star.models.memory import Need, needed
 from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
-from star.models.sources import download, located, source, told
+from star.models.sources import download, located, source
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30
@@ -167,12 +167,14 @@ def _model(config: Config, folder: Path | None, need: Need) -> Finding:
     if missing or not sizes:
         return Finding("model", False, f"{folder} lacks whole weights of {', '.join(missing) or 'a pipeline'}", get)
     try:
-        with told(config.model):
-            pipeline = load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta")
+        pipeline = load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta")
+    except (OSError, ValueError) as error:
+        return Finding("model", False, f"{folder}: {error}", get)
+    try:
         base = SD3(replace(config.model, offload=False, compile=False), torch.device("meta"), config.seed, pipeline)
         base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
     except UserError as error:
-        return Finding("model", False, str(error), get)
+        return Finding("model", False, str(error), "choose what this model has, or another model")
     return Finding("model", True, f"{model}: {_gib(sum(sizes.values()))} of weights")
 
 

@@ -1,6 +1,5 @@
 """The cells of a matrix: one run per task, method and seed, its folder, its command, and how far it got."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +8,10 @@ from pathlib import Path
 
 from star import config as settings
 from star.common.errors import UserError
-from star.common.files import damaged, read_jsonl
+from star.common.files import fault, read_jsonl
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
-from star.records.results import METRICS, VERDICTS, read_rows
+from star.records.results import METRICS, ROWS, VERDICTS, read_rows
 
 SEEDS = ("0", "1", "2")
 MOST_SEEDS = 10_000
@@ -88,19 +87,17 @@ class Cell:
 
     def state(self) -> State:
         """How far it got, from its folder. Which version of an evaluator it was measured with is not looked at."""
-        if all(self._has_rows(folder / "rows.json", task) for task, folder in self.measured().items()) and not self.damage():
+        if all(self._has_rows(folder / ROWS, task) for task, folder in self.measured().items()) and not self.fault():
             return State.DONE
         tries = attempts(self.folder)
         if tries and tries[-1]["reason"]:
             return State.FAILED
         return State.CUT_OFF if tries or (self.folder / "metrics.jsonl").exists() else State.NEW
 
-    def damage(self) -> str:
-        """A file of its results that is not what was written; empty if there is none."""
-        for folder in self.measured().values():
-            if name := damaged(folder, "rows.json", VERDICTS, METRICS):
-                return os.path.normpath(folder / name)
-        return ""
+    def fault(self) -> str:
+        """What became of its results since they were written; see :func:`star.common.files.fault`."""
+        parts = (fault(folder, "summary.json", ROWS, VERDICTS, METRICS) for folder in self.measured().values())
+        return next(filter(None, parts), "")
 
     def _has_rows(self, file: Path, task: str) -> bool:
         rows = read_rows(file)

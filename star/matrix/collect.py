@@ -24,12 +24,12 @@ from star.config import options
 from star.matrix.cells import Cell
 from star.records import results
 from star.records.folder import AS_TEXT, COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging, parse_csv, read_file
-from star.records.results import VERDICTS, Row
+from star.records.results import ROWS, VERDICTS, Row
 
 
 def rows(cell: Cell) -> list[Row]:
     """The result rows of a cell that is done: of the own task, then of the others."""
-    return [row for folder in cell.measured().values() for row in results.read_rows(folder / "rows.json")]
+    return [row for folder in cell.measured().values() for row in results.read_rows(folder / ROWS)]
 
 
 def put(cell: Cell, folder: Path) -> None:
@@ -101,7 +101,7 @@ def _command(cell: Cell) -> dict:
 
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
     """A table with the names that the result rows of an evaluation have in front."""
-    row = results.read_rows(folder / "rows.json")[0]
+    row = results.read_rows(folder / ROWS)[0]
     return pd.DataFrame(table).assign(**{name: str(getattr(row, name)) for name in EVALUATION})
 
 

@@ -1,5 +1,6 @@
 """``star publish``: runs that are done, from the run folders into the results that ship with this project."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def publish(words: Sequence[str]) -> tuple[Path, int]:
     """
     cells = expand(words)
     for cell in cells:
-        if damage := cell.damage():
-            tell(f"{cell.label} is left out: {damage} is not what was written; star matrix with the same words mends it")
+        if told := cell.fault():
+            tell(f"{cell.label} is left out: {told}; `{shlex.join(cell.command)}` makes it again or says what to do")
     done = [cell for cell in cells if cell.state() is State.DONE]
     if not done:
         raise UserError("none of these runs is done: nothing to publish; the words are those of the star matrix that ran them")

@@ -1,5 +1,6 @@
 """A Stable Diffusion 3 pipeline from a folder: whole, and as its files say it, or not at all."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
@@ -47,7 +48,7 @@ STATED: Mapping[str, Mapping[str, Rule]] = {
 }
 """What a pipeline's files must say, and in which range; diffusers would fill in something else without a word."""
 
-PARTS: Mapping[str, Any] = {
+MODULES: Mapping[str, Any] = {
     "transformer": SD3Transformer2DModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModelWithProjection,
@@ -86,40 +87,49 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
     Raises:
         ValueError: a file is missing, damaged or of another model, or lacks weights.
     """
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     index = index_of(stated(folder))
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True} | ({} if dtype is None else {"dtype": dtype})
-    parts: dict[str, Any] = {}
-    for name, kind in PARTS.items():
-        said = index.get(name)
-        if name == "text_encoder_3" and said in (None, [None, None]):
-            continue
-        if not isinstance(said, list) or said[-1:] != [kind.__name__]:
+    for name, kind in MODULES.items():
+        if not isinstance(said := index.get(name), list) or said[-1:] != [kind.__name__]:
             raise ValueError(f"model_index.json says {said!r} for {name}, not {kind.__name__}")
-        with loading(name):
-            parts[name], report = kind.from_pretrained(folder, subfolder=name, **options)
-        # Instead of these there would be random numbers; buffers are worked out.
-        lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-        if missing := sorted(lacking & {key for key, _ in parts[name].named_parameters()}):
-            raise ValueError(f"{name} lacks weights that its config.json asks for: {missing[0]}, in all {len(missing)}")
+    options |= {} if dtype is None else {"dtype": dtype}
+    modules = {name: _module(folder, name, kind, options) for name, kind in MODULES.items()}
     with loading("tokenizers and scheduler"):
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **parts)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **modules)
     for number in ("", "_2", "_3"):
-        tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), getattr(pipeline, f"text_encoder{number}")
-        if encoder is None:
-            continue
+        tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), modules[f"text_encoder{number}"]
         if wrong := "is missing" if tokenizer is None else vocabulary.fault(tokenizer, encoder.config.vocab_size):
             raise ValueError(f"tokenizer{number} {wrong}")
     return pipeline
 
 
+def _module(folder: Path, name: str, kind: Any, options: Mapping[str, Any]) -> Any:
+    """A part of a pipeline with all of its weights, instead of which there would be random numbers."""
+    with loading(name):
+        module, report = kind.from_pretrained(
+            folder, subfolder=name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    # Buffers that a file does not have are worked out; those that it has must be these.
+    missing = set(report["missing_keys"]) & {key for key, _ in module.named_parameters()}
+    missing |= {key for key, *_ in report["mismatched_keys"]}
+    if missing:
+        raise ValueError(f"{name} lacks weights that its config.json asks for: {min(missing)}, in all {len(missing)}")
+    return module
+
+
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Inside, a library loads something: whatever it makes of damaged files is an error with a name in front."""
+    """Inside, a library loads something: whatever it makes of damaged files is one error, with a name in front."""
+    libraries = diffusers.utils.logging, transformers.utils.logging
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity(logging.CRITICAL)  # what they would say is in the error, or of no consequence
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of any kind; of tokenizers a plain one
         raise ValueError(f"{what}: {reason(error)}") from error
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)

@@ -109,7 +109,7 @@ def told(config: ModelConfig) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Why a library could not load something, without how the hub was asked, and what else one might do."""
     first = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0]
-    return first or type(error).__name__
+    return first.rstrip(".") or type(error).__name__
 
 
 def remedy(model: str, kind: str) -> str:

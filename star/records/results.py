@@ -23,11 +23,8 @@ MOST_DIGITS = 18
 MOST = 1e12
 """Of any other number: far above whatever is measured, and far below where sums and squares overflow."""
 
-VERDICTS = "images.csv"
-"""In the folder of an evaluation: its verdicts, image by image, beside the rows."""
-
-METRICS = "../metrics.jsonl"
-"""What a training logged, from the folder of its evaluation, which holds its digest."""
+ROWS, VERDICTS, METRICS = "rows.json", "images.csv", "../metrics.jsonl"
+"""What an evaluation's folder holds of results: its rows, its verdicts image by image, and above it what training logged."""
 
 Key = tuple[str, str, str, str, int]
 
@@ -176,7 +173,7 @@ def read_together(paths: Iterable[Path]) -> list[Row]:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """The rows that a run folder keeps of an evaluation, its ``rows.json``; none if there is no such file or it is damaged."""
+    """The rows that an evaluation's folder keeps, :data:`ROWS`; none if there is no such file or it is damaged."""
     found = read_json(file)
     try:
         return [Row(**row) for row in found or []]

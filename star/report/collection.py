@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError
-from star.common.files import damaged, visible
+from star.common.files import fault, visible
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
@@ -29,7 +29,7 @@ from star.records.folder import (
     shipped_results,
 )
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import METRICS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
+from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
@@ -160,9 +160,9 @@ def collect(folder: Path, runs: Path) -> Collection:
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
     found.runs = _runs(runs / found.scale, rows)
     for cell, path in list(found.runs.items()):
-        if name := damaged(path / "final", "rows.json", VERDICTS, METRICS):
+        if told := fault(path / "final", ROWS, VERDICTS, METRICS):
             del found.runs[cell]
-            found.missing.append(f"{path} is left out: {name.removeprefix('../')} is not what was written.")
+            found.missing.append(f"A run is left out: {told}.")
     found.missing += _unmeasured(found)
     terms: dict[Cell, str] = {}
     if (folder / COMMANDS).exists():
@@ -203,7 +203,7 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     """The finished run folders whose settings are those of the rows: base beside the methods, seeds within them."""
     known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
     found = {}
-    for file in sorted([*folder.glob("*/*/final/rows.json"), *folder.glob("*/*/*/final/rows.json")]):
+    for file in sorted([*folder.glob(f"*/*/final/{ROWS}"), *folder.glob(f"*/*/*/final/{ROWS}")]):
         for first in read_rows(file)[:1]:
             cell = first.task, first.method, first.seed
             if (*cell, first.config_hash) in known:
@@ -270,7 +270,7 @@ def _table(
         path = found.runs.get((task, method, seed))
         part = None if path is None else of_run(path)
         if path is not None and part is not None:
-            settings = read_rows(path / "final" / "rows.json")[0].config_hash
+            settings = read_rows(path / "final" / ROWS)[0].config_hash
             parts.append(part.assign(task=task, method=method, seed=seed, config_hash=settings))
             there.add((task, method, seed))
     if lacking := sorted(needed - there):

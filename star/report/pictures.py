@@ -24,7 +24,7 @@ from star.method.allocation import allocate
 from star.models import load
 from star.models.interface import BaseModel
 from star.records.names import method_label
-from star.records.results import read_rows
+from star.records.results import ROWS, read_rows
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
@@ -89,7 +89,7 @@ def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, P
 
 def _source(runs: Mapping[str, Path]) -> str:
     """What the picture was drawn from: the settings' hash of each run."""
-    rows = {method: read_rows(path / "final" / "rows.json")[0] for method, path in runs.items()}
+    rows = {method: read_rows(path / "final" / ROWS)[0] for method, path in runs.items()}
     return "; ".join(f"{m} seed {r.seed}, settings {r.config_hash}, commit {r.commit}" for m, r in rows.items())
 
 

@@ -20,15 +20,16 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import (
     append_jsonl,
     check_room,
-    damaged,
+    fault,
     read_json,
     read_jsonl,
     replacing,
+    visible,
     write_last,
     write_text,
     writing,
 )
-from star.records.results import METRICS
+from star.records.results import METRICS, ROWS
 
 
 class Stateful(Protocol):
@@ -116,10 +117,30 @@ class RunFolder:
                 f"{self.path} holds a run with other settings (see its config.yaml); delete it or name another "
                 "folder with run=..."
             )
+        self._check_end()
         if there != text:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 write_text(file, text)
+
+    def _check_end(self) -> None:
+        """See that a finished run is as it was left.
+
+        Raises:
+            UserError: its log has changed, which nothing makes again; or its summary has, and there is no checkpoint that it
+                would be made again from.
+        """
+        final = self.path / "final"
+        if not (final / "summary.json").exists():
+            return
+        anew = "put it back, or delete the folder, and the same command trains anew"
+        if told := fault(final, METRICS):
+            raise UserError(f"{told}; {anew}")
+        if self.summary() is None:
+            told = fault(final, "summary.json") or f"{final / 'summary.json'} is damaged"
+            if not self.checkpoints():
+                raise UserError(f"{told}; {anew}")
+            tell(f"{told}; the last epochs are trained again")
 
     def save(self, epoch: int, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], progress: dict) -> None:
         """Write a checkpoint after so many epochs; it appears under its name when it is complete.
@@ -164,8 +185,8 @@ class RunFolder:
         """
         for folder in reversed(self.checkpoints()):
             try:
-                if name := damaged(folder):
-                    raise ValueError(f"{name} is not what was written")
+                if told := fault(folder):
+                    raise ValueError(told)
                 load_trained(folder / "trained.safetensors", trained)
                 state = torch.load(folder / "state.pt", map_location="cpu")
                 for name, part in parts.items():
@@ -204,14 +225,18 @@ class RunFolder:
                 export(final / "lora")
             with replacing(final / "trained.safetensors") as part:
                 save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
-            others = [name for name in ("trained.safetensors", METRICS) if (final / name).exists()]
+            if fault(final, "trained.safetensors"):  # these are others than those before, which were judged
+                for rows in final.rglob(ROWS):
+                    rows.unlink()
+            adapters = [file.relative_to(final).as_posix() for file in visible(final.glob("lora/*.safetensors"))]
+            others = ["trained.safetensors", *adapters, *([METRICS] if (final / METRICS).exists() else [])]
             write_last(final / "summary.json", json.dumps(summary, indent=2) + "\n", others)
 
     def summary(self) -> dict | None:
         """What :meth:`finish` was given, or None if the run is not done, or if what it wrote is damaged."""
         summary = read_json(self.path / "final" / "summary.json")
         whole = isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys()
-        return summary if whole and not damaged(self.path / "final", "summary.json") else None
+        return summary if whole and not fault(self.path / "final", "summary.json") else None
 
     def drop_after(self, epochs: int) -> None:
         """Drop what was logged of later epochs, and put checkpoints of later ones aside, which could not be read."""
@@ -253,6 +278,8 @@ def load_trained(file: Path, trained: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: the file is missing, damaged, or holds other weights.
     """
+    if told := fault(file.parent, file.name):
+        raise UserError(f"{told}; put it back, or name other weights")
     if not file.exists():
         raise UserError(f"no weights at {file}; train first, or name a folder that holds trained.safetensors")
     try:

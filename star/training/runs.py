@@ -16,13 +16,13 @@ from star import config as settings
 from star import models
 from star.common import processes
 from star.common.errors import UserError
-from star.common.files import alone_in, check_room, damaged, write_last, writing
+from star.common.files import alone_in, check_room, fault, write_last, writing
 from star.common.launched import check_launched, is_first
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.names import ProtocolName, on_task
-from star.records.results import METRICS, VERDICTS, Row, commit, read_rows
+from star.records.results import ROWS, VERDICTS, Row, commit, read_rows
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained, tell
@@ -59,19 +59,11 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     """Result rows of a training that is done: on its own task, then on the others."""
     weights: dict[str, Tensor] = {}
     final = trainer.folder.path / "final"
-    if trainer.accelerator.is_main_process and damaged(final, METRICS):
-        raise UserError(
-            f"{trainer.folder.path / 'metrics.jsonl'} is not what was written; put it back, or delete the folder, and the "
-            "same command trains anew"
-        )
 
     def measure(task: Task, images: int) -> Evaluation:
         if not weights:
-            if name := damaged(final, "trained.safetensors"):
-                raise UserError(
-                    f"{final / name} is not what was written; delete {final / 'summary.json'}, and the same command trains "
-                    "the last epochs again"
-                )
+            if told := fault(final, "trained.safetensors"):
+                raise UserError(f"{told}; delete {final / 'summary.json'}, and the same command trains the last epochs again")
             weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
             load_trained(final / "trained.safetensors", weights)
         with trainer.base.weights(weights):
@@ -146,16 +138,16 @@ class Kept:
 
     def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
         """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
-        hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / "rows.json"
+        hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / ROWS
         rows = read_rows(file)
         known = bool(rows) and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol)
-        changed = damaged(folder, file.name, VERDICTS)
-        if known and not changed and (folder / VERDICTS).exists():
+        told = fault(folder, ROWS, VERDICTS)
+        if known and not told and (folder / VERDICTS).exists():
             return rows
         if PartialState().is_main_process:
             check_room(folder, "what is measured")
-            if changed and file.exists():
-                tell(f"{folder / changed} is not what was written; it is measured again")
+            if told and file.exists():
+                tell(f"{told}; it is measured again")
         result = self.measure(task, images)
         for score in result.scores:
             check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
@@ -195,7 +187,7 @@ def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
     state = PartialState()
     with writing(folder):
         if state.is_main_process:
-            (folder / "rows.json").unlink(missing_ok=True)
+            (folder / ROWS).unlink(missing_ok=True)
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         numbers = {prompt: number for number, prompt in enumerate(sorted({row["prompt"] for row in result.rows}))}
         for prompt, image in result.samples.items():
@@ -205,4 +197,4 @@ def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:
     if state.is_main_process:
         with writing(folder):
             pd.DataFrame(result.rows).to_csv(folder / VERDICTS, index=False)
-            write_last(folder / "rows.json", json.dumps([vars(row) for row in rows], indent=1) + "\n", [VERDICTS])
+            write_last(folder / ROWS, json.dumps([vars(row) for row in rows], indent=1) + "\n", [VERDICTS])

@@ -15,7 +15,7 @@ from star.common.files import (
     append_jsonl,
     check_output,
     check_room,
-    damaged,
+    fault,
     locked,
     parse_json,
     read_json,
@@ -24,7 +24,6 @@ from star.common.files import (
     visible,
     weights_digest,
     write_last,
-    write_text,
     writing,
 )
 
@@ -132,18 +131,35 @@ def test_a_damaged_json_file_is_as_none(tmp_path, content):
 
 def test_files_are_known_by_their_digests(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
-    assert damaged(tmp_path) == ""
+    assert fault(tmp_path) == ""
     write_last(tmp_path / "b", "two", ["a"])
-    assert damaged(tmp_path) == "" and (tmp_path / "b").read_text() == "two"
+    assert fault(tmp_path) == "" and (tmp_path / "b").read_text() == "two"
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path).returncode == 0
     (tmp_path / "b").write_bytes(b"twp")
-    assert damaged(tmp_path) == "b" and damaged(tmp_path, "a") == "" and damaged(tmp_path, "a", "b", "c") == "b"
+    changed = f"{tmp_path / 'b'} is not what was written"
+    assert fault(tmp_path) == fault(tmp_path, "a", "b", "c") == changed and fault(tmp_path, "a") == ""
+    (tmp_path / "below").mkdir()
+    write_last(tmp_path / "below" / "c", "three", ["../b"])
+    assert fault(tmp_path / "below") == ""
     write_last(tmp_path / "c", "three", [])
-    assert damaged(tmp_path) == "b", "digests of other files stay"
+    assert fault(tmp_path) == changed, "digests of other files stay"
     (tmp_path / "b").unlink()
-    assert damaged(tmp_path) == "b"
-    write_text(tmp_path / "SHA256SUMS", "half a line")
-    assert damaged(tmp_path) == "SHA256SUMS"
+    assert fault(tmp_path) == fault(tmp_path / "below") == f"{tmp_path / 'b'} is missing"
+
+
+def test_what_holds_the_digests_is_known_too(tmp_path):
+    write_last(tmp_path / "a", "one", [])
+    sums = (tmp_path / "SHA256SUMS").read_text()
+    (tmp_path / "SHA256SUMS").write_text(f"\n{sums}\n")
+    assert fault(tmp_path, "a") == ""
+    for damage in ("half a line", sums[:-5] + "é", "0" * 63 + "  a"):
+        (tmp_path / "SHA256SUMS").write_text(sums + damage)
+        assert fault(tmp_path, "a") in (
+            f"{tmp_path / 'SHA256SUMS'} is not what was written",
+            f"{tmp_path / 'a'} is not what was written",
+        )
+    write_last(tmp_path / "b", "two", [])
+    assert fault(tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "/proc/x", "/dev/null/x", "x" * 300, "nul\0"])

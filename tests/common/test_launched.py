@@ -58,6 +58,7 @@ WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "loca
         ({"ACCELERATE_DYNAMO_USE_DYNAMIC": "x"}, "ACCELERATE_DYNAMO_USE_DYNAMIC=x cannot be used"),
         ({"ACCELERATE_DYNAMO_BACKEND": "foo"}, "ACCELERATE_DYNAMO_BACKEND=foo is not supported"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "abc"}, "STEPS=abc is not supported.*train.micro_batch"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "0"}, "STEPS=0 is not supported"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED=true is not supported; unset it"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "ACCELERATE_MIXED_PRECISION=fp8 is not supported"),
     ],
@@ -84,7 +85,7 @@ def test_nobody_starts_without_a_look_at_the_environment():
     [
         {},
         {"WORLD_SIZE": "1"},
-        {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "false"},
+        {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "no"},
         {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"},
         WHOLE,
     ],

@@ -364,6 +364,8 @@ UNLOADABLE = [
     (("text_encoder_3/config.json", {"num_layers": 5}), "text_encoder_3 lacks weights"),
     (("text_encoder/config.json", {"hidden_size": 32}), "text_encoder lacks weights"),
     ((SHAPE, {"dual_attention_layers": "x"}), "transformer"),
+    ((SHAPE, {"pos_embed_max_size": 33}), "transformer lacks weights .*: pos_embed.pos_embed, in all 1"),
+    ((INDEX, {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}), "for text_encoder_3, not T5EncoderModel"),
     ((SHAPE, {"qk_norm": 5}), "transformer"),
     ((AUTO, {"norm_num_groups": 0}), "vae"),
     ((AUTO, {"up_block_types": ["Nothing"]}), "vae"),
@@ -404,4 +406,4 @@ def test_settings_that_the_model_does_not_have_are_known_without_loading(make_co
     config = make_config(*words)
     found = by_name(checks.check(config))["model"]
     name = words[0].partition("=")[0].removesuffix("s")
-    assert not found.fine and name.split(".")[1] in found.found
+    assert not found.fine and name.split(".")[1] in found.found and "choose what this model has" in found.todo

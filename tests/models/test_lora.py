@@ -237,14 +237,15 @@ def test_two_loras_of_one_name_do_not_replace_each_other(star, released, pipelin
     assert Path("runs/results/mini/geneval.csv").read_bytes() == before
     assert star(*words, "lora=one/lora")[0] == 0
     assert star(*words, "lora=two/lora", "name=second")[0] == 0
-    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"lora@lora", "second"}
+    names = {row.method for row in read(Path("runs/results/mini/geneval.csv"))}
+    assert names == {"lora@lora", "second"}
     code, _, told = star(*words, "lora=one/lora", "name=second")
     assert code == 2 and "has rows of second already" in told, "a name that was chosen, too"
-    for name, fault in (
-        ("base", "is no name for results"),
-        ("star", "is what this project trains"),
-        ("flow_grpo+x", "is what"),
-    ):
+    assert star(*words, "lora=one/lora", "name=flow_grpo@released")[0] == 0
+    code, _, told = star(*words, "lora=two/lora", "name=flow_grpo@released")
+    assert code == 2 and "has rows of flow_grpo@released already" in told
+    trained = "is what this project trains"
+    for name, fault in (("base", "is no name for results"), ("star", trained), ("Flow_GRPO+x", trained)):
         code, _, told = star(*words, "lora=one/lora", f"name={name}")
         assert code == 2 and f"name={name} {fault}" in told
-    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == {"lora@lora", "second"}
+    assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == names | {"flow_grpo@released"}

@@ -362,7 +362,7 @@ def test_a_run_that_was_changed_afterwards_is_left_out(tmp_path):
     assert path in collect(results, tmp_path / "runs").runs.values()
     (path / "metrics.jsonl").write_text("")
     found = collect(results, tmp_path / "runs")
-    assert not found.runs and f"{path} is left out: metrics.jsonl is not what was written." in found.missing
+    assert not found.runs and f"A run is left out: {path}/metrics.jsonl is not what was written." in found.missing
 
 
 def test_the_least_that_reproduce_leaves(tmp_path):

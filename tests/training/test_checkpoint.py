@@ -17,6 +17,7 @@ from star.matrix.cells import Cell, State
 from star.records.results import read_rows
 from star.training import checkpoint, runs
 from star.training.checkpoint import RunFolder
+from star.training.evaluation import evaluate
 from star.training.trainer import Trainer
 
 
@@ -117,15 +118,64 @@ def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsy
     whole = {name: Path(folder, name).read_bytes() for name in ("final/images.csv", "metrics.jsonl")}
     assert cell.state() is State.DONE
     damage(folder / "final" / "images.csv")
-    assert cell.state() is not State.DONE and cell.damage() == str(folder / "final" / "images.csv")
+    assert cell.state() is not State.DONE and cell.fault().startswith(str(folder / "final" / "images.csv"))
     assert runs.trained(config) == rows and (folder / "final" / "images.csv").read_bytes() == whole["final/images.csv"]
-    assert f"{folder / 'final' / 'images.csv'} is not what was written; it is measured again" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{folder / 'final' / 'images.csv'} is" in told and "; it is measured again" in told
     damage(folder / "metrics.jsonl")
-    assert cell.state() is not State.DONE and cell.damage() == str(folder / "metrics.jsonl")
-    with pytest.raises(UserError, match=r"metrics.jsonl is not what was written; put it back, or delete the folder"):
+    assert cell.state() is not State.DONE and cell.fault().startswith(str(folder / "metrics.jsonl"))
+    with pytest.raises(UserError, match=r"metrics.jsonl is (missing|not what was written); put it back, or delete the folder"):
         runs.trained(config)
     (folder / "metrics.jsonl").write_bytes(whole["metrics.jsonl"])
     assert runs.trained(config) == rows and cell.state() is State.DONE
+
+
+def test_a_summary_that_was_changed_is_told_and_made_again(make_config, capsys):
+    config = make_config("train.epochs=2", "evaluation.cross_images=0", "evaluation.images=1")
+    rows, cell = runs.trained(config), Cell((), config, config.seed)
+    summary = Path(config.run, "final", "summary.json")
+    for text in (summary.read_text().replace('"updates"', ' "updates"'), "", '{"updates": 1}'):
+        summary.write_text(text)
+        assert cell.state() is not State.DONE
+        capsys.readouterr()
+        assert [row.value for row in runs.trained(config)] == [row.value for row in rows] and cell.state() is State.DONE
+        assert f"{summary} is not what was written; the last epochs are trained again" in capsys.readouterr().err
+    log, summary_whole = Path(config.run, "metrics.jsonl").read_bytes(), summary.read_text()
+    shutil.rmtree(Path(config.run, "checkpoints"))
+    summary.write_text(summary_whole + " ")
+    with pytest.raises(UserError, match="summary.json is not what was written; put it back, or delete the folder"):
+        runs.trained(config)
+    assert Path(config.run, "metrics.jsonl").read_bytes() == log
+    summary.write_text(summary_whole)
+    assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
+
+
+def test_other_weights_than_those_that_were_judged_are_judged_anew(make_config, monkeypatch):
+    """A GPU may train other digits the second time."""
+    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    runs.trained(config)
+    final = Path(config.run, "final")
+    judged = []
+    monkeypatch.setattr(runs, "evaluate", lambda *arguments: judged.append(1) or evaluate(*arguments))
+    weights, summary = load_file(final / "trained.safetensors"), json.loads((final / "summary.json").read_text())
+    RunFolder(Path(config.run)).finish(weights, summary)
+    runs.trained(config)
+    assert not judged, "the same weights"
+    RunFolder(Path(config.run)).finish(
+        {n: v + 1 for n, v in weights.items()}, json.loads((final / "summary.json").read_text())
+    )
+    runs.trained(config)
+    assert judged == [1]
+
+
+@pytest.mark.parametrize("place", ["final", "checkpoints/epoch-000001"])
+def test_changed_weights_are_not_loaded_by_anybody(make_config, place):
+    config = make_config("train.epochs=2")
+    Trainer(config, RedTask()).run()
+    file = Path(config.run, place, "trained.safetensors")
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="trained.safetensors is not what was written; put it back, or name other weights"):
+        checkpoint.load_trained(file, load_file(file))
 
 
 def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
