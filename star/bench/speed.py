@@ -6,7 +6,7 @@ Both draw the same rollouts and make the same updates, which is shown before any
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,6 +116,15 @@ class Published:
         self.loop.update([[self.batches[number] for number in share] for share in epoch.shares])
 
 
+def stop(told: str) -> None:
+    """End a comparison of two loops that do not compute the same.
+
+    Raises:
+        RunStopped: always.
+    """
+    raise RunStopped(told)
+
+
 def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     """Time the configured model's epochs here and in the published loop; see :func:`compare`.
 
@@ -136,7 +145,12 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
 
 
 def compare(
-    config: Config, base: BaseModel, pipeline: StableDiffusion3Pipeline, task: Task, rounds: int = ROUNDS
+    config: Config,
+    base: BaseModel,
+    pipeline: StableDiffusion3Pipeline,
+    task: Task,
+    rounds: int = ROUNDS,
+    disagree: Callable[[str], None] = stop,
 ) -> list[Row]:
     """Time epochs of a model in our trainer against those of the same model in the published loop.
 
@@ -147,8 +161,9 @@ def compare(
         config: the settings of both.
         base: the model for our trainer, on its device. Its adapters are given new values.
         pipeline: the same frozen weights in float32, with adapters of their own, which are given the same values.
-        task: whose prompts are drawn; that it judges is timed.
+        task: whose prompts are drawn; it is asked for verdicts that nobody waits for.
         rounds: epochs that are timed.
+        disagree: is told if the results of the two differ by more than rounding; by default that ends it.
 
     Returns:
         (what, value, standard error over rounds, None for one round): seconds of both and their ratio, for rollouts, updates
@@ -167,7 +182,8 @@ def compare(
     seconds: dict[str, list[float]] = defaultdict(list)
     with bar("are results equal?", rounds + 1) as display:
         apart = differences(ours, published, Epoch.drawn(trainer, 0))
-        require_equal(apart, config.model.dtype)
+        if told := disagreement(apart, config.model.dtype):
+            disagree(told)
         display.update("epochs in turn")
         display.advance()
         for number in range(1, rounds + 1):
@@ -214,24 +230,22 @@ def differences(ours: Ours, published: Published, epoch: Epoch) -> dict[str, flo
     return apart | {"gradients": _apart(*gradients), "parameters": _apart(_flat(own), _flat(other))}
 
 
-def require_equal(apart: Mapping[str, float], dtype: str) -> None:
-    """Stop where results differ by more than rounding.
+def disagreement(apart: Mapping[str, float], dtype: str) -> str:
+    """The first result that differs by more than rounding, in words; empty if none does.
 
     Args:
         apart: see :func:`differences`.
         dtype: what the model computes in.
-
-    Raises:
-        RunStopped: names the first result that differs.
     """
     of_rollouts, of_gradients = TOLERANCES[dtype]
     for what, far in apart.items():
         tolerance = of_gradients if what in ("gradients", "parameters") else of_rollouts
         if not far <= tolerance:
-            raise RunStopped(
+            return (
                 f"{what} of our trainer and of the published loop are {far:.2g} of their size apart (allowed in {dtype}: "
                 f"{tolerance:g}): they do not compute the same, so their times say nothing"
             )
+    return ""
 
 
 def _inputs(trainer: Trainer, samples: Sequence[Sample], epoch: int) -> tuple[list[str], Tensor, list[Tensor]]:

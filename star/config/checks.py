@@ -24,6 +24,7 @@ def check(config: Config) -> None:
     _check_values(config)
     _check_sampling(config.sampling, config.train)
     _check_batches(config.train)
+    _check_method(config)
     arm = ARMS.get(named := re.split(r"[@+]", config.method.name)[0].lower())  # not all file systems tell Star from star
     if arm and arm.map != config.method.arm:
         raise UserError(
@@ -88,6 +89,16 @@ def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
                 f"sampling.window={sampling.window} must fit into sampling.window_range=[{first}, {last}), which must "
                 f"lie within steps 0 to {sampling.steps - 2} (the last step is never trained)"
             )
+
+
+def _check_method(config: Config) -> None:
+    method, sampling, guard = config.method, config.sampling, config.train.guard
+    if method.clip == "kl" and (sampling.kind == "cps" or guard):
+        raise UserError("method.clip=kl has its limit from log-ratios of sde steps as they are; leave out cps and train.guard")
+    if method.steps == "equal" and guard:
+        raise UserError("method.steps=equal divides by the size of scores that train.guard makes others; leave one out")
+    if method.normalise == "step" and method.arm == "temporal":
+        raise UserError("method.normalise=step leaves nothing of temporal, whose weights differ between steps alone")
 
 
 def _check_batches(train: TrainConfig) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from star.common.errors import RunStopped, UserError
+from star.common.plugins import is_path
 from star.method.arms import Rollouts, map_maker
 
 NORMALISE = ("rollout", "step")
@@ -105,10 +106,10 @@ def allocate(
         raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(powers.shape)}")
     # Normalised step by step, every step of a rollout is as a rollout of one step.
     parts = maps.flatten(0, 1)[None] if normalise == "step" else maps
-    _check_maps(parts, f"method.arm={arm}")
+    _check_maps(parts, arm if is_path(arm) else "", rollouts)
     weights = parts / parts.mean((0, 2, 3), keepdim=True)
     if cap is not None:
-        weights = _capped(weights, cap)
+        weights = _capped(weights, cap, rollouts)
     weights = (mix * weights + (1 - mix)).float()
     off = (weights.mean((0, 2, 3)) - 1).abs().max().item()
     if not off <= 1e-4:
@@ -156,8 +157,14 @@ def upsample(weights: Tensor, patch: int) -> Tensor:
     return weights.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
 
-def _check_maps(relevance: Tensor, source: str = "") -> None:
-    """Refuse maps that no scale gives a mean of 1; ``source`` says who made them, if it was not the model."""
+def _check_maps(relevance: Tensor, function: str = "", rollouts: int | None = None) -> None:
+    """Refuse maps that no scale gives a mean of 1.
+
+    Args:
+        relevance: (T, B, h, w), or (1, T * B, h, w) where steps are normalised each by itself.
+        function: of somebody's own, that made them; empty if they come from the model.
+        rollouts: B.
+    """
     for reason, bad in (
         ("is not finite", ~relevance.isfinite().all(3).all(2).all(0)),
         ("has negative values", (relevance < 0).any(3).any(2).any(0)),
@@ -165,12 +172,19 @@ def _check_maps(relevance: Tensor, source: str = "") -> None:
     ):
         if not bad.any():
             continue
-        rollout = bad.nonzero()[0].item()
-        if source:
-            raise UserError(f"the map that {source} gives for rollout {rollout} {reason}: correct the function")
+        which = _which(int(bad.nonzero()[0]), len(bad), rollouts)
+        if function:
+            raise UserError(f"the map that method.arm={function} gives for {which} {reason}: correct the function")
         if reason == "is not finite":  # no prompt does that
-            raise RunStopped(f"the relevance of rollout {rollout} {reason}: the attention of the chosen blocks overflows")
-        raise UserError(f"the relevance of rollout {rollout} {reason}: check its core words and the chosen blocks")
+            raise RunStopped(f"the relevance of {which} {reason}: the attention of the chosen blocks overflows")
+        raise UserError(f"the relevance of {which} {reason}: check its core words and the chosen blocks")
+
+
+def _which(index: int, maps: int, rollouts: int | None) -> str:
+    """The name of one of so many maps, which are those of all steps of every rollout or of each."""
+    if rollouts is None or maps == rollouts:
+        return f"rollout {index}"
+    return f"rollout {index % rollouts} at its trained step {index // rollouts}"
 
 
 def _ids(values: Sequence[int] | Tensor, name: str, rollouts: int) -> list[int]:
@@ -186,10 +200,10 @@ def _shares(places: Tensor, relevance: Tensor) -> Tensor:
     return places.to(relevance.device, torch.float64)
 
 
-def _capped(weights: Tensor, cap: float) -> Tensor:
-    """``min(scale W, cap)`` with the one scale >= 1 for each rollout that keeps the mean at 1."""
-    steps, rollouts, height, width = weights.shape
-    values = weights.transpose(0, 1).reshape(rollouts, -1)
+def _capped(weights: Tensor, cap: float, rollouts: int) -> Tensor:
+    """``min(scale W, cap)`` with the one scale >= 1 for each rollout, or step of it, that keeps the mean at 1."""
+    steps, maps, height, width = weights.shape
+    values = weights.transpose(0, 1).reshape(maps, -1)
     count = values.shape[1]
     highest = values.sort(1, descending=True).values
     # With the k largest at the cap, the others must sum to count - k cap; the smallest k whose next value then stays
@@ -198,11 +212,11 @@ def _capped(weights: Tensor, cap: float) -> Tensor:
     scales = (count - cap * torch.arange(count).to(values)) / rest
     fits = (rest > 0) & (scales >= 0) & (scales * highest <= cap * (1 + 1e-9))
     if not fits.any(1).all():
-        rollout = int((~fits.any(1)).nonzero()[0])
-        share = (values[rollout] > 0).double().mean().item()
+        index = int((~fits.any(1)).nonzero()[0])
+        which, share = _which(index, maps, rollouts), (values[index] > 0).double().mean().item()
         raise UserError(
-            f"rollout {rollout} has relevance on {share:.1%} of its positions: no weights of mean 1 stay below the cap "
-            f"of {cap}; raise the cap to more than {1 / share:.3g}"
+            f"{which} has relevance on {share:.1%} of its positions: no weights of mean 1 stay below the "
+            f"cap of {cap}; raise the cap to more than {1 / share:.3g}"
         )
     scale = scales.gather(1, fits.int().argmax(1, keepdim=True))
-    return (scale * values).clamp(max=cap).reshape(rollouts, steps, height, width).transpose(0, 1)
+    return (scale * values).clamp(max=cap).reshape(maps, steps, height, width).transpose(0, 1)

@@ -56,7 +56,7 @@ class PolicyLoss(NamedTuple):
         ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
         image_kl: the same of the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
-            in one unit for all reductions.
+            in one unit for all reductions; under GRPO-Guard, whose differences have no std below them, another.
     """
 
     loss: Tensor
@@ -291,8 +291,8 @@ def divergence_map(mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: s
 def kl_limit_for(reduction: str, clip_range: float, shape: Sequence[int]) -> float:
     """The divergence, averaged over elements, that is as far as a ratio's clip range: ``n clip_range^2 / 2``.
 
-    A log-ratio is the mean over n elements of the noise that was drawn times what the means differ by in units of the std. So
-    its standard deviation is ``sqrt(2 KL / n)``, which is the clip range at that divergence.
+    A log-ratio of an sde step, without GRPO-Guard, is the mean over n elements of the noise that was drawn times what the
+    means differ by in units of the std. So its standard deviation is ``sqrt(2 KL / n)``, the clip range at that divergence.
 
     Args:
         reduction: one of :data:`REDUCTIONS`.

@@ -61,12 +61,12 @@ class SD3:
         self._rest = main_memory if config.offload else device
         # The whole transformer need not fit on the device where it is sharded.
         start = main_memory if self.sharded else device
+        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
+        self.pipeline.vae.to(memory_format=torch.channels_last).float()
         for name, module in self._modules():
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
             if device.type == "cuda" and config.offload and name != "transformer":
                 module._apply(torch.Tensor.pin_memory)  # from there they come several times as fast
-        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
-        self.pipeline.vae.to(memory_format=torch.channels_last).float()
         if self.pipeline.scheduler.config.use_dynamic_shifting:
             raise UserError(f"model.path={source(config)}: its scheduler shifts by resolution, which is not supported")
         self.transformer = self.pipeline.transformer
@@ -88,7 +88,7 @@ class SD3:
         if device.type == "cpu":
             kernels.use(self.transformer, kernels.faster() if config.kernels == "auto" else config.kernels)
         if config.compile:
-            compile_blocks(self.transformer)
+            compile_blocks(self.transformer, device)
         if self.sharded:
             shard(self.transformer, self.trained.values(), device)
         # Full fine-tuning needs a copy of where it started; adapters are simply left out.
@@ -264,18 +264,18 @@ VARIANTS = 64
 of 8 would leave the rest to the interpreter without a word."""
 
 
-def compile_blocks(transformer: SD3Transformer2DModel, backend: str = "inductor") -> None:
+def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, backend: str = "inductor") -> None:
     """Compile every block on its own: they are alike, so that the code of a few serves all.
 
     Args:
         transformer: in which blocks are compiled.
+        device: that they will compute on.
         backend: of ``torch.compile``; ``aot_eager`` compiles nothing and traces the same graphs in seconds.
 
     Raises:
         UserError: there is no compiler.
     """
-    on_cpu = next(transformer.parameters()).device.type == "cpu"
-    if backend == "inductor" and on_cpu and not shutil.which(os.environ.get("CXX", "g++")):
+    if backend == "inductor" and device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError(
             "model.compile=true needs a C++ compiler for a CPU, g++ or $CXX; install one or use model.compile=false"
         )

@@ -62,12 +62,13 @@ def _summary(rows: list[Row]) -> Summary:
 
 def _estimate(rows: list[Row]) -> Estimate:
     over_seeds = mean_interval([row.value for row in rows])
-    value, own = over_seeds.value, [row.stderr for row in rows if row.stderr is not None]
-    spread = over_seeds.stderr if len(rows) > 1 else rows[0].stderr
-    if spread == 0 and value in (0.0, 1.0):
+    if len({row.value for row in rows}) > 1:
+        return over_seeds
+    value, own = rows[0].value, [row.stderr for row in rows if row.stderr is not None]
+    if value in (0.0, 1.0) and (len(rows) > 1 or own == [0.0]):
         prompts = min(row.prompts for row in rows)
-        return Estimate(value, spread, wilson(round(value * prompts), prompts)) if prompts else over_seeds
-    if over_seeds.stderr or len(own) < len(rows):
+        return Estimate(value, 0.0, wilson(round(value * prompts), prompts)) if prompts else over_seeds
+    if len(own) < len(rows):
         return over_seeds
     # Seeds share prompts and noise: their standard errors do not shrink with their number.
     stderr = sum(own) / len(own)

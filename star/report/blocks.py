@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from math import isfinite
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
@@ -154,6 +155,11 @@ def estimate(value: Estimate, digits: int = 3) -> str:
         return number(value.value, digits)
     low, high = value.interval
     return f"{number(value.value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def with_error(value: Any, stderr: Any, digits: int) -> str:
+    """``1.234 ± 0.056``; without an error where none can be had."""
+    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if isfinite(stderr) else "")
 
 
 def signed(value: Estimate, digits: int = 3) -> str:

@@ -53,6 +53,7 @@ class Collection:
             (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
         curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
         commands: the command of each run, as far as they are known.
+        terms: what each training must share with those that it is compared with, as far as that is known.
         runs: the run folders whose results these are.
         missing: what a reader must know is not there, a sentence each.
     """
@@ -64,6 +65,7 @@ class Collection:
     images: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
     commands: dict[Cell, str] = field(default_factory=dict)
+    terms: dict[Cell, str] = field(default_factory=dict)
     runs: dict[Cell, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
@@ -164,15 +166,14 @@ def collect(folder: Path, runs: Path) -> Collection:
             del found.runs[cell]
             found.missing.append(f"A run is left out: {told}.")
     found.missing += _unmeasured(found)
-    terms: dict[Cell, str] = {}
     if (folder / COMMANDS).exists():
         for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).fillna("").to_dict("records"):
             cell = line["task"], line["method"], line["seed"]
-            found.commands[cell], terms[cell] = line["command"], line.get("terms", "")
+            found.commands[cell], found.terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
         _check_scores(images, folder / IMAGES)
-        found.images = _with_terms(images, rows, terms)
+        found.images = _with_terms(images, rows, found.terms)
     found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if not found.runs:
         found.missing.append(

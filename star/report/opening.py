@@ -6,7 +6,7 @@ import pandas as pd
 
 from star.records.folder import INITIAL
 from star.records.names import is_mini
-from star.report.blocks import Block, Section, Text, signed
+from star.report.blocks import Block, Section, Text, signed, with_error
 from star.report.collection import Collection
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
@@ -46,7 +46,7 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
 
 
 def _told(rows: pd.DataFrame) -> str:
-    return ", ".join(f"{row.task} {row.value:.2f} ± {row.stderr:.2f}" for row in rows.itertuples())
+    return ", ".join(f"{row.task} {with_error(row.value, row.stderr, 2)}" for row in rows.itertuples())
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from star.report.ending import ending
 from star.report.gradient import gradients
 from star.report.learning import learning
 from star.report.opening import opening
-from star.report.planned import planned_tests
+from star.report.planned import SCORE, corrected, planned, planned_tests
 from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
@@ -79,6 +79,7 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
 
 def _findings(found: Collection) -> Section:
     blocks: list[Block] = []
+    tests = corrected(planned(found))
     for task in found.tasks:
         there = found.methods(task)
         for variant in families(there):
@@ -90,7 +91,8 @@ def _findings(found: Collection) -> Section:
             title = titled(task, variant)
             oracle = found.difference(task, f"oracle_twins{variant}", reference)
             papers = None if variant else found.papers_gain(task)
-            blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers))
+            p = None if variant else tests.get((task, SCORE))
+            blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers, p))
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
 

@@ -1,4 +1,4 @@
-"""What may be said of a result, by fixed rules, which `results/PLAN.md` set down before the trainings.
+"""What may be said of a result, by fixed rules, no laxer than those that `results/PLAN.md` set down before the trainings.
 
 A gain of STAR is claimed if, and only if, all of these hold:
 
@@ -6,7 +6,8 @@ A gain of STAR is claimed if, and only if, all of these hold:
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
 3. both rest on at least eight training seeds;
-4. all were trained on as many images, and with the same settings but for the method.
+4. all were trained on as many images, and with the same settings but for the method;
+5. where the plan has a test of it, that one, corrected for all tests of the question, has p below 0.05. So for a loss.
 
 Where nothing shows, the text says what so many trainings could have shown, and nothing is concluded of maps if
 ``oracle_twins``, which knows where the verdicts come from, shows no gain either. A gain is called smaller than the paper's if
@@ -18,6 +19,7 @@ from star.records.comparison import Comparison
 from star.report.blocks import Text, signed
 
 SEEDS_FOR_A_CLAIM = 8
+LEVEL = 0.05
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
@@ -32,7 +34,11 @@ NOT_MEASURED = "Not measured."
 
 
 def verdict(
-    gain: Comparison | None, control: Comparison | None, oracle: Comparison | None = None, papers: float | None = None
+    gain: Comparison | None,
+    control: Comparison | None,
+    oracle: Comparison | None = None,
+    papers: float | None = None,
+    p: float | None = None,
 ) -> str:
     """One of this module's verdicts.
 
@@ -41,6 +47,7 @@ def verdict(
         control: STAR minus ``star_shuffled``; None if it could not be computed.
         oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
         papers: the difference that would be as large as the paper's, as a share of Flow-GRPO's gain; None if not known.
+        p: of the planned test of the score, corrected; None if there is none.
     """
     if gain is None:
         return NOT_MEASURED
@@ -48,6 +55,8 @@ def verdict(
         return UNEQUAL
     low, high = gain.delta.interval or (-float("inf"), float("inf"))
     enough = len(gain.seeds) >= SEEDS_FOR_A_CLAIM
+    if enough and p is not None and p >= LEVEL and not low <= 0 <= high:
+        return UNCLEAR
     if high < 0:
         return LOSS if enough else FEW_SEEDS_LOSS
     if low <= 0:
@@ -70,18 +79,24 @@ def says(
     mini: bool,
     oracle: Comparison | None = None,
     papers: float | None = None,
+    p: float | None = None,
 ) -> Text:
     """The paragraph on one task, or on a variant of its methods.
 
     Args:
         title: names it.
-        gain, control, oracle, papers: as in :func:`verdict`.
+        gain, control, oracle, papers, p: as in :func:`verdict`.
         trained: Flow-GRPO minus base.
         absent: arms that were not run.
         mini: whether the numbers are the small model's.
     """
-    found = verdict(gain, control, oracle, papers)
-    sentences = [_gain(found, gain), _could(found, gain, oracle, papers), _control(found, gain, control, absent)]
+    found = verdict(gain, control, oracle, papers, p)
+    sentences = [
+        _gain(found, gain),
+        _test(gain, p),
+        _could(found, gain, oracle, papers),
+        _control(found, gain, control, absent),
+    ]
     sentences.append(_trained(trained))
     if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
         sentences.append(_seeds(len(gain.seeds)))
@@ -108,6 +123,12 @@ def _gain(found: str, gain: Comparison | None) -> str:
     low, high = gain.delta.interval
     side = "above" if low > 0 else "below" if high < 0 else "on both sides of"
     return f"{text}; the interval lies {side} 0."
+
+
+def _test(gain: Comparison | None, p: float | None) -> str:
+    if p is None or gain is None or not gain.equal_terms:
+        return ""
+    return f"The planned test over seeds, corrected for all tests of the question, has p = {p:.2g}."
 
 
 def _could(found: str, gain: Comparison | None, oracle: Comparison | None, papers: float | None) -> str:

@@ -51,12 +51,16 @@ class Trajectory:
 
 
 def plan(prompts: int, groups: int, group_size: int, seed: int, epoch: int) -> list[Sample]:
-    """The samples of an epoch, group by group: distinct prompts, drawn anew each epoch (with repeats if too few)."""
-    chosen: list[int] = []
+    """The samples of an epoch, group by group: distinct prompts, drawn anew each epoch.
+
+    If there are too few, prompts come again with further indices, and so with other noise.
+    """
+    chosen: list[tuple[int, int]] = []
     source = generator(seed, "prompts", epoch)
     while len(chosen) < groups:
-        chosen += torch.randperm(prompts, generator=source).tolist()
-    return [Sample(prompt, index) for prompt in chosen[:groups] for index in range(group_size)]
+        first = len(chosen) // prompts * group_size
+        chosen += [(prompt, first) for prompt in torch.randperm(prompts, generator=source).tolist()]
+    return [Sample(prompt, first + index) for prompt, first in chosen[:groups] for index in range(group_size)]
 
 
 def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:

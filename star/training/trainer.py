@@ -364,7 +364,10 @@ class Trainer:
             for name, values in found.items():
                 figures[name] += torch.stack(values).tolist()
             guards.check_update(figures, self.ratio_tolerance, epoch)
-            figures["grad_norm"].append(self.step(epoch))
+            norm = self.step(epoch)
+            figures["grad_norm"] += [norm] * math.isfinite(norm)
+            if self.scaler.is_enabled():  # which begins too high, and leaves out updates until it does not overflow
+                figures["skipped_updates"].append(float(not math.isfinite(norm)))
         for batch in batches:
             if batch.weights is not None:
                 figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())

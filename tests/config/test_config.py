@@ -188,6 +188,13 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["train.betas=[0.9]"], "train.betas=\\[0.9\\] must be two numbers"),
         (["train.betas=[0.9, 1.0]"], "must lie in \\[0, 1\\)"),
         (["train.collapse_epochs=0"], "train.collapse_epochs=0 must be greater than 0"),
+        (["method.clip=kl", "sampling.kind=cps"], "method.clip=kl has its limit from log-ratios of sde steps"),
+        (["method.clip=kl", "variant=guard"], "method.clip=kl has its limit from log-ratios of sde steps"),
+        (
+            ["method=tempflow", "variant=guard"],
+            "method.steps=equal divides by the size of scores",
+        ),
+        (["method=temporal", "method.normalise=step"], "method.normalise=step leaves nothing of temporal"),
         (["seed=-1"], "seed=-1 must not be negative"),
         (["evaluation.images=1000000000"], "evaluation.images=1000000000 must lie between 1 and 10,000"),
         (["evaluation.cross_images=1000000000"], "must lie between 0 and 10,000"),

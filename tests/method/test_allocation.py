@@ -396,3 +396,14 @@ def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):
             allocate(relevance, f"own_maps:{name}")
     with pytest.raises(UserError, match="there is no module 'own_map'; install it, or run where own_map lies"):
         allocate(relevance, "own_map:squared")
+
+
+def test_a_step_without_relevance_is_named_by_its_rollout():
+    relevance = torch.rand(3, 4, 5, 5) + 0.1
+    relevance[2, 1] = 0
+    assert torch.isfinite(allocate(relevance, "star")).all()
+    with pytest.raises(UserError, match="the relevance of rollout 1 at its trained step 2 is 0 everywhere: check"):
+        allocate(relevance, "star", normalise="step")
+    relevance[2, 1, 0, 0] = 1
+    with pytest.raises(UserError, match="^rollout 1 at its trained step 2 has relevance on 4.0% .* the cap of 3"):
+        allocate(relevance, "star", normalise="step", cap=3.0)

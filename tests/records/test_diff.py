@@ -70,6 +70,13 @@ def test_seeds_that_agree_by_chance_are_as_sure_as_one():
     assert summary.estimate.interval == (0.97, 0.97), "without errors of their own there is nothing else to say"
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 23.6])
+def test_seeds_that_agree_have_no_spread_of_rounding(value):
+    rows = [replace(ROW, seed=seed, value=value, stderr=0.01) for seed in range(3)]
+    (summary,) = summarise(rows)
+    assert (summary.estimate.value, summary.estimate.stderr) == (value, pytest.approx(0.01))
+
+
 def test_summary_of_one_seed_is_its_standard_error():
     (summary,) = summarise([ROW])
     assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))

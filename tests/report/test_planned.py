@@ -1,5 +1,7 @@
 """The planned tests, against numbers worked out by hand, and the five sentences that are made of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,8 @@ from scipy import stats
 
 from star.bench.gradient import COLUMNS, write
 from star.common.statistics import detectable, holm
+from star.records.results import read
+from star.records.results import write as write_rows
 from star.report.collection import collect
 from star.report.opening import opening
 from star.report.planned import LEARNING, SCORE, corrected, planned, planned_tests
@@ -45,6 +49,42 @@ def test_the_question_alone_is_corrected_for_its_tests(found):
     assert all(p[key] >= plain[key] for key in p) and min(p.values()) == pytest.approx(6 * min(plain.values()))
     table = planned_tests(found).blocks[2]
     assert [row[-1] == "–" for row in table.rows] == [False, True, False, True]
+
+
+def test_tests_that_are_not_made_yet_count(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
+    made = planned(collect(results, tmp_path))
+    ps = sorted(one.p for one in made)
+    assert len(ps) == 2 and sorted(corrected(made).values()) == pytest.approx([min(1, 6 * ps[0]), max(6 * ps[0], 5 * ps[1])])
+
+
+def test_scores_of_two_protocols_are_not_subtracted(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
+    plain = planned(collect(results, tmp_path))
+    own = read(results / "ocr.csv")
+    guided = [
+        replace(r, protocol=f"{r.protocol}/guidance=2.0", value=0.99, config_hash="0" * 12) for r in own if r.method == "star"
+    ]
+    write_rows([*own, *guided], results / "ocr.csv")
+    assert [one.per_seed for one in planned(collect(results, tmp_path)) if one.measure == SCORE] == [
+        one.per_seed for one in plain if one.measure == SCORE
+    ]
+
+
+def test_trainings_that_are_not_alike_are_not_paired(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
+    curves = pd.read_csv(results / "curves.csv", dtype={"config_hash": str})
+    longer = (curves["method"] == "star") & (curves["seed"] == 2) & (curves["epoch"] > 3)
+    curves[~longer].to_csv(results / "curves.csv", index=False)
+    own = [
+        replace(r, images_seen=r.images_seen + 1) if (r.method, r.seed) == ("star", 1) else r
+        for r in read(results / "ocr.csv")
+    ]
+    write_rows(own, results / "ocr.csv")
+    found = collect(results, tmp_path)
+    assert {one.measure: one.seeds for one in planned(found)} == {LEARNING: (0, 1, 3), SCORE: (0, 2, 3)}
+    found.terms = {("ocr", "star", 0): "one", ("ocr", "flow_grpo", 0): "another", ("ocr", "star", 3): "one"}
+    assert {one.measure: one.seeds for one in planned(found)} == {LEARNING: (1, 3), SCORE: (2, 3)}
 
 
 def test_holm_by_hand():

@@ -20,6 +20,25 @@ ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0
 
 
 @pytest.mark.parametrize(
+    "interval, p, expected",
+    [
+        (ABOVE, 0.049, rules.GAIN),
+        (ABOVE, 0.05, rules.UNCLEAR),
+        (ABOVE, None, rules.GAIN),
+        (BELOW, 0.01, rules.LOSS),
+        (BELOW, 0.2, rules.UNCLEAR),
+        (AROUND, 0.2, rules.UNCLEAR),
+    ],
+)
+def test_nothing_is_claimed_that_the_planned_test_does_not_show(interval, p, expected):
+    assert verdict(made(*interval), made(*ABOVE), p=p) == expected
+    few = verdict(made(*interval, seeds=2), made(*ABOVE), p=p)
+    assert few in (rules.FEW_SEEDS, rules.FEW_SEEDS_LOSS, rules.UNCLEAR)
+    told = says("ocr", made(*interval), made(*ABOVE), None, [], mini=False, p=p).text
+    assert ("The planned test over seeds" in told) == (p is not None)
+
+
+@pytest.mark.parametrize(
     "gain, control, expected",
     [
         (made(*ABOVE), made(*ABOVE), rules.GAIN),

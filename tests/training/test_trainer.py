@@ -281,7 +281,9 @@ def test_plan_is_keyed_and_holds_whole_groups():
     assert samples == plan(10, 4, 3, 1, 2) != plan(10, 4, 3, 1, 3)
     assert [s.index for s in samples] == [0, 1, 2] * 4
     assert len({s.prompt for s in samples}) == 4
-    assert len(plan(prompts=2, groups=5, group_size=2, seed=0, epoch=0)) == 10
+    again = plan(prompts=2, groups=5, group_size=2, seed=0, epoch=0)
+    assert len(set(again)) == len(again) == 10, "a prompt that comes again has other noise"
+    assert all({s.index for s in again if s.prompt == prompt} in ({0, 1, 2, 3}, set(range(6))) for prompt in (0, 1))
 
 
 def test_trained_steps(make_config):

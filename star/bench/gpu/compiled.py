@@ -21,7 +21,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 def compiled(bench: Bench) -> Iterator[Figure]:
     """Every pass eager, compiled for the first time, and compiled; the ratios of compiled rollouts and updates; graphs."""
-    base = bench.base(bench.config())
+    base = bench.base(bench.config("model.compile=false"))
     passes = Passes(bench, base, bench.sizes.micro_batch)
     actions: dict[str, Callable[[], None]] = {
         "rollout step": passes.rollout,
@@ -35,7 +35,7 @@ def compiled(bench: Bench) -> Iterator[Figure]:
         yield Figure(f"{name}, eager", eager[name], "s")
     free()
     with _compiler():
-        compile_blocks(base.transformer, bench.sizes.backend)
+        compile_blocks(base.transformer, bench.device, bench.sizes.backend)
         for name, action in actions.items():
             yield from attempt(f"{name}, compiled", partial(_pass, passes, name, action, eager[name]))
         for reduction, method in REDUCTIONS.items():
