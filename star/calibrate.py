@@ -9,10 +9,12 @@ from star import config as settings
 from star.common.errors import UserError
 from star.common.files import check_room
 from star.config.schema import NAME
+from star.method.arms import ARMS
 from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
 from star.records.folder import own_results
+from star.records.names import MethodName
 from star.records.results import Row
 from star.training import runs
 
@@ -47,7 +49,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
     if not NAME.allows(label):  # told before the work
         raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
-    if name is not None and name.partition("+")[0].lower() in settings.options("method"):
+    parsed = MethodName.parse(label)
+    if name is not None and parsed.arm.lower() in ARMS and not parsed.source:
         raise UserError(f"name={name} is what this project trains; choose another, or say whose it is, as {name}@released")
     adapters = lora.read(lora.locate(source or RELEASED[task]))
     file = own_results(config.scale) / f"{task}.csv"

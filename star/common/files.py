@@ -248,8 +248,8 @@ def _parsed(text: str) -> Any:
 SUMS = "SHA256SUMS"
 """The file beside files that holds their digests, as ``sha256sum --check`` reads it."""
 
-
 SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+"""A line of it."""
 
 
 def write_last(file: Path, text: str, others: Sequence[str]) -> None:
@@ -278,9 +278,9 @@ def fault(folder: Path, *names: str) -> str:
         nothing if there is no fault, or no digests.
     """
     for name, digest in _sums(folder).items():
-        file = Path(os.path.normpath(folder / name))
         if names and name not in (SUMS, *names):
             continue
+        file = Path(os.path.normpath(folder / name))
         if not file.is_file():
             return f"{file} is missing"
         if sha256(file) != digest:

@@ -25,12 +25,6 @@ def check(config: Config) -> None:
     _check_sampling(config.sampling, config.train)
     _check_batches(config.train)
     _check_method(config)
-    arm = ARMS.get(named := re.split(r"[@+]", config.method.name)[0].lower())  # not all file systems tell Star from star
-    if arm and arm.map != config.method.arm:
-        raise UserError(
-            f"method.name={config.method.name}: results know {named} as the arm with the map {arm.map}, not "
-            f"{config.method.arm}; choose another name"
-        )
     if config.model.shard and config.model.parameters == "full":
         raise UserError(
             "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
@@ -99,6 +93,12 @@ def _check_method(config: Config) -> None:
         raise UserError("method.steps=equal divides by the size of scores that train.guard makes others; leave one out")
     if method.normalise == "step" and method.arm == "temporal":
         raise UserError("method.normalise=step leaves nothing of temporal, whose weights differ between steps alone")
+    arm = ARMS.get(named := re.split(r"[@+]", method.name)[0].lower())  # not all file systems tell Star from star
+    if arm and arm.map != method.arm:
+        raise UserError(
+            f"method.name={method.name}: results know {named} as the arm with the map {arm.map}, not {method.arm}; choose "
+            "another name"
+        )
 
 
 def _check_batches(train: TrainConfig) -> None:

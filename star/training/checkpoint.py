@@ -185,9 +185,9 @@ class RunFolder:
         """
         for folder in reversed(self.checkpoints()):
             try:
-                if told := fault(folder):
+                if told := fault(folder, "state.pt", "progress.json"):
                     raise ValueError(told)
-                load_trained(folder / "trained.safetensors", trained)
+                load_trained(folder / "trained.safetensors", trained, "it is left out")
                 state = torch.load(folder / "state.pt", map_location="cpu")
                 for name, part in parts.items():
                     part.load_state_dict(state[name])
@@ -272,14 +272,19 @@ DAMAGE = (
 """What reading a damaged checkpoint raises, or one that an older version wrote without digests."""
 
 
-def load_trained(file: Path, trained: Mapping[str, Tensor]) -> None:
+def load_trained(file: Path, trained: Mapping[str, Tensor], cure: str = "put it back, or name other weights") -> None:
     """Load weights into tensors of the same names.
+
+    Args:
+        file: of the weights; read twice if its digest is known.
+        trained: tensors to load into, by name.
+        cure: what to do if the file has changed, for the message.
 
     Raises:
         UserError: the file is missing, damaged, or holds other weights.
     """
     if told := fault(file.parent, file.name):
-        raise UserError(f"{told}; put it back, or name other weights")
+        raise UserError(f"{told}; {cure}")
     if not file.exists():
         raise UserError(f"no weights at {file}; train first, or name a folder that holds trained.safetensors")
     try:

@@ -15,7 +15,6 @@ from evaluators.interface import check_verdicts
 from star import config as settings
 from star import models
 from star.common import processes
-from star.common.errors import UserError
 from star.common.files import alone_in, check_room, fault, write_last, writing
 from star.common.launched import check_launched, is_first
 from star.config import Config, config_hash
@@ -62,10 +61,9 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
 
     def measure(task: Task, images: int) -> Evaluation:
         if not weights:
-            if told := fault(final, "trained.safetensors"):
-                raise UserError(f"{told}; delete {final / 'summary.json'}, and the same command trains the last epochs again")
             weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
-            load_trained(final / "trained.safetensors", weights)
+            cure = f"delete {final / 'summary.json'}, and the same command trains the last epochs again"
+            load_trained(final / "trained.safetensors", weights, cure)
         with trainer.base.weights(weights):
             return _evaluate(config, images, trainer.base, task, trainer.accelerator)
 

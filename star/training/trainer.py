@@ -365,9 +365,11 @@ class Trainer:
                 figures[name] += torch.stack(values).tolist()
             guards.check_update(figures, self.ratio_tolerance, epoch)
             norm = self.step(epoch)
-            figures["grad_norm"] += [norm] * math.isfinite(norm)
+            made = math.isfinite(norm)
+            if made:
+                figures["grad_norm"].append(norm)
             if self.scaler.is_enabled():  # which begins too high, and leaves out updates until it does not overflow
-                figures["skipped_updates"].append(float(not math.isfinite(norm)))
+                figures["skipped_updates"].append(float(not made))
         for batch in batches:
             if batch.weights is not None:
                 figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())

@@ -81,8 +81,8 @@ def ratio_error(bench: Bench, base: SD3, label: str, words: Sequence[str], rows:
 
     Of the two last trained steps: their deviation is the smallest, and so a difference weighs most.
     """
-    sizes = (f"train.group_size={rows}", f"train.micro_batch={rows}", "train.ratio_tolerance=null")
-    with bench.run(*STANDING, *sizes, *words) as config:
+    fixed = (f"train.group_size={rows}", f"train.micro_batch={rows}", "train.ratio_tolerance=null")
+    with bench.run(*STANDING, *fixed, *words) as config:
         trainer = Trainer(config, bench.task(), base)
         allowed, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         capture = config.relevance if config.method.name == "star" else None
