@@ -445,6 +445,29 @@ def gradient(
         _print_measured(run(words or []))
 
 
+FIRST_UPDATES_HELP = f"""arms= takes the place of method=, as in star bench gradient. The learning rate is the scale's own; a
+lower one (train.lr=5e-4 on the mini scale) keeps arms near each other, where differences can be told best. The rewards of all
+epochs go to out=runs/results/SCALE/first_updates.csv.
+{SETTINGS_HELP}"""
+
+
+@bench.command("first_updates", epilog=FIRST_UPDATES_HELP)
+def first_updates(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[epochs=6] [arms=A,B] [seed=0..7] [out=FILE] [KEY=VALUE]..."),
+    ] = None,
+) -> None:
+    """Do the first updates of a training gain more with maps? Arms side by side from the same weights, many seeds; resumable.
+
+    Example: star bench first_updates task=geneval train.lr=5e-4 seed=0..7
+    """
+    from star.bench.first_updates import run
+
+    with _resumable():
+        _print_measured(run(words or []))
+
+
 INFLUENCE_HELP = f"""tokens= are those drawn at every trained step of every rollout. weights= is a run folder, a checkpoint or
 a file; by default the model's initial weights. The table goes to out=runs/results/SCALE/influence.csv, all draws to
 runs/influence.

@@ -174,7 +174,7 @@ def run(words: Sequence[str]) -> Shown:
     """
     asked = parse(words)
     config = settings.load([*asked.overrides, f"method={COMMON}"])
-    methods = {arm: settings.load([*asked.overrides, *_words(arm)]).method for arm in asked.arms}
+    methods = {arm: settings.load([*asked.overrides, *arm_words(arm)]).method for arm in asked.arms}
     task = load_task(config, config.task.name)
     for method in methods.values():
         check_evaluator(method.arm, task)
@@ -208,26 +208,42 @@ def parse(words: Sequence[str]) -> Asked:
     """
     own, overrides = own_words(words, OWN)
     refuse_runs(overrides, "arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
-    arms = tuple(dict.fromkeys(own["arms"].split(","))) if "arms" in own else ARMS_OF_INTEREST
-    for arm in arms:
-        name = arm.partition("@")[0]
-        if name not in ARMS and not is_path(name):
-            known = ", ".join(ARMS)
-            raise UserError(f"arms={own['arms']}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
-    if REFERENCE not in arms:
-        raise UserError(f"arms={own['arms']}: {REFERENCE} is missing, which all are compared with")
     epochs = own.get("epochs", str(EPOCHS))
     if not epochs.isdecimal() or not 2 <= int(epochs) <= MOST_EPOCHS:
         raise UserError(
             f"epochs={epochs} must be a number from 2 to {MOST_EPOCHS:,}: gradients of different epochs are compared"
         )
     return Asked(
-        arms=arms,
+        arms=parse_arms(own["arms"]) if "arms" in own else ARMS_OF_INTEREST,
         epochs=int(epochs),
         weights=weights_file(own["weights"]) if "weights" in own else None,
         out=Path(own["out"]) if "out" in own else None,
         overrides=overrides,
     )
+
+
+def parse_arms(value: str) -> tuple[str, ...]:
+    """The arms of ``arms=A,B``, each once.
+
+    Raises:
+        UserError: there is no such arm, or the one that all are compared with is missing.
+    """
+    arms = tuple(dict.fromkeys(value.split(",")))
+    for arm in arms:
+        name = arm.partition("@")[0]
+        if name not in ARMS and not is_path(name):
+            known = ", ".join(ARMS)
+            raise UserError(f"arms={value}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
+    if REFERENCE not in arms:
+        raise UserError(f"arms={value}: {REFERENCE} is missing, which all are compared with")
+    return arms
+
+
+def arm_words(arm: str) -> list[str]:
+    """The settings that make an arm as ``arms=`` names it."""
+    name, *own = arm.split("@")
+    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
+    return made + [f"method.{setting}" for setting in own]
 
 
 def refuse_runs(overrides: Sequence[str], why: str) -> None:
@@ -303,18 +319,19 @@ def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
             save_file({name: value.cpu() for name, value in gradient.items() if value.any()}, part, metadata)
 
 
-def write(table: pd.DataFrame, file: Path, command: str) -> None:
+def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = ("task", "weights", "config_hash")) -> None:
     """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
 
     Args:
-        table: with the columns ``task``, ``weights`` and ``config_hash`` among its own.
+        table: of figures.
         file: the table's.
         command: of ``star bench``, whose table it is.
+        keys: the columns in which rows of the same are alike.
 
     Raises:
         UserError: the file is no such table.
     """
-    keys = ["task", "weights", "config_hash"]
+    keys = list(keys)
     table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
     if len(older := older_rows(file, list(table.columns), command)):
         new = set(map(tuple, table[keys].to_numpy()))
@@ -369,13 +386,6 @@ def _cell(figure: Figure | None) -> str:
     digits = 3 if figure.metric == "self_cosine" else 2
     error = "" if math.isnan(figure.stderr) else f"±{figure.stderr:.{digits}f}"
     return f"{figure.value:.{digits}f}{error}"
-
-
-def _words(arm: str) -> list[str]:
-    """The settings that make an arm."""
-    name, *own = arm.split("@")
-    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
-    return made + [f"method.{setting}" for setting in own]
 
 
 def _file(folder: Path, epoch: int, arm: str) -> Path:

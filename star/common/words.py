@@ -1,8 +1,11 @@
 """The words of a command that are its own, ``NAME=VALUE`` beside the settings of a run."""
 
+import re
 from collections.abc import Collection, Sequence
 
 from star.common.errors import UserError
+
+MOST_SEEDS = 10_000
 
 
 def own_words(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -28,3 +31,23 @@ def take_flag(words: Sequence[str], name: str) -> tuple[tuple[str, ...], bool]:
     if value not in ("true", "false"):
         raise UserError(f"{name}={value} must be true or false")
     return rest, value == "true"
+
+
+def seeds_of(word: str) -> list[int]:
+    """The seeds of ``seed=0,7`` or ``seed=0..4``, each once.
+
+    Raises:
+        UserError: a part of it is neither a number nor a range that has some.
+    """
+    seeds: dict[int, None] = {}
+    for part in word.partition("=")[2].split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        if not match:
+            raise UserError(f"{word}: {part!r} is no seed; write numbers from 0 on and ranges, e.g. seed=0,7 or seed=0..4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"{word}: the range {part} is empty; write the smaller number first, e.g. seed=0..4")
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"{word}: the range {part} has more than {MOST_SEEDS:,} seeds")
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)

@@ -1,6 +1,5 @@
 """The cells of a matrix: one run per task, method and seed, its folder, its command, and how far it got."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -9,12 +8,12 @@ from pathlib import Path
 from star import config as settings
 from star.common.errors import UserError
 from star.common.files import fault, read_jsonl
+from star.common.words import seeds_of
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
 from star.records.results import METRICS, ROWS, VERDICTS, read_rows
 
-SEEDS = ("0", "1", "2")
-MOST_SEEDS = 10_000
+SEEDS = (0, 1, 2)
 AXES = ("task", "method", "seed")
 OF_TRAINING = ("method.", "relevance.", "sampling.")
 """Groups of settings that an untrained model has no use for."""
@@ -130,7 +129,7 @@ def expand(words: Sequence[str]) -> list[Cell]:
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
     tasks = _names(given.get("task", "task=all"), sorted(settings.load(others).evaluators))
     methods = _names(given.get("method", "method=all"), ABLATION)
-    seeds = _seeds(given["seed"]) if "seed" in given else SEEDS
+    seeds = seeds_of(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]
     arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
     if len({(cell.task, cell.method, cell.seed) for cell in arms}) < len(arms):
@@ -149,26 +148,11 @@ def _names(word: str, every: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _seeds(word: str) -> list[str]:
-    seeds: dict[str, None] = {}
-    for part in word.partition("=")[2].split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
-        if not match:
-            raise UserError(f"{word}: {part!r} is no seed; write numbers from 0 on and ranges, e.g. seed=0,7 or seed=0..4")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UserError(f"{word}: the range {part} is empty; write the smaller number first, e.g. seed=0..4")
-        if last - first >= MOST_SEEDS:
-            raise UserError(f"{word}: the range {part} has more than {MOST_SEEDS:,} seeds")
-        seeds |= dict.fromkeys(map(str, range(first, last + 1)))
-    return list(seeds)
-
-
 def _base(task: str, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", *(word for word in overrides if not word.lstrip("+~").startswith(OF_TRAINING))]
     return Cell(("star", "base", *words), settings.load(words), None)
 
 
-def _arm(task: str, method: str, seed: str, overrides: Sequence[str]) -> Cell:
+def _arm(task: str, method: str, seed: int, overrides: Sequence[str]) -> Cell:
     words = [f"task={task}", f"method={method}", f"seed={seed}", *overrides]
-    return Cell(("star", "train", *words), settings.load(words), int(seed))
+    return Cell(("star", "train", *words), settings.load(words), seed)

@@ -3,7 +3,7 @@
 What is run here goes to ``runs/results/SCALE``, which git ignores; what ships is in ``results/SCALE``, and ``star publish`` is
 the way there. In both, ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per evaluated image with
 its verdicts, ``commands.csv`` the command of every run, with what trainings must share to be compared (``terms``), and
-``gradient.csv`` and ``influence.csv`` what ``star bench gradient`` and ``star bench influence`` measured.
+``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` what the commands of ``star bench`` of these names measured.
 """
 
 import zlib
@@ -21,10 +21,10 @@ OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""
 
 CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
-GRADIENT, INFLUENCE = "gradient.csv", "influence.csv"
+GRADIENT, INFLUENCE, FIRST_UPDATES = "gradient.csv", "influence.csv", "first_updates.csv"
 
 INITIAL = "initial"
-"""What those two call the weights that a model begins with."""
+"""What the first two call the weights that a model begins with."""
 
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
@@ -37,6 +37,7 @@ FIRST = {
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
     GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
+    FIRST_UPDATES: ["task", "arm", "seed", "epoch", "reward", "commit", "config_hash"],
 }
 """What each must have; ``terms`` came later than the rest."""
 
@@ -44,6 +45,7 @@ ONCE = {
     CURVES: ([*EVALUATION, "epoch"], "an epoch"),
     COMMANDS: (EVALUATION, "a run"),
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
+    FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
 }
 """The columns by which lines are told apart, and what a line is of. Of pictures there may be equal prompts."""
 
@@ -69,7 +71,7 @@ TYPED: dict[str, Any] = {
 
 def cure(file: Path) -> str:
     """What to do about a file that is damaged."""
-    maker = "star bench gradient" if file.name == GRADIENT else "star matrix"
+    maker = {GRADIENT: "star bench gradient", FIRST_UPDATES: "star bench first_updates"}.get(file.name, "star matrix")
     return f"move it elsewhere, and `{maker}` writes it again"
 
 

@@ -1,0 +1,218 @@
+"""The command ``star bench first_updates``: the first epochs of a training, arm beside arm, for many seeds.
+
+``star bench gradient`` tells what a small step along an arm's gradient would gain. Here the steps are made: every arm begins
+from the same weights, and draws the same prompts with the same noise. While weights have hardly moved, arms draw nearly the
+same images, so that their rewards differ by little but what the arm does, and a few epochs tell more than whole trainings,
+which rounding alone drives apart. The untrained model draws the same as well, and gains are over its reward.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from star import config as settings
+from star import models
+from star.bench.gradient import COMMON, Shown, arm_words, check_places, identity, older_rows, parse_arms, refuse_runs, write
+from star.common.errors import UserError
+from star.common.files import alone_in, read_json, write_text
+from star.common.processes import joined
+from star.common.progress import bar
+from star.common.statistics import Estimate
+from star.common.words import own_words, seeds_of
+from star.config import Config, config_hash
+from star.method.arms import REFERENCE
+from star.models.interface import BaseModel
+from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
+from star.records.folder import FIRST_UPDATES, own_results
+from star.records.results import commit
+from star.tasks import Task, load_task
+from star.training import guards
+from star.training.trainer import MicroBatch, Trainer, check_evaluator
+
+ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
+EPOCHS, SEEDS = 6, "0..7"
+OWN = ("epochs", "arms", "seed", "out")
+"""The words of the command that are no settings of a training."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command.
+
+    Attributes:
+        arms: which are trained, as ``star bench gradient`` names them.
+        epochs: of each training.
+        seeds: of the trainings.
+        out: the table; None for that of the scale.
+        overrides: settings of all arms.
+    """
+
+    arms: tuple[str, ...]
+    epochs: int
+    seeds: tuple[int, ...]
+    out: Path | None
+    overrides: tuple[str, ...]
+
+
+class Untrained(Trainer):
+    """A trainer that learns nothing: what it draws are the images that the others improve on."""
+
+    def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
+        """No step is made; see :meth:`Trainer.update`."""
+        return {}
+
+
+def run(words: Sequence[str]) -> Shown:
+    """Train what is not trained yet, write the rewards of all epochs and give what to print.
+
+    Args:
+        words: ``epochs=6``, ``arms=A,B``, ``seed=0..7``, ``out=FILE`` and settings.
+
+    Raises:
+        UserError: a word that cannot be used, or an arm that the evaluator has no places for.
+        RunStopped: a training stopped.
+    """
+    asked = parse(words)
+    config = settings.load([*asked.overrides, f"method={COMMON}"])
+    if asked.epochs > config.train.epochs:
+        raise UserError(f"epochs={asked.epochs} are more than the {config.train.epochs} of a training (train.epochs)")
+    arms = {arm: settings.load([*asked.overrides, *arm_words(arm)]) for arm in asked.arms}
+    task = load_task(config, config.task.name)
+    for one in arms.values():
+        check_evaluator(one.method.arm, task)
+    out = asked.out or own_results(config.scale) / FIRST_UPDATES
+    hashed = config_hash(_identity(config))
+    folder = Path("runs", "first_updates", config.scale, config.task.name, hashed)
+    check_places(out, folder)
+    older_rows(out, COLUMNS, "first_updates")  # tells before the work if the figures cannot go there
+    with alone_in(folder), guards.limits(config):
+        measure(arms, asked, task, folder)
+    table = rows(asked, config.task.name, folder, hashed)
+    write(table.assign(reward=table["reward"].map(repr)), out, "first_updates", ["task", "arm", "seed", "config_hash"])
+    title = f"{config.task.name}: reward gained over the untrained model, mean of epochs 2 to {asked.epochs}"
+    return shown(title, gains(table), len(asked.seeds), f"all rewards: {out}; trainings: {folder}")
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """The words of the command.
+
+    Raises:
+        UserError: one that cannot be used.
+    """
+    own, overrides = own_words(words, OWN)
+    refuse_runs(overrides, "arms=A,B says which arms are trained, and what they gain is kept in runs/first_updates")
+    epochs = own.get("epochs", str(EPOCHS))
+    if not epochs.isdecimal() or int(epochs) < 2:
+        raise UserError(f"epochs={epochs} must be a number from 2 on: the first is drawn before the first update")
+    return Asked(
+        arms=parse_arms(own["arms"]) if "arms" in own else ARMS_OF_INTEREST,
+        epochs=int(epochs),
+        seeds=tuple(seeds_of(f"seed={own.get('seed', SEEDS)}")),
+        out=Path(own["out"]) if "out" in own else None,
+        overrides=overrides,
+    )
+
+
+def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) -> None:
+    """Make the files that are not there yet: ``seed0/ARM.json`` has the mean reward of each epoch of one training.
+
+    Args:
+        arms: arm -> its settings, of any seed.
+        asked: how long, and for which seeds.
+        task: what is rewarded.
+        folder: of the files.
+    """
+    each = {UNTRAINED: arms[REFERENCE], **arms}
+    missing = {
+        seed: left
+        for seed in asked.seeds
+        if (left := [arm for arm in each if len(_rewards(_file(folder, seed, arm))) < asked.epochs])
+    }
+    count = asked.epochs * sum(map(len, missing.values()))
+    if not count:
+        return
+    with bar(f"first updates, {task.name}", count) as display:
+        for seed, left in missing.items():
+            own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
+            base = models.load(own[left[0]].model, joined().device, seed)
+            initial = {name: value.detach().clone() for name, value in base.trained.items()}
+            for arm, config in own.items():
+                with torch.no_grad():
+                    for name, value in base.trained.items():
+                        value.copy_(initial[name])
+                display.update(f"first updates, {task.name}, seed {seed}, {arm}")
+                file = _file(folder, seed, arm)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                rewards = trained(arm, config, asked.epochs, task, base, display.advance)
+                write_text(file, json.dumps({"rewards": rewards, "commit": commit()}))
+
+
+def trained(arm: str, config: Config, epochs: int, task: Task, base: BaseModel, tick: Callable[[], None]) -> list[float]:
+    """The mean reward of each of the first epochs of a training; the model's weights are moved.
+
+    Args:
+        arm: its name, :data:`UNTRAINED` for none.
+        config: its settings.
+        epochs: how many.
+        task: what is rewarded.
+        base: the model, at its initial weights.
+        tick: called after each epoch.
+    """
+    trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
+    rewards = []
+    for epoch in range(epochs):
+        rewards.append(trainer.epoch(epoch)["reward"])
+        tick()
+    return rewards
+
+
+def rows(asked: Asked, task: str, folder: Path, hashed: str) -> pd.DataFrame:
+    """The rewards of every epoch, with the columns of :data:`star.records.first_updates.COLUMNS`."""
+    found = [
+        (task, arm, seed, epoch, reward, read_json(_file(folder, seed, arm))["commit"], hashed)
+        for seed in asked.seeds
+        for arm in (UNTRAINED, *asked.arms)
+        for epoch, reward in enumerate(_rewards(_file(folder, seed, arm))[: asked.epochs], 1)
+    ]
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:
+    """The gains as a table."""
+    lines: list[tuple[str, ...]] = [
+        (one.arm, _signed(one.gain), _signed(one.difference), "–" if one.p is None else f"{one.p:.3f}", _ratio(one))
+        for one in found
+    ]
+    columns = ("arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "p", "gain over\nFlow-GRPO's")
+    return Shown(f"{title}; {seeds} seeds", columns, lines, below)
+
+
+def _signed(value: Estimate | None) -> str:
+    if value is None:
+        return "–"
+    low, high = value.interval or (None, None)
+    return f"{value.value:+.4f}" if low is None else f"{value.value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _ratio(gain: Gain) -> str:
+    if gain.difference is None:
+        return "1"
+    return f"{gain.ratio:.2f}" + ("" if math.isnan(gain.stderr) else f"±{gain.stderr:.2f}")
+
+
+def _identity(config: Config) -> dict:
+    """What rewards depend on but their arm and seed."""
+    return {key: value for key, value in identity(config, None).items() if key != "seed"}
+
+
+def _rewards(file: Path) -> list[float]:
+    return (read_json(file) or {}).get("rewards", [])
+
+
+def _file(folder: Path, seed: int, arm: str) -> Path:
+    return folder / f"seed{seed}" / f"{arm.replace(':', '.')}.json"

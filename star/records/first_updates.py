@@ -1,0 +1,77 @@
+"""What the first updates of trainings gain: the rows of ``star bench first_updates``, and what they say of the arms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval
+from star.method.arms import REFERENCE
+
+COLUMNS = ["task", "arm", "seed", "epoch", "reward", "commit", "config_hash"]
+
+UNTRAINED = "untrained"
+"""What stands for an arm where no step is made."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an arm gained.
+
+    Attributes:
+        arm: its name.
+        gain: mean over seeds of the reward above that of the untrained model, 95 % by Student's t.
+        difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
+        p: of the difference, two-sided, by Student's t; None where there is none, or one seed.
+        detectable: the difference that so many seeds find in four of five cases; None likewise.
+        ratio: gain over Flow-GRPO's, both summed over seeds.
+        stderr: of the ratio, by the jackknife over seeds; not a number with one seed.
+    """
+
+    arm: str
+    gain: Estimate
+    difference: Estimate | None
+    p: float | None
+    detectable: float | None
+    ratio: float
+    stderr: float
+
+
+def gains_by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The reward above the untrained model's on the same prompts and noise, mean over all epochs but the first.
+
+    The first epoch is drawn before the first update, so that all arms have the same rewards in it.
+
+    Args:
+        rows: of one task and one configuration, with the columns ``arm``, ``seed``, ``epoch`` and ``reward``.
+
+    Returns:
+        a row for each seed that all arms have, a column for each arm but the untrained, in the order of the rows.
+    """
+    later = rows[rows["epoch"] > 1]
+    rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward", sort=False).dropna()
+    above = rewards.sub(rewards[UNTRAINED], axis=0).drop(columns=UNTRAINED)
+    found: pd.DataFrame = above.groupby("seed").mean()
+    return found
+
+
+def gains(rows: pd.DataFrame) -> list[Gain]:
+    """What each arm gained, and how that compares with Flow-GRPO; for the rows of :func:`gains_by_seed`."""
+    by_seed = gains_by_seed(rows)
+    return [_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy()) for arm in by_seed]
+
+
+def _gain(arm: str, own: np.ndarray, reference: np.ndarray) -> Gain:
+    ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
+    apart = own - reference
+    told = arm != REFERENCE
+    return Gain(
+        arm=arm,
+        gain=mean_interval(list(own)),
+        difference=mean_interval(list(apart)) if told else None,
+        p=float(stats.ttest_1samp(apart, 0).pvalue) if told and len(own) > 1 else None,
+        detectable=detectable_among(list(apart)) if told else None,
+        ratio=float(ratio),
+        stderr=float(stderr),
+    )
