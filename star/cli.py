@@ -556,7 +556,7 @@ def main() -> None:
     let_segments_grow()
     keep_freed_memory()
     with report_errors(), written_out():
-        app()
+        app(prog_name="star")
 
 
 @contextmanager

@@ -92,9 +92,9 @@ def run(words: Sequence[str]) -> Shown:
     older_rows(out, COLUMNS, "first_updates")  # tells before the work if the figures cannot go there
     with alone_in(folder), guards.limits(config):
         measure(arms, asked, task, folder)
-    table = rows(asked, config.task.name, folder, hashed)
+    table = rows(asked, config, folder, hashed)
     write(table.assign(reward=table["reward"].map(repr)), out, "first_updates", ["task", "arm", "seed", "config_hash"])
-    title = f"{config.task.name}: reward gained over the untrained model, mean of epochs 2 to {asked.epochs}"
+    title = f"{config.task.name}: reward gained over the untrained model, after the first of {asked.epochs} epochs"
     return shown(title, gains(table), len(asked.seeds), f"all rewards: {out}; trainings: {folder}")
 
 
@@ -129,9 +129,7 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
     """
     each = {UNTRAINED: arms[REFERENCE], **arms}
     missing = {
-        seed: left
-        for seed in asked.seeds
-        if (left := [arm for arm in each if len(_rewards(_file(folder, seed, arm))) < asked.epochs])
+        seed: left for seed in asked.seeds if (left := [arm for arm in each if _done(_file(folder, seed, arm)) < asked.epochs])
     }
     count = asked.epochs * sum(map(len, missing.values()))
     if not count:
@@ -171,14 +169,16 @@ def trained(arm: str, config: Config, epochs: int, task: Task, base: BaseModel, 
     return rewards
 
 
-def rows(asked: Asked, task: str, folder: Path, hashed: str) -> pd.DataFrame:
+def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
     """The rewards of every epoch, with the columns of :data:`star.records.first_updates.COLUMNS`."""
-    found = [
-        (task, arm, seed, epoch, reward, read_json(_file(folder, seed, arm))["commit"], hashed)
-        for seed in asked.seeds
-        for arm in (UNTRAINED, *asked.arms)
-        for epoch, reward in enumerate(_rewards(_file(folder, seed, arm))[: asked.epochs], 1)
-    ]
+    train, found = config.train, []
+    for seed in asked.seeds:
+        for arm in (UNTRAINED, *asked.arms):
+            done = read_json(_file(folder, seed, arm))
+            for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
+                updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
+                facts = (updates, train.lr, reward, done["commit"], hashed)
+                found.append((config.task.name, arm, seed, epoch + 1, *facts))
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -210,8 +210,9 @@ def _identity(config: Config) -> dict:
     return {key: value for key, value in identity(config, None).items() if key != "seed"}
 
 
-def _rewards(file: Path) -> list[float]:
-    return (read_json(file) or {}).get("rewards", [])
+def _done(file: Path) -> int:
+    """How many epochs a training that was made had."""
+    return len((read_json(file) or {"rewards": []})["rewards"])
 
 
 def _file(folder: Path, seed: int, arm: str) -> Path:

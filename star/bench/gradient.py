@@ -334,7 +334,7 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
     keys = list(keys)
     table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
     if len(older := older_rows(file, list(table.columns), command)):
-        new = set(map(tuple, table[keys].to_numpy()))
+        new = set(map(tuple, table[keys].astype(str).to_numpy()))
         older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
         table = pd.concat([older, table]) if len(older) else table
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from scipy import stats
 from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval
 from star.method.arms import REFERENCE
 
-COLUMNS = ["task", "arm", "seed", "epoch", "reward", "commit", "config_hash"]
+COLUMNS = ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"]
+"""An epoch's number from 1 on, the updates that were made before it, the learning rate, and its mean reward."""
 
 UNTRAINED = "untrained"
 """What stands for an arm where no step is made."""
@@ -57,9 +58,15 @@ def gains_by_seed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(rows: pd.DataFrame) -> list[Gain]:
-    """What each arm gained, and how that compares with Flow-GRPO; for the rows of :func:`gains_by_seed`."""
+    """What each arm gained, and how that compares with Flow-GRPO's gain; none if there is no seed that all have.
+
+    Args:
+        rows: as for :func:`gains_by_seed`.
+    """
     by_seed = gains_by_seed(rows)
-    return [_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy()) for arm in by_seed]
+    return (
+        [] if by_seed.empty else [_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy()) for arm in by_seed]
+    )
 
 
 def _gain(arm: str, own: np.ndarray, reference: np.ndarray) -> Gain:

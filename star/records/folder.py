@@ -37,7 +37,7 @@ FIRST = {
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
     GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
-    FIRST_UPDATES: ["task", "arm", "seed", "epoch", "reward", "commit", "config_hash"],
+    FIRST_UPDATES: ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"],
 }
 """What each must have; ``terms`` came later than the rest."""
 
@@ -49,7 +49,7 @@ ONCE = {
 }
 """The columns by which lines are told apart, and what a line is of. Of pictures there may be equal prompts."""
 
-NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value")
+NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
 """Those of them that are numbers in every line."""
 
 TEXTS = ("task", "method", "config_hash", "stratum", "prompt", "command", "terms")

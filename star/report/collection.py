@@ -17,6 +17,7 @@ from star.records.folder import (
     COMMANDS,
     CURVES,
     EVALUATION,
+    FIRST_UPDATES,
     GRADIENT,
     IMAGES,
     INFLUENCE,
@@ -125,6 +126,12 @@ class Collection:
         file = self.folder / GRADIENT
         return read_file(file, **TYPED) if file.exists() else None
 
+    @cached_property
+    def first_updates(self) -> pd.DataFrame | None:
+        """What ``star bench first_updates`` measured; None if nothing."""
+        file = self.folder / FIRST_UPDATES
+        return read_file(file, **TYPED) if file.exists() else None
+
     def papers_gain(self, task: str) -> float | None:
         """STAR minus Flow-GRPO as large as the paper's, as a share of what Flow-GRPO gains on the base; None if not known."""
         metric = primary(task)
@@ -155,7 +162,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
-    others = (CURVES, COMMANDS, GRADIENT, INFLUENCE)
+    others = (CURVES, COMMANDS, GRADIENT, INFLUENCE, FIRST_UPDATES)
     rows = read_together(file for file in visible(folder.glob("*.csv")) if file.name not in others)
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")

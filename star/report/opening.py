@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from star.records.first_updates import gains
 from star.records.folder import INITIAL
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text, signed, with_error
 from star.report.collection import Collection
+from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 
@@ -50,17 +52,42 @@ def _told(rows: pd.DataFrame) -> str:
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
-    own = [one for one in made if (one.arm, one.reference) == QUESTION]
-    if not own:
+    """Of the first updates, where they were measured, and of whole trainings."""
+    beginnings, whole = _beginnings(found), _whole(found, made)
+    if not beginnings and not whole:
         return [("Training:", "STAR and Flow-GRPO were not trained with the same seed here.")]
-    parts = []
+    told = [f"In the first updates, over the untrained model: {beginnings}."] * bool(beginnings)
+    told += [f"In whole trainings: {whole}."] * bool(whole)
+    return [("Training turns it into", f"this, STAR minus Flow-GRPO with 95 % intervals over seeds. {' '.join(told)}")]
+
+
+def _beginnings(found: Collection) -> str:
+    """STAR's gains in the first updates, task by task."""
+    if found.first_updates is None:
+        return ""
+    told = []
+    for part in parts(found.first_updates):
+        star = next((one for one in gains(part) if one.arm == "star"), None)
+        if star and star.difference:
+            task, seeds = part["task"].iloc[0], part["seed"].nunique()
+            times = with_error(star.ratio, star.stderr, 2)
+            told.append(f"{task} ({_seeds(seeds)}) {signed(star.difference, 4)}, {times} times Flow-GRPO's gain")
+    return "; ".join(told)
+
+
+def _whole(found: Collection, made: Sequence[Planned]) -> str:
+    """The planned differences, task by task."""
+    told = []
     for task in found.tasks:
-        by_measure = {one.measure: one for one in own if one.task == task}
-        told = [f"{measure} {_difference(by_measure[measure])}" for measure in (LEARNING, SCORE) if measure in by_measure]
-        if told:
-            seeds = len(next(iter(by_measure.values())).seeds)
-            parts.append(f"{task} ({seeds} seed{'s' * (seeds > 1)}): {', '.join(told)}")
-    return [("Training turns it into", f"this, STAR minus Flow-GRPO with 95 % intervals over seeds. {'; '.join(parts)}.")]
+        own = {one.measure: one for one in made if one.task == task and (one.arm, one.reference) == QUESTION}
+        both = [f"{measure} {_difference(own[measure])}" for measure in (LEARNING, SCORE) if measure in own]
+        if both:
+            told.append(f"{task} ({_seeds(len(next(iter(own.values())).seeds))}): {', '.join(both)}")
+    return "; ".join(told)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _difference(one: Planned) -> str:

@@ -16,6 +16,7 @@ from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
 from star.report.ending import ending
+from star.report.first_updates import first_updates
 from star.report.gradient import gradients
 from star.report.learning import learning
 from star.report.opening import opening
@@ -68,6 +69,7 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
         ablation(found, compared),
         uncertainty(found),
         gradients(found),
+        first_updates(found),
         Section("maps", "Where the reward goes, before and after", parts=_per_task(found, "maps", pictures.filmstrip)),
         Section("samples", "Samples at the same noise", parts=_per_task(found, "samples", pictures.samples)),
         elsewhere(found),

@@ -6,10 +6,22 @@ import pandas as pd
 import pytest
 
 from star.common.errors import UserError
-from star.records.folder import AS_TEXT, COMMANDS, CURVES, FIRST, GRADIENT, IMAGES, MAY_BE_EMPTY, NEEDED, TYPED, read_file
+from star.records.folder import (
+    AS_TEXT,
+    COMMANDS,
+    CURVES,
+    FIRST,
+    FIRST_UPDATES,
+    GRADIENT,
+    IMAGES,
+    MAY_BE_EMPTY,
+    NEEDED,
+    TYPED,
+    read_file,
+)
 
 CELLS = {"seed": "0", "epoch": "1", "updates": "2", "images_seen": "8", "seconds": "1.5", "reward": "0.5", "image": "0"}
-CELLS |= {"epochs": "12", "images": "64", "value": "0.25", "stderr": "0.125"}
+CELLS |= {"epochs": "12", "images": "64", "value": "0.25", "stderr": "0.125", "lr": "1e-3"}
 HOW = pytest.mark.parametrize("options", [AS_TEXT, TYPED], ids=["as text", "typed"])
 
 
@@ -25,7 +37,7 @@ def write(folder, name, **changes):
 def test_a_column_or_cell_that_lacks_is_named(tmp_path, options, name, column):
     read_file(write(tmp_path, name), **options)
     faults = [(None, f"has no column {column}"), ("", f"row 1: {column} is (empty|no number)")]
-    maker = "bench gradient" if name == GRADIENT else "matrix"
+    maker = {GRADIENT: "bench gradient", FIRST_UPDATES: "bench first_updates"}.get(name, "matrix")
     for change, message in faults[:1] if column in MAY_BE_EMPTY else faults:
         with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star {maker}`") as error:
             read_file(write(tmp_path, name, **{column: change}), **options)
@@ -37,6 +49,7 @@ NUMBERS_OF = {
     COMMANDS: ("seed",),
     CURVES: ("epoch", "reward", "diversity"),
     GRADIENT: ("value", "stderr"),
+    FIRST_UPDATES: ("epoch", "updates", "lr", "reward"),
 }
 
 
@@ -88,7 +101,9 @@ def test_damaged_files_are_one_clear_line(tmp_path, options, name, damage):
 
 
 @HOW
-@pytest.mark.parametrize(("name", "what"), [(CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure")])
+@pytest.mark.parametrize(
+    ("name", "what"), [(CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure"), (FIRST_UPDATES, "an epoch")]
+)
 def test_a_line_stands_once(tmp_path, options, name, what):
     file = write(tmp_path, name)
     file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")

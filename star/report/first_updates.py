@@ -1,0 +1,52 @@
+"""What the first updates of trainings gain: the rewards of ``star bench first_updates``, as gains over the untrained model."""
+
+import pandas as pd
+
+from star.records.first_updates import Gain, gains
+from star.report.blocks import MISSING, Block, Section, Table, Text, number, signed, with_error
+from star.report.collection import Collection
+
+COLUMNS = ["arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
+MEANING = (
+    "Short trainings from the same weights, on the same prompts and noise: the mean reward of the epochs after the first, "
+    "above that of the untrained model. Arms still draw nearly the same images, so a difference has far less noise than one "
+    "of whole trainings, and says as little of their ends as gradients do. Intervals are Student's t over seeds and p is of "
+    "one test, uncorrected; ± is a jackknife over seeds. The background must lose."
+)
+
+
+def first_updates(found: Collection) -> Section:
+    """The chapter."""
+    section = Section("first-updates", "What the first updates of a training gain")
+    if found.first_updates is None:
+        section.blocks.append(Text("Not measured here; `star bench first_updates` does it.", missing=True))
+        return section
+    section.blocks.append(Text(MEANING))
+    section.blocks += [_table(part) for part in parts(found.first_updates)]
+    return section
+
+
+def parts(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each task and configuration."""
+    return [part for _, part in table.groupby(["task", "config_hash"], sort=False)]
+
+
+def _table(part: pd.DataFrame) -> Block:
+    """One task and configuration."""
+    first = part.iloc[0]
+    commits = ", ".join(dict.fromkeys(part["commit"]))
+    epochs, updates, seeds = part["epoch"].max(), part["updates"].max(), part["seed"].nunique()
+    of = f"{first['task']}: {epochs} epochs, {updates} updates, learning rate {first['lr']:g}, {seeds} seeds, commit {commits}"
+    return Table(of, COLUMNS, [_row(one) for one in gains(part)])
+
+
+def _row(one: Gain) -> list[str]:
+    compared = [MISSING] * 4
+    if one.difference is not None:
+        compared = [
+            signed(one.difference, 4),
+            number(one.detectable, 4),
+            number(one.p, 4),
+            with_error(one.ratio, one.stderr, 2),
+        ]
+    return [one.arm, signed(one.gain, 4), *compared]

@@ -1,0 +1,185 @@
+"""``star bench first_updates`` trains as ``star train`` does, and its figures are what the formulas say."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import pandas as pd
+import pytest
+from scipy import stats
+from tiny import FAST
+
+from star import config as settings
+from star.bench import first_updates
+from star.cli import main
+from star.common.errors import UserError
+from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
+from star.records.results import commit
+from star.training.trainer import Trainer
+
+ARMS = ("flow_grpo", "star", "star@mix=1")
+EXTENDING = Path(__file__).parents[1] / "extending"
+
+
+@pytest.fixture
+def words(pipeline_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = (f"model.path={pipeline_folder}", "model.kernels=torch")
+    return ["task=pickscore", *FAST.split(), *model, f"arms={','.join(ARMS)}", "epochs=3", "train.epochs=4", "seed=0,2"]
+
+
+def table(file="runs/results/mini/first_updates.csv"):
+    with open(file) as lines:
+        return list(csv.DictReader(lines))
+
+
+def trained(words, arm, seed):
+    """The rewards that the trainer itself logs."""
+    name, *own = arm.split("@")
+    outside = ("arms=", "epochs=", "seed=")
+    left = [word for word in words if not word.startswith(outside)]
+    config = settings.load(
+        [*left, f"method={name}", *(f"method.{one}" for one in own), f"seed={seed}", f"run={arm}-{seed}-{len(words)}"]
+    )
+    trainer = Trainer(config)
+    trainer.run()
+    return [json.loads(line)["reward"] for line in (Path(config.run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rewards_are_those_of_the_trainings(words):
+    first_updates.run(words)
+    rows = table()
+    assert list(rows[0]) == COLUMNS
+    found = {(row["arm"], int(row["seed"])): [] for row in rows}
+    for row in rows:
+        found[row["arm"], int(row["seed"])].append(float(row["reward"]))
+    assert list(found) == [(arm, seed) for seed in (0, 2) for arm in (UNTRAINED, *ARMS)]
+    for arm in ARMS:
+        for seed in (0, 2):
+            assert found[arm, seed] == trained(words, arm, seed)[:3]
+    for seed in (0, 2):
+        assert len({found[arm, seed][0] for arm in (UNTRAINED, *ARMS)}) == 1  # drawn before the first update
+        assert len({found[arm, seed][2] for arm in (UNTRAINED, *ARMS)}) == 4
+    # Of no rate that moves a weight the trainer's rewards are the untrained model's.
+    still = trained([*words, "train.lr=1e-30"], "flow_grpo", 2)
+    assert found[UNTRAINED, 2] == pytest.approx(still[:3], rel=1e-6) and still[1] != still[0]
+    assert [(row["updates"], row["lr"]) for row in rows[:6]] == [("0", "0.002")] * 4 + [("2", "0.002"), ("4", "0.002")]
+    assert {row["commit"] for row in rows} == {commit()} and len({row["config_hash"] for row in rows}) == 1
+
+
+def test_what_is_there_is_not_trained_again_and_more_is_added(words, monkeypatch):
+    first_updates.run([*words, "seed=2"])
+    epoch, begun = Trainer.epoch, []
+
+    def counted(self, number, *given):
+        begun.append((self.config.seed, self.config.method.name, type(self).__name__, number))
+        return epoch(self, number, *given)
+
+    monkeypatch.setattr(Trainer, "epoch", counted)
+    before = table()
+    first_updates.run([*words, "seed=2", "epochs=2"])
+    assert not begun and table() == [row for row in before if row["epoch"] != "3"]
+    first_updates.run([*words, "seed=2", "arms=flow_grpo,temporal"])
+    assert begun == [(2, "temporal", "Trainer", number) for number in range(3)]
+    begun.clear()
+    first_updates.run([*words, "seed=2..3", "arms=flow_grpo"])
+    assert begun == [(3, "flow_grpo", kind, number) for kind in ("Untrained", "Trainer") for number in range(3)]
+    rows = table()
+    assert {(row["arm"], row["seed"]) for row in rows} == {
+        *((arm, "2") for arm in (UNTRAINED, *ARMS, "temporal")),
+        *((arm, "3") for arm in (UNTRAINED, "flow_grpo")),
+    }
+    begun.clear()
+    first_updates.run([*words, "seed=2", "epochs=4", "arms=flow_grpo"])
+    assert [number for *_, number in begun] == [0, 1, 2, 3] * 2
+
+
+def test_gains_are_worked_out_by_hand():
+    rewards = {  # arm -> seed -> epochs
+        UNTRAINED: {0: [0.5, 0.4, 0.6], 1: [0.5, 0.6, 0.4], 4: [0.5, 0.5, 0.7]},
+        "flow_grpo": {0: [0.5, 0.5, 0.8], 1: [0.5, 0.7, 0.5], 4: [0.5, 0.6, 1.0]},
+        "star": {0: [0.5, 0.6, 0.8], 1: [0.5, 0.6, 0.6], 4: [0.5, 0.7, 1.0]},
+        "star@mix=1": {0: [0.5, 0.5, 0.8], 1: [0.5, 0.7, 0.5]},  # has no seed 4
+    }
+    rows = pd.DataFrame(
+        [
+            (arm, seed, epoch, reward)
+            for arm, by_seed in rewards.items()
+            for seed, own in by_seed.items()
+            for epoch, reward in enumerate(own, 1)
+        ],
+        columns=["arm", "seed", "epoch", "reward"],
+    )
+    both = gains_by_seed(rows)
+    assert list(both.index) == [0, 1] and both["flow_grpo"].tolist() == pytest.approx([0.15, 0.1])
+    three = [arm for arm in rewards if arm != "star@mix=1"]
+    flow, star = gains(rows[rows["arm"].isin(three)])
+    of_flow, of_star = [0.15, 0.1, 0.2], [0.2, 0.1, 0.25]
+    apart = [own - other for own, other in zip(of_star, of_flow, strict=True)]
+    assert (flow.arm, flow.ratio, flow.stderr, flow.difference, flow.p) == ("flow_grpo", 1.0, 0.0, None, None)
+    assert flow.gain.value == pytest.approx(mean(of_flow)) and star.gain.value == pytest.approx(mean(of_star))
+    assert star.difference.value == pytest.approx(mean(apart))
+    reach = stats.t.ppf(0.975, 2) * stdev(apart) / math.sqrt(3)
+    assert star.difference.interval == pytest.approx((mean(apart) - reach, mean(apart) + reach))
+    assert star.p == pytest.approx(2 * stats.t.sf(mean(apart) / (stdev(apart) / math.sqrt(3)), 2))
+    assert star.ratio == pytest.approx(0.55 / 0.45)
+    left_out = [0.35 / 0.30, 0.45 / 0.35, 0.30 / 0.25]
+    assert star.stderr == pytest.approx(math.sqrt(2 / 3 * sum((one - mean(left_out)) ** 2 for one in left_out)))
+
+
+def test_one_seed_has_no_interval_and_none_in_common_no_figures():
+    rows = [
+        (arm, 0, epoch, reward) for arm, reward in ((UNTRAINED, 0.5), ("flow_grpo", 0.6), ("star", 0.7)) for epoch in (1, 2)
+    ]
+    table = pd.DataFrame(rows, columns=["arm", "seed", "epoch", "reward"])
+    _, star = gains(table)
+    assert star.ratio == pytest.approx(2) and math.isnan(star.stderr)
+    assert star.difference.interval is star.p is star.detectable is None
+    table.loc[table["arm"] == "star", "seed"] = 1
+    assert gains(table) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("epochs=1", "epochs=1 must be a number from 2 on: the first is drawn before"),
+        ("epochs=5", r"epochs=5 are more than the 4 of a training \(train.epochs\)"),
+        ("arms=star", "arms=star: flow_grpo is missing"),
+        ("arms=flow_grpo,moon", "no arm 'moon'; there are: flow_grpo"),
+        ("seed=3..1", r"seed=3..1: the range 3..1 is empty"),
+        ("seed=x", "'x' is no seed"),
+        ("seed=", "seed= has no value"),
+        ("method=star", "method=star: arms=A,B says which arms are trained"),
+        ("run=here", "what they gain is kept in runs/first_updates"),
+        ("train.lr=fast", "train.lr"),
+        ("evaluators.pickscore=own_reward:Brightness", "method.arm=oracle needs to know .* brightness-v1 does not tell"),
+    ],
+)
+def test_bad_words_are_one_line_before_a_model_is_loaded(words, word, message, monkeypatch):
+    monkeypatch.syspath_prepend(EXTENDING)
+    monkeypatch.setattr("star.models.load", lambda *given: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=message) as caught:
+        first_updates.run([*words, "arms=flow_grpo,oracle", word])
+    assert "\n" not in str(caught.value) and not Path("runs").exists()
+
+
+def test_another_table_is_not_overwritten(words):
+    Path("other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="other.csv is no table of star bench first_updates; name another file"):
+        first_updates.run([*words, "out=other.csv"])
+    assert Path("other.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_the_command_prints_its_table(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["star", "bench", "first_updates", *words, "arms=flow_grpo,star", "epochs=2"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    out = capsys.readouterr().out
+    assert not exit.value.code and "after the first of 2 epochs" in out and "results/mini/first_updates.csv" in out
+    monkeypatch.setattr(sys, "argv", ["star", "bench", "first_updates", "--help"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert "Example: star bench first_updates" in capsys.readouterr().out

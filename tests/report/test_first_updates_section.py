@@ -1,0 +1,60 @@
+"""The chapter on first updates has what ``star bench first_updates`` wrote, and so has the first screen."""
+
+import pandas as pd
+import pytest
+from fake_results import write_matrix
+
+from star.bench.gradient import write
+from star.records.first_updates import COLUMNS, UNTRAINED
+from star.report.blocks import MISSING
+from star.report.collection import collect
+from star.report.first_updates import first_updates
+from star.report.opening import opening
+
+KEYS = ("task", "arm", "seed", "config_hash")
+REWARDS = {UNTRAINED: (0.5, 0.4), "flow_grpo": (0.5, 0.5), "star": (0.5, 0.52)}
+
+
+def measured(results, seeds, arms=tuple(REWARDS)):
+    """What the command writes: at every second seed STAR's lead is twice as large."""
+    rows = [
+        ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + lead, "abc", "0123")
+        for seed in range(seeds)
+        for arm in arms
+        for epoch, reward in enumerate(REWARDS[arm], 1)
+        for lead in [0.02 * (seed % 2) * (arm == "star") * (epoch - 1)]
+    ]
+    write(pd.DataFrame(rows, columns=COLUMNS), results / "first_updates.csv", "first_updates", KEYS)
+
+
+@pytest.fixture
+def results(tmp_path):
+    return write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+
+
+def test_gains_stand_task_by_task(results, tmp_path):
+    measured(results, 4)
+    meaning, table = first_updates(collect(results, tmp_path)).blocks
+    assert "background must lose" in meaning.text
+    assert table.caption == "geneval: 2 epochs, 2 updates, learning rate 0.0005, 4 seeds, commit abc"
+    reference, star = table.rows
+    assert reference == ["flow_grpo", "+0.1000 [+0.1000, +0.1000]", *[MISSING] * 4]
+    assert star[0] == "star" and star[2].startswith("+0.0300 [+0.0116, +0.0484]") and star[5] == "1.30 ± 0.06"
+
+
+def test_the_first_screen_has_the_first_updates_before_whole_trainings(results, tmp_path):
+    measured(results, 2)
+    *_, training, reach = opening(collect(results, tmp_path)).blocks
+    first = "In the first updates, over the untrained model: geneval (2 seeds) +0.0300 ["
+    assert (
+        first in training.text
+        and "], 1.30 ± 0.10 times Flow-GRPO's gain. In whole trainings: geneval (1 seed): " in training.text
+    )
+    assert "anything about SD3.5" in reach.text
+
+
+def test_where_nothing_was_measured_the_chapter_says_so(results, tmp_path):
+    (text,) = first_updates(collect(results, tmp_path)).blocks
+    assert text.missing and "star bench first_updates" in text.text
+    measured(results, 2, arms=(UNTRAINED, "flow_grpo"))
+    assert "In the first updates" not in opening(collect(results, tmp_path)).blocks[-2].text
