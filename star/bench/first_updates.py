@@ -90,7 +90,7 @@ def run(words: Sequence[str]) -> Shown:
     folder = Path("runs", "first_updates", config.scale, config.task.name, hashed)
     check_places(out, folder)
     older_rows(out, COLUMNS, "first_updates")  # tells before the work if the figures cannot go there
-    with alone_in(folder), guards.limits(config):
+    with guards.limits(config):
         measure(arms, asked, task, folder)
     table = rows(asked, config, folder, hashed)
     write(table.assign(reward=table["reward"].map(repr)), out, "first_updates", ["task", "arm", "seed", "config_hash"])
@@ -129,7 +129,9 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
     """
     each = {UNTRAINED: arms[REFERENCE], **arms}
     missing = {
-        seed: left for seed in asked.seeds if (left := [arm for arm in each if _done(_file(folder, seed, arm)) < asked.epochs])
+        seed: left
+        for seed in asked.seeds
+        if (left := [arm for arm in each if len(_made(_file(folder, seed, arm))["rewards"]) < asked.epochs])
     }
     count = asked.epochs * sum(map(len, missing.values()))
     if not count:
@@ -137,17 +139,16 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
     with bar(f"first updates, {task.name}", count) as display:
         for seed, left in missing.items():
             own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
-            base = models.load(own[left[0]].model, joined().device, seed)
-            initial = {name: value.detach().clone() for name, value in base.trained.items()}
-            for arm, config in own.items():
-                with torch.no_grad():
-                    for name, value in base.trained.items():
-                        value.copy_(initial[name])
-                display.update(f"first updates, {task.name}, seed {seed}, {arm}")
-                file = _file(folder, seed, arm)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                rewards = trained(arm, config, asked.epochs, task, base, display.advance)
-                write_text(file, json.dumps({"rewards": rewards, "commit": commit()}))
+            with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may be at other seeds
+                base = models.load(own[left[0]].model, joined().device, seed)
+                initial = {name: value.detach().clone() for name, value in base.trained.items()}
+                for arm, config in own.items():
+                    display.update(f"first updates, {task.name}, seed {seed}, {arm}")
+                    with torch.no_grad():
+                        for name, value in base.trained.items():
+                            value.copy_(initial[name])
+                    rewards = trained(arm, config, asked.epochs, task, base, display.advance)
+                    write_text(_file(folder, seed, arm), json.dumps({"rewards": rewards, "commit": commit()}))
 
 
 def trained(arm: str, config: Config, epochs: int, task: Task, base: BaseModel, tick: Callable[[], None]) -> list[float]:
@@ -174,7 +175,7 @@ def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFram
     train, found = config.train, []
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
-            done = read_json(_file(folder, seed, arm))
+            done = _made(_file(folder, seed, arm))
             for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
                 updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
                 facts = (updates, train.lr, reward, done["commit"], hashed)
@@ -210,9 +211,10 @@ def _identity(config: Config) -> dict:
     return {key: value for key, value in identity(config, None).items() if key != "seed"}
 
 
-def _done(file: Path) -> int:
-    """How many epochs a training that was made had."""
-    return len((read_json(file) or {"rewards": []})["rewards"])
+def _made(file: Path) -> dict:
+    """A training that was made: its ``rewards``, and the ``commit`` of the code; no rewards if there is none."""
+    found = read_json(file)
+    return found if isinstance(found, dict) and found.keys() >= {"rewards", "commit"} else {"rewards": []}
 
 
 def _file(folder: Path, seed: int, arm: str) -> Path:

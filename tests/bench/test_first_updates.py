@@ -16,6 +16,7 @@ from star import config as settings
 from star.bench import first_updates
 from star.cli import main
 from star.common.errors import UserError
+from star.common.files import alone_in
 from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
 from star.records.results import commit
 from star.training.trainer import Trainer
@@ -95,6 +96,20 @@ def test_what_is_there_is_not_trained_again_and_more_is_added(words, monkeypatch
     begun.clear()
     first_updates.run([*words, "seed=2", "epochs=4", "arms=flow_grpo"])
     assert [number for *_, number in begun] == [0, 1, 2, 3] * 2
+
+
+def test_seeds_may_be_trained_side_by_side_and_one_seed_may_not(words):
+    first_updates.run([*words, "seed=0", "arms=flow_grpo", "epochs=2"])
+    (folder,) = Path("runs/first_updates/mini/pickscore").iterdir()
+    with alone_in(folder / "seed0"):
+        first_updates.run([*words, "seed=2", "arms=flow_grpo", "epochs=2"])
+        first_updates.run([*words, "arms=flow_grpo", "epochs=2"])  # both are there
+        (folder / "seed0" / "flow_grpo.json").write_text('{"rewards"')
+        with pytest.raises(UserError, match="another process works in .*seed0"):
+            first_updates.run([*words, "seed=0", "arms=flow_grpo", "epochs=2"])
+    before = table()
+    first_updates.run([*words, "arms=flow_grpo", "epochs=2"])  # what is damaged is made again
+    assert table() == before
 
 
 def test_gains_are_worked_out_by_hand():
