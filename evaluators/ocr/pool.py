@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from star.common import machine
 from star.common.children import end_with_parent
 from star.common.errors import RunStopped, UserError
 
@@ -68,7 +69,7 @@ def spare_cores() -> int:
     together, share = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
     processes = max(1, int(together)) if together.isdecimal() else 1
     # Launchers of several processes set one thread for each, whatever there is; of one it is what somebody wants.
-    cores = int(share) if share.isdecimal() and processes == 1 else os.cpu_count() or 1
+    cores = int(share) if share.isdecimal() and processes == 1 else machine.cores()
     return min(max(cores // processes - 1, 1), MOST_WORKERS)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 # The class with "Pil" in its name, whatever else is installed: torchvision resizes to other pixels.
 from transformers import CLIPImageProcessorPil
 
+from evaluators.device import own_device
 from evaluators.hub import Published, Source, load_clip, load_tokenizer, locate, model_name
 from star.common.errors import UserError
 from star.common.shipped import MINI_PICKSCORE
@@ -168,7 +169,7 @@ def engine(name: str) -> PickScore:
     Raises:
         UserError: there is none of that name, or its weights are missing.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     if name == "pickscore":
         return PickScore(MODEL, PROCESSOR, device)
     if name == "mini":

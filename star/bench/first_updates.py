@@ -26,12 +26,11 @@ from star.common.statistics import Estimate
 from star.common.words import own_words, seeds_of
 from star.config import Config, config_hash
 from star.method.arms import REFERENCE
-from star.models.interface import BaseModel
 from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
 from star.records.folder import FIRST_UPDATES, own_results
-from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
+from star.training.machine import placed
 from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
@@ -140,29 +139,20 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
         for seed, left in missing.items():
             own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
             with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may be at other seeds
-                base = models.load(own[left[0]].model, joined().device, seed)
+                base = models.load(placed(own[left[0]], joined()), joined().device, seed)
                 initial = {name: value.detach().clone() for name, value in base.trained.items()}
                 for arm, config in own.items():
                     display.update(f"first updates, {task.name}, seed {seed}, {arm}")
                     with torch.no_grad():
                         for name, value in base.trained.items():
                             value.copy_(initial[name])
-                    rewards = trained(arm, config, asked.epochs, task, base, display.advance)
-                    write_text(_file(folder, seed, arm), json.dumps({"rewards": rewards, "commit": commit()}))
+                    trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
+                    rewards = first_rewards(trainer, asked.epochs, display.advance)
+                    write_text(_file(folder, seed, arm), json.dumps({"rewards": rewards, "commit": trainer.commit}))
 
 
-def trained(arm: str, config: Config, epochs: int, task: Task, base: BaseModel, tick: Callable[[], None]) -> list[float]:
-    """The mean reward of each of the first epochs of a training; the model's weights are moved.
-
-    Args:
-        arm: its name, :data:`UNTRAINED` for none.
-        config: its settings.
-        epochs: how many.
-        task: what is rewarded.
-        base: the model, at its initial weights.
-        tick: called after each epoch.
-    """
-    trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
+def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> list[float]:
+    """The mean reward of each of the first epochs of a training; ``tick`` is called after each. The weights are moved."""
     rewards = []
     for epoch in range(epochs):
         rewards.append(trainer.epoch(epoch)["reward"])

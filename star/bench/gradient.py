@@ -18,7 +18,7 @@ from torch import Tensor
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
 from star.common.errors import RunStopped, UserError
-from star.common.files import alone_in, check_file, check_room, replacing, sha256
+from star.common.files import alone_in, changing, check_file, check_room, replacing, sha256
 from star.common.plugins import is_path
 from star.common.progress import bar
 from star.common.words import own_words
@@ -125,18 +125,26 @@ class Gradients(Trainer):
             epoch: its number.
             tick: called after every trained step of every micro-batch.
         """
-        trained = self.base.trained
         self.steps = steps = batches[0].trajectory.steps
-        kept = {arm: {name: p.new_zeros(len(steps), *p.shape) for name, p in trained.items()} for arm in self.methods}
+        kept = {
+            arm: {name: p.new_zeros(len(steps), *p.shape) for name, p in self.base.trained.items()} for arm in self.methods
+        }
         for batch in batches:
             for row in range(len(steps)):
                 if batch.advantages.any():
-                    for arm, loss in self._losses(batch, row, len(steps) * count * len(batch.advantages)).items():
-                        for name, part in zip(trained, self._gradient(loss, epoch), strict=True):
-                            kept[arm][name][row] += part
+                    self._add(batch, row, len(steps) * count * len(batch.advantages), epoch, kept)
                 tick()
         self.gradients = kept
         return {}
+
+    def _add(self, batch: MicroBatch, row: int, terms: int, epoch: int, kept: dict[str, dict[str, Tensor]]) -> None:
+        """Add the gradients of one trained step of a micro-batch.
+
+        A function of its own, so that the step's graph is gone when it returns: a GPU has no room for two.
+        """
+        for arm, loss in self._losses(batch, row, terms).items():
+            for name, part in zip(self.base.trained, self._gradient(loss, epoch), strict=True):
+                kept[arm][name][row] += part
 
     def _losses(self, batch: MicroBatch, row: int, terms: int) -> dict[str, Tensor]:
         """Every arm's part of the epoch's policy loss, a mean over ``terms`` samples and steps, at ratio 1, in one forward."""
@@ -172,7 +180,7 @@ def run(words: Sequence[str]) -> Shown:
         UserError: a word that cannot be used, or an arm that the evaluator has no places for.
         RunStopped: the GPU's memory does not suffice, a gradient is not finite, or all are 0.
     """
-    asked = parse(words)
+    asked, begun = parse(words), commit()
     config = settings.load([*asked.overrides, f"method={COMMON}"])
     methods = {arm: settings.load([*asked.overrides, *arm_words(arm)]).method for arm in asked.arms}
     task = load_task(config, config.task.name)
@@ -192,7 +200,7 @@ def run(words: Sequence[str]) -> Shown:
     found = told(products, asked.arms)
     train = config.train
     images = asked.epochs * train.groups * train.group_size
-    facts = (asked.epochs, images, commit(), hashed)
+    facts = (asked.epochs, images, begun, hashed)
     weights = weights_label(asked.weights)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
     write(table, out, "gradient")
@@ -333,13 +341,13 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
     """
     keys = list(keys)
     table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
-    if len(older := older_rows(file, list(table.columns), command)):
-        new = set(map(tuple, table[keys].astype(str).to_numpy()))
-        older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
-        table = pd.concat([older, table]) if len(older) else table
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        table.to_csv(part, index=False)
+    with changing(file):
+        if len(older := older_rows(file, list(table.columns), command)):
+            new = set(map(tuple, table[keys].astype(str).to_numpy()))
+            older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
+            table = pd.concat([older, table]) if len(older) else table
+        with replacing(file) as part:
+            table.to_csv(part, index=False)
 
 
 def check_places(out: Path, folder: Path) -> None:

@@ -101,7 +101,7 @@ def run(words: Sequence[str]) -> Shown:
     Raises:
         UserError: a word that cannot be used.
     """
-    asked = parse(words)
+    asked, begun = parse(words), commit()
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
     out = asked.out or own_results(config.scale) / INFLUENCE
@@ -114,7 +114,7 @@ def run(words: Sequence[str]) -> Shown:
     draws = pd.concat([pd.read_csv(file).assign(prompt=number) for number, file in enumerate(files)], ignore_index=True)
     found = figures(draws)
     weights = weights_label(asked.weights)
-    facts = (len(files), len(draws), commit(), hashed)
+    facts = (len(files), len(draws), begun, hashed)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
     write(table, out, "influence")
     title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"

@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
 from star.common.errors import RunStopped, UserError
@@ -142,11 +142,24 @@ def locked(folder: Path) -> Iterator[None]:
     The folder is made if need be; the lock lies beside it. File systems without locks go without.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = _lock(folder.with_name(f".{folder.name}.lock"))
     with suppress(*NO_LOCKS):
         lock.acquire()
     try:
         sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def changing(file: Path) -> Iterator[None]:
+    """Inside, nobody else changes a file that is read, changed and written again. Its folder is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(file.with_name(f".{file.name}.lock"))
+    with suppress(*NO_LOCKS):
+        lock.acquire()
+    try:
         yield
     finally:
         lock.release()
@@ -159,7 +172,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: one does.
     """
-    lock = FileLock(folder / ".running.lock")
+    lock = _lock(folder / ".running.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -172,6 +185,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock(file: Path) -> BaseFileLock:
+    """A lock of the system's, which goes with its process: no file that a process of another machine could leave behind."""
+    return FileLock(file, fallback_to_soft=False)
 
 
 def write_text(file: Path, text: str) -> None:

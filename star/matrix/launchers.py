@@ -30,6 +30,7 @@ from yaml import YAMLError
 from star import config as settings
 from star.common.errors import UserError
 from star.common.files import append_jsonl, write_text
+from star.common.machine import cores
 from star.config.schema import COUNT, MINUTES
 from star.matrix.cells import Cell, State, attempts
 
@@ -44,6 +45,14 @@ MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
 DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
 """In what torch's launcher says at the end: the processes that died of a signal, and of which."""
+
+REASONS = (
+    r"^star: (?!caution: |another process of this run has died)(.+)",
+    r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
+    r"^star: (?!caution: )(.+)",
+)
+"""What the reason looks like that a command gives, the most telling first: not what launchers say of the processes they
+started, and what a process says that misses another only if there is nothing else. torch puts the rank before a traceback."""
 
 FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
 """What processes die of when another is dead: libraries abort one that misses it, and the launcher ends the rest."""
@@ -149,7 +158,7 @@ def side_by_side(options: Options) -> int:
     """How many cells run at once on this machine; on a cluster nobody knows before, and it is 1."""
     if isinstance(options, Submitit):
         return 1
-    return options.at_once or (1 if usable_gpus() else min(2, os.cpu_count() or 1))
+    return options.at_once or (1 if usable_gpus() else min(2, cores()))
 
 
 def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = LOCAL_PORT) -> list[str]:
@@ -166,7 +175,7 @@ def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST
         return list(cell.command)
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", options.nodes]
     # Said out loud, so that a user's accelerate configuration does not get in.
-    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gpu_ids", "all", "--main_process_port", port]
     if options.nodes > 1:
         words += ["--machine_rank", node, "--main_process_ip", host]
     return [*map(str, words), "--module", *cell.command]
@@ -240,7 +249,7 @@ def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str
     """The environment that gives one of several cells its share of the cores, and its ``size`` GPUs if there are any."""
     if at_once == 1:
         return {}
-    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
     return share | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[place * size : (place + 1) * size])} if gpus else {})
 
 
@@ -321,23 +330,28 @@ def _set_signals() -> None:
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a child and its own children: first as Ctrl-C does, and if that takes too long, or cannot be said, by force."""
-    if not POSIX:
-        for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+    """End a child and its own children: first as Ctrl-C does, and if that takes too long, or cannot be said, by force.
+
+    The processes of a run on several GPUs are asked for one by one: torch's launcher gives each a session of its own, where
+    no signal to the child's group reaches it.
+    """
+    every: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        every = psutil.Process(child.pid).children(recursive=True)
+    try:
+        if POSIX:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(END_SECONDS)
+    finally:
+        for process in every:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        if POSIX and child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)  # what it has started since, too
+        child.kill()
         child.wait()
-        return
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGINT)
-    try:
-        child.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
 
 
 def _reason(log: Path, start: int, code: int) -> str:
@@ -349,7 +363,7 @@ def _reason(log: Path, start: int, code: int) -> str:
         # What torchrun calls the first failure may be a process that missed the dead one.
         rank, number = min(killed, key=lambda one: FOLLOWING.index(one[1]) if one[1] in FOLLOWING else -1)
         return f"the process of rank {rank} was killed by {_signal(number)}"
-    for pattern in (r"^star: (?!caution: )(.+)", r"^(\w[\w.]*(?:Error|Exception)\b.*)"):
+    for pattern in REASONS:
         if found := re.findall(pattern, text, re.MULTILINE):
             return found[-1].strip()
     return f"exit code {code}"

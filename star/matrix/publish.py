@@ -42,7 +42,7 @@ def _check(done: Sequence[Cell]) -> None:
     protocols: dict[str, str] = {}
     for cell in done:
         for row in rows(cell):
-            if row.commit == "unknown" or row.commit.endswith("+dirty"):
+            if "unknown" in row.commit or "+dirty" in row.commit:
                 raise UserError(
                     f"{cell.folder}: its code was {row.commit}, which no commit has; commit the code, delete the folder and "
                     "run it again"

@@ -17,7 +17,7 @@ MEANING = (
 
 def first_updates(found: Collection) -> Section:
     """The chapter."""
-    section = Section("first-updates", "What the first updates of a training gain")
+    section = Section("first_updates", "What the first updates of a training gain")
     if found.first_updates is None:
         section.blocks.append(Text("Not measured here; `star bench first_updates` does it.", missing=True))
         return section

@@ -37,6 +37,8 @@ PROMPTS = 6
 PER_LINE = 4
 """Maps side by side, so that their titles can be read on a phone."""
 DPI = 100
+IDLE = 0.5
+"""The share of a GPU's memory that is free where nothing else computes; what was drawn before keeps some."""
 PLAIN: Any = {**PLAIN_TEXT, "font.family": "sans-serif", "font.size": 8}
 
 
@@ -124,10 +126,24 @@ def _richest(prompts: list[Prompt]) -> Prompt:
     return max(prompts, key=lambda prompt: len(prompt.spans))
 
 
+def _check_idle(device: torch.device) -> None:
+    """See that no training computes on the GPU, which the pictures could cost its memory.
+
+    Raises:
+        UserError: something does.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        if free < IDLE * total:
+            raise UserError(f"the GPU is in use ({1 - free / total:.0%} of its memory); make the report again when it is idle")
+
+
 @torch.no_grad()
 def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Images (H, W, 3) and STAR's weights (steps, h, w), each before and after training."""
-    base = load(config.model, joined().device, config.seed)
+    device = joined().device
+    _check_idle(device)
+    base = load(config.model, device, config.seed)
     trained = {name: value.clone() for name, value in base.trained.items()}
     load_trained(weights, trained)
     images, maps = [], []

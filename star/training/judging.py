@@ -16,7 +16,11 @@ class Beside:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._thread = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self._thread = None
+        if device.type == "cuda":
+            # A thread begins with the first GPU as its own, whichever that of its process is.
+            own = torch.cuda.current_device()
+            self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(own,))
 
     def __call__(self, judge: Verdicts) -> Verdicts:
         """What waits for what :meth:`evaluators.interface.Evaluator.submit` gave; an error of it is raised there."""

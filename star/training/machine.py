@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from star.common.errors import UserError
 from star.common.processes import gather
 from star.config import Config, read_config
+from star.config.schema import ModelConfig
 from star.models import kernels
 from star.models.memory import must_offload
 from star.models.shapes import shape_of
@@ -30,9 +31,20 @@ def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Conf
     model, device = config.model, accelerator.device
     if device.type == "cpu":
         model = replace(model, kernels=gather(accelerator, [_kernels(config, folder)])[0])
-    if model.offload is None:
-        model = replace(model, offload=device.type == "cuda" and _must_offload(config, device, accelerator.num_processes))
-    return replace(config, model=model)
+    return replace(config, model=replace(model, offload=placed(config, accelerator).offload))
+
+
+def placed(config: Config, accelerator: Accelerator) -> ModelConfig:
+    """The model's settings with it decided where text encoders and autoencoder rest, as a training of them would.
+
+    Args:
+        config: the settings.
+        accelerator: the device and the processes.
+    """
+    model, device = config.model, accelerator.device
+    if model.offload is not None:
+        return model
+    return replace(model, offload=device.type == "cuda" and _must_offload(config, device, accelerator.num_processes))
 
 
 def decisions(asked: Config, config: Config) -> list[str]:

@@ -26,6 +26,7 @@ from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained, tell
 from star.training.evaluation import Evaluation, evaluate
+from star.training.machine import placed
 from star.training.trainer import Trainer
 
 Measure = Callable[[Task, int], Evaluation]
@@ -83,7 +84,7 @@ def base(config: Config) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        model = models.load(config.model, accelerator.device, config.seed)
+        model = models.load(placed(config, accelerator), accelerator.device, config.seed)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator)
 
@@ -96,7 +97,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int) -> Evaluation:
-        model = models.load(lora.model_config(config.model), accelerator.device, config.seed)
+        model = models.load(lora.model_config(placed(config, accelerator)), accelerator.device, config.seed)
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator)
 

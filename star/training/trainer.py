@@ -90,7 +90,11 @@ class MicroBatch:
 
 
 class Trainer:
-    """A training run of one configuration, in one run folder."""
+    """A training run of one configuration, in one run folder.
+
+    Attributes:
+        commit: of the code; ``A..B`` if the run was begun by A and goes on with B.
+    """
 
     def __init__(self, config: Config, task: Task | None = None, base: BaseModel | None = None) -> None:
         """
@@ -108,6 +112,7 @@ class Trainer:
         self.accelerator = processes.joined(log_with=config.tracker, project_dir=config.run)
         device = self.accelerator.device
         self.folder = RunFolder(Path(config.run))
+        self.commit = commit()  # of the code that computes; the checkout may have gone on when the run ends
         asked = config
         self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
@@ -187,7 +192,7 @@ class Trainer:
                     display.update(f"{label}  reward {metrics['reward']:.3f}")
                 if (epoch + 1) % train.checkpoint_every == 0 and epoch + 1 < train.epochs:
                     self._save(progress)
-        summary = progress | {"commit": commit()}
+        summary = progress | {"commit": self.commit}
         if main:
             lora = self.config.model.parameters == "lora"
             self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
@@ -544,7 +549,8 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            self.folder.save(progress["epoch"], self.base.trained, self.state, progress | {"model": self._model})
+            known = {"model": self._model, "commit": self.commit}
+            self.folder.save(progress["epoch"], self.base.trained, self.state, progress | known)
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
@@ -556,6 +562,9 @@ class Trainer:
                 f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
                 "back, or name another folder with run=..."
             )
+        begun = progress.pop("commit", self.commit)
+        if begun.split("..")[-1] != self.commit:
+            self.commit = f"{begun}..{self.commit}"
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])

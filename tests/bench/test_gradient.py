@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_arms_share_rollouts_and_learn_nothing(make_config):
     assert figures["reward"] == Trainer(config, PlacedTask(), bench.base).epoch(2)["reward"]
     assert bench.config.method.arm == "star"
     assert bench._weights["flow_grpo"] == {0: None, 1: None}
+
+
+def test_a_steps_graph_is_gone_before_the_next_is_made(make_config, monkeypatch):
+    """Two of them do not fit into a GPU."""
+    bench = fill(Gradients(make_config("method=star"), methods(make_config), PlacedTask()))
+    losses, made = Gradients._losses, []
+
+    def watched(self, *given):
+        assert not any(loss() is not None for loss in made)
+        found = losses(self, *given)
+        made.extend(weakref.ref(loss) for loss in found.values())
+        return found
+
+    monkeypatch.setattr(Gradients, "_losses", watched)
+    bench.epoch(0)
+    assert len(made) > 2 * len(NAMES)
 
 
 def test_a_scale_that_is_too_large_is_halved(make_config, monkeypatch):

@@ -1,10 +1,12 @@
 """star.common.files: what is in files of weights, and who may write."""
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import (
     alone_in,
     append_jsonl,
+    changing,
     check_output,
     check_room,
     fault,
@@ -54,6 +57,35 @@ def test_nobody_else_is_in_a_locked_folder(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(3)
     assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, fault):
+    """And no marker is left in place of one, which would keep other machines from a run whose process was killed."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*given):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    for enter in (alone_in, locked, lambda folder: changing(folder / "table.csv")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with enter(tmp_path / "run"), enter(tmp_path / "run"):
+                assert not any(file.is_file() and file.stat().st_size for file in tmp_path.rglob("*"))
+
+
+def test_a_file_is_changed_by_one_at_a_time(tmp_path):
+    file = tmp_path / "results" / "table.csv"
+    enter = (
+        f"from pathlib import Path; from star.common.files import changing\nwith changing(Path({str(file)!r})): print('in')"
+    )
+    with changing(file):
+        file.write_text("mine")
+        other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(2)
+    assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0 and file.read_text() == "mine"
 
 
 @pytest.mark.parametrize("out", ["in.csv", "./in.csv", "sub/../in.csv", "hard.csv", "soft.csv", "sub", "."])

@@ -287,7 +287,7 @@ def alive(process):
         (4, {"OMP_NUM_THREADS": "2,1"}, 3),
         (16, {"OMP_NUM_THREADS": "1"}, 1),  # a matrix gave each of its runs a share
         (16, {"OMP_NUM_THREADS": "4"}, 3),
-        (None, {}, 1),
+        (1, {}, 1),
     ],
 )
 def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, workers):
@@ -295,7 +295,8 @@ def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, w
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.cpu_count", lambda: 128)  # of the machine, of which a job has some
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     assert spare_cores() == workers
 
 

@@ -92,7 +92,7 @@ def test_accelerate_understands_the_command(cell, nodes):
     assert words[:2] == ["accelerate", "launch"]
     parsed = launch_command_parser().parse_args(words[2:])
     assert (parsed.num_processes, parsed.num_machines, parsed.multi_gpu) == (4 * nodes, nodes, True)
-    assert (parsed.mixed_precision, parsed.dynamo_backend) == ("no", "no")
+    assert (parsed.mixed_precision, parsed.dynamo_backend, parsed.gpu_ids) == ("no", "no", "all")
     assert parsed.module and [parsed.training_script, *parsed.training_script_args] == list(cell.command)
     assert parsed.main_process_port == 23456
     if nodes > 1:
@@ -139,12 +139,28 @@ def test_what_is_given_up_ends_as_windows_has_it(windows, tmp_path, monkeypatch)
     assert len(gone) == 2 and not alive
 
 
+def test_processes_in_sessions_of_their_own_end_too(tmp_path, monkeypatch):
+    """As those of torch's launcher, which no signal to its group reaches; here they hear no Ctrl-C, as in a collective."""
+    rank = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)"
+    monkeypatch.setattr(launchers, "PYTHON", (sys.executable, "-c"))
+    monkeypatch.setattr(launchers, "END_SECONDS", 1.0)
+    monkeypatch.setitem(launchers.MODULES, "star", program)
+    before = set(psutil.Process().children(recursive=True))
+    with open(tmp_path / "log", "wb") as log, closing(launchers._running(["star"], log)) as running:
+        next(running)
+        while len(started := set(psutil.Process().children(recursive=True)) - before) < 2:
+            time.sleep(0.05)
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert len(gone) == 2 and not alive
+
+
 @pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2)])
 def test_cells_run_side_by_side(finishing, at_once, most, monkeypatch):
     """Of three cells, never more than asked for are running, and each has its share of the cores."""
     cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
     leave(cells, monkeypatch)
-    monkeypatch.setattr(launchers.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(launchers, "cores", lambda: 8)
     shares = []
     attempt = launchers.attempt
 

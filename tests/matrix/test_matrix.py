@@ -708,6 +708,19 @@ def test_a_dead_process_is_the_reason_whoever_missed_it_first(tmp_path):
     assert launchers._reason(log, 0, 1) == "collapsed"
 
 
+def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path):
+    log, missed = tmp_path / "log.txt", "star: another process of this run has died, see what it said\n"
+    ends = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\nsubprocess.CalledProcessError: Command 'x'\n"
+    log.write_text(f"[rank3]: RuntimeError: on cuda:0 and cuda:3\n{missed}{ends}")
+    assert launchers._reason(log, 0, 1) == "RuntimeError: on cuda:0 and cuda:3"
+    log.write_text(f"ValueError: no\n{missed}star: diverged\n{missed}{ends}")
+    assert launchers._reason(log, 0, 1) == "diverged"
+    log.write_text(missed + ends)
+    assert launchers._reason(log, 0, 1) == "another process of this run has died, see what it said"
+    log.write_text(ends)
+    assert launchers._reason(log, 0, 7) == "exit code 7"
+
+
 CHECKING = """
 import time
 from star.matrix import run

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,7 +38,7 @@ from star.method.arms import ABLATION
 from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, write
-from star.report import figures, report
+from star.report import figures, pictures, report
 from star.report.ablation import comparisons
 from star.report.blocks import MISSING, _inline, signed
 from star.report.brief import write_brief
@@ -169,7 +170,7 @@ def test_every_chapter_has_what_it_is_for(whole):
         "ablation": (1 + 6 + 6, 6, 0, "does the map have to match the prompt?"),
         "uncertainty": (3, 0, 0, "evaluation noise"),
         "gradients": (0, 0, 0, "star bench gradient does it"),
-        "first-updates": (0, 0, 0, "star bench first_updates does it"),
+        "first_updates": (0, 0, 0, "star bench first_updates does it"),
         "maps": (0, 0, 0, "Not drawn"),
         "samples": (0, 0, 1, "not chosen by eye"),
         "elsewhere": (2, 6, 0, "trained for"),
@@ -583,6 +584,18 @@ def test_maps_that_cannot_be_drawn_are_said(tmp_path):
     _, markdown = report(results, tmp_path / "runs")
     assert "Not drawn:" in section(markdown.read_text(), "Where the reward goes")
     assert "cannot be read by this version" in section(markdown.read_text(), "How these numbers")
+
+
+def test_maps_are_not_drawn_beside_a_training_on_the_gpu(monkeypatch):
+    for free in (0.51, 0.49):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free * 80, 80))
+        with (
+            nullcontext()
+            if free > 0.5
+            else pytest.raises(UserError, match="in use .51% of its memory.; make the report again")
+        ):
+            pictures._check_idle(torch.device("cuda"))
+    pictures._check_idle(torch.device("cpu"))
 
 
 def test_a_command_gives_the_settings_of_its_run(tmp_path):

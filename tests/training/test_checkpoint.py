@@ -14,7 +14,7 @@ from tiny import FAST
 from star.common.errors import RunStopped, UserError
 from star.config import load
 from star.matrix.cells import Cell, State
-from star.records.results import read_rows
+from star.records.results import commit, read_rows
 from star.training import checkpoint, runs
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
@@ -53,6 +53,16 @@ def flip(file: Path) -> None:
 
 def halve(file: Path) -> None:
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+
+
+def test_a_run_is_of_the_code_that_it_was_begun_with_and_goes_on_with(cut_off, monkeypatch):
+    config, folder, _ = cut_off
+    begun = json.loads((folder / "checkpoints" / "epoch-000002" / "progress.json").read_text())["commit"]
+    assert begun == commit()
+    monkeypatch.setattr("star.training.trainer.commit", lambda: "other")
+    trainer = Trainer(config, RedTask())
+    monkeypatch.setattr("star.training.trainer.commit", lambda: "what the checkout is when the run ends")
+    assert trainer.run()["commit"] == f"{begun}..other"
 
 
 DAMAGES = {

@@ -13,7 +13,7 @@ from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import machine
 from star.training.checkpoint import RunFolder
-from star.training.machine import compute_deterministically, decisions, settled
+from star.training.machine import compute_deterministically, decisions, placed, settled
 from star.training.trainer import Trainer
 
 CPU, GPU = (SimpleNamespace(device=torch.device(kind), num_processes=1) for kind in ("cpu", "cuda"))
@@ -62,7 +62,9 @@ def test_encoders_rest_where_they_would_not_fit(monkeypatch):
         assert chosen.model.offload is rests
         (line,) = decisions(config, chosen)
         assert told in line and f"(model.offload={str(rests).lower()})" in line
+        assert placed(config, GPU).offload is rests  # for an evaluation of the base, too
     kept = load(["scale=paper", "model.offload=true"])
+    assert placed(kept, GPU).offload is True and placed(config, CPU).offload is False
     assert settled(kept, RunFolder(Path("nowhere")), GPU) == kept and decisions(kept, kept) == []
     assert settled(config, RunFolder(Path("nowhere")), CPU).model.offload is False
 

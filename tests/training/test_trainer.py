@@ -92,7 +92,7 @@ def test_rows_that_are_alike_give_the_gradient_of_all_of_them(make_config, monke
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
 
 
-def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config):
+def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch):
     """In one thread, in the order of the micro-batches; and an evaluator's error comes up where its verdicts are wanted."""
     seen = []
 
@@ -105,9 +105,13 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config):
     expected = trainer.epoch(0)["reward"]
     assert set(seen) == {threading.main_thread()}
     seen.clear()
+    placed = []
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr("torch.cuda.set_device", lambda own: placed.append((threading.current_thread(), own)))
     trainer.beside = Beside(torch.device("cuda"))
     assert trainer.epoch(0)["reward"] == pytest.approx(expected, abs=0.05)
     assert len(set(seen)) == 1 and threading.main_thread() not in seen
+    assert placed == [(seen[0], 3)]  # before the first verdict, or the thread's GPU would be the first
     trainer.task = RedTask(lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.epoch(1)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
+from evaluators.device import own_device
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.official import clips, compat, mask2former, mmdetection
 from evaluators.geneval.official.checkpoint import FILE
@@ -112,4 +112,4 @@ def make(engine: str) -> Detector:
     Raises:
         UserError: weights or packages are missing; the message gives the command that gets them.
     """
-    return ENGINES[engine]("cuda" if torch.cuda.is_available() else "cpu")
+    return ENGINES[engine](own_device())

@@ -1,0 +1,25 @@
+"""Evaluators compute on the GPU of their process, whichever thread asks them."""
+
+import pytest
+
+from evaluators.device import own_device
+from evaluators.geneval.official import engines
+from evaluators.pickscore import score
+
+
+def test_a_gpu_is_told_by_its_number(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert own_device() == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    assert own_device() == "cuda:3"
+
+
+@pytest.mark.parametrize("name", ["pickscore", "mini"])
+def test_engines_are_made_there(monkeypatch, name):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr(score, "PickScore", lambda *given, device=None, **named: (*given, device))
+    assert "cuda:3" in score.engine(name)
+    monkeypatch.setitem(engines.ENGINES, "mask2former", lambda device: device)
+    assert engines.make("mask2former") == "cuda:3"
