@@ -11,7 +11,9 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
+from star.records.first_updates import gains
 from star.report.collection import collect
+from star.report.first_updates import parts
 from star.report.planned import LEARNING, SCORE, planned
 
 MINI = Path(__file__).parents[2] / "results" / "mini"
@@ -80,3 +82,26 @@ def test_paired_differences_are_those_of_the_images(found, task, column):
             by_stratum[row["stratum"]][row["method"]].append(float(row[column]) if number is None else number)
     apart = mean(mean(own["star"]) - mean(own["flow_grpo"]) for own in by_stratum.values())
     assert gain.delta.value == pytest.approx(apart, abs=1e-9)
+
+
+@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "first_updates.csv")}))
+def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
+    gained = defaultdict(lambda: defaultdict(list))
+    for row in lines(MINI / "first_updates.csv"):
+        if row["task"] == task and row["epoch"] != "1":
+            gained[row["arm"]][row["seed"]].append(float(row["reward"]))
+    untrained = {seed: mean(own) for seed, own in gained.pop("untrained").items()}
+    by_arm = {arm: [mean(own) - untrained[seed] for seed, own in by_seed.items()] for arm, by_seed in gained.items()}
+    (part,) = (part for part in parts(found.first_updates) if part["task"].iloc[0] == task)
+    assert len(by_arm) >= 5
+    for one in gains(part):
+        own, reference = by_arm[one.arm], by_arm["flow_grpo"]
+        assert len(own) == len(reference) == 8 and one.gain.value == pytest.approx(mean(own), abs=1e-9)
+        assert one.ratio == pytest.approx(sum(own) / sum(reference), abs=1e-9)
+        if one.arm == "flow_grpo":
+            continue
+        apart = [a - b for a, b in zip(own, reference, strict=True)]
+        t = mean(apart) / (stdev(apart) / math.sqrt(8))
+        reach = stats.t.ppf(0.975, 7) * mean(apart) / t
+        assert one.difference.interval == pytest.approx((mean(apart) - reach, mean(apart) + reach), abs=1e-9)
+        assert one.p == pytest.approx(2 * stats.t.sf(abs(t), 7), abs=1e-9)
