@@ -52,8 +52,8 @@ ONCE = {
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
 """Those of them that are numbers in every line."""
 
-TEXTS = ("task", "method", "config_hash", "stratum", "prompt", "command", "terms")
-"""Those that are text: "None" and "NA" are prompts like any other, and some hashes look like numbers."""
+TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms")
+"""Those that are text: "None" and "NA" are prompts like any other, and some hashes and commits look like numbers."""
 
 MAY_BE_EMPTY = ("stratum", "command", "stderr")
 

@@ -78,6 +78,13 @@ def test_prompts_are_text_whatever_they_look_like(tmp_path, prompt):
         assert read_file(write(tmp_path, IMAGES, prompt=prompt, config_hash="1e5"), **options)["prompt"].tolist() == [prompt]
 
 
+@pytest.mark.parametrize("name", [GRADIENT, FIRST_UPDATES])
+@pytest.mark.parametrize("commit", ["41972e6739", "0123456789", "1e5"])
+def test_commits_are_text_whatever_they_look_like(tmp_path, name, commit):
+    for options in (AS_TEXT, TYPED):
+        assert read_file(write(tmp_path, name, commit=commit), **options)["commit"].tolist() == [commit]
+
+
 @HOW
 @pytest.mark.parametrize(
     ("name", "damage"),

@@ -18,7 +18,7 @@ REWARDS = {UNTRAINED: (0.5, 0.4), "flow_grpo": (0.5, 0.5), "star": (0.5, 0.52)}
 def measured(results, seeds, arms=tuple(REWARDS)):
     """What the command writes: at every second seed STAR's lead is twice as large."""
     rows = [
-        ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + lead, "abc", "0123")
+        ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + lead, "41972e6739", "0123")
         for seed in range(seeds)
         for arm in arms
         for epoch, reward in enumerate(REWARDS[arm], 1)
@@ -36,7 +36,7 @@ def test_gains_stand_task_by_task(results, tmp_path):
     measured(results, 4)
     meaning, table = first_updates(collect(results, tmp_path)).blocks
     assert "background must lose" in meaning.text
-    assert table.caption == "geneval: 2 epochs, 2 updates, learning rate 0.0005, 4 seeds, commit abc"
+    assert table.caption == "geneval: 2 epochs, 2 updates, learning rate 0.0005, 4 seeds, commit 41972e6739"
     reference, star = table.rows
     assert reference == ["flow_grpo", "+0.1000 [+0.1000, +0.1000]", *[MISSING] * 4]
     assert star[0] == "star" and star[2].startswith("+0.0300 [+0.0116, +0.0484]") and star[5] == "1.30 ± 0.06"
