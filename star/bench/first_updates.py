@@ -176,7 +176,7 @@ def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFram
 def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:
     """The gains as a table."""
     lines: list[tuple[str, ...]] = [
-        (one.arm, _signed(one.gain), _signed(one.difference), "–" if one.p is None else f"{one.p:.3f}", _ratio(one))
+        (one.arm, _signed(one.gain), _signed(one.difference), "–" if one.p is None else f"{one.p:.2g}", _ratio(one))
         for one in found
     ]
     columns = ("arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "p", "gain over\nFlow-GRPO's")

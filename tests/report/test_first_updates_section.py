@@ -42,6 +42,11 @@ def test_gains_stand_task_by_task(results, tmp_path):
     assert star[0] == "star" and star[2].startswith("+0.0300 [+0.0116, +0.0484]") and star[5] == "1.30 ± 0.06"
 
 
+def test_a_p_that_is_hardly_anything_is_not_called_0(results, tmp_path, monkeypatch):
+    measured(results, 200)
+    assert first_updates(collect(results, tmp_path)).blocks[1].rows[1][4] == "< 0.0001"
+
+
 def test_the_first_screen_has_the_first_updates_before_whole_trainings(results, tmp_path):
     measured(results, 2)
     *_, training, reach = opening(collect(results, tmp_path)).blocks
