@@ -41,12 +41,8 @@ def _table(part: pd.DataFrame) -> Block:
 
 
 def _row(one: Gain) -> list[str]:
-    compared = [MISSING] * 4
-    if one.difference is not None:
-        compared = [
-            signed(one.difference, 4),
-            number(one.detectable, 4),
-            number(one.p, 4),
-            with_error(one.ratio, one.stderr, 2),
-        ]
+    if one.difference is None:
+        return [one.arm, signed(one.gain, 4), *[MISSING] * 4]
+    p = "< 0.0001" if one.p is not None and one.p < 0.0001 else number(one.p, 4)
+    compared = [signed(one.difference, 4), number(one.detectable, 4), p, with_error(one.ratio, one.stderr, 2)]
     return [one.arm, signed(one.gain, 4), *compared]
