@@ -142,21 +142,23 @@ def locked(folder: Path) -> Iterator[None]:
     The folder is made if need be; the lock lies beside it. File systems without locks go without.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder.with_name(f".{folder.name}.lock"))
-    with suppress(*NO_LOCKS):
-        lock.acquire()
-    try:
+    with _held(folder.with_name(f".{folder.name}.lock")):
         sweep(folder)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def changing(file: Path) -> Iterator[None]:
     """Inside, nobody else changes a file that is read, changed and written again. Its folder is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(file.with_name(f".{file.name}.lock"))
+    with _held(file.with_name(f".{file.name}.lock")):
+        yield
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Inside, this process has a lock; it is waited for. File systems without locks go without."""
+    lock = _lock(file)
     with suppress(*NO_LOCKS):
         lock.acquire()
     try:

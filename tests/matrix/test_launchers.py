@@ -126,8 +126,8 @@ def test_a_cell_runs_as_windows_has_processes(finishing, windows):
     assert list(launch([finishing], load([])))[-1] == (finishing, State.DONE, "")
 
 
-def test_what_is_given_up_ends_as_windows_has_it(windows, tmp_path, monkeypatch):
-    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+def assert_both_end(program, tmp_path, monkeypatch):
+    """A command that starts another process is given up once both run, and none of the two is left."""
     monkeypatch.setattr(launchers, "PYTHON", (sys.executable, "-c"))
     monkeypatch.setitem(launchers.MODULES, "star", program)
     before = set(psutil.Process().children(recursive=True))
@@ -137,22 +137,19 @@ def test_what_is_given_up_ends_as_windows_has_it(windows, tmp_path, monkeypatch)
             time.sleep(0.05)
     gone, alive = psutil.wait_procs(started, timeout=10)
     assert len(gone) == 2 and not alive
+
+
+def test_what_is_given_up_ends_as_windows_has_it(windows, tmp_path, monkeypatch):
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    assert_both_end(program, tmp_path, monkeypatch)
 
 
 def test_processes_in_sessions_of_their_own_end_too(tmp_path, monkeypatch):
     """As those of torch's launcher, which no signal to its group reaches; here they hear no Ctrl-C, as in a collective."""
     rank = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)"
-    monkeypatch.setattr(launchers, "PYTHON", (sys.executable, "-c"))
     monkeypatch.setattr(launchers, "END_SECONDS", 1.0)
-    monkeypatch.setitem(launchers.MODULES, "star", program)
-    before = set(psutil.Process().children(recursive=True))
-    with open(tmp_path / "log", "wb") as log, closing(launchers._running(["star"], log)) as running:
-        next(running)
-        while len(started := set(psutil.Process().children(recursive=True)) - before) < 2:
-            time.sleep(0.05)
-    gone, alive = psutil.wait_procs(started, timeout=10)
-    assert len(gone) == 2 and not alive
+    assert_both_end(program, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("at_once", "most"), [(1, 1), (2, 2)])
