@@ -1,4 +1,4 @@
-"""Where evaluators compute."""
+"""Where evaluators compute. Their models go there with the first images: before that the GPU's memory is for drawing these."""
 
 import torch
 

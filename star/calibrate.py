@@ -7,7 +7,7 @@ from accelerate import PartialState
 
 from star import config as settings
 from star.common.errors import UserError
-from star.common.files import check_room
+from star.common.files import check_room, locked
 from star.config.schema import NAME
 from star.method.arms import ARMS
 from star.models import lora
@@ -59,7 +59,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         _check_free(label, file, settings.config_hash(runs.released_identity(config, adapters)))
     rows = runs.released(config, adapters, label)
     if PartialState().is_main_process:
-        results.upsert(file, rows)
+        with locked(file.parent):
+            results.upsert(file, rows)
     published = {row.key: row.value for row in results.read_paper(find_paper())}
 
     def printed(row: Row, method: str) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from star.common.console import UNREAD, console, let_go, unread, written_out
+from star.common.console import UNREAD, console, console_for_tables, let_go, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
@@ -530,12 +530,12 @@ def localisation(
         raise UserError(f"--image {image}: there is such a file, which would be overwritten; name another")
     result = measure(overrides or [])
     mean, stderr = result.mean(), result.stderr()
-    table = Table("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps")
-    table.title = f"concentration on the objects ± standard error, {len(result.images)} pictures"
-    for block in range(len(mean)):
-        cells = [f"{value:.2f}±{error:.2f}" for value, error in zip(mean[block], stderr[block], strict=True)]
-        table.add_row(str(block), *cells, f"{mean[block].mean():.2f}")
-    console().print(table)
+    rows = [
+        [str(block), *(f"{value:.2f}±{error:.2f}" for value, error in zip(*found, strict=True)), f"{found[0].mean():.2f}"]
+        for block, found in enumerate(zip(mean, stderr, strict=True))
+    ]
+    title = f"concentration on the objects ± standard error, {len(result.images)} pictures"
+    _print_table(title, ("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps"), rows)
     if image:
         picture(result, load(overrides or []).relevance.blocks, image)
 
@@ -614,10 +614,10 @@ def _at_home(word: str) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    console_for_tables().print(table)
 
 
 def _print_measured(found: "Shown") -> None:
@@ -628,9 +628,10 @@ def _print_measured(found: "Shown") -> None:
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:
     if not is_first():
         return  # of the processes of a run one is enough
-    table = Table("metric", "value", "± standard error", title=title, title_justify="left")
-    for metric, value, stderr in scores:
-        table.add_row(metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
-    console().print(table)
+    rows = [
+        (metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
+        for metric, value, stderr in scores
+    ]
+    _print_table(title, ("metric", "value", "± standard error"), rows)
     if below:
         console().print(below, soft_wrap=True)

@@ -22,6 +22,7 @@ from star.report.blocks import Page, Picture, Section, Table, Text, number, to_h
 from star.report.pictures import denoised, spread, star_weights
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
+from star.training.machine import placed
 
 ADAPTERS = WEIGHTS / "demo"
 METHODS = ("flow_grpo", "star")
@@ -63,7 +64,7 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     _check_place(page, picture)
     config = load(["task=geneval", *overrides], own_folder=False)
     task, accelerator = load_task(config, "geneval"), joined()
-    base = models.load(config.model, accelerator.device, config.seed)
+    base = models.load(placed(config, accelerator), accelerator.device, config.seed)
     found = {"base": _evaluated(base, task, config, accelerator)}
     for method in METHODS:
         with base.weights(lora.read(ADAPTERS / method).values(base)):

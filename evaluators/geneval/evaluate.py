@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from rich.progress import track
 
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
@@ -25,6 +24,7 @@ from evaluators.geneval.rules import Detection, Verdict, filter_detections, judg
 from evaluators.images import OTHERS, SUFFIXES, read_image
 from evaluators.interface import mean_and_stderr
 from star.common.errors import UserError
+from star.common.progress import track
 
 # Raise the version when a change alters what a folder of images scores.
 PROTOCOL = "geneval-v1"
@@ -129,7 +129,8 @@ def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) 
             that cannot be read.
     """
     root = Path(folder)
-    tracked = track(read_records(root), description="GenEval", disable=not progress)
+    records = read_records(root)
+    tracked = track(records, "GenEval") if progress else records
     return (row for path, record in tracked for row in _judge_prompt(path, record, root, detector))
 
 

@@ -203,13 +203,16 @@ class Pool:
 
     def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
         image, job = work
-        for attempt in (job, lambda: self._job(image)()):
+        attempt, blamed = job, 0
+        while blamed < 2:
             try:
                 lines = attempt()
             except BrokenProcessPool:
+                blamed += attempt is not job  # which stood among others, one of which may have ended the worker
                 what = "twice ended its worker process"
                 why = "it crashed, or the system killed it, e.g. for want of memory"
             except Hung:
+                blamed += 1
                 what = f"twice gave no answer for {self.seconds:g} seconds"
                 why = f"it hangs, or needs longer, see {SECONDS_VARIABLE}"
             except UserError:
@@ -220,6 +223,7 @@ class Pool:
                 self._in_a_row = 0
                 self._read += 1
                 return lines
+            attempt = lambda: self._job(image)()  # noqa: E731 (by itself)
         raise RunStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}")
 
     def _without_lines(self, index: int, error: Exception) -> Lines:

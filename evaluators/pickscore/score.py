@@ -61,7 +61,7 @@ class PickScore:
         beside = locate(processor or model, "PickScore", PROCESSOR_FILES if processor == PROCESSOR else "")
         self.device = torch.device(device)
         try:
-            self.model = load_clip(folder).to(self.device)
+            self.model = load_clip(folder)  # see evaluators/device.py
             self.tokenizer = load_tokenizer(beside, self.model)
             self.processor = CLIPImageProcessorPil.from_pretrained(beside)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -90,6 +90,7 @@ class PickScore:
         for array in images:
             if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
                 raise ValueError(f"an image must be uint8 (H, W, 3), not {array.dtype} {array.shape}")
+        self.model.to(self.device)
         scores = [np.zeros(0, np.float32)]
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
@@ -105,6 +106,7 @@ class PickScore:
         Args:
             prompts, images: as for :meth:`score`; the images all of one size.
         """
+        self.model.to(self.device)
         found: list[np.ndarray] = []
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
@@ -124,6 +126,7 @@ class PickScore:
         Args:
             images: uint8 (H, W, 3) in RGB, n of one size.
         """
+        self.model.to(self.device)
         pixels = torch.from_numpy(np.stack(images)).to(self.device).float().div(255)
         tokens = self.model.vision_model(pixel_values=self._seen(pixels)).last_hidden_state[:, 1:]
         side = self.model.config.vision_config.image_size // self.model.config.vision_config.patch_size

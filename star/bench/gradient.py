@@ -101,7 +101,10 @@ class Gradients(Trainer):
         self.gradients: dict[str, dict[str, Tensor]] = {}
         self._weights: dict[str, dict[int, Tensor | None]] = {}
         self._shares: dict[str, list[float]] = {}
-        self._scale = self.scaler.get_scale()
+        # Of a micro-batch's loss: of its share of an epoch's, half precision would lose more.
+        train = config.train
+        share = 2.0 ** math.floor(math.log2(train.groups * train.group_size // train.micro_batch))
+        self._scale = share * self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
 
     def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
         """The weights of every arm in turn, by the trainer's own allocation."""

@@ -34,6 +34,7 @@ from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
+from star.training.machine import placed
 from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
 
 PROMPTS, TOKENS = 48, 16
@@ -155,7 +156,7 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
     if not missing:
         return files
-    base = models.load(config.model, joined().device, config.seed)
+    base = models.load(placed(config, joined()), joined().device, config.seed)
     if asked.weights:
         load_trained(asked.weights, base.trained)
     steps = trained_steps(config.sampling, config.seed, EPOCH)

@@ -24,6 +24,7 @@ from star.common.progress import track
 from star.config import Config, load
 from star.models.interface import BaseModel
 from star.tasks import Prompt, load_task
+from star.training.machine import placed
 from star.training.rollout import denoise, keyed_noise
 
 SHOWN = 8
@@ -58,7 +59,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
     """One rollout of the base for every GenEval test prompt, with the relevance of all blocks at all steps.
 
     Only pictures with all objects found count; the others have no masks to compare with. Sampling is that of the
-    rollouts, with every step stochastic.
+    rollouts, with every step stochastic but the last.
 
     Raises:
         UserError: the task has no object masks, or no picture was right.
@@ -67,7 +68,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
-    base = models.load(config.model, joined().device, config.seed)
+    base = models.load(placed(config, joined()), joined().device, config.seed)
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [

@@ -26,6 +26,7 @@ from star.config import Config
 from star.config import load as load_config
 from star.models.interface import BaseModel
 from star.tasks import Task, load_task
+from star.training.machine import placed
 from star.training.rollout import Sample, plan, starts, step_noise, trained_steps
 from star.training.trainer import MicroBatch, Trainer
 
@@ -140,7 +141,7 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
-        base = models.load(config.model, joined().device, config.seed)
+        base = models.load(placed(config, joined()), joined().device, config.seed)
         return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
 
 

@@ -26,7 +26,7 @@ def console(**options: Any) -> Console:
 def console_for_tables() -> Console:
     """A :func:`console` that never cuts a number short: a log file has no width of its own."""
     screen = console()
-    return screen if screen.is_terminal else console(width=160)
+    return screen if screen.is_terminal else console(width=1000)  # a table is as wide as what is in it
 
 
 def unread(*streams: TextIO) -> bool:

@@ -21,6 +21,9 @@ from star.common.errors import RunStopped, UserError
 HOST = platform.node() or "here"
 """In the names of files that are being written: processes of other machines cannot be asked whether they live."""
 
+ROOM_ATTEMPTS = 100
+"""At making a folder that other processes make and delete; each takes less than a millisecond."""
+
 NO_LOCKS = (OSError, NotImplementedError)
 """What file systems without locks answer."""
 
@@ -65,13 +68,14 @@ def visible(files: Iterable[Path]) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what processes that were killed left of files that they were :func:`replacing`, in a folder and those in it."""
-    for part in folder.rglob(".*.part"):
+    """Delete what processes of this machine that were killed left of files that they were :func:`replacing`, in a folder and
+    those in it."""
+    for part in folder.rglob(f".*.{escape(HOST)}.*.part"):
         _delete_if_left(part)
 
 
 def _delete_if_left(part: Path) -> None:
-    """Delete a file of :func:`replacing` whose process is not any more."""
+    """Delete a file of :func:`replacing` of this machine whose process is not any more."""
     pid = part.name.split(".")[-2]
     if pid.isdecimal() and not psutil.pid_exists(int(pid)):
         part.unlink(missing_ok=True)
@@ -90,9 +94,14 @@ def check_room(folder: Path, told: str) -> None:
     made: list[Path] = []
     try:
         made += [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        for attempt in range(ROOM_ATTEMPTS):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=folder):
+                    break
+            except FileNotFoundError:  # another process that looked for room there has just cleared up
+                if attempt == ROOM_ATTEMPTS - 1:
+                    raise
     except (OSError, ValueError) as error:  # a name with a null byte is no error of the system
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{told} cannot go to {str(folder)!r}: {reason}; name another folder or make room there") from None

@@ -1,11 +1,12 @@
 """What the processes of a run tell each other; whoever waits for one that has died ends with a reason."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from star.common.errors import RunStopped, UserError
 from star.common.launched import asked, check_launched
 
 Item = TypeVar("Item")
+
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for each other: while one writes a checkpoint to a slow disk, or waits for a judge that hangs."""
 
 
 def joined(**options: Any) -> Accelerator:
@@ -28,7 +32,7 @@ def joined(**options: Any) -> Accelerator:
     # Of other makes' accelerators, a Mac's for one, nothing is known here, and their digits would be others.
     on_cpu = torch.accelerator.is_available() and not torch.cuda.is_available()
     try:
-        accelerator = Accelerator(cpu=on_cpu, **options)
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **options)
         torch.zeros(1, device=accelerator.device)
     except (ValueError, RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not asked():
@@ -61,6 +65,28 @@ def wait(accelerator: Accelerator) -> None:
     """Until all processes are here; raises what :func:`gather` does."""
     with together():
         accelerator.wait_for_everyone()
+
+
+def check_agreed(value: Hashable, what: str) -> None:
+    """See that all processes of a run read the same from its folder.
+
+    Args:
+        value: what this one read.
+        what: it is, for the message.
+
+    Raises:
+        RunStopped: another one read something else: their folders are not the same, or a file could not be read everywhere.
+    """
+    if PartialState().num_processes == 1:
+        return
+    with together():
+        values: list[Hashable] = gather_object([value])
+    if len(set(values)) > 1:
+        told = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
+        raise RunStopped(
+            f"the processes of this run do not see the same {what} ({told}); its folder must be one that all nodes share. If "
+            "it is, the file system failed for a moment: the same command goes on"
+        )
 
 
 @contextmanager

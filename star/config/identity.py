@@ -63,6 +63,7 @@ def identity(config: Config, measured: str | None = None) -> dict:
     outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
     known = {name: value for name, value in to_dict(config).items() if name not in outside}
     del known["model"]["shard"]
+    del known["train"]["checkpoint_minutes"]
     del known["model"]["kernels"]  # a run that was begun with some goes on with them, see star.training.machine
     own = of_scale(config.scale)  # whatever these settings are, they count as the scale's own
     for name in THRIFT:

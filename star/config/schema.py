@@ -114,7 +114,7 @@ class MethodConfig:
 
     name: Annotated[str, NAME]
     arm: Annotated[str, ARM]
-    reduction: Annotated[str, REDUCTION] = "position"
+    reduction: Annotated[str, REDUCTION]
     clip_range: Annotated[float | None, ABOVE_0_OR_NULL] = None
     cap: Annotated[float | None, ABOVE_1_OR_NULL] = None
     mix: Annotated[float, SHARE] = 1.0
@@ -246,6 +246,7 @@ class TrainConfig:
         collapse_epochs: the run stops when for so many epochs the reward is under half its first epoch's, or the
             diversity within groups under a twentieth of it.
         checkpoint_every: epochs between checkpoints.
+        checkpoint_minutes: the most time between them: what is not in one is lost where a job ends, and trained again.
         keep: checkpoints that are kept.
         guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
         deterministic: on a GPU, only kernels that give the same digits every time, so that a run that was cut off ends as one
@@ -273,6 +274,7 @@ class TrainConfig:
     collapse_epochs: Annotated[int, POSITIVE]
     checkpoint_every: Annotated[int, POSITIVE]
     keep: Annotated[int, POSITIVE]
+    checkpoint_minutes: Annotated[float, POSITIVE] = 15.0
     guard: bool = False
     deterministic: bool = False
 

@@ -25,6 +25,7 @@ from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
+from star.records.results import commit
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30
@@ -63,6 +64,7 @@ def check(config: Config) -> list[Finding]:
     need = needed(config, shape_of(model), others, _processes())
     return [
         packages(),
+        _code(),
         *_launch(),
         _device(need),
         _model(config, folder, need),
@@ -87,6 +89,15 @@ def packages(distribution: str = "star-rl") -> Finding:
         return Finding("packages", False, "; ".join(wrong), "pip install -e .")
     return Finding(
         "packages", True, f"{len(wanted)}, among them torch {torch.__version__} on Python {platform.python_version()}"
+    )
+
+
+def _code() -> Finding:
+    """Whether results will name a commit that others can have."""
+    at = commit()
+    there = "unknown" not in at and "+dirty" not in at
+    return Finding(
+        "code", True, f"commit {at}" if there else f"{at}, which is no commit: star publish would refuse its results"
     )
 
 
@@ -211,7 +222,7 @@ def _device_memory(config: Config, need: Need) -> Finding:
 
 
 def _processes() -> int:
-    """That a run would have on this machine: one per GPU."""
+    """How many a run would have on this machine: one per GPU."""
     return max(1, torch.cuda.device_count())
 
 

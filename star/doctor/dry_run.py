@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from star.bench.gpu.figures import GIB, forget_peak, peak
 from star.bench.reddest import Reddest
 from star.common import markdown
 from star.common.files import check_file, write_text
+from star.common.machine import versions
 from star.common.progress import bar
 from star.config import Config
 from star.method.allocation import allocate
@@ -144,7 +144,10 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
             )
         done("an update")
         assert trajectory.relevance is not None
-        weights = allocate(trajectory.relevance, "star", cap=config.method.cap, mix=config.method.mix)
+        method = config.method
+        weights = allocate(
+            trajectory.relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise
+        )
         batch = MicroBatch(0, trajectory, advantages=torch.ones(len(samples)), weights=weights)
         with _measuring(device) as update:
             figures = trainer.update([batch], 1, 0)
@@ -166,11 +169,10 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
 
 
 def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
-    """Write what was found to ``results/<scale>/dry_run.md``; gives the file and the rows of its table."""
+    """Write what was found to ``runs/results/<scale>/dry_run.md``; gives the file and the rows of its table."""
     rows = _rows(run)
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     machine = f"{run.device}; {load}; {platform.system()} {platform.machine()}; Python {platform.python_version()}"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers", "accelerate", "peft"))
     lines = [
         "# Dry run",
         "",
@@ -178,7 +180,7 @@ def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
         "and nothing about quality. `star doctor scale=paper dry_run=true` writes this file.",
         "",
         f"* machine: {machine}",
-        f"* versions: {packages}",
+        f"* versions: {versions()}",
         f"* commit: {commit()}",
         "",
         *markdown.table(["what", "measured"], rows, numbers=2),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, ClassVar
@@ -227,7 +228,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
         while waiting or running:
             while waiting and free:
                 cell, place = waiting.pop(0), free.pop(0)
-                words = command(cell, options, port=_free_port())
+                words = [*command(cell, options, port=_free_port()), *_place(cell)]
                 share = _share(place, at_once, gpus, options.gpus_per_node)
                 running[cell] = stack.enter_context(closing(attempt(cell.folder, words, share))), place
             for cell, (going, place) in list(running.items()):
@@ -237,6 +238,11 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
                     yield outcome(cell, before[cell], "it ended well but left no results")
                 else:
                     yield cell, State.RUNNING, ""
+
+
+def _place(cell: Cell) -> list[str]:
+    """The word that names a training's folder: by the code of a later day its settings might have another, an empty one."""
+    return [] if cell.seed is None else [f"run={cell.folder}"]
 
 
 def _free_port() -> int:
@@ -256,7 +262,8 @@ def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str
 def usable_gpus() -> list[str]:
     """The GPUs that may be used here, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in named.split(",") if name.strip()]
+        # As CUDA reads it: up to the first name that is of none, such as -1.
+        return list(takewhile(lambda name: name.strip() and not name.strip().startswith("-"), named.split(",")))
     return [str(index) for index in range(_installed_gpus())]
 
 
@@ -266,7 +273,7 @@ def _installed_gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return len(listed.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # beside its parts, and what went wrong
 
 
 def _locked(file: IO[str]) -> Iterator[None]:
@@ -393,6 +400,7 @@ class Job:
         node, job = environment.node, int(environment.job_id.partition("_")[0])
         # Jobs of the same user may share a node, so each has its own port.
         words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
+        words += _place(self.cell)
         if node == 0:
             for _ in attempt(self.cell.folder, words):
                 pass
@@ -410,12 +418,22 @@ class Job:
 
 def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
     before = {cell: len(attempts(cell.folder)) for cell in cells}
-    jobs = [(cell, _queued(cell) or _submit(cell, options)) for cell in cells]
+    waiting, jobs, full = list(cells), list[tuple[Cell, Any]](), False
     try:
-        while jobs:
+        while waiting or jobs:
+            while waiting and not full:
+                try:
+                    jobs.append((waiting[0], _queued(waiting[0]) or _submit(waiting[0], options)))
+                    waiting.pop(0)
+                except UserError as error:
+                    if not jobs:
+                        raise
+                    full = True  # clusters limit how many jobs one may have
+                    print(f"star: {error}; {len(waiting)} runs wait until a job has ended", file=sys.stderr)
             for cell, job in list(jobs):
                 if job.done():
                     jobs.remove((cell, job))
+                    full = False
                     otherwise = f"job {job.job_id} ended without results ({job.state}), see {job.paths.folder}"
                     yield outcome(cell, before[cell], otherwise)
                 else:
@@ -442,6 +460,8 @@ def _submit(cell: Cell, options: Submitit) -> Any:
             timeout_min=options.timeout,
             slurm_partition=options.partition,
             slurm_additional_parameters=options.additional,
+            # SLURM 22.05 to 23.02 does not hand this from sbatch to srun, and a run would have one core.
+            slurm_srun_args=[f"--cpus-per-task={options.cpus}"],
         )
         job = executor.submit(Job(cell, options))
     except (RuntimeError, ValueError, OSError) as error:

@@ -37,8 +37,8 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe like that of the shipped base, which took several (``weights/README.md``); what it gives from nothing has not
-    been measured. Batch sizes are in images, learning rates are AdamW's peak."""
+    """A recipe like that of the shipped base, which took several (``star/weights/base/README.md``); what it gives from nothing
+    has not been measured. Batch sizes are in images, learning rates are AdamW's peak."""
 
     seed: int = 0
     autoencoder_steps: int = 1600

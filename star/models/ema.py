@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class EMA:
-    """Average of named tensors, with the published ramp: decay min((1 + n) / (10 + n), decay) at update n.
+    """Average of named tensors, with Flow-GRPO's ramp: decay min((1 + n) / (10 + n), decay) after n updates.
 
     Attributes:
         values: name -> average.
@@ -19,7 +19,7 @@ class EMA:
         Args:
             tensors: what is averaged; their present values are where the average starts.
             decay: weight of the past.
-            every: only every so-many-th update counts, as in Flow-GRPO.
+            every: the average takes in the values after updates every - 1, 2 every - 1 and so on, as in Flow-GRPO.
         """
         self.decay, self.every, self.updates = decay, every, 0
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -27,7 +27,7 @@ class EMA:
     def update(self, tensors: Mapping[str, Tensor]) -> None:
         """Take in the values after an optimizer step."""
         self.updates += 1
-        if self.updates % self.every:
+        if (self.updates + 1) % self.every:
             return
         decay = min((1 + self.updates) / (10 + self.updates), self.decay)
         current = [tensors[name].detach() for name in self.values]

@@ -8,6 +8,7 @@ from diffusers import SD3Transformer2DModel
 from star.config import Config
 from star.models.sd3 import add_lora
 from star.models.shapes import CLIP_LENGTH, Shape
+from star.models.text import KEPT_TEXTS
 
 BLOCK_KEEPS = 21
 DUAL_BLOCK_KEEPS = 29.5
@@ -27,7 +28,11 @@ CHECKPOINT_BYTES = 16
 """Of a trained parameter: itself, two moments and its average."""
 
 PROCESS_OVERHEAD = 4 * 2**30
-"""Libraries, images, text embeddings: a rule of thumb."""
+"""Libraries and images: a rule of thumb."""
+
+PINNED = 1.41
+"""Of what rests in main memory for a GPU, because torch rounds such tensors up to powers of two: SD3's text encoders from 12.3
+to 17.3 GiB."""
 
 TEXT_ENCODER_PARAMETERS = 123.7e6 + 694.7e6 + 4_762e6
 AUTOENCODER_PARAMETERS = 84e6
@@ -35,19 +40,20 @@ T5_OUTPUT_PARAMETERS = 24 * 10240 * 4096
 """Of the feed-forward outputs of T5-XXL, which transformers keeps in float32 in a model of half precision."""
 
 EVALUATOR_PARAMETERS = {"geneval": 428e6 + 69e6, "pickscore": 986e6}
-"""Of what judges on the GPU, in float32 and while training too: CLIP-L and Mask2Former; PickScore's CLIP-H. OCR needs none."""
+"""Of what judges on the GPU, in float32 and while training too: CLIP-L and Mask2Former; PickScore's CLIP-H. OCR needs none. In
+the end the other tasks' come one after another, when a run's own has gone and all texts are encoded."""
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a run needs.
+    """What a run needs, in bytes but for the first.
 
     Attributes:
-        parameters: of the transformer with its adapters; their number.
+        parameters: how many the transformer has with its adapters.
         gpu: peak of one GPU in an update, which needs more than a rollout does; with ``model.offload=null`` the least.
-        process: main memory of one process, which loads the whole pipeline.
+        process: main memory of one process; with ``model.offload=null`` the most.
         pipeline: the model's files.
         checkpoint: one of the run's.
     """
@@ -82,6 +88,8 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
     activations = activation_bytes(config, shape)
     beside = activations + resident if config.model.offload is False else max(activations, resident)
+    resting = 0.0 if config.model.offload is False else PINNED * resident
+    embeddings = KEPT_TEXTS * size * (CLIP_LENGTH + config.model.text_length) * shape["joint_attention_dim"]
     return Need(
         parameters=total,
         gpu=part * transformer
@@ -90,7 +98,8 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         + trajectory_bytes(config, shape, processes)
         + judges
         + GPU_OVERHEAD,
-        process=transformer + resident + PROCESS_OVERHEAD,
+        # First the whole pipeline is loaded; what goes on to the GPU then leaves room for embeddings.
+        process=max(transformer + resident, resting + embeddings) + PROCESS_OVERHEAD,
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
     )

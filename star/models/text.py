@@ -31,13 +31,16 @@ class TextCache:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode those of the texts that are not kept yet, in one visit of the encoders to the device."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        if not missing:
-            return
-        pipeline = self._pipeline
-        with visiting([pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3], self._device, self._rest):
-            for text in missing:
-                self._kept[text] = self._encoded(text)
+        distinct = list(dict.fromkeys(texts))
+        if missing := [text for text in distinct if text not in self._kept]:
+            pipeline = self._pipeline
+            encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
+            with visiting(encoders, self._device, self._rest):
+                self._kept |= {text: self._encoded(text) for text in missing}
+        for text in distinct:  # the last ones used are the last ones to go
+            self._kept[text] = self._kept.pop(text)
+        while len(self._kept) > max(KEPT_TEXTS, len(distinct)):
+            del self._kept[next(iter(self._kept))]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts travel there once.
@@ -52,10 +55,6 @@ class TextCache:
     def _on_device(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         self.prepare(texts)
         distinct = list(dict.fromkeys(texts))
-        for text in distinct:  # the last ones used are the last ones to go
-            self._kept[text] = self._kept.pop(text)
-        while len(self._kept) > max(KEPT_TEXTS, len(distinct)):
-            del self._kept[next(iter(self._kept))]
         place = {text: number for number, text in enumerate(distinct)}
         rows = torch.tensor([place[text] for text in texts], device=self._device)
         embeds, pooled = zip(*(self._kept[text] for text in distinct), strict=True)

@@ -9,7 +9,7 @@ from star.records.names import method_label
 from star.report.blocks import signed
 from star.report.collection import Collection
 from star.report.figures import reward_curves
-from star.report.learning import by_seed, curve
+from star.report.learning import arm_color, by_seed, curve
 from star.tasks import paired_scores
 
 
@@ -29,9 +29,10 @@ def write_brief(found: Collection, task: str, arm: str = "star", reference: str 
     if gain := _gain(found, task, arm, reference):
         parts.append(gain + "\n")
     runs = {} if found.curves is None else by_seed(found.curves, task)
-    lines = {method_label(m): [curve(part, "images_seen") for part in runs[m].values()] for m in (reference, arm) if m in runs}
-    if lines:
-        reward_curves(lines, f"{task}, {found.scale}", file.with_suffix(".png"))
+    drawn = [method for method in (reference, arm) if method in runs]
+    if drawn:
+        lines = {method_label(m): [curve(part, "images_seen") for part in runs[m].values()] for m in drawn}
+        reward_curves(lines, [arm_color(m) for m in drawn], f"{task}, {found.scale}", file.with_suffix(".png"))
         parts.append(f"![Reward curves]({task}.png)\n")
     write_text(file.with_suffix(".md"), "\n".join(parts))
     return gain

@@ -45,17 +45,18 @@ Curve = tuple[Sequence[float], Sequence[float]]
 """(cost, reward) of one run, epoch by epoch."""
 
 
-def reward_curves(runs: Mapping[str, Sequence[Curve]], title: str, file: Path) -> None:
+def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], title: str, file: Path) -> None:
     """Training reward over images seen, as a PNG: every epoch as a dot, the mean of the last epochs as a line.
 
     Args:
         runs: method -> the curve of each seed.
+        colors: of the methods.
         title: above the picture.
         file: where to write.
     """
     with matplotlib.rc_context(PLAIN_TEXT):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
-        for (label, curves), color in zip(runs.items(), COLORS, strict=False):
+        for (label, curves), color in zip(runs.items(), colors, strict=True):
             for number, curve in enumerate(curves):
                 axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
                 axis.plot(*_smooth(curve), color=color, label="" if number else label)
@@ -71,7 +72,7 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], title: str, file: Path) -
 
 
 def color_of(place: int) -> str:
-    """The colour of the arm in that place; beyond the colours there are, ink."""
+    """The colour of the series in that place; beyond the colours there are, ink."""
     return COLORS[place] if place < len(COLORS) - 1 else INK
 
 

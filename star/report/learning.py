@@ -8,7 +8,7 @@ import pandas as pd
 from star.common.statistics import mean_interval
 from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.learning_curves import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
-from star.records.names import family, method_label
+from star.records.names import MethodName, family, method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
 from star.report.collection import Collection, families, titled
 from star.report.figures import INK, Curve, curves_svg
@@ -55,8 +55,7 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         reference = lines.get(baseline, {}) if method != baseline else {}
         ends = ", ".join(f"seed {seed} from {_shown(c)[0]:.3f} to {_shown(c)[-1]:.3f}" for seed, c in runs.items())
         alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
-        color = (ARMS[method].colour if method in ARMS else None) or INK
-        gallery.append((method_label(method), curves_svg(runs, reference, color, limits, alt)))
+        gallery.append((method_label(method), curves_svg(runs, reference, arm_color(method), limits, alt)))
     caption = (
         f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: the "
         "seeds of Flow-GRPO."
@@ -66,6 +65,12 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         title = titled(task, variant)
         blocks += _speed(title, REFERENCE + variant, {m: runs for m, runs in own.items() if family(m) == variant})
     return blocks
+
+
+def arm_color(method: str) -> str:
+    """The colour of a method's arm in every figure; of an arm without one that of the text."""
+    arm = MethodName.parse(method).arm
+    return (ARMS[arm].colour if arm in ARMS else None) or INK
 
 
 def curve(part: pd.DataFrame, cost: str) -> Curve:

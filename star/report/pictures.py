@@ -23,8 +23,9 @@ from star.config import Config, read_config
 from star.method.allocation import allocate
 from star.models import load
 from star.models.interface import BaseModel
+from star.records.folder import TYPED, parse_csv
 from star.records.names import method_label
-from star.records.results import ROWS, read_rows
+from star.records.results import ROWS, VERDICTS, read_rows
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
@@ -46,7 +47,7 @@ def filmstrip(found: Collection, task: str) -> Block:
     """STAR's weights over the denoising steps of one prompt, before and after training, or what keeps it from being shown."""
     runs = _runs(found, task, ("star",))
     caption = (
-        "STAR's weights (mean 1 over steps and positions) at every denoising step, before training (above) and after "
+        "STAR's weights (of mean 1) at every denoising step, before training (above) and after "
         "(below), from the same noise, without noise on the way; left the finished image. Bold: steps that training uses, "
         "whose weights it scales among themselves. The prompt is the first of the test prompts with the most core words."
     )
@@ -156,9 +157,9 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
 
 
 def star_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
-    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), by the cap, mix and exponent of a run."""
+    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), made as those of a run are."""
     method = config.method
-    weights = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent)
+    weights = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
     found: np.ndarray = weights[:, 0].cpu().numpy()
     return found
 
@@ -243,7 +244,7 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
 
 def _first_images(folder: Path, column: str) -> pd.Series:
     """Prompt -> the verdict on its first image, in the order of the samples."""
-    table = pd.read_csv(folder / "images.csv")
+    table = parse_csv(folder / VERDICTS, **TYPED)
     return table[table["image"] == 0].drop_duplicates("prompt").set_index("prompt")[column].sort_index()
 
 

@@ -23,8 +23,10 @@ PAIRS = (
     ("dense_uniform", REFERENCE, "noise of training: equal gradients at ratio 1"),
 )
 QUESTION = ("star", REFERENCE)
-TESTS = 6
-"""Of the question, as planned: two measures on three tasks. Those that cannot be made yet count for the correction."""
+ASKED_ON = ("geneval", "ocr", "pickscore")
+"""The tasks of the question, as planned. On another a difference is told without a test."""
+TESTS = 2 * len(ASKED_ON)
+"""Of the question: two measures on each of its tasks. Those that cannot be made yet count for the correction."""
 MEANING = (
     "Two measures, planned before the trainings (`results/PLAN.md`): the training reward, mean over all epochs, and the score "
     "of the final weights on held-out prompts. Both are differences of two arms with the same seed, so with the same prompts "
@@ -114,7 +116,8 @@ def _differences(values: Measured, arm: str, reference: str) -> dict[int, float]
 
 def corrected(made: Sequence[Planned]) -> dict[tuple[str, str], float]:
     """(task, measure) -> p of the question, by Holm's procedure over all of its tests, made or not."""
-    known = {(one.task, one.measure): one.p for one in made if (one.arm, one.reference) == QUESTION and one.p is not None}
+    asked = [one for one in made if (one.arm, one.reference) == QUESTION and one.task in ASKED_ON]
+    known = {(one.task, one.measure): one.p for one in asked if one.p is not None}
     values = holm([*known.values(), *[1.0] * (TESTS - len(known))])
     return dict(zip(known, values, strict=False))
 

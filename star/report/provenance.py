@@ -11,6 +11,7 @@ from typing import Any
 
 from star import config as settings
 from star.common.errors import UserError
+from star.records.folder import shipped_results
 from star.records.names import MethodName, measured_on_own_task, method_label
 from star.records.results import Row, commit
 from star.report import csv_export as numbers
@@ -34,10 +35,12 @@ def made(found: Collection) -> Section:
     lines, notes = _commands(found)
     section.blocks.append(Code("Every run; what is done is not done again:", "\n".join(lines)))
     section.blocks += [Text(note, missing=True) for note in notes]
-    section.blocks.append(Code("This report:", f"star report results/{found.scale}"))
+    shipped = found.folder.resolve() == shipped_results(found.scale).resolve()
+    folder = f"results/{found.scale}" if shipped else found.folder
+    section.blocks.append(Code("This report:", f"star report {folder}"))
     section.blocks.append(
         Text(
-            f"The same for programs, in `results/{found.scale}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
+            f"The same for programs, in `{folder}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
             f"`{numbers.FOLDER}/{numbers.DIFFERENCES}` with the paired differences and "
             f"`{numbers.FOLDER}/{numbers.AGAINST_PAPER}` with every number beside the paper's."
         )

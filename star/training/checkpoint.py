@@ -1,5 +1,6 @@
 """Checkpoints of a training run, from which it goes on exactly, and the run's folder."""
 
+import hashlib
 import json
 import os
 import re
@@ -160,9 +161,12 @@ class RunFolder:
             os.replace(part, folder)
 
     def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest so many."""
+        """Delete all checkpoints but the newest so many; one that cannot be deleted now goes with a later one."""
         for folder in self.checkpoints()[:-keep]:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # somebody else reads it, say
+                tell(f"caution: {folder} could not be deleted: {error.strerror or error}")
 
     def checkpoints(self) -> list[Path]:
         """The folders of complete checkpoints, oldest first."""
@@ -270,6 +274,15 @@ DAMAGE = (
     *(ValueError, LookupError, TypeError, AttributeError, EOFError),
 )
 """What reading a damaged checkpoint raises, or one that an older version wrote without digests."""
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """First 12 hexadecimal digits of the sha256 of float32 tensors and their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()[:12]
 
 
 def load_trained(file: Path, trained: Mapping[str, Tensor], cure: str = "put it back, or name other weights") -> None:

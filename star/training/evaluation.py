@@ -64,12 +64,14 @@ def evaluate(
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
-        # Copies, because a view is sent to other processes with all of its batch.
+        # Copies, here and below, because a view keeps all of its batch, also where it is sent to other processes.
         small += [row.clone() for row in thumbnails(drawn)]
         # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
         verdicts += check_verdicts(task.protocol, before())
         before = beside(task.submit(prompts, list(drawn.numpy())))
-        samples |= {p.text: image for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0}
+        samples |= {
+            p.text: image.copy() for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0
+        }
     verdicts += check_verdicts(task.protocol, before())
     judged = list(zip([job for part in mine for job in part], verdicts, small, strict=True))
     by_job = {item[0]: item for item in gather(accelerator, judged)}

@@ -208,7 +208,7 @@ def sample(
         sampling: schedule, noise and guidance.
         steps: the trained steps, see :func:`trained_steps`.
         relevance: which blocks and columns.
-        reduction: of the log-probabilities, ``image`` or ``position``.
+        reduction: what the ratio is of, see :class:`star.config.schema.MethodConfig`.
         seed, epoch: of the noise.
         keep_means: of the transitions, see :attr:`star.config.Config.keep_means`.
         noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.

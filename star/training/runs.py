@@ -72,10 +72,12 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     method = settings.label(config, config.method.name)
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
+    del trainer.task  # its judge, whose place on the GPU the others' need
     for name in settings.other_tasks(config):
         task = load_task(config, name, trainer.others.get(name))
         known = settings.identity(config, name)
         rows += kept.rows(task, on_task(method, own, name), final / task.name, config.evaluation.cross_images, known)
+        del task  # before the next is made
     return rows
 
 

@@ -26,6 +26,7 @@ from star import config as settings
 from star import models
 from star.common import processes
 from star.common.errors import UserError
+from star.common.machine import versions
 from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
@@ -54,7 +55,7 @@ from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, tell
+from star.training.checkpoint import RunFolder, digest, tell
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
 from star.training.machine import compute_deterministically, decisions, settled
@@ -159,7 +160,7 @@ class Trainer:
         """Train to the last epoch, from the newest checkpoint if there is one.
 
         Returns:
-            the summary of the finished run: epochs, updates, images_seen, seconds, commit.
+            the summary of the finished run: epochs, updates, images_seen, seconds, commit, versions.
 
         Raises:
             UserError: the folder belongs to a run with other settings.
@@ -170,7 +171,9 @@ class Trainer:
             identity = config_hash(settings.identity(self.config))
             self.folder.open(settings.to_yaml(self.config), identity)
         processes.wait(self.accelerator)
-        if done := self.folder.summary():
+        done = self.folder.summary()
+        processes.check_agreed(done is None, f"{self.folder.path}/final/summary.json")
+        if done:
             return done
         for line in self.decisions if main else ():
             print(f"star: {line}", file=sys.stderr)
@@ -183,6 +186,7 @@ class Trainer:
         left = (train.epochs - progress["epoch"]) * 2 * math.ceil(batches / self.accelerator.num_processes)
         with bar(label, left) if main else nullcontext() as display:
             tick = display.advance if display else lambda: None
+            saved = time.monotonic()
             for epoch in range(progress["epoch"], train.epochs):
                 metrics = self.epoch(epoch, tick)
                 guards.check_weights({"the weight": self.base.trained, "the average of": self.ema.values}, epoch)
@@ -190,9 +194,11 @@ class Trainer:
                 self._report(epoch, metrics | progress)
                 if display:
                     display.update(f"{label}  reward {metrics['reward']:.3f}")
-                if (epoch + 1) % train.checkpoint_every == 0 and epoch + 1 < train.epochs:
+                late = time.monotonic() - saved > 60 * train.checkpoint_minutes
+                if ((epoch + 1) % train.checkpoint_every == 0 or late) and epoch + 1 < train.epochs:
                     self._save(progress)
-        summary = progress | {"commit": self.commit}
+                    saved = time.monotonic()
+        summary = progress | {"commit": self.commit, "versions": versions()}
         if main:
             lora = self.config.model.parameters == "lora"
             self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
@@ -361,7 +367,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(epoch)
         for update, share in enumerate(self.shares(count, epoch)):
-            samples = len(share) * self.config.train.micro_batch
+            samples = len(share) * self.config.train.micro_batch / self.accelerator.num_processes
             found: dict[str, list[Tensor]] = defaultdict(list)
             for batch in [own[number] for number in share if number in own]:
                 self.backward(batch, samples, found, on_policy=update == 0)
@@ -414,10 +420,11 @@ class Trainer:
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
 
-    def backward(self, batch: MicroBatch, samples: int, figures: dict[str, list[Tensor]], on_policy: bool) -> None:
+    def backward(self, batch: MicroBatch, samples: float, figures: dict[str, list[Tensor]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps.
 
-        Figures stay on the device, so that nothing waits for it before the whole update is on its way.
+        The samples are those of one process: of all processes the gradient would be a smaller number, which half precision
+        loses sooner. Figures stay on the device, so that nothing waits for it before the whole update is on its way.
         """
         trajectory, train, method = batch.trajectory, self.config.train, self.config.method
         if train.beta == 0 and not batch.advantages.any():
@@ -502,10 +509,10 @@ class Trainer:
         return (1 / sizes / (1 / sizes).mean()).tolist()
 
     def step(self, epoch: int) -> float:
-        """One optimizer step on the gradients summed over processes."""
+        """One optimizer step on the mean of the processes' gradients."""
         trained = list(self.base.trained.values())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
-        flat = processes.total(self.accelerator, flat)
+        flat = processes.total(self.accelerator, flat) / self.accelerator.num_processes
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
         # A process whose samples all had no advantage has scaled nothing yet, and the scaler would fail.
@@ -549,7 +556,7 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            known = {"model": self._model, "commit": self.commit}
+            known = {"model": self._model, "commit": self.commit, "versions": versions()}
             self.folder.save(progress["epoch"], self.base.trained, self.state, progress | known)
             self.folder.prune(self.config.train.keep)
 
@@ -562,9 +569,13 @@ class Trainer:
                 f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
                 "back, or name another folder with run=..."
             )
+        place = (progress["epoch"], digest(self.base.trained))
+        processes.check_agreed(place, f"{self.folder.path}/checkpoints")  # each went on from what it could read
         begun = progress.pop("commit", self.commit)
         if begun.split("..")[-1] != self.commit:
             self.commit = f"{begun}..{self.commit}"
+        if main and (before := progress.pop("versions", versions())) != versions():
+            tell(f"caution: it was trained with {before} so far, and goes on with {versions()}: digits may differ")
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])

@@ -13,6 +13,7 @@ import pytest
 
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
+    HOST,
     alone_in,
     append_jsonl,
     changing,
@@ -132,11 +133,14 @@ def test_what_a_kill_left_of_a_file_goes_at_the_next_opening_and_nothing_else_do
         subprocess.run([sys.executable, "-c", KILLED, file], check=False)
     mine = tmp_path / "run" / ".backup.2024"
     mine.write_text("mine")
-    assert len(list((tmp_path / "run").rglob(".*.part"))) == 2
+    (left,) = (tmp_path / "run").glob(".*.part")
+    elsewhere = left.with_name(left.name.replace(HOST, "elsewhere"))  # whose processes cannot be asked from here
+    elsewhere.write_text("being written by another machine")
+    assert len(list((tmp_path / "run").rglob(".*.part"))) == 3
     with replacing(tmp_path / "run" / "alive.txt") as part:
         part.write_text("being written")
         with alone(tmp_path / "run"):
-            assert list((tmp_path / "run").rglob(".*.part")) == [part]
+            assert set((tmp_path / "run").rglob(".*.part")) == {part, elsewhere}
     assert mine.exists() and (tmp_path / "run" / "alive.txt").exists()
 
 

@@ -1,5 +1,7 @@
 import json
 from collections import defaultdict
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from evaluators.geneval import evaluate, prompts
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.prompts import MINI, TAGS
 from evaluators.geneval.rules import Detection
+from star.common import progress
 from star.common.errors import UserError
 from star.mini.scenes import draw_scene
 
@@ -83,11 +86,12 @@ def test_only_digits_are_looked_at(folder):
         (folder / "00000/samples" / name).unlink()
 
 
-def test_progress_bar_is_drawn_on_demand(folder, capsys):
-    evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
-    assert capsys.readouterr().out == ""
-    evaluate.evaluate_folder(folder, CountingDetector(), progress=True)
-    assert "GenEval" in capsys.readouterr().out
+def test_progress_is_shown_on_demand_and_where_that_of_all_others_is(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "bar", lambda description, total: shown.append((description, total)) or nullcontext(Mock()))
+    for wanted in (False, True):
+        evaluate.evaluate_folder(folder, CountingDetector(), progress=wanted)
+    assert shown == [("GenEval", len(evaluate.read_records(folder)))]
 
 
 def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):

@@ -71,6 +71,12 @@ def test_a_worker_that_always_dies_stops_the_run_and_names_the_image(tmp_path, d
     pool.close()
 
 
+def test_an_image_answers_for_its_own_crashes_alone(tmp_path):
+    pool = Pool(FakeEngine(tmp_path, crashes=2))
+    assert pool.submit(images(1, CRASH, CRASH))() == [["1", "x"], [str(CRASH), "x"], [str(CRASH), "x"]]
+    pool.close()
+
+
 def test_a_worker_that_dies_once_is_replaced(pool, tmp_path):
     one, two = pool.submit(images(1, CRASH, 2)), pool.submit(images(3, 4))
     assert one() == [["1", "x"], [str(CRASH), "x"], ["2", "x"]]

@@ -104,7 +104,8 @@ def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
     assert list(launch([finishing], load(["launcher.gpus_per_node=8"])))[-1] == (finishing, State.DONE, "")
     started = Path("started--").read_text()
     assert "launch --multi_gpu --num_processes 8 --num_machines 1" in started
-    assert started.endswith(f"--module {shlex.join(finishing.command)}")
+    # By the code of a later day its settings might have another folder.
+    assert started.endswith(f"--module {shlex.join([*finishing.command, f'run={finishing.folder}'])}")
 
 
 @pytest.fixture
@@ -198,8 +199,31 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
 def test_the_gpus_that_may_be_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
     assert launchers.usable_gpus() == ["0", "1", "4", "5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert launchers.usable_gpus() == []
+    for none in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert launchers.usable_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,-1,3")
+    assert launchers.usable_gpus() == ["2"]
+
+
+@pytest.mark.parametrize(
+    "said, count",
+    [
+        ("No devices were found", 0),
+        ("NVIDIA-SMI has failed because it could not\ncommunicate with the NVIDIA driver.", 0),
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-1)\n  MIG 1g.10gb Device 1: (UUID: MIG-2)", 1),
+        ("GPU 0: NVIDIA H100 (UUID: GPU-1)\nGPU 1: NVIDIA H100 (UUID: GPU-2)", 2),
+    ],
+)
+def test_gpus_are_counted_and_not_what_is_said_besides(tmp_path, monkeypatch, said, count):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    launchers._installed_gpus.cache_clear()
+    assert launchers.usable_gpus() == [str(index) for index in range(count)]
+    launchers._installed_gpus.cache_clear()
 
 
 def test_without_submitit_the_line_says_how_to_get_it(cell, monkeypatch):
@@ -213,7 +237,7 @@ def test_submitit_on_this_machine_runs_a_cell(finishing):
     options = load(["launcher=submitit", "launcher.cluster=local"])
     events = list(launch([finishing], options))
     assert events[0] == (finishing, State.RUNNING, "") and events[-1] == (finishing, State.DONE, "")
-    assert Path("started--").read_text().split()[5:] == list(finishing.command[1:])
+    assert Path("started--").read_text().split()[5:] == [*finishing.command[1:], f"run={finishing.folder}"]
     assert "$ star train task=ocr" in (finishing.folder / "log.txt").read_text()
 
 
@@ -264,7 +288,7 @@ def test_the_job_script_asks_for_what_was_configured(cell, slurm):
     wanted |= {"time": "90", "account": "lab", "job-name": "ocr-star-seed-0"}
     assert {name: asked[name] for name in wanted} == wanted
     assert "USR2@" in asked["signal"]
-    assert re.search(r"^srun .*submitit.core._submit .*/slurm$", script, re.MULTILINE)
+    assert re.search(r"^srun .*--cpus-per-task=32 .*submitit.core._submit .*/slurm$", script, re.MULTILINE)
     assert (slurm / "where").read_text().strip() == os.getcwd()
 
 
@@ -313,6 +337,23 @@ def test_a_job_that_cannot_be_submitted_is_one_line(cell, slurm, monkeypatch):
     with pytest.raises(UserError, match=r"ocr star seed 0 could not be submitted: .*invalid partition") as error:
         next(launch([cell], load(WORDS)))
     assert "\n" not in str(error.value)
+
+
+def test_what_a_cluster_does_not_take_yet_waits(cell, slurm, capsys):
+    taken = slurm / "taken"
+    full = "[ -e $QUEUE/taken ] && { echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }; touch $QUEUE/taken; "
+    Path(slurm.parent, "programs", "sbatch").write_text(f"#!/bin/sh\n{full}{SLURM['sbatch']}\n")
+    cells = [cell, replace(cell, command=(*cell.command, "seed=1"))]
+    events = launch(cells, load(WORDS))
+    assert next(events) == (cells[0], State.NEW, "") and next(events)[0] == cells[0]
+    told = capsys.readouterr().err
+    assert "QOSMaxSubmitJobPerUserLimit; 1 runs wait until a job has ended" in " ".join(told.split())
+    taken.unlink()
+    (slurm / "state").write_text("FAILED")  # it ends without results, and makes room
+    ended = next(event for event in events if event[1] is State.FAILED)
+    assert ended[0] == cells[0] and not taken.exists()
+    assert next(events)[0] == cells[1] and taken.exists()
+    events.close()
 
 
 def test_the_nodes_of_a_job_meet(cell, slurm, monkeypatch):

@@ -4,18 +4,18 @@ from star.models.ema import EMA, swapped
 
 
 def test_the_average_is_the_ramped_one_of_every_other_value():
-    """Decay min((1 + n) / (10 + n), decay) at update n, here of updates 2, 4 and 6, by hand."""
+    """Decay min((1 + n) / (10 + n), decay) after n updates, where n + 1 can be divided: here 1, 3 and 5, by hand."""
     weights = {"w": torch.tensor([1.0, -2.0])}
-    ema = EMA(weights, decay=0.4, every=2)
+    ema = EMA(weights, decay=0.35, every=2)
     expected = weights["w"].double()
     for n in range(1, 7):
         weights["w"] = weights["w"] + n
         ema.update(weights)
-        if n in (2, 4, 6):
-            decay = min((1 + n) / (10 + n), 0.4)
+        if n in (1, 3, 5):
+            decay = min((1 + n) / (10 + n), 0.35)
             expected = decay * expected + (1 - decay) * weights["w"].double()
         assert torch.allclose(ema.values["w"].double(), expected, atol=1e-6)
-    assert (1 + 2) / (10 + 2) < 0.4 < (1 + 6) / (10 + 6)  # the ramp and the decay both count
+    assert (1 + 3) / (10 + 3) < 0.35 < (1 + 5) / (10 + 5)  # the ramp and the decay both count
 
 
 def test_a_restored_average_goes_on_alike():

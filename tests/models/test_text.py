@@ -53,6 +53,8 @@ def test_the_texts_used_last_are_kept(make_config, monkeypatch):
         base.encode(texts)
     assert seen == ["a", "b", "c", "b"]
     assert len(base.encode(["a", "b", "c"])[0]) == 3
+    base.prepare(["d"], guidance=1.0)
+    assert seen[-1] == "d" and len(base.encode._kept) == 2
 
 
 def test_resting_parts_are_on_the_device_only_while_they_work(monkeypatch):

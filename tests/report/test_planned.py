@@ -58,6 +58,12 @@ def test_tests_that_are_not_made_yet_count(tmp_path):
     assert len(ps) == 2 and sorted(corrected(made).values()) == pytest.approx([min(1, 6 * ps[0]), max(6 * ps[0], 5 * ps[1])])
 
 
+def test_a_task_beside_the_plan_is_told_without_a_test(found):
+    plain = corrected(planned(found))
+    made = [*planned(found), replace(planned(found)[0], task="vivid")]
+    assert corrected(made) == plain
+
+
 def test_scores_of_two_protocols_are_not_subtracted(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
     plain = planned(collect(results, tmp_path))

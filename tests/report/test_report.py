@@ -489,7 +489,7 @@ def test_a_report_replaces_nothing_but_a_report(tmp_path, out):
 @pytest.mark.parametrize("text", ["costs $5 or $6", "$x^$", "$\\frac{1}{$", "\\$1 and $"])
 def test_prices_are_no_mathematics(tmp_path, text):
     curve = ([1, 2, 3], [0.1, 0.2, 0.3])
-    figures.reward_curves({text: [curve]}, text, tmp_path / "x.png")
+    figures.reward_curves({text: [curve]}, ["black"], text, tmp_path / "x.png")
     assert text in html.unescape(figures.dots_svg({text: {"star": [0.1]}}, text, text))
     assert text in html.unescape(figures.curves_svg({0: curve}, {}, "red", (0, 1), text))
 
@@ -577,6 +577,21 @@ def test_the_steps_that_training_uses(make_config):
     assert window.trainable == range(1, 4) and window.trained == 2
 
 
+@pytest.mark.parametrize("normalise, axes", [("rollout", (0, 1, 2)), ("step", (1, 2))])
+def test_maps_are_drawn_as_they_weigh(make_config, normalise, axes):
+    relevance = torch.rand(3, 1, 4, 4) * torch.tensor([1.0, 2.0, 4.0])[:, None, None, None]
+    weights = pictures.star_weights(make_config("method=star", f"method.normalise={normalise}"), relevance)
+    assert weights.mean(axes) == pytest.approx(1.0, abs=1e-5)
+    assert (normalise == "step") == (np.ptp(weights.mean((1, 2))) < 1e-5)
+
+
+def test_verdicts_are_those_of_their_prompts_whatever_these_are(tmp_path):
+    prompts = ["zebra", "None", "apple"]
+    pd.DataFrame({"prompt": prompts, "image": 0, "score": [0.1, 0.2, 0.3]}).to_csv(tmp_path / "images.csv", index=False)
+    assert pictures._first_images(tmp_path, "score").to_dict() == {"None": 0.2, "apple": 0.3, "zebra": 0.1}
+    assert list(pictures._first_images(tmp_path, "score").index) == sorted(prompts)
+
+
 def test_maps_that_cannot_be_drawn_are_said(tmp_path):
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
     path = write_run(tmp_path / "runs", "geneval", "star", 0)
@@ -617,6 +632,7 @@ def test_recorded_commands_are_used(tmp_path):
     _, markdown = report(results, tmp_path / "runs")
     made = section(markdown.read_text(), "How these numbers")
     assert "star train task=ocr train.epochs=7\n" in made and "star base task=ocr scale=mini\n" in made
+    assert f"star report {results}\n" in made
 
 
 def test_the_arms_are_those_of_the_methods():

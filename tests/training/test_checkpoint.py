@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,34 @@ def test_a_run_is_of_the_code_that_it_was_begun_with_and_goes_on_with(cut_off, m
     trainer = Trainer(config, RedTask())
     monkeypatch.setattr("star.training.trainer.commit", lambda: "what the checkout is when the run ends")
     assert trainer.run()["commit"] == f"{begun}..other"
+
+
+def test_other_libraries_than_it_was_begun_with_are_told(cut_off, monkeypatch, capsys):
+    config, _, _ = cut_off
+    monkeypatch.setattr("star.training.trainer.versions", lambda: "torch 9.9")
+    assert Trainer(config, RedTask()).run()["versions"] == "torch 9.9"
+    assert re.search(r"caution: it was trained with torch \d.* so far, and goes on with torch 9.9", capsys.readouterr().err)
+
+
+def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
+    config = make_config("train.epochs=3", "train.checkpoint_every=100", "train.checkpoint_minutes=1e-9", "train.keep=9")
+    Trainer(config, RedTask()).run()
+    assert [folder.name for folder in RunFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000002"]
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(make_config, monkeypatch, capsys):
+    delete = shutil.rmtree
+
+    def busy(folder, *arguments, **named):
+        if folder.name == "epoch-000001" and not named:  # and errors are not to be ignored
+            raise OSError(39, "Directory not empty")
+        delete(folder, *arguments, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    config = make_config("train.epochs=4", "train.checkpoint_every=1", "train.keep=1")
+    Trainer(config, RedTask()).run()
+    assert "epoch-000001 could not be deleted: Directory not empty" in " ".join(capsys.readouterr().err.split())
+    assert [folder.name for folder in RunFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000003"]
 
 
 DAMAGES = {

@@ -1,5 +1,7 @@
 """What is evaluated: which weights, from which noise, under which guidance."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,26 @@ def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, 
     saved = load_file(f"{config.run}/final/trained.safetensors")
     assert len(seen) == 3 and all(same(values, saved) for values in seen)  # its own task, and both others
     assert not same(raw, saved)
+
+
+def test_one_judge_at_a_time_is_there_in_the_end(make_config, monkeypatch):
+    made, there = [], []
+
+    def judged(config, name, evaluator=None):
+        task = RedTask()
+        made.append(weakref.ref(task))
+        return task
+
+    def evaluate(base, task, config, images, batch, accelerator):
+        gc.collect()  # this fake is its own evaluator
+        there.append(sum(one() is not None for one in made))
+        return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
+
+    for module in ("star.training.runs", "star.training.trainer"):
+        monkeypatch.setattr(f"{module}.load_task", judged)
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    runs.trained(make_config("train.epochs=1", "evaluation.cross_images=1"))
+    assert there == [1, 1, 1]  # on a GPU two might have no room
 
 
 def test_verdicts_that_were_deleted_are_made_again(make_config, monkeypatch, seen):

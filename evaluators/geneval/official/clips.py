@@ -70,7 +70,7 @@ class TransformersClip:
             config = CLIPConfig.from_pretrained(folder, local_files_only=True)
             _check_activations({config.text_config.hidden_act, config.vision_config.hidden_act}, str(folder))
             config.text_config.hidden_act = config.vision_config.hidden_act = activation
-            self.model = hub.load_clip(folder, config).to(self.device)
+            self.model = hub.load_clip(folder, config)  # see evaluators/device.py
             self._tokenizer = hub.load_tokenizer(folder, self.model)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -85,14 +85,16 @@ class TransformersClip:
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(self.device)
         with mixed_precision(self.device):
-            found = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            found = self.model.to(self.device).get_text_features(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            )
         return found.pooler_output
 
     @torch.inference_mode()
     def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """Embeddings (n, width) of pixels (n, 3, side, side)."""
         with mixed_precision(self.device):
-            return self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output
+            return self.model.to(self.device).get_image_features(pixel_values=pixels.to(self.device)).pooler_output
 
 
 class OpenClip:

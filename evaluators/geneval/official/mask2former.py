@@ -49,7 +49,7 @@ class Mask2Former:
         """
         self.name = name
         self.device = torch.device(device)
-        self.model = _load(folder).to(self.device)
+        self.model = _load(folder)  # see evaluators/device.py
         self._sides = sides
 
     @torch.inference_mode()
@@ -66,7 +66,8 @@ class Mask2Former:
     @torch.inference_mode()
     def logits(self, images: Sequence[Prepared]) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits (n, queries, 81) and mask logits (n, queries, H / 4, W / 4) of images of one size."""
-        found = self.model(pixel_values=torch.stack([image.pixels for image in images]).to(self.device, self.model.dtype))
+        pixels = torch.stack([image.pixels for image in images]).to(self.device, self.model.dtype)
+        found = self.model.to(self.device)(pixel_values=pixels)
         return found.class_queries_logits, found.masks_queries_logits
 
 

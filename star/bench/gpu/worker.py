@@ -17,6 +17,7 @@ import torch
 from star.bench.gpu.figures import forget_peak, free, reason
 from star.bench.gpu.steps import Step
 from star.common.errors import RunStopped
+from star.common.machine import PACKAGES
 from star.common.plugins import import_path
 
 CONTEXT = multiprocessing.get_context("spawn")  # a CUDA device is not to be had in a forked process
@@ -26,8 +27,6 @@ START_SECONDS = 180.0
 
 END_SECONDS = 3.0
 """In which a process ends that nobody asks any more."""
-
-PACKAGES = ("diffusers", "transformers", "accelerate", "peft")
 
 Message = dict[str, Any]
 """``figure`` as it was measured, or at the end ``state`` (``done`` or ``failed``) and ``reason``."""
@@ -150,8 +149,8 @@ def _facts(device: torch.device) -> dict[str, Any]:
         "device": f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
+        "torch": torch.__version__,  # with the CUDA that it was built for
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
