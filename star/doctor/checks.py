@@ -20,7 +20,7 @@ from star.common.files import read_json
 from star.common.launched import check_launched
 from star.common.plugins import is_path
 from star.config import Config
-from star.models.memory import Need, needed
+from star.models.memory import Need, must_offload, needed
 from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
@@ -61,7 +61,11 @@ def check(config: Config) -> list[Finding]:
     folder = located(model)
     judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
     others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None
-    need = needed(config, shape_of(model), others, _processes())
+    shape = shape_of(model)
+    if config.model.offload is None and torch.cuda.is_available():  # as a run here would decide
+        offload = must_offload(config, shape, _gpu_bytes(), _processes())
+        config = replace(config, model=replace(config.model, offload=offload))
+    need = needed(config, shape, others, _processes())
     return [
         packages(),
         _code(),
@@ -214,11 +218,16 @@ def _rewards(config: Config) -> Finding:
 def _device_memory(config: Config, need: Need) -> Finding:
     if not torch.cuda.is_available():
         return Finding("GPU memory", True, f"no GPU; {_gib(need.gpu)} of one would be needed (estimate)")
-    have = min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+    have = _gpu_bytes()
     found = f"{_gib(have)} per GPU, {_gib(need.gpu)} needed (estimate)"
     if need.gpu <= have:
         return Finding("GPU memory", True, found)
     return Finding("GPU memory", False, found, " or ".join(settings.ways_to_save_memory(config, _processes())))
+
+
+def _gpu_bytes() -> int:
+    """The memory of the smallest GPU."""
+    return min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
 
 
 def _processes() -> int:
