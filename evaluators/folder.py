@@ -11,7 +11,7 @@ import pandas as pd
 from evaluators.images import read_image
 from evaluators.interface import check_verdicts
 from evaluators.pairs import Pair, read_pairs
-from star.common.errors import Interrupted, RunStopped, UserError
+from star.common.errors import Interrupted, RunStopped, UserError, one_line
 from star.common.files import check_file, check_output, replacing
 from star.common.progress import track
 from star.common.signals import ending_like_ctrl_c
@@ -95,7 +95,7 @@ def _with(error: BaseException, words: str) -> Exception:
             return type(error)(f"{error}; {words}")
         case KeyboardInterrupt():
             return Interrupted(f"{str(error) or 'interrupted'}; {words}")
-    return RunStopped(f"{type(error).__name__}: {' '.join(str(error).split())}; {words}")
+    return RunStopped(f"{type(error).__name__}: {one_line(error)}; {words}")
 
 
 def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iterator[dict]:

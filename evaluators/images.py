@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 from star.common.files import visible
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -61,7 +61,7 @@ def read_image(path: Path) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise UserError(f"cannot read the image {path}: {reason}") from error
 
 

@@ -37,8 +37,8 @@ USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
-    """Typer's group, which by itself ends with few words or none where somebody interrupts or a file ends too early, and with
-    a box of them where a word is not understood."""
+    """Typer's group with errors of one line: by itself Typer says little or nothing where somebody interrupts or a file ends
+    too early, and draws a box where a word is not understood."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """The words of the command line, with the home folder for ``~`` behind a ``=``, where shells leave it.
@@ -201,8 +201,8 @@ def demo(
 EVALUATE_HELP = """task=geneval images=FOLDER in GenEval's layout (00000/metadata.jsonl, 00000/samples/0000.png).
 task=ocr and task=pickscore images=FOLDER prompts=FILE: a line per image in the natural order of their names (2 before
 10), or a .csv, .tsv or .jsonl with file and prompt; image by image the scores go to out=FILE.csv, by default FOLDER/TASK.csv,
-in place of older scores alone. engine=NAME picks another evaluator; for geneval it is mini if the folder asks for nothing else
-than its world has, else mask2former."""
+which may replace older scores and nothing else. engine=NAME picks another evaluator; for geneval it is mini if the folder asks
+for nothing else than its world has, else mask2former."""
 
 
 @app.command(epilog=EVALUATE_HELP)
@@ -491,9 +491,9 @@ def influence(
         _print_measured(run(words or []))
 
 
-BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the time in which steps must fit that are begun, out=runs/results/gpu the
-folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a GPU a model of toy size shows
-that every step runs."""
+BENCH_GPU_HELP = f"""only= picks steps, budget=600 is the command's time in seconds: a step that would not fit is left out.
+out=runs/results/gpu is the folder of the table and of all figures. {SETTINGS_HELP} scale=paper is the scale here. Without a
+GPU a model of toy size shows that every step runs."""
 
 
 @bench.command(epilog=BENCH_GPU_HELP)

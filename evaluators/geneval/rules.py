@@ -56,34 +56,26 @@ class Verdict:
     reason: str
 
 
-def filter_detections(
-    raw: Detections,
-    tag: str,
-    threshold: float = SCORE_THRESHOLD,
-    counting_threshold: float = COUNTING_THRESHOLD,
-    limit: int = MAX_OBJECTS,
-) -> dict[str, list[Detection]]:
+def filter_detections(raw: Detections, tag: str, counting_threshold: float = COUNTING_THRESHOLD) -> dict[str, list[Detection]]:
     """What of a detector's output the verdict gets to see: the best per class, best first.
 
-    Scores must be above (not equal to) the threshold, compared in float32 as the official evaluator does, and of equal
-    scores the later comes first, as in its reversed argsort. It runs without non-maximum suppression, so there is none.
+    Scores must be above (not equal to) :data:`SCORE_THRESHOLD`, compared in float32 as the official evaluator does, and of
+    equal scores the later comes first, as in its reversed argsort. It runs without non-maximum suppression, so there is none.
 
     Args:
         raw: class -> detections in any order.
         tag: of the record; counting has a threshold of its own.
-        threshold: for all other tags.
         counting_threshold: for counting.
-        limit: most detections per class.
 
     Returns:
-        class -> at most ``limit`` detections; classes with none are left out.
+        class -> at most :data:`MAX_OBJECTS` detections; classes with none are left out.
     """
-    floor = np.float32(counting_threshold if tag == "counting" else threshold)
+    floor = np.float32(counting_threshold if tag == "counting" else SCORE_THRESHOLD)
     kept = {}
     for name, detections in raw.items():
         scores = np.array([detection.score for detection in detections], dtype=np.float32)
         order = np.argsort(scores, kind="stable")[::-1]
-        kept[name] = [detections[i] for i in order[scores[order] > floor][:limit]]
+        kept[name] = [detections[i] for i in order[scores[order] > floor][:MAX_OBJECTS]]
     return {name: detections for name, detections in kept.items() if detections}
 
 
@@ -100,17 +92,17 @@ def judge(record: Record, detections: Detections) -> Verdict:
     return Verdict(correct=not faults, strict=strict, score=score, reason="\n".join(faults))
 
 
-def relations(box_a: Sequence[float], box_b: Sequence[float], threshold: float = POSITION_THRESHOLD) -> set[str]:
+def relations(box_a: Sequence[float], box_b: Sequence[float]) -> set[str]:
     """How box A lies to box B: up to two of "left of", "right of", "above", "below", in float32 as official.
 
-    The offset of the centres is shrunk by ``threshold`` times the sum of the sizes, per axis. A relation holds if the
-    shrunk offset makes up more than half of the full one. Dividing by the length of the *unshrunk* offset is the
-    official formula, not a slip of ours: objects that are large for their distance stand in no relation.
+    The offset of the centres is shrunk by :data:`POSITION_THRESHOLD` times the sum of the sizes, per axis. A relation holds if
+    the shrunk offset makes up more than half of the full one. Dividing by the length of the *unshrunk* offset is the official
+    formula, not a slip of ours: objects that are large for their distance stand in no relation.
     """
     a, b = (np.asarray(box, dtype=np.float32)[:4].reshape(2, 2) for box in (box_a, box_b))
     offset = a.mean(axis=0) - b.mean(axis=0)
     sizes = np.abs(a[1] - a[0]) + np.abs(b[1] - b[0])
-    shrunk = np.sign(offset) * np.maximum(np.abs(offset) - np.float32(threshold) * sizes, np.float32(0))
+    shrunk = np.sign(offset) * np.maximum(np.abs(offset) - np.float32(POSITION_THRESHOLD) * sizes, np.float32(0))
     if np.all(np.abs(shrunk) < 1e-3):
         return set()
     dx, dy = shrunk / np.linalg.norm(offset)

@@ -23,8 +23,8 @@ Lines = list[str]
 FAILURES_IN_A_ROW = 10
 SHARE_VARIABLE = "STAR_OCR_FAILURES"
 FAILED_SHARE, FEW = 0.05, 100
-"""Of all images, from so many on, unless the environment says another share: more failures than that would be a reward made up
-of zeros."""
+"""The largest share of images that an engine may fail on, looked at from :data:`FEW` images on; the environment may say
+another. More would be a reward made up of zeros."""
 
 LONGEST = 100_000
 """Letters of all lines of an image; comparing more with the target takes minutes."""

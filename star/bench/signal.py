@@ -3,7 +3,7 @@
 An epoch's gradient is a direction in which the expected reward grows plus the noise of its rollouts, which is another in every
 epoch. So two epochs' gradients agree by as much as they hold signal, and how an arm's maps change that can be measured at
 fixed weights, without training. Every figure is made of the inner products of all gradients, which are summed parameter by
-parameter: so much memory takes no model's gradients at once.
+parameter, so that a model's gradients never are in memory all at once.
 """
 
 import re
@@ -137,7 +137,8 @@ def figures(shared: np.ndarray, reference: int) -> np.ndarray:
     * ``direction(a)`` = cosine(a) / sqrt(self_cosine(a) self_cosine(f)): the cosine of the two signals without their noise.
       Below 1 the arm also pulls elsewhere.
     * ``effective_images(a)`` = c / (1 - c) of the arm over that of Flow-GRPO, with c its self_cosine: noise falls as images
-      grow, so it is by how many times more images Flow-GRPO would be as good.
+      grow, so it
+      says how many times as many images Flow-GRPO would need to do as well.
 
     Args:
         shared: cosines (arms, epochs, arms, epochs); pairs that are not a number do not count.

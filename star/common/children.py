@@ -1,4 +1,4 @@
-"""Child processes, which nobody else ends if this one is killed."""
+"""Child processes that end when their parent is killed."""
 
 import multiprocessing
 import os

@@ -19,3 +19,8 @@ SHOWN = 120
 def short(text: str) -> str:
     """What stands in somebody's file, for a message: cut where it is long."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def one_line(error: object) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())

@@ -248,7 +248,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def fault_of_text(value: str) -> str:
-    """What a text holds that is none, in words; empty if nothing. JSON can write it, and files of other encodings look so."""
+    """What keeps a string from being text, in words; empty if nothing does. JSON can write it, and files of other encodings
+    look so."""
     if "\0" in value:
         return "a null character"
     try:
@@ -282,7 +283,8 @@ SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def write_last(file: Path, text: str, others: Sequence[str]) -> None:
-    """Write the file whose presence says that all is there, after the digests by which :func:`fault` knows it and others.
+    """Write the file whose presence says that a folder is complete, after the digests of it and of others, which :func:`fault`
+    checks.
 
     Args:
         file: it.
@@ -304,7 +306,7 @@ def fault(folder: Path, *names: str) -> str:
         names: files to look at; by default all whose digests are known.
 
     Returns:
-        nothing if there is no fault, or no digests.
+        an empty string if there is no fault, or no digests.
     """
     for name, digest in _sums(folder).items():
         if names and name not in (SUMS, *names):

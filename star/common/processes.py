@@ -10,7 +10,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, one_line
 from star.common.launched import asked, check_launched
 
 Item = TypeVar("Item")
@@ -37,7 +37,7 @@ def joined(**options: Any) -> Accelerator:
     except (ValueError, RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not asked():
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None
     if accelerator.device.type not in ("cpu", "cuda"):
         raise UserError(f"this runs on CPUs and NVIDIA GPUs, not on {accelerator.device.type}; the environment has {asked()}")

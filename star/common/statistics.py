@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtr
 
 BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
-# A bootstrap over n runs of a task takes their variance for (n - 1) / n of what it is, and its tails for normal ones. From
+# A bootstrap over n runs of a task finds (n - 1) / n of their variance, and has the tails of a normal distribution. From
 # these numbers on, what is called 95 % covers at least 88 %; below them no interval is given.
 ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15

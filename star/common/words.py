@@ -1,4 +1,4 @@
-"""The words of a command that are its own, ``NAME=VALUE`` beside the settings of a run."""
+"""The words ``NAME=VALUE`` that belong to a command itself, beside the settings of a run."""
 
 import re
 from collections.abc import Collection, Sequence

@@ -29,8 +29,8 @@ THRIFT = (
 """Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
 
 LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended"}
-"""Settings that came after results had been made, with the value that is as if there were none: while they have it, they are
-no part of an identity, so that those results stay these settings'."""
+"""Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
+identity, so that older results still match."""
 
 UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""

@@ -18,7 +18,7 @@ def load(overrides: Sequence[str], own_folder: bool = True) -> Config:
 
     Raises:
         UserError: an unknown file or key, a value of the wrong type or out of range; the line names it and what is allowed.
-            Or a folder is named that nothing would come to.
+            Or run= is given to a command that writes nothing there.
     """
     if not own_folder and (named := [word for word in overrides if word.lstrip("+~").partition("=")[0] == "run"]):
         raise UserError(f"{named[-1]}: only a training has a folder of one's choice; leave it out")

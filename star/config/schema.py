@@ -46,7 +46,7 @@ def _is_name(value: str) -> bool:
 
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 MANY = 10_000
-"""Of what lists are made of: more than anybody means, and refused before memory is full."""
+"""The largest count that is taken: a larger one is a mistake, and would fill the memory."""
 COUNT = Rule(lambda value: 0 < value <= MANY, f"must lie between 1 and {MANY:,}")
 MINUTES = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999 minutes")
 EPOCHS = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999")

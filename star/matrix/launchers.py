@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from star import config as settings
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 from star.common.files import append_jsonl, write_text
 from star.common.machine import cores
 from star.config.schema import COUNT, MINUTES
@@ -465,7 +465,7 @@ def _submit(cell: Cell, options: Submitit) -> Any:
         )
         job = executor.submit(Job(cell, options))
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {' '.join(str(error).split())}") from None
+        raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
     write_text(cell.folder / "job", f"{job.job_id}\n")
     return job
 

@@ -158,7 +158,7 @@ def upsample(weights: Tensor, patch: int) -> Tensor:
 
 
 def _check_maps(relevance: Tensor, function: str = "", rollouts: int | None = None) -> None:
-    """Refuse maps that no scale gives a mean of 1.
+    """Refuse maps that cannot be scaled to a mean of 1.
 
     Args:
         relevance: (T, B, h, w), or (1, T * B, h, w) where steps are normalised each by itself.

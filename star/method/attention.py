@@ -5,12 +5,11 @@ the keys of both, the relevance of a position u is
 
     R[u] = mean over heads of  sum over core-word columns c of  softmax_k(q_u . k / sqrt(d))[c]
 
-with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096). On wish
-each column is first scaled to the mean over positions that the columns have together, so that a word that draws little
-attention counts as much as one that draws much.
-Only the core words' share of the attention matrix is computed; its normaliser is what the attention's own kernel leaves.
-So relevance needs no second attention, compiles with the block, and cannot touch the output: the kernel is the same one
-whether relevance is read or not, and whether gradients are wanted or not.
+with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096). On
+request each column is first scaled so that all have the same mean over positions, and a word that draws little attention
+counts as much as one that draws much. Only the core words' share of the attention matrix is computed; its normaliser is what
+the attention's own kernel leaves. So relevance needs no second attention, compiles with the block, and cannot touch the
+output: the kernel is the same one whether relevance is read or not, and whether gradients are wanted or not.
 """
 
 import math

@@ -52,7 +52,6 @@ class PolicyLoss(NamedTuple):
     Attributes:
         loss: (B,), to be averaged over all samples and steps of an update.
         clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1].
-        ratio_mean: mean ratio.
         ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
         image_kl: the same of the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
@@ -61,7 +60,6 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     clip_fraction: Tensor
-    ratio_mean: Tensor
     ratio_error: Tensor
     approx_kl: Tensor
     image_kl: Tensor
@@ -105,7 +103,6 @@ def mixed_rewards(
     weights: Mapping[str, float],
     groups: Tensor | Sequence[int],
     normalise: bool,
-    eps: float = 1e-4,
 ) -> Tensor:
     """Weighted sum of several rewards, float64 (n,).
 
@@ -114,8 +111,7 @@ def mixed_rewards(
         weights: name -> weight, of the same names.
         groups: integer id of each sample's group, (n,).
         normalise: whether each reward is first standardised within its group, so that a weight does not depend on a
-            reward's unit and spread: ``(reward - mean) / (std + eps)``. Without, the sum is Flow-GRPO's.
-        eps: added to the standard deviation.
+            reward's unit and spread, as :func:`advantages` does. Without, the sum is Flow-GRPO's.
 
     Raises:
         ValueError: names that differ, and what :func:`advantages` raises.
@@ -125,7 +121,7 @@ def mixed_rewards(
     total = torch.zeros(len(groups), dtype=torch.float64)
     for name, values in rewards.items():
         own = torch.as_tensor(values, dtype=torch.float64)
-        total += weights[name] * (advantages(own, groups, "group", eps).double() if normalise else own)
+        total += weights[name] * (advantages(own, groups, "group").double() if normalise else own)
     return total
 
 
@@ -208,8 +204,9 @@ def policy_loss(
     reduction: str | None = None,
     bound: Bound | None = None,
 ) -> PolicyLoss:
-    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions; W stands within the ratio
-    of ``image_weighted``, and here no more. With W >= 0 it would not matter for the others where it stands.
+    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions. For ``image_weighted`` W
+    is inside the ratio already and is not applied again. For the others it makes no difference whether W >= 0 stands inside or
+    outside the clip.
 
     Args:
         logp_new: log-probabilities under the current policy, (B,) or (B, H, W).
@@ -254,7 +251,6 @@ def policy_loss(
     return PolicyLoss(
         loss=loss,
         clip_fraction=((distance > clip_range) if bound is None else over).float().mean(),
-        ratio_mean=ratio.mean(),
         ratio_error=distance.max(),
         approx_kl=ratio.log().square().mean() / 2,
         image_kl=moved.reshape(len(moved), -1).mean(1).square().mean() / 2,

@@ -71,7 +71,7 @@ class TextCache:
 
 @contextmanager
 def visiting(modules: Sequence[nn.Module], device: torch.device, rest: torch.device) -> Iterator[None]:
-    """Inside, modules are on a device; afterwards they are back where they rest, where they have never left."""
+    """Inside, modules are on a device; afterwards they are as they were where they rest: what was there has stayed there."""
     resting = [] if rest == device else [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     kept = [tensor.data for tensor in resting]
     for tensor in resting:

@@ -11,7 +11,7 @@ rounding: the interval is widened by half a unit of its last digit.
   the metric's resolution (:data:`RESOLUTION`, :data:`RESOLUTION_OF_RATES`).
 * ``reproduced``: 0 is inside an interval that is narrow enough. Without that condition any noisy run would "reproduce".
 
-A number without an interval (one seed and no standard error) has the rounding alone to agree within.
+A number without an interval (one seed and no standard error) must agree to within the rounding alone.
 
 Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``); nor do numbers of
 other engines or of images that were drawn in another way, or two numbers of different protocols in two result files

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 from star.records.results import ROOT, Row
 
 OWN = Path("runs", "results")
@@ -24,7 +24,7 @@ CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
 GRADIENT, INFLUENCE, FIRST_UPDATES = "gradient.csv", "influence.csv", "first_updates.csv"
 
 INITIAL = "initial"
-"""What the first two call the weights that a model begins with."""
+"""How gradient.csv and influence.csv call a model's initial weights."""
 
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
@@ -47,7 +47,8 @@ ONCE = {
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
     FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
 }
-"""The columns by which lines are told apart, and what a line is of. Of pictures there may be equal prompts."""
+"""The columns by which lines are told apart, and what a line is of. Those of images are not checked: a
+benchmark may have a prompt twice."""
 
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
 """Those of them that are numbers in every line."""
@@ -84,7 +85,7 @@ def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
     try:
         found: pd.DataFrame = pd.read_csv(file, **options)
     except (OSError, ValueError, EOFError, OverflowError, zlib.error) as error:
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}); {cure(file)}") from None
+        raise UserError(f"{file} cannot be read ({one_line(error)}); {cure(file)}") from None
     return found
 
 

@@ -43,16 +43,8 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """An SVG element that carries its own text alternative."""
-
-    caption: str
-    svg: str
-
-
-@dataclass(frozen=True)
 class Gallery:
-    """Small drawings side by side under one caption."""
+    """Small drawings side by side under one caption: SVG elements that carry their own text alternatives."""
 
     caption: str
     svgs: Sequence[tuple[str, str]]
@@ -86,7 +78,7 @@ class Code:
     text: str
 
 
-Block = Text | Table | Drawing | Gallery | Picture | Code
+Block = Text | Table | Gallery | Picture | Code
 
 
 @dataclass
@@ -198,7 +190,7 @@ def _block(block: Block, folder: Path) -> list[str]:
             return [f"![{_plain(block.alt)}]({Path(os.path.relpath(block.file, folder)).as_posix()})", "", block.caption]
         case Code():
             return [block.caption, "", "```sh", block.text, "```"]
-        case Drawing() | Gallery():
+        case Gallery():
             return [f"*{_plain(block.caption)}* (drawn in the HTML page)"]
 
 

@@ -18,7 +18,7 @@ COLLAPSED_DIVERSITY = 0.05
 """The same of the diversity within groups."""
 
 SMALLEST_SCALE = 1.0
-"""Of a gradient in half precision: an update whose gradient overflows is skipped and the scale halved, down to here."""
+"""Of losses in half precision: an update whose gradient overflows is skipped and the scale halved, down to here."""
 
 
 def check_update(figures: Mapping[str, Sequence[float]], tolerance: float, epoch: int) -> None:

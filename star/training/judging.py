@@ -23,5 +23,6 @@ class Beside:
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(own,))
 
     def __call__(self, judge: Verdicts) -> Verdicts:
-        """What waits for what :meth:`evaluators.interface.Evaluator.submit` gave; an error of it is raised there."""
+        """A function that waits for the verdicts of what :meth:`evaluators.interface.Evaluator.submit` gave, and raises its
+        errors."""
         return self._thread.submit(judge).result if self._thread else judge

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from star.common import files
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 
 SHA256 = "743b7d99015f1224c6d57fd4b14d04b15cc8ec72ae7ee7831e7c71d8873b7a54"
 URL = (
@@ -74,7 +74,7 @@ def read(file: Path) -> Weights:
     except FileNotFoundError:
         raise UserError(f"no such file: {file}") from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{file} cannot be read as a checkpoint of plain weights: {reason[:300]}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):

@@ -16,7 +16,7 @@ from transformers import CLIPConfig
 from evaluators import hub
 from evaluators.geneval.official.checkpoint import sha256
 from evaluators.hub import Published
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 
 FOLDER_VARIABLE = "STAR_GENEVAL_CLIP"
 PUBLISHED = Published("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
@@ -73,7 +73,7 @@ class TransformersClip:
             self.model = hub.load_clip(folder, config)  # see evaluators/device.py
             self._tokenizer = hub.load_tokenizer(folder, self.model)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)[:300]
             raise UserError(f"the colours of GenEval cannot load their CLIP from {folder}: {reason}") from error
         self.side = self.model.config.vision_config.image_size
         self.name = _name(hub.model_name(source, folder), activation, self.device)

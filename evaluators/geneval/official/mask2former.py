@@ -18,7 +18,7 @@ from evaluators.geneval.official.convert import FOLDER_VARIABLE, RECORD
 from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 from star.common.files import weights_digest
 
 PROXY = "facebook/mask2former-swin-small-coco-instance"
@@ -108,7 +108,7 @@ def _load(folder: Path) -> Any:
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"no Mask2Former can be loaded from {folder}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"no Mask2Former can be loaded from {folder}: {one_line(error)[:300]}") from error
     if missing := sorted(name for name in report["missing_keys"] if not name.endswith(UNUSED)):  # they would be random
         raise UserError(f"{folder} lacks weights of its Mask2Former: {missing[0]}, in all {len(missing)}")
     if model.config.num_labels != len(COCO_NAMES):

@@ -20,7 +20,7 @@ from evaluators.geneval.official import names, preprocess
 from evaluators.geneval.official.checkpoint import FILE, SHA256, URL, Weights, read, sha256
 from evaluators.geneval.official.instances import Instances
 from evaluators.geneval.official.preprocess import Prepared
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 
 FILE_VARIABLE = "STAR_GENEVAL_CHECKPOINT"
 CONFIG = "configs/mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
@@ -51,7 +51,7 @@ class Mmdetection:
             self.model = network(names.measure(weights)).to(self.device)
             self.model.load_state_dict({names.newer(key): value for key, value in weights.items()})
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"these are no weights of mmdet's Mask2Former: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"these are no weights of mmdet's Mask2Former: {one_line(error)[:300]}") from None
         self._sides = sides
 
     @torch.inference_mode()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
 )
 
+from evaluators.geneval.official import preprocess
 from evaluators.geneval.official.convert import config as detector_config
 from star.bench.gpu.bench import Bench, built
 from star.bench.gpu.figures import Figure, attempt, free, median_seconds, products
@@ -109,16 +109,8 @@ def _detector(bench: Bench, images: np.ndarray) -> Judge:
     def look(model: Any, pixels: Tensor) -> None:
         model(pixel_values=pixels)
 
-    def noise() -> Tensor:
-        return torch.randn(len(images), 3, short, short)
-
     network = built(Mask2FormerForUniversalSegmentation, detector_config(bench.sizes.detector), bench.device)
-    if not find_spec("cv2"):
-        return Judge(network, noise, look, preprocesses=False)
-    # It needs OpenCV, which nothing else here does.
-    from evaluators.geneval.official.preprocess import prepare
-
-    return Judge(network, lambda: torch.stack([prepare(image, long, short).pixels for image in images]), look)
+    return Judge(network, lambda: torch.stack([preprocess.prepare(image, long, short).pixels for image in images]), look)
 
 
 def _autoencoder(bench: Bench, images: np.ndarray) -> Judge:

@@ -24,7 +24,7 @@ class Sizes:
         product: side of the square matrices that are multiplied.
         copied: bytes that are copied.
         micro_batches: at which the pace is measured.
-        micro_batch: of all other measurements at the published pace.
+        micro_batch: of all other measurements, the published one.
         published: rounds of the comparison with the published loop.
         epoch: groups, rollouts of each, and how many go through the model at once.
         warm, repeats: of every time: how many do not count, and of how many the median is taken.

@@ -26,7 +26,7 @@ START_SECONDS = 180.0
 """After which a process that has not imported everything is given up."""
 
 END_SECONDS = 3.0
-"""In which a process ends that nobody asks any more."""
+"""How long a process may take to end that nobody asks any more."""
 
 Message = dict[str, Any]
 """``figure`` as it was measured, or at the end ``state`` (``done`` or ``failed``) and ``reason``."""
