@@ -23,7 +23,7 @@ from star.common.words import own_words, take_flag
 from star.method.arms import ARMS
 
 if TYPE_CHECKING:
-    from star.bench.gradient import Shown
+    from star.bench.table import Shown
 
 SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
 seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""

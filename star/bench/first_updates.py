@@ -17,7 +17,8 @@ import torch
 
 from star import config as settings
 from star import models
-from star.bench.gradient import COMMON, Shown, arm_words, check_places, identity, older_rows, parse_arms, refuse_runs, write
+from star.bench.table import Shown, check_places, older_rows, write
+from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
 from star.common.files import alone_in, read_json, write_text
 from star.common.processes import joined

@@ -5,7 +5,6 @@ are kept, each arm's and each trained step's. What they say is in :mod:`star.ben
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,30 +16,28 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
+from star.bench.table import Shown, check_places, older_rows, write
+from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
-from star.common.files import alone_in, changing, check_file, check_room, replacing, sha256
-from star.common.plugins import is_path
+from star.common.files import alone_in, replacing
 from star.common.progress import bar
 from star.common.words import own_words
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
 from star.method.allocation import upsample
-from star.method.arms import ARMS, REFERENCE
+from star.method.arms import REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import AS_TEXT, GRADIENT, INITIAL, own_results, parse_csv
+from star.records.folder import GRADIENT, own_results
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, load_trained
+from star.training.checkpoint import load_trained
 from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS, MOST_EPOCHS = 12, 1000
 OWN = ("epochs", "arms", "weights", "out")
 """The words of the command that are no settings."""
-
-COMMON = "star"
-"""The arm whose settings draw the rollouts: they capture relevance, which every arm's maps start from."""
 
 COLUMNS = ["task", "weights", *Figure._fields, "epochs", "images", "commit", "config_hash"]
 
@@ -63,16 +60,6 @@ class Asked:
     weights: Path | None
     out: Path | None
     overrides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the command prints: a table, and what stands below it."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    below: str
 
 
 class Gradients(Trainer):
@@ -233,71 +220,6 @@ def parse(words: Sequence[str]) -> Asked:
     )
 
 
-def parse_arms(value: str) -> tuple[str, ...]:
-    """The arms of ``arms=A,B``, each once.
-
-    Raises:
-        UserError: there is no such arm, or the one that all are compared with is missing.
-    """
-    arms = tuple(dict.fromkeys(value.split(",")))
-    for arm in arms:
-        name = arm.partition("@")[0]
-        if name not in ARMS and not is_path(name):
-            known = ", ".join(ARMS)
-            raise UserError(f"arms={value}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
-    if REFERENCE not in arms:
-        raise UserError(f"arms={value}: {REFERENCE} is missing, which all are compared with")
-    return arms
-
-
-def arm_words(arm: str) -> list[str]:
-    """The settings that make an arm as ``arms=`` names it."""
-    name, *own = arm.split("@")
-    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
-    return made + [f"method.{setting}" for setting in own]
-
-
-def refuse_runs(overrides: Sequence[str], why: str) -> None:
-    """Settings of a command that trains nothing say no method and no run's folder.
-
-    Args:
-        overrides: the settings.
-        why: why there is none.
-
-    Raises:
-        UserError: they do.
-    """
-    for word in overrides:
-        if word.startswith(("method=", "run=")):
-            raise UserError(f"{word}: {why}")
-
-
-def weights_file(name: str) -> Path:
-    """The trained weights that a word names: a file, or those of a run folder: the final ones, else the newest checkpoint's.
-
-    Raises:
-        UserError: there are none.
-    """
-    path = Path(name)
-    folders = [path, path / "final", *reversed(RunFolder(path).checkpoints())]
-    found = next((file for file in (path, *(f / "trained.safetensors" for f in folders)) if file.is_file()), None)
-    if found is None:
-        raise UserError(f"weights={name}: there is no trained.safetensors; name a run folder, a checkpoint or a file")
-    return found
-
-
-def weights_label(file: Path | None) -> str:
-    """What tables call the weights of a file, None for the initial ones."""
-    return os.path.relpath(file) if file else INITIAL
-
-
-def identity(config: Config, weights: Path | None) -> dict:
-    """What gradients depend on but their arm and epoch."""
-    known = settings.identity(config)
-    known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
-    return known | {"weights": sha256(weights) if weights else INITIAL}
-
-
 def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, task: Task, folder: Path) -> None:
     """Make the files that are not there yet, epoch by epoch: ``epoch-0000/ARM.safetensors``."""
     missing = {
@@ -328,56 +250,6 @@ def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
             save_file({name: value.cpu() for name, value in gradient.items() if value.any()}, part, metadata)
-
-
-def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = ("task", "weights", "config_hash")) -> None:
-    """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
-
-    Args:
-        table: of figures.
-        file: the table's.
-        command: of ``star bench``, whose table it is.
-        keys: the columns in which rows of the same are alike.
-
-    Raises:
-        UserError: the file is no such table.
-    """
-    keys = list(keys)
-    table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
-    with changing(file):
-        if len(older := older_rows(file, list(table.columns), command)):
-            new = set(map(tuple, table[keys].astype(str).to_numpy()))
-            older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
-            table = pd.concat([older, table]) if len(older) else table
-        with replacing(file) as part:
-            table.to_csv(part, index=False)
-
-
-def check_places(out: Path, folder: Path) -> None:
-    """See, before the work, that a table and what it is made of can be written.
-
-    Raises:
-        UserError: one of them cannot be.
-    """
-    check_file(out, "the table")
-    check_room(folder, "what is measured")
-
-
-def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:
-    """What a table of ``star bench`` holds so far, as text.
-
-    Raises:
-        UserError: the file is no such table.
-    """
-    if not file.exists():
-        return pd.DataFrame(columns=list(columns))
-    try:
-        older = parse_csv(file, **AS_TEXT)
-    except UserError:
-        older = pd.DataFrame()
-    if list(older) != list(columns):
-        raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
-    return older
 
 
 def shown(title: str, found: Sequence[Figure], below: str) -> Shown:

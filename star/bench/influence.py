@@ -19,7 +19,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.gradient import Shown, check_places, identity, older_rows, refuse_runs, weights_file, weights_label, write
+from star.bench.table import Shown, check_places, older_rows, write
+from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal

@@ -94,7 +94,7 @@ class Ours:
     def update(self, epoch: Epoch) -> None:
         """Learn from it."""
         for batch in self.batches:
-            batch.advantages = epoch.advantages[batch.places]
+            batch.advantages = epoch.advantages[batch.span]
         self.trainer.update(self.batches, len(self.batches), epoch.number)
 
 

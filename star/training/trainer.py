@@ -84,7 +84,7 @@ class MicroBatch:
     weights: Tensor | None = None
 
     @property
-    def places(self) -> slice:
+    def span(self) -> slice:
         """Where its samples stand among those of the epoch."""
         size = len(self.trajectory.samples)
         return slice(self.number * size, (self.number + 1) * size)
@@ -223,7 +223,7 @@ class Trainer:
         rewards = scores[self.config.task.name]
         gains = advantages(self._mixed(scores, groups), groups, train.std)
         for batch in batches:
-            batch.advantages = gains[batch.places]
+            batch.advantages = gains[batch.span]
         self.allocate(batches, groups, epoch)
         figures = self.update(batches, len(samples) // train.micro_batch, epoch, tick)
         return {
@@ -304,18 +304,18 @@ class Trainer:
         maker = map_maker(method.arm)
         if maker is None:
             return
-        together = self._gather if needs_whole_epoch(maker) else list
+        collect = self._gather if needs_whole_epoch(maker) else list
         own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
-        maps = dict(sorted(together(own)))
-        told = {
-            what: dict(together([(batch.number, tell(batch)) for batch in batches]))
-            for what, tell in (("places", self._covered), ("images", self._images), ("slopes", self._slopes))
+        maps = dict(sorted(collect(own)))
+        known = {
+            what: dict(collect([(batch.number, make(batch)) for batch in batches]))
+            for what, make in (("places", self._covered), ("images", self._images), ("slopes", self._slopes))
             if needs(maker, what)
         }
         if not maps:
             return  # no micro-batch for this process
         size = self.config.train.micro_batch
-        places = [number * size + place for number in maps for place in range(size)]
+        positions = [number * size + place for number in maps for place in range(size)]
         weights = allocate(
             torch.cat(list(maps.values()), dim=1),
             method.arm,
@@ -323,10 +323,10 @@ class Trainer:
             mix=method.mix,
             exponent=method.exponent,
             normalise=method.normalise,
-            prompts=[groups[place] for place in places],
-            keys=[epoch * len(groups) + place for place in places],
+            prompts=[groups[position] for position in positions],
+            keys=[epoch * len(groups) + position for position in positions],
             seed=self.config.seed,
-            **{what: torch.cat([parts[number] for number in maps]) for what, parts in told.items()},
+            **{what: torch.cat([parts[number] for number in maps]) for what, parts in known.items()},
         )
         parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
         for batch in batches:

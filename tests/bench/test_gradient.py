@@ -18,6 +18,7 @@ from tiny import FAST
 from star import config as settings
 from star.bench import gradient, signal
 from star.bench.gradient import Gradients
+from star.bench.words import weights_file
 from star.cli import main
 from star.common.errors import RunStopped, UserError
 from star.common.noise import normal
@@ -400,8 +401,8 @@ def test_at_other_weights_both_factors_are_told(words, monkeypatch):
     assert {"all", "A", "B"} <= {row["part"] for row in rows}
     (run / "final").mkdir()
     (run / "checkpoints/epoch-000003/trained.safetensors").rename(run / "final/trained.safetensors")
-    assert gradient.weights_file(str(run)) == run / "final/trained.safetensors"
-    assert gradient.weights_file(str(run / "final")) == gradient.weights_file(str(run / "final/trained.safetensors"))
+    assert weights_file(str(run)) == run / "final/trained.safetensors"
+    assert weights_file(str(run / "final")) == weights_file(str(run / "final/trained.safetensors"))
     monkeypatch.setattr(Gradients, "epoch", lambda *given: pytest.fail("measured"))
     gradient.run([*words, f"weights={run}"])  # the same weights elsewhere
     save_file({"other": torch.ones(1)}, "other.safetensors")

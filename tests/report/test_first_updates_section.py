@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from fake_results import write_matrix
 
-from star.bench.gradient import write
+from star.bench.table import write
 from star.records.first_updates import COLUMNS, UNTRAINED
 from star.report.blocks import MISSING
 from star.report.collection import collect

@@ -3,7 +3,8 @@
 import pandas as pd
 from fake_results import write_matrix
 
-from star.bench.gradient import COLUMNS, write
+from star.bench.gradient import COLUMNS
+from star.bench.table import write
 from star.report.blocks import MISSING
 from star.report.collection import collect
 from star.report.gradient import gradients

@@ -8,7 +8,8 @@ import pytest
 from fake_results import PRIMARY, curve, rows, write_matrix
 from scipy import stats
 
-from star.bench.gradient import COLUMNS, write
+from star.bench.gradient import COLUMNS
+from star.bench.table import write
 from star.common.statistics import detectable, holm
 from star.records.results import read
 from star.records.results import write as write_rows

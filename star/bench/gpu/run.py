@@ -1,14 +1,11 @@
 """The command ``star bench gpu``: which steps, in which time, and what becomes of the figures."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from star.bench.gpu.steps import STEPS, Step
 from star.bench.gpu.worker import Worker
 from star.common.errors import UserError
 from star.common.files import check_room
+from star.common.signals import ending_like_ctrl_c
 from star.common.words import own_words
 from star.records.results import commit
 
@@ -113,7 +111,7 @@ def run(words: Sequence[str]) -> int:
     record = Record(asked.folder, kind)
     if kind == "cpu":
         print("star: no GPU: a model of toy size shows that every step runs; its figures say nothing about a GPU", flush=True)
-    with _terminable():
+    with ending_like_ctrl_c():  # what was measured is written down
         states = list(_steps(asked, record, 1.0 if kind == "cuda" else SHRUNKEN))
     print(f"\ntable: {record.table}; all figures: {record.lines}\nthe tests that see a GPU: {CUDA_TESTS}", flush=True)
     return 1 if "failed" in states else 0
@@ -175,17 +173,3 @@ def _line(found: Measured) -> Line:
         "seconds": round(taken, 2),
         "figures": found.figures,
     }
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, being told to end is an interruption, so that what was measured is written down."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("ended from outside; what was measured is written down")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

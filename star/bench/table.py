@@ -1,0 +1,71 @@
+"""What a measurement writes and prints: its rows in a table beside older ones, and a table on the screen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from star.common.errors import UserError
+from star.common.files import changing, check_file, check_room, replacing
+from star.records.folder import AS_TEXT, parse_csv
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command prints: a table, and what stands below it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    below: str
+
+
+def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = ("task", "weights", "config_hash")) -> None:
+    """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
+
+    Args:
+        table: of figures.
+        file: the table's.
+        command: of ``star bench``, whose table it is.
+        keys: the columns in which rows of the same are alike.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    keys = list(keys)
+    table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
+    with changing(file):
+        if len(older := older_rows(file, list(table.columns), command)):
+            new = set(map(tuple, table[keys].astype(str).to_numpy()))
+            older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
+            table = pd.concat([older, table]) if len(older) else table
+        with replacing(file) as part:
+            table.to_csv(part, index=False)
+
+
+def check_places(out: Path, folder: Path) -> None:
+    """See, before the work, that a table and what it is made of can be written.
+
+    Raises:
+        UserError: one of them cannot be.
+    """
+    check_file(out, "the table")
+    check_room(folder, "what is measured")
+
+
+def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:
+    """What a table of ``star bench`` holds so far, as text.
+
+    Raises:
+        UserError: the file is no such table.
+    """
+    if not file.exists():
+        return pd.DataFrame(columns=list(columns))
+    try:
+        older = parse_csv(file, **AS_TEXT)
+    except UserError:
+        older = pd.DataFrame()
+    if list(older) != list(columns):
+        raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
+    return older

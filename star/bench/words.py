@@ -1,0 +1,82 @@
+"""The words that measurements share: arms and weights, and what a measurement is known by."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from star import config as settings
+from star.common.errors import UserError
+from star.common.files import sha256
+from star.common.plugins import is_path
+from star.config import Config
+from star.method.arms import ARMS, REFERENCE
+from star.records.folder import INITIAL
+from star.training.checkpoint import RunFolder
+
+COMMON = "star"
+"""The arm whose settings draw the rollouts: they capture relevance, which every arm's maps start from."""
+
+
+def parse_arms(value: str) -> tuple[str, ...]:
+    """The arms of ``arms=A,B``, each once.
+
+    Raises:
+        UserError: there is no such arm, or the one that all are compared with is missing.
+    """
+    arms = tuple(dict.fromkeys(value.split(",")))
+    for arm in arms:
+        name = arm.partition("@")[0]
+        if name not in ARMS and not is_path(name):
+            known = ", ".join(ARMS)
+            raise UserError(f"arms={value}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
+    if REFERENCE not in arms:
+        raise UserError(f"arms={value}: {REFERENCE} is missing, which all are compared with")
+    return arms
+
+
+def arm_words(arm: str) -> list[str]:
+    """The settings that make an arm as ``arms=`` names it."""
+    name, *own = arm.split("@")
+    made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
+    return made + [f"method.{setting}" for setting in own]
+
+
+def refuse_runs(overrides: Sequence[str], why: str) -> None:
+    """Settings of a command that trains nothing say no method and no run's folder.
+
+    Args:
+        overrides: the settings.
+        why: why there is none.
+
+    Raises:
+        UserError: they do.
+    """
+    for word in overrides:
+        if word.startswith(("method=", "run=")):
+            raise UserError(f"{word}: {why}")
+
+
+def weights_file(name: str) -> Path:
+    """The trained weights that a word names: a file, or those of a run folder: the final ones, else the newest checkpoint's.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = Path(name)
+    folders = [path, path / "final", *reversed(RunFolder(path).checkpoints())]
+    found = next((file for file in (path, *(f / "trained.safetensors" for f in folders)) if file.is_file()), None)
+    if found is None:
+        raise UserError(f"weights={name}: there is no trained.safetensors; name a run folder, a checkpoint or a file")
+    return found
+
+
+def weights_label(file: Path | None) -> str:
+    """What tables call the weights of a file, None for the initial ones."""
+    return os.path.relpath(file) if file else INITIAL
+
+
+def identity(config: Config, weights: Path | None) -> dict:
+    """What gradients depend on but their arm and epoch."""
+    known = settings.identity(config)
+    known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
+    return known | {"weights": sha256(weights) if weights else INITIAL}
