@@ -7,15 +7,15 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from star.common.console import UNREAD, console, console_for_tables, let_go, unread, written_out
+from star.common.console import UNREAD, console, console_for_tables, let_go, table, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
@@ -95,6 +95,24 @@ app.add_typer(convert, name="convert")
 app.add_typer(mini, name="mini")
 app.add_typer(bench, name="bench")
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from star.common.machine import versions
+        from star.records.results import commit
+
+        console().print(f"star {version('star-rl')}, commit {commit()}; {versions()}", soft_wrap=True)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which code and libraries these are.")
+    ] = False,
+) -> None: ...
+
+
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings, key=value.", metavar="[KEY=VALUE]...")]
 
 
@@ -154,6 +172,7 @@ def matrix(
 @app.command(epilog=MATRIX_HELP)
 def publish(
     words: Annotated[list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 KEY=VALUE]...")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="In place of rows with other settings, which go.")] = False,
 ) -> None:
     """Put runs that are done into the results that ship with this project: results/SCALE. The words are those of star matrix.
 
@@ -161,7 +180,7 @@ def publish(
     """
     from star.matrix.publish import publish as run
 
-    folder, count = run(words or [])
+    folder, count = run(words or [], replace)
     console().print(f"{count} runs are in {folder}; star report {folder} makes its page anew", soft_wrap=True)
 
 
@@ -257,8 +276,10 @@ def doctor(
     from star.doctor.checks import check
 
     findings = check(config.load(overrides))
-    lines = [(finding.what, "fine" if finding.fine else "missing", finding.found, finding.todo) for finding in findings]
-    _print_table("doctor", ("what", "", "found", "what to do"), lines)
+    lines = [(finding.what, "fine" if finding.fine else "missing", finding.found) for finding in findings]
+    _print_table("doctor", ("what", "", "found"), lines)
+    if todo := [f"- {finding.what}: {finding.todo}" for finding in findings if finding.todo]:
+        console().print("\n".join(["what to do:", *todo]), soft_wrap=True)  # not in the table, which would break commands
     raise typer.Exit(0 if all(finding.fine for finding in findings) else 1)
 
 
@@ -614,10 +635,10 @@ def _at_home(word: str) -> str:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
+    drawn = table(title, columns)
     for row in rows:
-        table.add_row(*row)
-    console_for_tables().print(table)
+        drawn.add_row(*row)
+    console_for_tables().print(drawn)
 
 
 def _print_measured(found: "Shown") -> None:

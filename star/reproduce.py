@@ -30,6 +30,7 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     Raises:
         UserError: a setting, the model or an evaluator is not usable; nothing was written then.
     """
+    task = task.removeprefix("task=")
     if word := next((word for word in overrides if word.startswith(("task=", "method="))), None):
         raise UserError(f"{word}: star reproduce {task} is {' and '.join(METHODS)} on one task; star matrix runs all others")
     cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])

@@ -3,11 +3,12 @@
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.table import Column, Table
 
 UNREAD = 141
 """Exit code of a process whose output nobody reads any more; shells say so of one that SIGPIPE ended. 1 says other things."""
@@ -27,6 +28,11 @@ def console_for_tables() -> Console:
     """A :func:`console` that never cuts a number short: a log file has no width of its own."""
     screen = console()
     return screen if screen.is_terminal else console(width=1000)  # a table is as wide as what is in it
+
+
+def table(title: str, columns: Iterable[str]) -> Table:
+    """A table of rich whose cells, where there is no room, go on below and lose nothing."""
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
 def unread(*streams: TextIO) -> bool:

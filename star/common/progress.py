@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LOG_SECONDS = 30.0
+FIRST_SECONDS, LOG_SECONDS = 5.0, 30.0
 
 Item = TypeVar("Item")
 
@@ -22,15 +22,15 @@ class Bar:
     def __init__(self, display: Progress, description: str, total: int | None) -> None:
         self._display = display
         self._task = display.add_task(description, total=total)
-        self._logged = display.get_time()
+        self._due = display.get_time() + FIRST_SECONDS
 
     def advance(self, steps: int = 1) -> None:
         """Move on by so many steps."""
         self._display.advance(self._task, steps)
         # A disabled display is one that goes to a file: rich still counts, and the lines are made from its counts.
         now = self._display.get_time()
-        if self._display.disable and now - self._logged >= LOG_SECONDS:
-            self._logged = now
+        if self._display.disable and now >= self._due:
+            self._due = now + LOG_SECONDS
             print(self._line(), file=sys.stderr, flush=True)
 
     def update(self, description: str) -> None:
@@ -52,7 +52,7 @@ class Bar:
 def bar(description: str, total: int | None = None) -> Iterator[Bar]:
     """A progress bar on standard error with count, elapsed time and time left.
 
-    Where standard error is not a terminal, one plain line about every 30 seconds instead, so that logs stay readable.
+    Where standard error is not a terminal, a plain line after five seconds and then about every 30: logs stay readable.
     A bar that is opened inside another one goes away when it ends.
 
     Args:

@@ -4,6 +4,7 @@ A run is ``task=... method=... scale=...`` (one small file each) plus overrides 
 overrides are checked against the dataclasses of :mod:`star.config.schema`, so a wrong key or value is one clear line.
 """
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -61,10 +62,14 @@ def compose(overrides: Sequence[str]) -> Config:
     paths, overrides = _paths(overrides)
     for word in overrides:
         group, _, value = word.partition("=")
+        if group == "seed" and (".." in value or "," in value):
+            raise UserError(f"{word}: a training has one seed; star matrix takes several, as {word}")
         if group not in GROUPS:
             _check_key(group)
         elif value not in options(group):
-            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}")
+            several = value == "all" or "," in value
+            matrix = f"; star matrix takes several, as {word}" if several and group in ("task", "method") else ""
+            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}{matrix}")
     try:
         config: Any = OmegaConf.to_object(_composed(tuple(overrides)))
     except OverrideParseException as error:
@@ -156,8 +161,16 @@ def _check_key(key: str) -> None:
         known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
         if is_dataclass(kind) and part not in known:
             owner = f"{'.'.join(path[:depth])} has" if depth else "there are"
-            raise UserError(f"{key} is no setting; {owner}: {', '.join(known)}")
+            raise UserError(f"{key} is no setting; {_meant(name)}{owner}: {', '.join(known)}")
         kind = known.get(part)
+
+
+def _meant(name: str) -> str:
+    """``did you mean train.epochs? ``, where a setting is called nearly like that, or so within its group."""
+    known = [f"{group.name}.{f.name}" for group in fields(Config) if is_dataclass(group.type) for f in fields(group.type)]
+    ends = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = ends or difflib.get_close_matches(name, [*known, *GROUPS, *(f.name for f in fields(Config))], n=1)
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 @cache

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from itertools import count, groupby
 from math import isfinite
@@ -43,12 +43,23 @@ def _put(cell: Cell, folder: Path) -> None:
         _upsert(list(part), cell, folder / f"{task}.csv")
 
 
-def _upsert(new: Sequence[Row], cell: Cell, file: Path) -> None:
-    """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
-    task, method = new[0].task, new[0].method
+def leaving(cell: Cell, folder: Path) -> dict[Path, list[Row]]:
+    """The rows of a folder's result files that would leave them if a cell's were put there: of other settings, or of an older
+    evaluator."""
+    found = {}
+    for task, part in groupby(rows(cell), key=lambda row: row.task):
+        if (file := folder / f"{task}.csv").exists() and (
+            out := list(filter(_outdated(list(part), cell), results.read(file)))
+        ):
+            found[file] = out
+    return found
+
+
+def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:
+    """Whether a row of a result file gives way to a cell's rows of the same task."""
     measured = {(row.protocol, row.method) for row in new}
     again = {(row.method, row.seed, row.config_hash) for row in new}
-    current = cache(partial(cell.config_hash, task))  # it takes milliseconds, and rows are many
+    current = cache(partial(cell.config_hash, new[0].task))  # it takes milliseconds, and rows are many
 
     def outdated(row: Row) -> bool:
         if (row.protocol, row.method) in measured:
@@ -56,7 +67,13 @@ def _upsert(new: Sequence[Row], cell: Cell, file: Path) -> None:
         # The same images in the eyes of an older evaluator: the run folder has no verdicts of it any more.
         return (row.method, row.seed, row.config_hash) in again
 
-    left_out = results.upsert(file, new, outdated)
+    return outdated
+
+
+def _upsert(new: Sequence[Row], cell: Cell, file: Path) -> None:
+    """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
+    method = new[0].method
+    left_out = results.upsert(file, new, _outdated(new, cell))
     if seeds := sorted({row.seed for row in left_out}):
         told = f"{method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
         print(f"star: {file}: {told}", file=sys.stderr)

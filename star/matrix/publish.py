@@ -6,23 +6,24 @@ from pathlib import Path
 
 from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
-from star.matrix.collect import collect, rows
+from star.matrix.collect import collect, leaving, rows
 from star.records.folder import shipped_results
 from star.training.checkpoint import tell
 
 
-def publish(words: Sequence[str]) -> tuple[Path, int]:
+def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
     """Put the cells of a matrix that are done into ``results/SCALE``; those that are not are left out.
 
     Args:
         words: as for ``star matrix``: they name the cells, and so the settings that their runs must have.
+        replace: let rows go that are there with other settings, or of an older evaluator.
 
     Returns:
         the folder, and how many cells were put there.
 
     Raises:
         UserError: a word cannot be used, no cell is done, a run is of code that no commit has, or one task was measured under
-            several protocols; nothing was written then.
+            several protocols, or rows would go without ``replace``; nothing was written then.
     """
     cells = expand(words)
     for cell in cells:
@@ -33,6 +34,8 @@ def publish(words: Sequence[str]) -> tuple[Path, int]:
         raise UserError("none of these runs is done: nothing to publish; the words are those of the star matrix that ran them")
     _check(done)
     folder = shipped_results(done[0].config.scale)
+    if not replace:
+        _check_kept(done, folder)
     collect(done, folder)
     return folder, len(done)
 
@@ -50,3 +53,14 @@ def _check(done: Sequence[Cell]) -> None:
             other = protocols.setdefault(row.task, row.protocol)
             if row.protocol != other:
                 raise UserError(f"{row.task} was measured under {other} and {row.protocol}: publish one of them")
+
+
+def _check_kept(done: Sequence[Cell], folder: Path) -> None:
+    """Refuse to take away what is published."""
+    for cell in done:
+        for file, out in leaving(cell, folder).items():
+            seeds = ", ".join(map(str, sorted({row.seed for row in out})))
+            raise UserError(
+                f"{file} has {cell.method} of seed {seeds} with other settings, or of an older evaluator, which would go for "
+                f"{cell.label}; publish runs of the same settings, or say --replace"
+            )

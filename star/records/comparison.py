@@ -46,7 +46,8 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     """One score of two methods, or None if they share no images.
 
     Runs of the same training seed and evaluation protocol are paired, image by image; what was not trained, and so has no
-    training seed, with every one. Only images that all shared seeds have count.
+    training seed, with every one. Of seeds that were trained or evaluated in several ways those of the most common one count,
+    and only images that all of them have.
 
     Args:
         images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``terms`` (of the training; empty
@@ -67,6 +68,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference")).sort_values([*IMAGE, "seed"])
     if pairs.empty:
         return None
+    pairs = _alike(pairs)
     seeds = np.sort(pairs["seed"].unique())
     pairs = pairs[pairs.groupby(IMAGE)["seed"].transform("nunique") == len(seeds)]
     if pairs.empty:
@@ -98,6 +100,20 @@ def variances(images: pd.DataFrame, method: str, column: str) -> Variances | Non
     known = known[known.groupby(IMAGE)["seed"].transform("nunique") == known["seed"].nunique()]
     strata = [table for _, part in known.groupby("stratum") if (table := _table(part, column)).size]
     return score_variances(strata) if strata else None
+
+
+def _alike(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of the largest set of seeds that were evaluated by one protocol and trained alike, as far as is known."""
+    sides = ("_arm", "_reference")
+    ways = pairs.drop_duplicates("seed").set_index("seed")
+    same = {
+        seed: (ways["protocol"] == way["protocol"])
+        & np.logical_and.reduce([ways[f"trained_on{side}"] == way[f"trained_on{side}"] for side in sides])
+        & np.logical_and.reduce([ways[f"terms{side}"].isin([way[f"terms{side}"], ""]) for side in sides])
+        for seed, way in ways.sort_index().iterrows()
+    }
+    most = max(same.values(), key=lambda alike: int(alike.sum()))
+    return pairs[pairs["seed"].isin(most.index[most])]
 
 
 def _agree(ours: pd.Series, theirs: pd.Series) -> bool:

@@ -26,9 +26,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from star.common.console import console_for_tables
+from star.common.console import console_for_tables, table
 from star.common.errors import UserError
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
@@ -283,11 +281,11 @@ def _print(rows: Sequence[DiffRow]) -> None:
     out = console_for_tables()
     shown = main_rows(rows)
     for task in dict.fromkeys(row.task for row in shown):
-        table = Table(*HEADINGS, title=task, title_justify="left")
+        drawn = table(task, HEADINGS)
         for row in shown:
             if row.task == task:
-                table.add_row(*_cells(row), style=COLOURS.get(row.status, "dim" if row.status == NOT_RUN else ""))
-        out.print(table)
+                drawn.add_row(*_cells(row), style=COLOURS.get(row.status, "dim" if row.status == NOT_RUN else ""))
+        out.print(drawn)
     counts = Counter(row.status for row in shown)
     out.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     if len(rows) > len(shown):

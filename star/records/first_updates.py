@@ -70,7 +70,8 @@ def gains(rows: pd.DataFrame) -> list[Gain]:
 
 
 def _gain(arm: str, own: np.ndarray, reference: np.ndarray) -> Gain:
-    ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
+    with np.errstate(invalid="ignore", divide="ignore"):  # where Flow-GRPO gains nothing there is no ratio
+        ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
     apart = own - reference
     told = arm != REFERENCE
     return Gain(

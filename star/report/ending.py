@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich import table as drawn
 
-from star.common.console import console_for_tables
+from star.common.console import console_for_tables, table
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -50,17 +49,19 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     theirs = found.shipped
     beside = lines(task, found.rows, theirs.rows if theirs else [], found.paper)
     labels = metric_labels(task, [line.own.metric for line in beside])
+    several = len({line.own.protocol for line in beside}) > 1
     own = found.difference(task, arm, reference)
     known = theirs.difference(task, arm, reference) if theirs else None
     sentences = [
         f"{method_label(arm)} minus {method_label(reference)}, yours: {_difference(own)}; shipped: {_difference(known)}.",
+        _budgets(own, known),
         _detectable(own, known),
         _agreement(agreement(task, found.folder, shipped_results(found.scale))),
     ]
     if found.mini:
         sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
     return [
-        Table(f"{task}, {found.scale}", HEAD, [_line(line, labels) for line in beside], numbers=2),
+        Table(f"{task}, {found.scale}", HEAD, [_line(line, labels, several) for line in beside], numbers=2),
         *(Text(sentence) for sentence in sentences if sentence),
     ]
 
@@ -72,16 +73,17 @@ def show(blocks: Sequence[Table | Text]) -> None:
         if isinstance(block, Text):
             screen.print(block.text, soft_wrap=True)
             continue
-        table = drawn.Table(*block.head, title=block.caption, title_justify="left")
+        drawn = table(block.caption, block.head)
         for row in block.rows:
-            table.add_row(*row)
-        screen.print(table)
+            drawn.add_row(*row)
+        screen.print(drawn)
 
 
-def _line(line: Beside, labels: dict[str, str]) -> list[str]:
+def _line(line: Beside, labels: dict[str, str], several: bool) -> list[str]:
     published = str(line.paper.value) if line.paper and line.paper.value is not None else MISSING
     own = line.own
-    return [method_label(own.method), labels.get(own.metric, own.metric), _told(own), _told(line.shipped), published]
+    score = labels.get(own.metric, own.metric) + (f", {own.protocol}" if several else "")
+    return [method_label(own.method), score, _told(own), _told(line.shipped), published]
 
 
 def _told(summary: Summary | None) -> str:
@@ -116,6 +118,14 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
         f"Trainings lie apart: the difference varies by {spread:.3f} between seeds ({len(largest.seeds)} of them). What could "
         f"have been found, in four of five cases: {shown}."
     )
+
+
+def _budgets(own: Comparison | None, shipped: Comparison | None) -> str:
+    """How long was trained, where that is not as long as the shipped runs were."""
+    if own is None or shipped is None or own.trained_on == shipped.trained_on:
+        return ""
+    yours, theirs = (" and ".join(f"{count:,}" for count in dict.fromkeys(one.trained_on)) for one in (own, shipped))
+    return f"Your trainings drew {yours} images and the shipped ones {theirs}: their scores are of other budgets."
 
 
 def _agreement(found: Agreement) -> str:

@@ -24,7 +24,8 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     """Of the maps, the controls and the ceiling; one sentence if nothing was measured."""
     table = found.gradient
     if table is None:
-        return [("Gradients", "were not measured here; `star bench gradient` tells without a training whether maps help.")]
+        unknown = "Gradients were not measured here; `star bench gradient` tells without a training."
+        return [("Do STAR's maps carry signal?", unknown)]
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
     star, shifted, shuffled, twins, oracle, background = (
         _told(table[table["arm"] == arm])
@@ -32,33 +33,43 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     )
     sentences = [
         (
-            "STAR's maps carry signal, or not:",
-            f"a small step along STAR's gradient at the base's weights gains this many times Flow-GRPO's reward: {star}.",
+            "Do STAR's maps carry signal?",
+            f"A small step along STAR's gradient at the base's weights, beside one along Flow-GRPO's, gains {star}. “As much” "
+            "is within two standard errors.",
         )
     ]
     if shifted or shuffled:
-        parts = [f"moved by half the canvas {shifted}"] * bool(shifted) + [f"of other prompts {shuffled}"] * bool(shuffled)
-        sentences.append(("Maps that mean nothing:", f"the same figure for STAR's maps {'; '.join(parts)}."))
-    told = [f"with the places of the verdicts on the prompt's other rollouts it is {twins}"] * bool(twins)
-    told += [f"with those of the rollout's own verdict, known only afterwards, {oracle}"] * bool(oracle)
-    told += [f"off those places {background}"] * bool(background)
+        parts = [f"moved by half the canvas, gain {shifted}"] * bool(shifted) + [f"of other prompts, {shuffled}"] * bool(
+            shuffled
+        )
+        sentences.append(("Do maps that mean nothing?", f"STAR's maps, {'; '.join(parts)}."))
+    told = [f"made of the places of the verdicts on the prompt's other rollouts gains {twins}"] * bool(twins)
+    told += [f"made of those of the rollout's own verdict, known only afterwards, {oracle}"] * bool(oracle)
+    told += [f"made of all but those places, which must lose, {background}"] * bool(background)
     if told:
-        sentences.append(("The ceiling:", f"{'; '.join(told)}."))
+        sentences.append(("What could a map gain?", f"One {'; one '.join(told)}."))
     return sentences
 
 
 def _told(rows: pd.DataFrame) -> str:
-    return ", ".join(f"{row.task} {with_error(row.value, row.stderr, 2)}" for row in rows.itertuples())
+    """Ratios in words: ``more on geneval (1.19 ± 0.02 times), as much on ocr (1.02 ± 0.04 times)``."""
+    found: dict[str, list[str]] = {"more": [], "as much": [], "less": []}
+    for task, value, stderr in zip(rows["task"], rows["value"].astype(float), rows["stderr"].astype(float), strict=True):
+        word = (
+            "more" if value - 1 > 2 * stderr else "less" if 1 - value > 2 * stderr else "as much"
+        )  # so without an error, too
+        found[word].append(f"{task} ({with_error(value, stderr, 2)} times)")
+    return ", ".join(f"{word} on {' and '.join(tasks)}" for word, tasks in found.items() if tasks)
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
     """Of the first updates, where they were measured, and of whole trainings."""
     beginnings, whole = _beginnings(found), _whole(found, made)
     if not beginnings and not whole:
-        return [("Training:", "STAR and Flow-GRPO were not trained with the same seed here.")]
+        return [("What does training make of it?", "STAR and Flow-GRPO were not trained with the same seed here.")]
     told = [f"In the first updates, over the untrained model: {beginnings}."] * bool(beginnings)
     told += [f"In whole trainings: {whole}."] * bool(whole)
-    return [("Training turns it into", f"this, STAR minus Flow-GRPO with 95 % intervals over seeds. {' '.join(told)}")]
+    return [("What does training make of it?", f"STAR minus Flow-GRPO, with 95 % intervals over seeds. {' '.join(told)}")]
 
 
 def _beginnings(found: Collection) -> str:
@@ -97,5 +108,5 @@ def _difference(one: Planned) -> str:
 
 def _reach(found: Collection) -> tuple[str, str]:
     if any(is_mini(row.protocol) for row in found.rows):
-        return "What this does not say:", "anything about SD3.5; it holds for one small base, its own prompts and evaluators."
-    return "What this holds for:", "the base model, prompts and evaluators of this page alone."
+        return "What does this not say?", "Anything about SD3.5: it holds for one small base, its own prompts and evaluators."
+    return "What does this hold for?", "The base model, prompts and evaluators of this page alone."

@@ -111,7 +111,9 @@ def _differences(values: Measured, arm: str, reference: str) -> dict[int, float]
     """Seed -> arm minus reference."""
     ours, theirs = values.get(arm, {}), values.get(reference, {})
     alike = [seed for seed in sorted(ours.keys() & theirs.keys()) if ours[seed].like(theirs[seed])]
-    return {seed: ours[seed].value - theirs[seed].value for seed in alike}
+    # Of seeds that were trained in several ways those of the most common one.
+    sets = [[other for other in alike if ours[seed].like(ours[other])] for seed in alike]
+    return {seed: ours[seed].value - theirs[seed].value for seed in max(sets, key=len, default=[])}
 
 
 def corrected(made: Sequence[Planned]) -> dict[tuple[str, str], float]:

@@ -60,7 +60,7 @@ def evaluate(
     verdicts: list[dict] = []
     before: Verdicts = list  # there are none before the first batch
     samples: dict[str, np.ndarray] = {}
-    for part in track(mine, "evaluating") if accelerator.is_main_process else mine:
+    for part in track(mine, f"evaluating on {task.name}") if accelerator.is_main_process else mine:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)

@@ -178,6 +178,8 @@ class Trainer:
         for line in self.decisions if main else ():
             print(f"star: {line}", file=sys.stderr)
         progress = self._restore()
+        if main:
+            self._announce(progress["epoch"])
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
         train = self.config.train
@@ -193,7 +195,7 @@ class Trainer:
                 progress = self._advance(progress, metrics)
                 self._report(epoch, metrics | progress)
                 if display:
-                    display.update(f"{label}  reward {metrics['reward']:.3f}")
+                    display.update(f"{label}, epoch {epoch + 1} of {train.epochs} done, reward {metrics['reward']:.3f}")
                 late = time.monotonic() - saved > 60 * train.checkpoint_minutes
                 if ((epoch + 1) % train.checkpoint_every == 0 or late) and epoch + 1 < train.epochs:
                     self._save(progress)
@@ -207,6 +209,12 @@ class Trainer:
             tracker.finish()
         processes.wait(self.accelerator)  # until the weights are there
         return summary
+
+    def _announce(self, done: int) -> None:
+        config, train = self.config, self.config.train
+        images = train.epochs * train.groups * train.group_size
+        what = f"{config.method.name} on {config.task.name}, seed {config.seed}: {train.epochs} epochs, {images:,} images"
+        tell(f"{what}, in {self.folder.path}" + (f"; goes on after epoch {done}" if done else ""))
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """Sample, score and update once; gives the epoch's figures."""

@@ -26,7 +26,7 @@ def test_track_gives_the_items_and_counts_them(capsys):
     assert capsys.readouterr() == ("", "")  # nothing lasted long enough for a line
 
 
-def test_a_log_gets_a_plain_line_every_half_minute(capsys, clock):
+def test_a_log_gets_a_plain_line_soon_and_every_half_minute(capsys, clock):
     with bar("train", total=12) as progress_bar:
         for step in range(12):
             clock[0] += 10.0
@@ -34,8 +34,8 @@ def test_a_log_gets_a_plain_line_every_half_minute(capsys, clock):
             if step == 6:
                 progress_bar.update("train, reward 0.5")
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["train: 3/12", "train: 6/12", "train", "train"]
-    assert lines[2].startswith("train, reward 0.5: 9/12, 0:01:30 elapsed, 0:00:30 left")
+    assert [line.split(",")[0] for line in lines] == ["train: 1/12", "train: 4/12", "train: 7/12", "train"]
+    assert lines[3].startswith("train, reward 0.5: 10/12, 0:01:40 elapsed, 0:00:20 left")
     assert not any("\x1b" in line for line in lines)
 
 

@@ -171,7 +171,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
     [
         (["method=foo"], "no method 'foo'; there are: background, dense_uniform, flow_grpo"),
         (["scale=huge"], "no scale 'huge'; there are: mini, paper"),
-        (["train.lrr=3"], "train.lrr is no setting; train has: .*lr"),
+        (["train.lrr=3"], r"train.lrr is no setting; did you mean train.lr\? train has: .*lr"),
         (["nothing=3"], "nothing is no setting; there are: .*train"),
         (["train.lr=abc"], "train.lr: Value 'abc'"),
         (["train"], "'train' is no setting; write key=value"),
@@ -216,6 +216,9 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["method.mix=2"], "method.mix=2.0"),
         (["method.cap=0.5"], "method.cap=0.5"),
         (["method.exponent=0"], "method.exponent=0.0"),
+        (["seed=0..2"], "seed=0..2: a training has one seed; star matrix takes several"),
+        (["method=star,flow_grpo"], "star matrix takes several, as method=star,flow_grpo"),
+        (["epochs=2"], r"epochs is no setting; did you mean train.epochs\?"),
         (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, nocfg"),
         (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
         (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),

@@ -483,6 +483,24 @@ def test_what_is_done_is_published_and_the_rest_left_out(checkout):
     assert shipped == {("flow_grpo", 0), ("star", 0)} and Path("results/mini/curves.csv").exists()
 
 
+def test_what_is_published_goes_only_when_somebody_says_so(checkout):
+    words = ["task=ocr", "method=star", "seed=0..1"]
+    for cell in expand(words)[1:]:
+        finish(cell, "prompt,image\na,0\n", 0.5)
+    publish(words)
+    before = Path("results/mini/ocr.csv").read_text()
+    short = ["task=ocr", "method=star", "seed=0", "train.epochs=2"]
+    finish(expand(short)[1], "prompt,image\na,0\n", 0.25)
+    with pytest.raises(
+        UserError, match=r"ocr.csv has star of seed 0, 1 with other settings, .*; publish .*, or say --replace"
+    ):
+        publish(short)
+    assert Path("results/mini/ocr.csv").read_text() == before
+    publish(words)  # the same again takes nothing away
+    publish(short, replace=True)
+    assert [row.value for row in results.read(Path("results/mini/ocr.csv"))] == [0.25]
+
+
 def test_a_cell_without_its_verdicts_is_not_done(checkout):
     _, cell = expand(["task=ocr", "method=star", "seed=0"])
     finish(cell, "prompt,image\na,0\n", 0.5)

@@ -104,3 +104,19 @@ def test_the_latest_results_are_found_or_their_absence_is_told(tmp_path, monkeyp
         latest_own_results()
     own = write_matrix(tmp_path / "runs", arms=(), seeds=(), tasks=("ocr",))
     assert latest_own_results().resolve() == own
+
+
+def test_other_budgets_and_protocols_are_named(places):
+    own, _ = places
+    rows = read(own / "ocr.csv")
+    changed = [
+        replace(r, images_seen=r.images_seen // 2, protocol=r.protocol + ("/steps=4" if r.method == "star" else ""))
+        for r in rows
+    ]
+    write([r if r.method == "base" else new for r, new in zip(rows, changed, strict=True)], own / "ocr.csv")
+    table, _ = told(own)
+    assert [row[1].endswith("/steps=4") for row in table.rows] == [False, False, True]
+    write([replace(r, images_seen=r.images_seen // 2) for r in rows], own / "ocr.csv")
+    _, (_, budgets, *_) = told(own)
+    seen = next(r.images_seen for r in rows if r.method == "star")
+    assert budgets.startswith(f"Your trainings drew {seen // 2:,} images and the shipped ones {seen:,}")

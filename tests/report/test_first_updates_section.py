@@ -55,7 +55,7 @@ def test_the_first_screen_has_the_first_updates_before_whole_trainings(results, 
         first in training.text
         and "], 1.30 ± 0.10 times Flow-GRPO's gain. In whole trainings: geneval (1 seed): " in training.text
     )
-    assert "anything about SD3.5" in reach.text
+    assert "Anything about SD3.5" in reach.text
 
 
 def test_where_nothing_was_measured_the_chapter_says_so(results, tmp_path):

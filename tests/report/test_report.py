@@ -524,6 +524,21 @@ def test_the_base_is_compared_with_every_seed():
     assert up.per_seed == pytest.approx([verdicts("ocr", "star", seed)["reward"].mean() - base for seed in SEEDS])
 
 
+def test_seeds_that_were_judged_or_trained_otherwise_are_not_pooled():
+    def verdicts(method, seed, **changed):
+        known = {"protocol": "v1/mini", "trained_on": 64, "terms": "abc", "stratum": "a"} | changed
+        rows = [{"method": method, "seed": seed, "prompt": p, "image": 0, "score": float(len(p) + seed)} for p in ("a", "bb")]
+        return pd.DataFrame(rows).assign(**known)
+
+    def compared(**changed):
+        parts = [verdicts(m, seed, **(changed if seed == 3 else {})) for m in ("star", "flow_grpo") for seed in (0, 1, 3)]
+        return compare(pd.concat(parts), "star", "flow_grpo", "score", "score").seeds
+
+    assert compared() == compared(terms="") == (0, 1, 3)
+    for changed in ({"protocol": "v1/mini/steps=4"}, {"trained_on": 8}, {"terms": "def"}):
+        assert compared(**changed) == (0, 1)
+
+
 def test_only_shared_seeds_and_images_are_compared():
     images = images_of("ocr", "star", "flow_grpo")
     lacking = images[~((images["method"] == "star") & (images["seed"] == 1) & (images["prompt"].str.endswith('00"')))]
