@@ -105,3 +105,33 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
         reach = stats.t.ppf(0.975, 7) * mean(apart) / t
         assert one.difference.interval == pytest.approx((mean(apart) - reach, mean(apart) + reach), abs=1e-9)
         assert one.p == pytest.approx(2 * stats.t.sf(abs(t), 7), abs=1e-9)
+
+
+README_ROWS = {
+    "**STAR**": "star",
+    "STAR's maps of other prompts": "star_shuffled",
+    "a map that knows where things are": "oracle_twins",
+    "a map of all but these": "background",
+}
+
+
+def test_the_readmes_gains_are_those_of_the_files(found):
+    """Of small steps (gradient.csv) and of the first updates (first_updates.csv), in units of Flow-GRPO's."""
+    steps = {
+        (row["task"], row["arm"]): f"{float(row['value']):.2f} ± {float(row['stderr']):.2f}"
+        for row in lines(MINI / "gradient.csv")
+        if (row["weights"], row["part"], row["metric"]) == ("initial", "all", "ratio")
+    }
+    updates = {
+        (part["task"].iloc[0], one.arm): f"{one.ratio:.2f} ± {one.stderr:.2f}"
+        for part in parts(found.first_updates)
+        for one in gains(part)
+    }
+    wanted = {label: [] for label in README_ROWS}
+    for label, arm in README_ROWS.items():
+        for task in ("geneval", "pickscore"):
+            wanted[label] += [steps[task, arm], updates[task, arm]]
+        wanted[label].append(steps["ocr", arm])
+    text = (MINI.parents[1] / "README.md").read_text()
+    for label, cells in wanted.items():
+        assert f"| {label} | {' | '.join(cells)} |" in text
