@@ -75,7 +75,7 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     with replacing(picture) as part:
         _drawn(found, maps).savefig(part, format="png", dpi=110)
     rows = [[method_label(method), *_scores(evaluation)] for method, evaluation in found.items()]
-    write_text(page, to_html(_page(rows, picture, prompts)))
+    write_text(page, to_html(_page(rows, picture, prompts, _reasons(found, prompts))))
     return Demo(page, rows)
 
 
@@ -135,14 +135,26 @@ def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> F
     return figure
 
 
-def _page(rows: Sequence[Sequence[str]], picture: Path, prompts: Sequence[Prompt]) -> Page:
+def _reasons(found: Mapping[str, Evaluation], prompts: Sequence[Prompt]) -> list[list[str]]:
+    """What the detector says of the pictured images that are wrong: prompt, method, reason."""
+    return [
+        [prompt.text.removeprefix("a photo of "), method_label(method), row["reason"].replace("\n", "; ")]
+        for prompt in prompts
+        for method, evaluation in found.items()
+        for row in evaluation.rows
+        if row["prompt"] == prompt.text and not row["correct"]
+    ]
+
+
+def _page(rows: Sequence[Sequence[str]], picture: Path, prompts: Sequence[Prompt], reasons: Sequence[Sequence[str]]) -> Page:
     head = ["method", *METRICS.values()]
     caption = (
         "The same noise for every method; prompts at equal distances in alphabetical order. Right: STAR's weights (mean 1) at "
         "the steps that training uses, bright where the reward counts most."
     )
     alt = "Images of base, Flow-GRPO and STAR and STAR's weights for: " + "; ".join(prompt.text for prompt in prompts) + "."
-    images = Section("pictures", "Before and after, and where the reward goes", [Picture(caption, picture, alt)])
+    why = Table("What the detector says of those that are wrong", ["prompt", "method", "reason"], reasons, numbers=3)
+    images = Section("pictures", "Before and after, and where the reward goes", [Picture(caption, picture, alt), why])
     what = "One image of each held-out prompt, ± standard error over prompts"
     scores = Section("scores", "Scores", [Table(what, head, rows)])
     return Page(

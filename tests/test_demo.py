@@ -12,6 +12,7 @@ def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):
     assert all(len(row) == 1 + len(METRICS) and "±" in row[1] for row in found.rows)
     page = found.page.read_text().replace("\N{NO-BREAK SPACE}", " ")
     assert "data:image/png;base64," in page and "a white star" in page and all(cell in page for cell in found.rows[2])
+    assert "those that are wrong" in page and "expected" in page
     with Image.open(found.page.with_name("pictures.png")) as picture:
         assert picture.width > 500 and picture.height > picture.width
     assert sorted(path.name for path in found.page.parent.iterdir()) == ["index.html", "pictures.png"]

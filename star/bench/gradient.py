@@ -260,7 +260,9 @@ def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
         (arm, *(_cell(by_place.get((arm, metric))) for metric in metrics)) for arm in dict.fromkeys(a for a, _ in by_place)
     ]
     columns = ("arm", "self-cosine", "ratio", "effective\nimages", "ratio by\nAdam's metric")
-    return Shown(f"{title}; ± by the jackknife over epochs", columns, rows, below)
+    known = any(math.isfinite(figure.stderr) for figure in by_place.values())
+    error = "± by the jackknife over epochs" if known else f"no error of so few epochs, {EPOCHS} are usual"
+    return Shown(f"{title}; {error}", columns, rows, below)
 
 
 def _cell(figure: Figure | None) -> str:

@@ -102,6 +102,8 @@ def _speed(title: str, reference: str, own: Runs) -> list[Block]:
     if reference not in own:
         return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]
     start = float(np.mean([part["reward"].iloc[0] for part in curves]))
+    if max(len(part) for part in curves) < WINDOW:
+        return [*blocks, Text(f"Fewer than {WINDOW} epochs have no running mean that could reach a goal.", missing=True)]
     goal = float(np.mean([_shown(curve(part, "images_seen"))[-1] for part in own[reference].values()]))
     goals = levels(start, goal)
     if not goals:
