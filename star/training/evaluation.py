@@ -1,6 +1,8 @@
 """Scoring a model on a task's held-out prompts: deterministic sampling from noise that every method shares."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +34,18 @@ class Evaluation:
     samples: dict[str, np.ndarray]
 
 
+Job = tuple[int, int]
+"""The number of a prompt, and that of its image."""
+
+
+class Judged(NamedTuple):
+    """An image that was drawn and judged, and how it looks in small."""
+
+    job: Job
+    verdict: dict
+    thumbnail: Tensor
+
+
 def evaluate(
     base: BaseModel, task: Task, config: EvaluationConfig, images: int, batch: int, accelerator: Accelerator
 ) -> Evaluation:
@@ -49,21 +63,44 @@ def evaluate(
         RunStopped: a velocity, a pixel or a verdict is not finite.
     """
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
-    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
+    mine = _share([jobs[start : start + batch] for start in range(0, len(jobs), batch)], base, accelerator)
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
+    drawn, samples = _judged(
+        base, task, config, track(mine, f"evaluating on {task.name}") if accelerator.is_main_process else mine
+    )
+    by_job = {one.job: one for one in gather(accelerator, drawn)}
+    judged = [by_job[job] for job in jobs]
+    scores = task.summarise([task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
+    if images > 1:
+        scores.append(_diversity(torch.stack([one.thumbnail for one in judged]).unflatten(0, (-1, images))))
+    rows = [{"prompt": task.test[number].text, "image": index, **verdict} for (number, index), verdict, _ in judged]
+    return Evaluation(scores, rows, samples)
+
+
+def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) -> list[list[Job]]:
+    """The batches that this process draws."""
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     if base.sharded and len(mine) < len(batches[:: accelerator.num_processes]):
         # Sharded weights want equally many calls of every process: this one draws the first batch once more.
         mine += batches[:1]
-    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
+    return mine
+
+
+def _judged(
+    base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]]
+) -> tuple[list[Judged], dict[str, np.ndarray]]:
+    """What became of every image, and the first image of every prompt."""
     beside = Beside(base.device)
     small: list[Tensor] = []
+    jobs: list[Job] = []
     verdicts: list[dict] = []
     before: Verdicts = list  # there are none before the first batch
     samples: dict[str, np.ndarray] = {}
-    for part in track(mine, f"evaluating on {task.name}") if accelerator.is_main_process else mine:
+    for part in batches:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
+        jobs += part
         # Copies, here and below, because a view keeps all of its batch, also where it is sent to other processes.
         small += [row.clone() for row in thumbnails(drawn)]
         # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
@@ -73,19 +110,7 @@ def evaluate(
             p.text: image.copy() for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0
         }
     verdicts += check_verdicts(task.protocol, before())
-    judged = list(zip([job for part in mine for job in part], verdicts, small, strict=True))
-    by_job = {item[0]: item for item in gather(accelerator, judged)}
-    judged = [by_job[job] for job in jobs]
-    prompts = [task.test[number] for (number, _), *_ in judged]
-    verdicts = [verdict for _, verdict, _ in judged]
-    scores = task.summarise(prompts, verdicts)
-    if images > 1:
-        scores.append(_diversity(torch.stack([thumbnail for *_, thumbnail in judged]).unflatten(0, (-1, images))))
-    rows = [
-        {"prompt": prompt.text, "image": index, **verdict}
-        for prompt, ((_, index), verdict, _) in zip(prompts, judged, strict=True)
-    ]
-    return Evaluation(scores, rows, samples)
+    return list(map(Judged, jobs, verdicts, small)), samples
 
 
 def _diversity(thumbnails: Tensor) -> Score:

@@ -94,6 +94,12 @@ class Trainer:
     """A training run of one configuration, in one run folder.
 
     Attributes:
+        config: all settings, with what was left to the machine decided.
+        task, others: what is rewarded, and the judges of rewards that are mixed in by name.
+        base: the model, whose trained weights are moved.
+        schedule: the sigmas of the denoising steps.
+        clip_range, ratio_tolerance: how far a ratio may be from 1 before it is clipped, and in a first update at all.
+        optimizer, ema, scaler: what a checkpoint holds beside the weights.
         commit: of the code; ``A..B`` if the run was begun by A and goes on with B.
     """
 
