@@ -48,9 +48,9 @@ DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE
 """In what torch's launcher says at the end: the processes that died of a signal, and of which."""
 
 REASONS = (
-    r"^star: (?!caution: |another process of this run has died)(.+)",
+    r"^star: (?!caution: |note: |another process of this run has died)(.+)",
     r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
-    r"^star: (?!caution: )(.+)",
+    r"^star: (?!caution: |note: )(.+)",
 )
 """What the reason looks like that a command gives, the most telling first: not what launchers say of the processes they
 started, and what a process says that misses another only if there is nothing else. torch puts the rank before a traceback."""

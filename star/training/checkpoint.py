@@ -57,6 +57,11 @@ def tell(line: str) -> None:
     print(f"star: caution: {line}", file=sys.stderr)
 
 
+def note(line: str) -> None:
+    """Say on standard error what is under way; of a run that fails it is never the reason (:mod:`star.matrix.launchers`)."""
+    print(f"star: note: {line}", file=sys.stderr)
+
+
 class RunFolder:
     """The files of one run.
 
@@ -166,7 +171,7 @@ class RunFolder:
             try:
                 shutil.rmtree(folder)
             except OSError as error:  # somebody else reads it, say
-                tell(f"caution: {folder} could not be deleted: {error.strerror or error}")
+                tell(f"{folder} could not be deleted: {error.strerror or error}")
 
     def checkpoints(self) -> list[Path]:
         """The folders of complete checkpoints, oldest first."""

@@ -6,7 +6,6 @@ a run that was killed and resumed ends with the same weights as one that was not
 """
 
 import math
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -55,7 +54,7 @@ from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, digest, tell
+from star.training.checkpoint import RunFolder, digest, note, tell
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
 from star.training.machine import compute_deterministically, decisions, settled
@@ -182,7 +181,7 @@ class Trainer:
         if done:
             return done
         for line in self.decisions if main else ():
-            print(f"star: {line}", file=sys.stderr)
+            note(line)
         progress = self._restore()
         if main:
             self._announce(progress["epoch"])
@@ -217,10 +216,11 @@ class Trainer:
         return summary
 
     def _announce(self, done: int) -> None:
+        """Say what is trained and where, and after how many epochs it goes on."""
         config, train = self.config, self.config.train
         images = train.epochs * train.groups * train.group_size
         what = f"{config.method.name} on {config.task.name}, seed {config.seed}: {train.epochs} epochs, {images:,} images"
-        tell(f"{what}, in {self.folder.path}" + (f"; goes on after epoch {done}" if done else ""))
+        note(f"{what}, in {self.folder.path}" + (f"; goes on after epoch {done}" if done else ""))
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """Sample, score and update once; gives the epoch's figures."""
@@ -589,7 +589,7 @@ class Trainer:
         if begun.split("..")[-1] != self.commit:
             self.commit = f"{begun}..{self.commit}"
         if main and (before := progress.pop("versions", versions())) != versions():
-            tell(f"caution: it was trained with {before} so far, and goes on with {versions()}: digits may differ")
+            tell(f"it was trained with {before} so far, and goes on with {versions()}: digits may differ")
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])

@@ -47,6 +47,7 @@ if how == "trace":
     raise RuntimeError("CUDA out of memory")
 if how == "caution":
     print("star: caution: groups of 4 are reported to collapse", file=sys.stderr)
+    print("star: note: star on ocr, seed 0: 30 epochs", file=sys.stderr)
     raise MemoryError("the true reason")
 if how == "die":
     os.kill(os.getpid(), signal.SIGKILL)

@@ -70,7 +70,18 @@ def test_other_libraries_than_it_was_begun_with_are_told(cut_off, monkeypatch, c
     config, _, _ = cut_off
     monkeypatch.setattr("star.training.trainer.versions", lambda: "torch 9.9")
     assert Trainer(config, RedTask()).run()["versions"] == "torch 9.9"
-    assert re.search(r"caution: it was trained with torch \d.* so far, and goes on with torch 9.9", capsys.readouterr().err)
+    assert re.search(
+        r"star: caution: it was trained with torch \d.* so far, and goes on with torch 9.9", capsys.readouterr().err
+    )
+
+
+def test_a_run_says_what_it_trains_and_after_which_epoch_it_goes_on(cut_off, capsys):
+    config, folder, _ = cut_off
+    Trainer(config, RedTask()).run()
+    train = config.train
+    images = f"{train.epochs * train.groups * train.group_size:,}"
+    told = f"star: note: star on geneval, seed 0: 3 epochs, {images} images, in {folder}; goes on after epoch 2\n"
+    assert told in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
@@ -115,7 +126,7 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(cut_off, capsys,
     spoil(newest / name)
     capsys.readouterr()
     Trainer(config, RedTask()).run()
-    told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "caution" in line]
     assert len(told) == 1 and "epoch-000002 is damaged (" in told[0] and "the one before it is tried" in told[0]
     again = load_file(folder / "final" / "trained.safetensors")
     assert all(torch.equal(again[name], final[name]) for name in final)
