@@ -187,11 +187,24 @@ class Trainer:
             self._announce(progress["epoch"])
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
+        progress = self._train(progress)
+        summary = progress | {"commit": self.commit, "versions": versions()}
+        if main:
+            lora = self.config.model.parameters == "lora"
+            self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
+        # Not end_training: that also parts the processes, which still have to evaluate.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        processes.wait(self.accelerator)  # until the weights are there
+        return summary
+
+    def _train(self, progress: dict) -> dict:
+        """The epochs that are left, with a checkpoint now and then; gives the progress in the end."""
         train = self.config.train
         batches = train.groups * train.group_size // train.micro_batch
         label = f"{self.config.task.name} {self.config.method.name} seed {self.config.seed}"
         left = (train.epochs - progress["epoch"]) * 2 * math.ceil(batches / self.accelerator.num_processes)
-        with bar(label, left) if main else nullcontext() as display:
+        with bar(label, left) if self.accelerator.is_main_process else nullcontext() as display:
             tick = display.advance if display else lambda: None
             saved = time.monotonic()
             for epoch in range(progress["epoch"], train.epochs):
@@ -205,15 +218,7 @@ class Trainer:
                 if ((epoch + 1) % train.checkpoint_every == 0 or late) and epoch + 1 < train.epochs:
                     self._save(progress)
                     saved = time.monotonic()
-        summary = progress | {"commit": self.commit, "versions": versions()}
-        if main:
-            lora = self.config.model.parameters == "lora"
-            self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
-        # Not end_training: that also parts the processes, which still have to evaluate.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        processes.wait(self.accelerator)  # until the weights are there
-        return summary
+        return progress
 
     def _announce(self, done: int) -> None:
         """Say what is trained and where, and after how many epochs it goes on."""
