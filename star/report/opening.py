@@ -59,7 +59,8 @@ def _told(rows: pd.DataFrame) -> str:
             "more" if value - 1 > 2 * stderr else "less" if 1 - value > 2 * stderr else "as much"
         )  # so without an error, too
         found[word].append(f"{task} ({with_error(value, stderr, 2)} times)")
-    return ", ".join(f"{word} on {' and '.join(tasks)}" for word, tasks in found.items() if tasks)
+    listed = {word: " and ".join([", ".join(tasks[:-1])] * (len(tasks) > 1) + tasks[-1:]) for word, tasks in found.items()}
+    return ", ".join(f"{word} on {tasks}" for word, tasks in listed.items() if tasks)
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
