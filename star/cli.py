@@ -25,8 +25,10 @@ from star.method.arms import ARMS
 if TYPE_CHECKING:
     from star.bench.table import Shown
 
-SETTINGS_HELP = f"""Settings are words key=value: task=geneval, method=star ({", ".join(ARMS)}), scale=mini (or paper),
-seed=0, and any key of a run's config.yaml, e.g. train.epochs=5."""
+SETTINGS_HELP = (
+    f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and any key of "
+    "a run's config.yaml, e.g. train.epochs=5."
+)
 
 CRASHED = 70
 """Exit code of an error that nobody foresaw: 1 already means that numbers differ, or that a run stopped for a reason."""
