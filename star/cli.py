@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from star.bench.table import Shown
 
 SETTINGS_HELP = (
-    f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and any key of "
-    "a run's config.yaml, e.g. train.epochs=5."
+    f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and any key "
+    "of a run's config.yaml, e.g. train.epochs=5."
 )
 
 CRASHED = 70
