@@ -19,7 +19,7 @@ from star.models import lora
 from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Page, Picture, Section, Table, Text, number, to_html
-from star.report.pictures import denoised, spread, star_weights
+from star.report.pictures import denoised, drawn_weights, spread
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import placed
@@ -102,7 +102,7 @@ def _map(base: BaseModel, config: Config, prompt: Prompt) -> np.ndarray:
     """STAR's weights (h, w) for a prompt under the base's weights, mean over the trained steps."""
     _, relevance = denoised(base, config, prompt)
     steps = config.sampling.trainable
-    mean: np.ndarray = star_weights(config, relevance[steps.start : steps.stop]).mean(0)
+    mean: np.ndarray = drawn_weights(config, relevance[steps.start : steps.stop]).mean(0)
     return mean
 
 

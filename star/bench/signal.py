@@ -137,8 +137,7 @@ def figures(shared: np.ndarray, reference: int) -> np.ndarray:
     * ``direction(a)`` = cosine(a) / sqrt(self_cosine(a) self_cosine(f)): the cosine of the two signals without their noise.
       Below 1 the arm also pulls elsewhere.
     * ``effective_images(a)`` = c / (1 - c) of the arm over that of Flow-GRPO, with c its self_cosine: noise falls as images
-      grow, so it
-      says how many times as many images Flow-GRPO would need to do as well.
+      grow, so it says how many times as many images Flow-GRPO would need to do as well.
 
     Args:
         shared: cosines (arms, epochs, arms, epochs); pairs that are not a number do not count.

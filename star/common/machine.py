@@ -1,6 +1,7 @@
 """What a process may use of the machine, and what is installed there."""
 
 import os
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
@@ -12,6 +13,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
 def versions() -> str:
     """``torch 2.13.0, diffusers 0.38.0, ...``: which :data:`PACKAGES` are installed."""
     found = []

@@ -25,7 +25,7 @@ from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
-from star.records.results import commit
+from star.records.results import commit, is_commit
 from star.tasks import load_rewards, load_task
 
 GIB = 2**30
@@ -99,10 +99,8 @@ def packages(distribution: str = "star-rl") -> Finding:
 def _code() -> Finding:
     """Whether results will name a commit that others can have."""
     at = commit()
-    there = "unknown" not in at and "+dirty" not in at
-    return Finding(
-        "code", True, f"commit {at}" if there else f"{at}, which is no commit: star publish would refuse its results"
-    )
+    told = f"commit {at}" if is_commit(at) else f"{at}, which is no commit: star publish would refuse its results"
+    return Finding("code", True, told)
 
 
 def weights(folder: Path) -> dict[str, int]:

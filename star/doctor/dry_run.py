@@ -21,7 +21,6 @@ from star.common.files import check_file, write_text
 from star.common.machine import versions
 from star.common.progress import bar
 from star.config import Config
-from star.method.allocation import allocate
 from star.method.attention import Relevance
 from star.models.memory import needed
 from star.models.sd3 import SD3, configured
@@ -31,7 +30,7 @@ from star.records.folder import own_results
 from star.records.results import commit
 from star.tasks import Prompt, Task
 from star.training.rollout import Sample, sample
-from star.training.trainer import MicroBatch, Trainer
+from star.training.trainer import MicroBatch, Trainer, star_weights
 
 # The method with all of the work, two denoising steps of which the first is trained, and one update.
 FIXED = (
@@ -144,10 +143,7 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
             )
         done("an update")
         assert trajectory.relevance is not None
-        method = config.method
-        weights = allocate(
-            trajectory.relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise
-        )
+        weights = star_weights(config.method, trajectory.relevance)
         batch = MicroBatch(0, trajectory, advantages=torch.ones(len(samples)), weights=weights)
         with _measuring(device) as update:
             figures = trainer.update([batch], 1, 0)

@@ -228,7 +228,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
         while waiting or running:
             while waiting and free:
                 cell, place = waiting.pop(0), free.pop(0)
-                words = [*command(cell, options, port=_free_port()), *_place(cell)]
+                words = [*command(cell, options, port=_free_port()), *_folder_word(cell)]
                 share = _share(place, at_once, gpus, options.gpus_per_node)
                 running[cell] = stack.enter_context(closing(attempt(cell.folder, words, share))), place
             for cell, (going, place) in list(running.items()):
@@ -240,7 +240,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
                     yield cell, State.RUNNING, ""
 
 
-def _place(cell: Cell) -> list[str]:
+def _folder_word(cell: Cell) -> list[str]:
     """The word that names a training's folder: by the code of a later day its settings might have another, an empty one."""
     return [] if cell.seed is None else [f"run={cell.folder}"]
 
@@ -400,7 +400,7 @@ class Job:
         node, job = environment.node, int(environment.job_id.partition("_")[0])
         # Jobs of the same user may share a node, so each has its own port.
         words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
-        words += _place(self.cell)
+        words += _folder_word(self.cell)
         if node == 0:
             for _ in attempt(self.cell.folder, words):
                 pass

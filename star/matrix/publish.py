@@ -8,6 +8,7 @@ from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, leaving, rows
 from star.records.folder import shipped_results
+from star.records.results import is_commit
 from star.training.checkpoint import tell
 
 
@@ -45,7 +46,7 @@ def _check(done: Sequence[Cell]) -> None:
     protocols: dict[str, str] = {}
     for cell in done:
         for row in rows(cell):
-            if "unknown" in row.commit or "+dirty" in row.commit:
+            if not is_commit(row.commit):
                 raise UserError(
                     f"{cell.folder}: its code was {row.commit}, which no commit has; commit the code, delete the folder and "
                     "run it again"

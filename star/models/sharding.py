@@ -44,8 +44,8 @@ def several_processes() -> bool:
 
 
 def shard(transformer: SD3Transformer2DModel, whole: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Keep this process's part of the weights on the device, and free the rest; block by block, so that it
-    never holds all of them.
+    """Keep this process's part of the weights on the device, and free the rest; block by block, so
+    that it never holds all of them.
 
     Args:
         transformer: with the same weights on every process; it may be in main memory.

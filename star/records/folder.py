@@ -47,8 +47,8 @@ ONCE = {
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
     FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
 }
-"""The columns by which lines are told apart, and what a line is of. Those of images are not checked: a
-benchmark may have a prompt twice."""
+"""The columns by which lines are told apart, and what a line is of. Those of images are not checked: a benchmark may
+have a prompt twice."""
 
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
 """Those of them that are numbers in every line."""

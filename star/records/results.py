@@ -208,6 +208,11 @@ def commit() -> str:
     return head + ("+dirty" if _git("status", "--porcelain", "--", *CODE) else "")
 
 
+def is_commit(text: str) -> bool:
+    """Whether what :func:`commit` gave is a commit that others can have; of a run that went on, ``A..B``, whether both are."""
+    return "unknown" not in text and "+dirty" not in text
+
+
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)

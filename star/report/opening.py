@@ -39,9 +39,8 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
         )
     ]
     if shifted or shuffled:
-        parts = [f"moved by half the canvas, gain {shifted}"] * bool(shifted) + [f"of other prompts, {shuffled}"] * bool(
-            shuffled
-        )
+        parts = [f"moved by half the canvas, gain {shifted}"] * bool(shifted)
+        parts += [f"of other prompts, {shuffled}"] * bool(shuffled)
         sentences.append(("Do maps that mean nothing?", f"STAR's maps, {'; '.join(parts)}."))
     told = [f"made of the places of the verdicts on the prompt's other rollouts gains {twins}"] * bool(twins)
     told += [f"made of those of the rollout's own verdict, known only afterwards, {oracle}"] * bool(oracle)
@@ -55,12 +54,16 @@ def _told(rows: pd.DataFrame) -> str:
     """Ratios in words: ``more on geneval (1.19 ± 0.02 times), as much on ocr (1.02 ± 0.04 times)``."""
     found: dict[str, list[str]] = {"more": [], "as much": [], "less": []}
     for task, value, stderr in zip(rows["task"], rows["value"].astype(float), rows["stderr"].astype(float), strict=True):
-        word = (
-            "more" if value - 1 > 2 * stderr else "less" if 1 - value > 2 * stderr else "as much"
-        )  # so without an error, too
+        # Without an error nothing is told apart.
+        word = "more" if value - 1 > 2 * stderr else "less" if 1 - value > 2 * stderr else "as much"
         found[word].append(f"{task} ({with_error(value, stderr, 2)} times)")
-    listed = {word: " and ".join([", ".join(tasks[:-1])] * (len(tasks) > 1) + tasks[-1:]) for word, tasks in found.items()}
-    return ", ".join(f"{word} on {tasks}" for word, tasks in listed.items() if tasks)
+    return ", ".join(f"{word} on {_listed(tasks)}" for word, tasks in found.items() if tasks)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``A, B and C``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from star.common.files import replacing, visible
 from star.common.noise import normal
 from star.common.processes import joined
 from star.config import Config, read_config
-from star.method.allocation import allocate
 from star.models import load
 from star.models.interface import BaseModel
 from star.records.folder import TYPED, parse_csv
@@ -32,6 +31,7 @@ from star.report.figures import PLAIN_TEXT
 from star.tasks import Prompt, load_task, paired_scores
 from star.training.checkpoint import load_trained
 from star.training.rollout import denoise
+from star.training.trainer import star_weights
 
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6
@@ -47,9 +47,9 @@ def filmstrip(found: Collection, task: str) -> Block:
     """STAR's weights over the denoising steps of one prompt, before and after training, or what keeps it from being shown."""
     runs = _runs(found, task, ("star",))
     caption = (
-        "STAR's weights (of mean 1) at every denoising step, before training (above) and after "
-        "(below), from the same noise, without noise on the way; left the finished image. Bold: steps that training uses, "
-        "whose weights it scales among themselves. The prompt is the first of the test prompts with the most core words."
+        "STAR's weights (of mean 1) at every denoising step, before training (above) and after (below), from the same noise, "
+        "without noise on the way; left the finished image. Bold: steps that training uses, whose weights it scales among "
+        "themselves. The prompt is the first of the test prompts with the most core words."
     )
 
     def draw() -> tuple[Figure, str]:
@@ -152,15 +152,13 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
         with context:
             image, relevance = denoised(base, config, prompt)
         images.append(image)
-        maps.append(star_weights(config, relevance))
+        maps.append(drawn_weights(config, relevance))
     return images, maps
 
 
-def star_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
+def drawn_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
     """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), made as those of a run are."""
-    method = config.method
-    weights = allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
-    found: np.ndarray = weights[:, 0].cpu().numpy()
+    found: np.ndarray = star_weights(config.method, relevance)[:, 0].cpu().numpy()
     return found
 
 

@@ -110,7 +110,7 @@ def _judged(
             p.text: image.copy() for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0
         }
     verdicts += check_verdicts(task.protocol, before())
-    return list(map(Judged, jobs, verdicts, small)), samples
+    return [Judged(*one) for one in zip(jobs, verdicts, small, strict=True)], samples
 
 
 def _diversity(thumbnails: Tensor) -> Score:

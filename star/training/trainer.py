@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -416,8 +416,8 @@ class Trainer:
         method, relevance = self.config.method, batch.trajectory.relevance
         if batch.weights is None or relevance is None or method.mix == 0:
             return []
-        star = allocate(relevance.cpu(), "star", cap=method.cap, exponent=method.exponent, normalise=method.normalise)
         # The uniform part is common to all arms and would hide how they differ.
+        star = star_weights(replace(method, mix=1.0), relevance.cpu())
         return [overlap((batch.weights.cpu() - (1 - method.mix)) / method.mix, star).mean().item()]
 
     def _check_shares(self) -> None:
@@ -588,13 +588,15 @@ class Trainer:
                 f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
                 "back, or name another folder with run=..."
             )
-        place = (progress["epoch"], digest(self.base.trained))
-        processes.check_agreed(place, f"{self.folder.path}/checkpoints")  # each went on from what it could read
+        if self.accelerator.num_processes > 1:  # each went on from what it could read
+            place = (progress["epoch"], digest(self.base.trained))
+            processes.check_agreed(place, f"{self.folder.path}/checkpoints")
         begun = progress.pop("commit", self.commit)
         if begun.split("..")[-1] != self.commit:
             self.commit = f"{begun}..{self.commit}"
-        if main and (before := progress.pop("versions", versions())) != versions():
-            tell(f"it was trained with {before} so far, and goes on with {versions()}: digits may differ")
+        now = versions()
+        if (before := progress.pop("versions", now)) != now and main:
+            tell(f"it was trained with {before} so far, and goes on with {now}: digits may differ")
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])
@@ -612,6 +614,11 @@ class Trainer:
 
     def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text
+
+
+def star_weights(method: MethodConfig, relevance: Tensor) -> Tensor:
+    """STAR's weights (steps, B, h, w) of the relevance of B rollouts, whatever the arm, made as the method says."""
+    return allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
 
 
 def check_evaluator(arm: str, task: Task) -> None:

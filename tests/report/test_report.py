@@ -595,7 +595,7 @@ def test_the_steps_that_training_uses(make_config):
 @pytest.mark.parametrize("normalise, axes", [("rollout", (0, 1, 2)), ("step", (1, 2))])
 def test_maps_are_drawn_as_they_weigh(make_config, normalise, axes):
     relevance = torch.rand(3, 1, 4, 4) * torch.tensor([1.0, 2.0, 4.0])[:, None, None, None]
-    weights = pictures.star_weights(make_config("method=star", f"method.normalise={normalise}"), relevance)
+    weights = pictures.drawn_weights(make_config("method=star", f"method.normalise={normalise}"), relevance)
     assert weights.mean(axes) == pytest.approx(1.0, abs=1e-5)
     assert (normalise == "step") == (np.ptp(weights.mean((1, 2))) < 1e-5)
 
