@@ -274,9 +274,10 @@ def test_under_autocast_queries_and_keys_are_rounded_as_the_attention_rounds_the
     exact = explicit(model, batch, mask)
     with torch.autocast("cpu", torch.bfloat16):
         expected, found = explicit(model, batch, mask), captured(model, batch, mask)
-    assert (expected - exact).abs().max() > 1e-4, "rounding must be seen in the example"
-    # The kernel for bfloat16 takes a quicker exponential: the logarithm of its sum is off by up to 3e-5.
-    torch.testing.assert_close(found.double(), expected, rtol=4e-5, atol=ROUNDING)
+    # The kernel for bfloat16 takes a quicker exponential: the logarithm of its sum is off by up to 3e-5 with AVX-512 and 7e-5
+    # with AVX2. Rounding probabilities to bfloat16, as the kernel does for its output, is 2e-3.
+    torch.testing.assert_close(found.double(), expected, rtol=8e-5, atol=ROUNDING)
+    assert (expected - exact).abs().max() > 100 * (found - expected).abs().max(), "rounding must be seen in the example"
 
 
 def test_the_maps_of_some_rows_are_those_of_all():
