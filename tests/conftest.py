@@ -3,7 +3,6 @@
 pytest-xdist reads this before it starts the processes that test: what takes seconds to import is imported in the fixtures.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,12 +10,6 @@ import pytest
 
 # Their conftest prepares for libraries that only their environments have.
 collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity"]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config) -> int:
-    """What ``-n auto`` means: one more than there are cores, since tests that wait for processes leave theirs idle."""
-    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from star.common.words import own_words, seeds_of
 from star.config import Config, config_hash
 from star.method.arms import REFERENCE
 from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
-from star.records.folder import FIRST_UPDATES, own_results
+from star.records.folder import FIRST_UPDATES, MACHINE, own_results
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.machine import placed
@@ -149,7 +149,8 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
                             value.copy_(initial[name])
                     trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
                     rewards = first_rewards(trainer, asked.epochs, display.advance)
-                    write_text(_file(folder, seed, arm), json.dumps({"rewards": rewards, "commit": trainer.commit}))
+                    made = {"rewards": rewards, "commit": trainer.commit, MACHINE: trainer.machine}
+                    write_text(_file(folder, seed, arm), json.dumps(made))
 
 
 def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> list[float]:
@@ -162,16 +163,16 @@ def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> li
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
-    """The rewards of every epoch, with the columns of :data:`star.records.first_updates.COLUMNS`."""
+    """The rewards of every epoch, with the columns of :data:`star.records.first_updates.COLUMNS` and what computed them."""
     train, found = config.train, []
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
             done = _made(_file(folder, seed, arm))
             for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
                 updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
-                facts = (updates, train.lr, reward, done["commit"], hashed)
+                facts = (updates, train.lr, reward, done["commit"], hashed, done.get(MACHINE, ""))
                 found.append((config.task.name, arm, seed, epoch + 1, *facts))
-    return pd.DataFrame(found, columns=COLUMNS)
+    return pd.DataFrame(found, columns=[*COLUMNS, MACHINE])
 
 
 def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:

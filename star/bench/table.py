@@ -8,7 +8,8 @@ import pandas as pd
 
 from star.common.errors import UserError
 from star.common.files import changing, check_file, check_room, replacing
-from star.records.folder import AS_TEXT, parse_csv
+from star.common.machine import machine
+from star.records.folder import AS_TEXT, MACHINE, parse_csv
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
     """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
 
     Args:
-        table: of figures.
+        table: of figures; where it does not say what computed them (``machine``) it is what computes here.
         file: the table's.
         command: of ``star bench``, whose table it is.
         keys: the columns in which rows of the same are alike.
@@ -34,6 +35,7 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
         UserError: the file is no such table.
     """
     keys = list(keys)
+    table = table if MACHINE in table else table.assign(**{MACHINE: machine()})
     table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
     with changing(file):
         if len(older := older_rows(file, list(table.columns), command)):
@@ -66,6 +68,8 @@ def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame
         older = parse_csv(file, **AS_TEXT)
     except UserError:
         older = pd.DataFrame()
-    if list(older) != list(columns):
+    if MACHINE not in older:
+        older[MACHINE] = ""
+    if list(older) != [*(name for name in columns if name != MACHINE), MACHINE]:
         raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
     return older

@@ -1,8 +1,10 @@
-"""What a process may use of the machine, and what is installed there."""
+"""What a process may use of the machine, what computes there, and what is installed."""
 
 import os
+import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 """Those that digits may depend on."""
@@ -11,6 +13,32 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 def cores() -> int:
     """How many cores this process may use: those of its job on a cluster, not all that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine(processes: int = 1) -> str:
+    """What computes here, as far as digits depend on it: ``AMD EPYC, AVX2, 1 thread`` or ``8 x NVIDIA H100 80GB HBM3``.
+
+    Args:
+        processes: how many compute together, alike.
+    """
+    import torch  # which takes seconds, and who only reads images has no use for
+
+    if torch.cuda.is_available():
+        one = torch.cuda.get_device_name()
+    else:
+        threads = torch.get_num_threads()
+        one = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{'s' * (threads > 1)}"
+    return one if processes == 1 else f"{processes} x {one}"
+
+
+def _processor() -> str:
+    """The name of the processor, of its architecture where it tells none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 @cache

@@ -43,12 +43,14 @@ class Agreement:
         figures: how many of their scores were compared.
         verdicts: and how many verdicts on images.
         differing: the runs of which a score or verdict is another.
+        machines: what computed these here, and there; empty where it is not known.
     """
 
     runs: tuple[tuple[str, int], ...]
     figures: int
     verdicts: int
     differing: tuple[tuple[str, int], ...]
+    machines: tuple[str, str]
 
 
 def lines(task: str, own: Sequence[Row], shipped: Sequence[Row], paper: Iterable[PaperRow]) -> list[Beside]:
@@ -79,11 +81,12 @@ def agreement(task: str, own: Path, shipped: Path) -> Agreement:
     """
     rows = [_of_settings(folder / f"{task}.csv") for folder in (own, shipped)]
     shared = rows[0].keys() & rows[1].keys()
-    off = {(row.method, row.seed) for key in shared if (row := rows[0][key]) and _digits(row) != _digits(rows[1][key])}
-    runs = {(rows[0][key].method, rows[0][key].seed) for key in shared}
+    off = {_run(rows[0][key]) for key in shared if _digits(rows[0][key]) != _digits(rows[1][key])}
+    runs = {_run(rows[0][key]) for key in shared}
     verdicts = _shared_verdicts(task, own, shipped) if shared else pd.DataFrame(columns=[*KEYS, "same"])
     off |= set(verdicts.loc[~verdicts["same"].astype(bool), ["method", "seed"]].itertuples(index=False, name=None))
-    return Agreement(tuple(sorted(runs)), len(shared), len(verdicts), tuple(sorted(off)))
+    mine, theirs = (_machines(side[key] for key in shared if _run(side[key]) in off) for side in rows)
+    return Agreement(tuple(sorted(runs)), len(shared), len(verdicts), tuple(sorted(off)), (mine, theirs))
 
 
 KEYS = [*EVALUATION, *IMAGE]
@@ -100,6 +103,15 @@ def _place(summary: Summary) -> tuple[str, str, str]:
 
 def _of_settings(file: Path) -> dict[tuple[Any, ...], Row]:
     return {(*row.key, row.config_hash): row for row in read(file)} if file.exists() else {}
+
+
+def _run(row: Row) -> tuple[str, int]:
+    return row.method, row.seed
+
+
+def _machines(rows: Iterable[Row]) -> str:
+    """What computed them, as far as it is known."""
+    return " and ".join(sorted({row.machine for row in rows} - {""}))
 
 
 def _digits(row: Row) -> tuple[Any, ...]:

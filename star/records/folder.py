@@ -26,6 +26,10 @@ GRADIENT, INFLUENCE, FIRST_UPDATES = "gradient.csv", "influence.csv", "first_upd
 INITIAL = "initial"
 """How gradient.csv and influence.csv call a model's initial weights."""
 
+MACHINE = "machine"
+"""The last column of the tables of ``star bench``: what computed the figures, see :func:`star.common.machine.machine`. It came
+later than the rest."""
+
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
 FIRST = {
@@ -53,7 +57,7 @@ have a prompt twice."""
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
 """Those of them that are numbers in every line."""
 
-TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms")
+TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms", MACHINE)
 """Those that are text: "None" and "NA" are prompts like any other, and some hashes and commits look like numbers."""
 
 MAY_BE_EMPTY = ("stratum", "command", "stderr")

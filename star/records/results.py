@@ -4,7 +4,7 @@ import csv
 import io
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, fields
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +46,8 @@ class Row:
         seconds: wall-clock time of training.
         commit: see :func:`commit`.
         config_hash: see :func:`star.config.config_hash`.
+        machine: what trained it, or evaluated what was not trained, see :func:`star.common.machine.machine`; empty in rows
+            from before it was recorded.
     """
 
     task: str
@@ -62,6 +64,7 @@ class Row:
     seconds: float
     commit: str
     config_hash: str
+    machine: str = ""  # came later than the rest
 
     @property
     def key(self) -> Key:
@@ -280,6 +283,7 @@ PARSERS: dict[str, Parser] = {
     "method": METHOD,
     **dict.fromkeys(("seed", "images", "prompts", "updates", "images_seen"), COUNT),
     "value": (_finite, f"a finite number, at most {MOST:g}"),
+    "machine": (lambda text: _word(text) if text else "", "a word, or nothing"),
     "stderr": (_optional(_not_negative), "a number, 0 or more, or nothing"),
     "seconds": (_not_negative, "a number, 0 or more"),
 }
@@ -319,19 +323,20 @@ AnyRow = TypeVar("AnyRow", Row, PaperRow)
 def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> list[AnyRow]:
     """Every line of a CSV file as a row of the given kind, checked cell by cell."""
     columns = [field.name for field in fields(kind)]
+    first = [field.name for field in fields(kind) if field.default is MISSING]
     lines = _lines(path)
     _, header = next(lines, (1, []))
-    if header != columns:
+    if header not in (columns, first):
         found = short(",".join(header)) or "(none)"
         raise UserError(f"{path} line 1: the columns are {found}; allowed: {','.join(columns)}")
     rows: dict[tuple[Any, ...], AnyRow] = {}
     for number, line in lines:
         where = f"{path} line {number}"
-        if len(line) != len(columns):
-            raise UserError(f"{where}: {len(line)} cells; the header has {len(columns)} columns")
+        if len(line) != len(header):
+            raise UserError(f"{where}: {len(line)} cells; the header has {len(header)} columns")
         cells = {
             name: _check(text, parsers[name], f"{where}, column {name}", UserError)
-            for name, text in zip(columns, line, strict=True)
+            for name, text in zip(header, line, strict=True)
         }
         row = kind(**cells)
         if row.key in rows:

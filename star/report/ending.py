@@ -133,9 +133,12 @@ def _agreement(found: Agreement) -> str:
         return "No shipped run has your settings and seed, so there is none to be equal to."
     named = _named(found.runs)
     if found.differing:
+        yours, theirs = (name or "not recorded" for name in found.machines)
+        computed = f" Computed by: {yours}; the shipped ones: {theirs}." if any(found.machines) else ""
         return (
             f"Of the shipped runs with your settings and seed ({named}) these came out otherwise here: "
             f"{_named(found.differing)}. Processors and libraries differ in last digits, and training makes that grow."
+            f"{computed}"
         )
     return (
         f"Your run equals the shipped one to the last digit: {named}; {found.figures} scores and {found.verdicts:,} verdicts "

@@ -29,7 +29,7 @@ def made(found: Collection) -> Section:
     rows = [[protocol, f"{images:,}", f"{prompts:,}"] for protocol, images, prompts in sizes]
     section.blocks += [
         Table("Evaluation protocols", ["protocol", "images of a run", "prompts"], rows),
-        Table("Runs", ["method", "task", "seed", "commit", "settings"], _runs(found), numbers=5),
+        Table("Runs", ["method", "task", "seed", "commit", "settings", "machine"], _runs(found), numbers=6),
         Table("Where the report was made", ["what", "version"], [["commit", commit()], *_versions()], numbers=2),
     ]
     lines, notes = _commands(found)
@@ -49,8 +49,8 @@ def made(found: Collection) -> Section:
 
 
 def _runs(found: Collection) -> list[list[str]]:
-    """What tells each run from all others: the commit of its code and the hash of its settings."""
-    runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash] for r in _own(found)}
+    """What tells each run from all others: the commit of its code, the hash of its settings and what computed it."""
+    runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash, r.machine or MISSING] for r in _own(found)}
     order = [(task, method) for task in found.tasks for method in found.methods(task)]
     cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), cell[2]))
     return [[method_label(method), task, str(seed), *runs[task, method, seed]] for task, method, seed in cells]

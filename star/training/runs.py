@@ -17,6 +17,7 @@ from star import models
 from star.common import processes
 from star.common.files import alone_in, check_room, fault, write_last, writing
 from star.common.launched import check_launched, is_first
+from star.common.machine import machine
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
@@ -116,7 +117,8 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     models.find(config.model)  # before a folder is made for it
     task = load_task(config, config.task.name)
-    kept = Kept(config, UNTRAINED | {"commit": commit()}, config.evaluation.seed, measure)
+    summary = UNTRAINED | {"commit": commit(), "machine": machine(PartialState().num_processes)}
+    kept = Kept(config, summary, config.evaluation.seed, measure)
     with guards.limits(config), alone_in(folder) if PartialState().is_main_process else nullcontext():
         return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
 
@@ -163,6 +165,7 @@ class Kept:
                 seconds=self.summary["seconds"],
                 commit=self.summary["commit"],
                 config_hash=hashed,
+                machine=self.summary.get("machine", ""),
                 **score._asdict(),
             )
             for score in result.scores

@@ -25,7 +25,7 @@ from star import config as settings
 from star import models
 from star.common import processes
 from star.common.errors import UserError
-from star.common.machine import versions
+from star.common.machine import machine, versions
 from star.common.noise import generator
 from star.common.progress import bar
 from star.config import Config, config_hash
@@ -100,6 +100,7 @@ class Trainer:
         clip_range, ratio_tolerance: how far a ratio may be from 1 before it is clipped, and in a first update at all.
         optimizer, ema, scaler: what a checkpoint holds beside the weights.
         commit: of the code; ``A..B`` if the run was begun by A and goes on with B.
+        machine: what trains; ``A; B`` if the run was begun on A and goes on on B.
     """
 
     def __init__(self, config: Config, task: Task | None = None, base: BaseModel | None = None) -> None:
@@ -119,6 +120,7 @@ class Trainer:
         device = self.accelerator.device
         self.folder = RunFolder(Path(config.run))
         self.commit = commit()  # of the code that computes; the checkout may have gone on when the run ends
+        self.machine = machine(self.accelerator.num_processes)
         asked = config
         self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
@@ -165,7 +167,7 @@ class Trainer:
         """Train to the last epoch, from the newest checkpoint if there is one.
 
         Returns:
-            the summary of the finished run: epochs, updates, images_seen, seconds, commit, versions.
+            the summary of the finished run: epochs, updates, images_seen, seconds, commit, versions, machine.
 
         Raises:
             UserError: the folder belongs to a run with other settings.
@@ -188,7 +190,7 @@ class Trainer:
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
         progress = self._train(progress)
-        summary = progress | {"commit": self.commit, "versions": versions()}
+        summary = progress | self._made_by
         if main:
             lora = self.config.model.parameters == "lora"
             self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
@@ -575,8 +577,8 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            known = {"model": self._model, "commit": self.commit, "versions": versions()}
-            self.folder.save(progress["epoch"], self.base.trained, self.state, progress | known)
+            known = progress | self._made_by | {"model": self._model}
+            self.folder.save(progress["epoch"], self.base.trained, self.state, known)
             self.folder.prune(self.config.train.keep)
 
     def _restore(self) -> dict:
@@ -597,10 +599,20 @@ class Trainer:
         now = versions()
         if (before := progress.pop("versions", now)) != now and main:
             tell(f"it was trained with {before} so far, and goes on with {now}: digits may differ")
+        before = progress.pop("machine", self.machine)
+        if before.split("; ")[-1] != self.machine:
+            if main:
+                tell(f"it was trained by {before} so far, and goes on by {self.machine}: digits may differ")
+            self.machine = f"{before}; {self.machine}"
         processes.wait(self.accelerator)  # until nobody reads any more
         if main:
             self.folder.drop_after(progress["epoch"])
         return progress
+
+    @property
+    def _made_by(self) -> dict[str, str]:
+        """What digits depend on beside the settings."""
+        return {"commit": self.commit, "versions": versions(), "machine": self.machine}
 
     @cached_property
     def _model(self) -> str:

@@ -17,6 +17,7 @@ from star.bench import first_updates
 from star.cli import main
 from star.common.errors import UserError
 from star.common.files import alone_in
+from star.common.machine import machine
 from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
 from star.records.results import commit
 from star.training.trainer import Trainer
@@ -67,7 +68,8 @@ def test_rewards_are_those_of_the_trainings(words):
     still = trained([*words, "train.lr=1e-30"], "flow_grpo", 2)
     assert found[UNTRAINED, 2] == pytest.approx(still, rel=1e-6) and still[1] != still[0]
     assert [(row["updates"], row["lr"]) for row in rows[:6]] == [("0", "0.002")] * 4 + [("2", "0.002"), ("4", "0.002")]
-    assert {row["commit"] for row in rows} == {commit()} and len({row["config_hash"] for row in rows}) == 1
+    assert {(row["commit"], row["machine"]) for row in rows} == {(commit(), machine())}
+    assert len({row["config_hash"] for row in rows}) == 1
 
 
 def test_what_is_there_is_not_trained_again_and_more_is_added(words, monkeypatch):

@@ -21,6 +21,7 @@ from star.bench.gradient import Gradients
 from star.bench.words import weights_file
 from star.cli import main
 from star.common.errors import RunStopped, UserError
+from star.common.machine import machine
 from star.common.noise import normal
 from star.method.arms import ARMS
 from star.method.objective import advantages, log_prob_map
@@ -317,7 +318,7 @@ def table(file="runs/results/mini/gradient.csv"):
 def test_the_table_says_what_was_measured(words):
     shown = gradient.run(words)
     rows = table()
-    assert list(rows[0]) == gradient.COLUMNS
+    assert list(rows[0]) == [*gradient.COLUMNS, "machine"] and {row["machine"] for row in rows} == {machine()}
     assert {row["task"] for row in rows} == {"pickscore"} and {row["weights"] for row in rows} == {"initial"}
     assert {(row["epochs"], row["images"], row["commit"]) for row in rows} == {("3", "48", commit())}
     assert {row["arm"] for row in rows} == {"flow_grpo", "star", "oracle", "oracle - star", "star - flow_grpo"}

@@ -32,11 +32,25 @@ LINE = "geneval,geneval_official_macro,geneval-v1/mini-detector/mini,star,0,0.51
 
 def test_file_is_exactly_this(tmp_path):
     path = tmp_path / "new" / "geneval.csv"
-    write([replace(ROW, seed=1, stderr=None), ROW], path)
-    end = "0123456789+dirty,abcdef012345\n"
-    expected = f"{HEADER}\n{LINE}{end}{LINE.replace('star,0', 'star,1').replace('0.020000', '')}{end}"
+    write([replace(ROW, seed=1, stderr=None), replace(ROW, machine="AMD EPYC, AVX2, 1 thread")], path)
+    end = "0123456789+dirty,abcdef012345,"
+    other = LINE.replace("star,0", "star,1").replace("0.020000", "")
+    expected = f'{HEADER}\n{LINE}{end}"AMD EPYC, AVX2, 1 thread"\n{other}{end}\n'
     assert path.read_bytes().decode() == expected
     assert list(path.parent.iterdir()) == [path]  # no draft left behind
+
+
+def test_a_file_from_before_machines_were_recorded_is_read_and_gets_the_column(tmp_path):
+    path = tmp_path / "old.csv"
+    lines = [line.rpartition(",")[0] for line in (HEADER, LINE + "0123456789,abcdef012345,")]
+    path.write_text("\n".join(lines) + "\n")
+    old = read(path)
+    assert [row.machine for row in old] == [""]
+    upsert(path, [replace(ROW, seed=1, machine="H100")])
+    assert [(row.seed, row.machine) for row in read(path)] == [(0, ""), (1, "H100")]
+    path.write_text("\n".join([lines[0], LINE + "0123456789,abcdef012345,H100"]) + "\n")
+    with pytest.raises(UserError, match="15 cells; the header has 14 columns"):
+        read(path)
 
 
 def test_round_trip_and_order_do_not_depend_on_the_order_of_writing(tmp_path):
@@ -121,8 +135,8 @@ def test_bad_cell_names_file_line_column_and_what_is_allowed(tmp_path, column, t
     [
         ("", r"line 1: the columns are \(none\); allowed: task,metric"),
         ("task,value\n", "line 1: the columns are task,value; allowed: task,metric"),
-        (f"{HEADER}\na,b\n", "line 2: 2 cells; the header has 14 columns"),
-        (f"{HEADER}\n{LINE}c,h\n{LINE}c,h\n", "line 3: a second row for geneval, geneval_official_macro,"),
+        (f"{HEADER}\na,b\n", "line 2: 2 cells; the header has 15 columns"),
+        (f"{HEADER}\n{LINE}c,h,\n{LINE}c,h,\n", "line 3: a second row for geneval, geneval_official_macro,"),
         ("\xff\x00", "line 1"),
         (f"{HEADER}\n{LINE}c,{'h' * 140_000}\n", "line 2: no line of a CSV file: field larger than field limit"),
         (f'{HEADER}\n{LINE}c,"h\n', "line 2: no line of a CSV file: unexpected end of data"),

@@ -63,7 +63,10 @@ def test_another_verdict_or_digit_is_told(places):
     rows = read(own / "ocr.csv")
     write([replace(row, value=0.1) if row.method == "base" else row for row in rows], own / "ocr.csv")
     assert agreement("ocr", own, shipped).differing == (("base", 1000), ("star", 0))
-    assert "these came out otherwise here: base, STAR seed 0." in told(own)[1][2]
+    assert "these came out otherwise here: base, STAR seed 0." in (text := told(own)[1][2])
+    assert text.endswith("training makes that grow.")
+    write([replace(row, machine="AMD EPYC") for row in read(own / "ocr.csv")], own / "ocr.csv")
+    assert told(own)[1][2].endswith("grow. Computed by: AMD EPYC; the shipped ones: not recorded.")
 
 
 def test_runs_of_other_settings_are_not_called_equal(places):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAST
 
 from star.common.errors import RunStopped, UserError
+from star.common.machine import machine
 from star.config import load
 from star.matrix.cells import Cell, State
 from star.records.results import commit, read_rows
@@ -73,6 +74,15 @@ def test_other_libraries_than_it_was_begun_with_are_told(cut_off, monkeypatch, c
     assert re.search(
         r"star: caution: it was trained with torch \d.* so far, and goes on with torch 9.9", capsys.readouterr().err
     )
+
+
+def test_another_machine_than_it_was_begun_on_is_told_and_both_are_recorded(cut_off, monkeypatch, capsys):
+    config, _, _ = cut_off
+    monkeypatch.setattr("star.training.trainer.machine", lambda processes: "4 x NVIDIA H100")
+    made = Trainer(config, RedTask()).run()["machine"]
+    assert made == f"{machine()}; 4 x NVIDIA H100"
+    told = f"star: caution: it was trained by {machine()} so far, and goes on by 4 x NVIDIA H100: digits may differ"
+    assert told in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_trains_and_after_which_epoch_it_goes_on(cut_off, capsys):
