@@ -545,6 +545,7 @@ def localisation(
     Example: star bench localisation --image maps.png
     """
     from star.bench.localisation import measure, picture
+    from star.common.numbers import number, with_error
     from star.config import load
 
     if image and (image.suffix != ".png" or not image.parent.is_dir()):
@@ -554,7 +555,11 @@ def localisation(
     result = measure(overrides or [])
     mean, stderr = result.mean(), result.stderr()
     rows = [
-        [str(block), *(f"{value:.2f}±{error:.2f}" for value, error in zip(*found, strict=True)), f"{found[0].mean():.2f}"]
+        [
+            str(block),
+            *(with_error(value, error, 2, "±") for value, error in zip(*found, strict=True)),
+            number(found[0].mean(), 2),
+        ]
         for block, found in enumerate(zip(mean, stderr, strict=True))
     ]
     title = f"concentration on the objects ± standard error, {len(result.images)} pictures"

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from star import models
 from star.common.errors import UserError
 from star.common.files import check_file, replacing, write_text
+from star.common.numbers import with_error
 from star.common.processes import joined
 from star.common.shipped import WEIGHTS
 from star.config import Config, load
 from star.models import lora
 from star.models.interface import BaseModel
 from star.records.names import method_label
-from star.report.blocks import Page, Picture, Section, Table, Text, number, to_html
+from star.report.blocks import Page, Picture, Section, Table, Text, to_html
 from star.report.pictures import denoised, drawn_weights, spread
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
@@ -108,10 +109,7 @@ def _map(base: BaseModel, config: Config, prompt: Prompt) -> np.ndarray:
 
 def _scores(evaluation: Evaluation) -> list[str]:
     scores = {score.metric: score for score in evaluation.scores}
-    return [
-        number(scores[metric].value) + ("" if (error := scores[metric].stderr) is None else f" ± {error:.3f}")
-        for metric in METRICS
-    ]
+    return [with_error(scores[metric].value, scores[metric].stderr) for metric in METRICS]
 
 
 def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> Figure:

@@ -7,7 +7,6 @@ which rounding alone drives apart. The untrained model draws the same as well, a
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from star.bench.table import Shown, check_places, older_rows, write
 from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
 from star.common.files import alone_in, read_json, write_text
+from star.common.numbers import MISSING, signed, with_error
 from star.common.processes import joined
 from star.common.progress import bar
-from star.common.statistics import Estimate
 from star.common.words import own_words, seeds_of
 from star.config import Config, config_hash
 from star.method.arms import REFERENCE
@@ -178,24 +177,21 @@ def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFram
 def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:
     """The gains as a table."""
     lines: list[tuple[str, ...]] = [
-        (one.arm, _signed(one.gain), _signed(one.difference), "–" if one.p is None else f"{one.p:.2g}", _ratio(one))
+        (
+            one.arm,
+            signed(one.gain, 4),
+            MISSING if one.difference is None else signed(one.difference, 4),
+            MISSING if one.p is None else f"{one.p:.2g}",
+            _ratio(one),
+        )
         for one in found
     ]
     columns = ("arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "p", "gain over\nFlow-GRPO's")
     return Shown(f"{title}; {seeds} seeds", columns, lines, below)
 
 
-def _signed(value: Estimate | None) -> str:
-    if value is None:
-        return "–"
-    low, high = value.interval or (None, None)
-    return f"{value.value:+.4f}" if low is None else f"{value.value:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
 def _ratio(gain: Gain) -> str:
-    if gain.difference is None:
-        return "1"
-    return f"{gain.ratio:.2f}" + ("" if math.isnan(gain.stderr) else f"±{gain.stderr:.2f}")
+    return "1" if gain.difference is None else with_error(gain.ratio, gain.stderr, 2, "±")
 
 
 def _identity(config: Config) -> dict:

@@ -20,6 +20,7 @@ from star.bench.table import Shown, check_places, older_rows, write
 from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
+from star.common.numbers import MISSING, with_error
 from star.common.progress import bar
 from star.common.words import own_words
 from star.config import Config, config_hash
@@ -267,10 +268,9 @@ def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
 
 def _cell(figure: Figure | None) -> str:
     if figure is None:
-        return "–"
+        return MISSING
     digits = 3 if figure.metric == "self_cosine" else 2
-    error = "" if math.isnan(figure.stderr) else f"±{figure.stderr:.{digits}f}"
-    return f"{figure.value:.{digits}f}{error}"
+    return with_error(figure.value, figure.stderr, digits, "±")
 
 
 def _file(folder: Path, epoch: int, arm: str) -> Path:

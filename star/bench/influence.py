@@ -24,6 +24,7 @@ from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.noise import generator, normal
+from star.common.numbers import MISSING, with_error
 from star.common.processes import joined
 from star.common.progress import bar
 from star.common.statistics import jackknife
@@ -348,9 +349,9 @@ def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
     """The figures as a table: a row each, all steps and then each."""
     cells = {(f.metric, f.part): _cell(f) for f in found}
     parts = list(dict.fromkeys(f.part for f in found))
-    rows = [(label, *(cells.get((name, part), "–") for part in parts)) for name, label in LABELS.items()]
+    rows = [(label, *(cells.get((name, part), MISSING) for part in parts)) for name, label in LABELS.items()]
     return Shown(f"{title}; ± by the jackknife over prompts", ("", *parts), rows, below)
 
 
 def _cell(figure: Figure) -> str:
-    return f"{figure.value:.3f}" + ("" if np.isnan(figure.stderr) else f"±{figure.stderr:.3f}")
+    return with_error(figure.value, figure.stderr, between="±")

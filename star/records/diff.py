@@ -28,6 +28,7 @@ from typing import Any
 
 from star.common.console import console_for_tables, table
 from star.common.errors import UserError
+from star.common.numbers import MISSING
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, is_mini, method_label
@@ -293,13 +294,13 @@ def _print(rows: Sequence[DiffRow]) -> None:
 
 
 def _cells(row: DiffRow) -> list[str]:
-    ours = "–" if row.ours is None else f"{row.ours:.4f}"
+    ours = MISSING if row.ours is None else f"{row.ours:.4f}"
     if row.low is not None:
         ours += f" [{row.low:.4f}, {row.high:.4f}]"
-    delta = "–" if row.delta is None else f"{row.delta:+.4f}"
-    counts = [f"{row.seeds}", f"{row.images:,}"] if row.seeds else ["–", "–"]
+    delta = MISSING if row.delta is None else f"{row.delta:+.4f}"
+    counts = [f"{row.seeds}", f"{row.images:,}"] if row.seeds else [MISSING, MISSING]
     metric = metric_labels(row.task, [row.metric]).get(row.metric, row.metric)
-    return [method_label(row.method), metric, row.reference or "–", ours, delta, *counts, row.status]
+    return [method_label(row.method), metric, row.reference or MISSING, ours, delta, *counts, row.status]
 
 
 def _place(row: DiffRow) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.common import markdown as written
+from star.common.numbers import MISSING, with_error
 from star.method.arms import ARMS
 from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
@@ -83,7 +84,7 @@ def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow])
 def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary]) -> list[list[str]]:
     """One line per protocol that the method was measured with, or one that says "not run"."""
     if not summaries:
-        return [[method_label(method), "this project", "0", "not run", *["–"] * (len(metrics) - 1)]]
+        return [[method_label(method), "this project", "0", "not run", *[MISSING] * (len(metrics) - 1)]]
     lines = []
     for protocol in sorted({summary.protocol for summary in summaries}):
         cells = {summary.metric: summary for summary in summaries if summary.protocol == protocol}
@@ -96,16 +97,16 @@ def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary
 
 def _own_cell(summary: Summary | None) -> str:
     if summary is None:
-        return "–"
+        return MISSING
     estimate = summary.estimate
     if estimate.interval and (summary.seeds > 1 or estimate.stderr == 0):
         return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
-    return f"{estimate.value:.3f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.3f}")
+    return with_error(estimate.value, estimate.stderr)
 
 
 def _published_cell(row: PaperRow | None) -> str:
     if row is None:
-        return "–"
+        return MISSING
     return "not known" if row.value is None else str(row.value)
 
 

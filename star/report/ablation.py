@@ -3,11 +3,12 @@
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from star.common.numbers import MISSING, signed
 from star.common.statistics import Estimate
 from star.method.arms import ARMS, METHODS, RATIOS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.names import family, method_label
-from star.report.blocks import Block, Gallery, Section, Table, Text, signed, sizes
+from star.report.blocks import Block, Gallery, Section, Table, Text, sizes
 from star.report.collection import Collection
 from star.report.figures import forest_svg
 from star.tasks import paired_scores
@@ -62,11 +63,11 @@ def difference_row(c: Comparison, name: str) -> list[str]:
 
 def _arms(found: Collection) -> Table:
     shown = {method for task in found.tasks for method in found.methods(task)}
-    rows = [["base", "–", "not trained", "where do all start?"]]
+    rows = [["base", MISSING, "not trained", "where do all start?"]]
     rows += [[arm.label, RATIOS[arm.ratio], arm.weights, arm.question] for arm in ARMS.values()]
     overlaps = _overlaps(found)
     rows = [
-        [*row, "yes" if method in shown else "not run", overlaps.get(method, "–")]
+        [*row, "yes" if method in shown else "not run", overlaps.get(method, MISSING)]
         for row, method in zip(rows, METHODS, strict=True)
     ]
     caption = "The arms; overlap is the share of the credit that an arm's map gives where STAR's of the same rollout gives it"

@@ -7,18 +7,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 from star.common import markdown
-from star.common.statistics import Estimate
 
-MISSING = "–"
 UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
 """Spaces at which a number must not part from its unit or error, nor what is in brackets."""
 
@@ -134,30 +131,6 @@ def to_markdown(page: Page, folder: Path) -> str:
     for section in page.sections:
         lines += _section(section, 2, folder)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """``1,234.567`` with a real minus sign; a dash for None."""
-    return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def estimate(value: Estimate, digits: int = 3) -> str:
-    """``0.512 [0.498, 0.526]``, or without an interval what there is."""
-    if value.interval is None:
-        return number(value.value, digits)
-    low, high = value.interval
-    return f"{number(value.value, digits)} [{number(low, digits)}, {number(high, digits)}]"
-
-
-def with_error(value: Any, stderr: Any, digits: int) -> str:
-    """``1.234 ± 0.056``; without an error where none can be had."""
-    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if isfinite(stderr) else "")
-
-
-def signed(value: Estimate, digits: int = 3) -> str:
-    """``+0.021 [−0.002, +0.044]``."""
-    texts = [f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in (value.value, *(value.interval or ()))]
-    return texts[0] if value.interval is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def sizes(measured: Iterable[Sized]) -> str:

@@ -1,12 +1,12 @@
 """A task on one screen, beside its result file: the table, STAR minus Flow-GRPO in a sentence, and their curves."""
 
 from star.common.files import write_text
+from star.common.numbers import signed
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records import tables
 from star.records.comparison import Comparison, compare
 from star.records.names import method_label
-from star.report.blocks import signed
 from star.report.collection import Collection
 from star.report.figures import reward_curves
 from star.report.learning import arm_color, by_seed, curve

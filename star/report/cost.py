@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from star.common.numbers import MISSING, number
 from star.method.arms import REFERENCE
 from star.records.names import family, method_label
-from star.report.blocks import MISSING, Block, Section, Table, Text, number
+from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
 PARTS = {"sampling_seconds": "sampling and judging", "update_seconds": "update"}

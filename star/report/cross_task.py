@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from star.common.numbers import MISSING, estimate, number, signed
 from star.records.names import family, method_label, on_task
 from star.records.tables import metric_labels
-from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, estimate, number, signed
+from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.figures import dots_svg
 from star.tasks import primary

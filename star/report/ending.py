@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from star.common.console import console_for_tables, table
+from star.common.numbers import MISSING, signed, with_error
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -15,7 +16,7 @@ from star.records.folder import latest_own_results, shipped_results
 from star.records.names import method_label
 from star.records.summary import Summary
 from star.records.tables import metric_labels
-from star.report.blocks import MISSING, Table, Text, signed
+from star.report.blocks import Table, Text
 from star.report.collection import Collection, collect
 
 HEAD = ("method", "score", "yours", "shipped", "paper (SD3.5 Medium)")
@@ -91,7 +92,7 @@ def _told(summary: Summary | None) -> str:
         return MISSING
     value, interval, stderr = summary.estimate.value, summary.estimate.interval, summary.estimate.stderr
     if summary.seeds == 1:
-        return f"{value:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+        return with_error(value, stderr, 4)
     return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}], {summary.seeds} seeds" if interval else f"{value:.4f}"
 
 

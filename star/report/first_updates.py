@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from star.common.numbers import MISSING, number, signed, with_error
 from star.records.first_updates import Gain, gains
-from star.report.blocks import MISSING, Block, Section, Table, Text, number, signed, with_error
+from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
 COLUMNS = ["arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]

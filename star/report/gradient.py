@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from star.report.blocks import MISSING, Block, Section, Table, Text, with_error
+from star.common.numbers import MISSING, with_error
+from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
 COLUMNS = {
@@ -36,7 +37,8 @@ def gradients(found: Collection) -> Section:
 
 def _table(part: pd.DataFrame) -> Block:
     """One task at one set of weights."""
-    cells = {(row.arm, row.metric): with_error(row.value, row.stderr, 3) for row in part.itertuples()}
+    figures = zip(part["arm"], part["metric"], part["value"], part["stderr"], strict=True)
+    cells = {(arm, metric): with_error(value, stderr) for arm, metric, value, stderr in figures}
     first = part.iloc[0]
     rows = [[arm, *(cells.get((arm, metric), MISSING) for metric in COLUMNS)] for arm in dict.fromkeys(part["arm"])]
     of = f"{first['task']}, weights: {first['weights']}, {first['epochs']} epochs, {first['images']:,} images"

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from star.common.numbers import estimate, number
 from star.common.statistics import mean_interval
 from star.method.arms import ARMS, METHODS, REFERENCE
 from star.records.learning_curves import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
 from star.records.names import MethodName, family, method_label
-from star.report.blocks import Block, Gallery, Section, Table, Text, estimate, number
+from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection, families, titled
 from star.report.figures import INK, Curve, curves_svg
 

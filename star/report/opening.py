@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from star.common.numbers import signed, with_error
 from star.records.first_updates import gains
 from star.records.folder import INITIAL
 from star.records.names import is_mini
-from star.report.blocks import Block, Section, Text, signed, with_error
+from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned

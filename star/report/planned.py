@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from star.common.numbers import MISSING, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval
 from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, method_label
-from star.report.blocks import MISSING, Block, Section, Table, Text, number, signed
+from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 from star.tasks import primary
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from star import config as settings
 from star.common.errors import UserError
+from star.common.numbers import MISSING
 from star.records.folder import shipped_results
 from star.records.names import MethodName, measured_on_own_task, method_label
 from star.records.results import Row, commit
 from star.report import csv_export as numbers
-from star.report.blocks import MISSING, Code, Section, Table, Text
+from star.report.blocks import Code, Section, Table, Text
 from star.report.collection import CURVES, IMAGES, Collection
 from star.tasks import primary
 

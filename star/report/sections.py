@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
+from star.common.numbers import MISSING, estimate, number
 from star.method.arms import ABLATION, METHODS, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
@@ -11,7 +12,7 @@ from star.records.folder import shipped_results
 from star.records.names import measured_on_own_task, method_label
 from star.report import pictures
 from star.report.ablation import ablation
-from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number, sizes
+from star.report.blocks import Block, Section, Table, Text, sizes
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from evaluators.geneval.prompts import TAGS
+from star.common.numbers import MISSING, number, signed
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.names import method_label
 from star.records.summary import Summary
 from star.report.ablation import difference_row
-from star.report.blocks import MISSING, Block, Gallery, Section, Table, Text, number, signed
+from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
 from star.report.figures import dots_svg, forest_svg
 from star.report.pictures import SHOWN

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from star.common.numbers import MISSING, estimate, number
 from star.common.statistics import ENOUGH_RUNS, ENOUGH_SCORES, enough, interquartile_mean, probability_of_improvement
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import variances
 from star.records.names import method_label
-from star.report.blocks import MISSING, Block, Section, Table, Text, estimate, number
+from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 from star.tasks import paired_scores, primary
 

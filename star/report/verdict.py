@@ -14,9 +14,10 @@ Where nothing shows, the text says what so many trainings could have shown, and 
 the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
+from star.common.numbers import signed
 from star.common.statistics import detectable_among
 from star.records.comparison import Comparison
-from star.report.blocks import Text, signed
+from star.report.blocks import Text
 
 SEEDS_FOR_A_CLAIM = 8
 LEVEL = 0.05

@@ -55,7 +55,7 @@ def test_rewards_are_those_of_the_trainings(words):
     words = [word for word in words if not word.startswith("train.epochs")] + ["train.epochs=3"]
     first_updates.run(words)
     rows = table()
-    assert list(rows[0]) == COLUMNS
+    assert list(rows[0]) == [*COLUMNS, "machine"]
     found = {(row["arm"], int(row["seed"])): [] for row in rows}
     for row in rows:
         found[row["arm"], int(row["seed"])].append(float(row["reward"]))

@@ -225,7 +225,7 @@ def table():
 def test_the_table_says_what_was_measured(words):
     shown = influence.run(words)
     rows = table()
-    assert list(rows[0]) == influence.COLUMNS
+    assert list(rows[0]) == [*influence.COLUMNS, "machine"]
     assert {(row["task"], row["weights"], row["prompts"], row["images"], row["commit"]) for row in rows} == {
         ("pickscore", "initial", "3", "24", commit())
     }

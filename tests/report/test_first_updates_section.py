@@ -5,8 +5,8 @@ import pytest
 from fake_results import write_matrix
 
 from star.bench.table import write
+from star.common.numbers import MISSING
 from star.records.first_updates import COLUMNS, UNTRAINED
-from star.report.blocks import MISSING
 from star.report.collection import collect
 from star.report.first_updates import first_updates
 from star.report.opening import opening

@@ -5,7 +5,7 @@ from fake_results import write_matrix
 
 from star.bench.gradient import COLUMNS
 from star.bench.table import write
-from star.report.blocks import MISSING
+from star.common.numbers import MISSING
 from star.report.collection import collect
 from star.report.gradient import gradients
 

@@ -32,6 +32,7 @@ from tiny import FAST
 
 from star.common.errors import UserError
 from star.common.files import write_last
+from star.common.numbers import MISSING, signed
 from star.common.statistics import paired_difference, score_variances
 from star.config import load, read_config, to_dict, to_yaml
 from star.method.arms import ABLATION
@@ -40,7 +41,7 @@ from star.records.comparison import compare, variances
 from star.records.results import read, write
 from star.report import figures, pictures, report
 from star.report.ablation import comparisons
-from star.report.blocks import MISSING, _inline, signed
+from star.report.blocks import _inline
 from star.report.brief import write_brief
 from star.report.collection import collect
 from star.report.provenance import overrides

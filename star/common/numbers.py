@@ -1,0 +1,32 @@
+"""How numbers are written, in reports, tables and on the screen."""
+
+from math import isfinite
+
+from star.common.statistics import Estimate
+
+MISSING = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``1,234.567`` with a real minus sign; a dash for None."""
+    return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def estimate(value: Estimate, digits: int = 3) -> str:
+    """``0.512 [0.498, 0.526]``, or without an interval what there is."""
+    if value.interval is None:
+        return number(value.value, digits)
+    low, high = value.interval
+    return f"{number(value.value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def signed(value: Estimate, digits: int = 3) -> str:
+    """``+0.021 [−0.002, +0.044]``."""
+    texts = [f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in (value.value, *(value.interval or ()))]
+    return texts[0] if value.interval is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def with_error(value: float, stderr: float | None, digits: int = 3, between: str = " ± ") -> str:
+    """``1.234 ± 0.056``; without an error where none can be had, which is None or not a number."""
+    known = stderr is not None and isfinite(stderr)
+    return number(value, digits) + (f"{between}{stderr:.{digits}f}" if known else "")

@@ -1,0 +1,21 @@
+import pytest
+
+from star.common.numbers import number, signed, with_error
+from star.common.statistics import Estimate
+
+
+@pytest.mark.parametrize(
+    "written, expected",
+    [
+        (number(None), "–"),
+        (number(-1234.5678, 2), "\N{MINUS SIGN}1,234.57"),
+        (with_error(-0.5, 0.0312), "\N{MINUS SIGN}0.500 ± 0.031"),
+        (with_error(1.104, 0.031, 2, "±"), "1.10±0.03"),
+        (with_error(0.5, None), "0.500"),
+        (with_error(0.5, float("nan"), 1), "0.5"),
+        (signed(Estimate(0.02, None, None)), "+0.020"),
+        (signed(Estimate(-0.0, None, (-0.02, 0.01)), 2), "\N{MINUS SIGN}0.00 [\N{MINUS SIGN}0.02, +0.01]"),
+    ],
+)
+def test_how_numbers_are_written(written, expected):
+    assert written == expected
