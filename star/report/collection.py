@@ -10,6 +10,8 @@ import pandas as pd
 
 from star.common.errors import UserError
 from star.common.files import fault, visible
+from star.config import options
+from star.config.compose import of_scale
 from star.method.arms import METHODS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.diff import find_paper
@@ -78,6 +80,12 @@ class Collection:
         """
         found = {row.task for row in self.rows if measured_on_own_task(row.method)}
         return [task for task in TASKS if task in found] + sorted(found - set(TASKS))
+
+    @cached_property
+    def checks(self) -> list[str]:
+        """The tasks that only check measurements: ``task=all`` leaves them out, and no claim is made of them."""
+        known = of_scale(self.scale).evaluators if self.scale in options("scale") else self.tasks
+        return [task for task in self.tasks if task not in known]
 
     def methods(self, task: str) -> list[str]:
         """The methods that were measured on the task they were trained for, in reading order."""
@@ -257,7 +265,7 @@ def _unmeasured(found: Collection) -> list[str]:
         trained = [method for method in found.methods(task) if found.trained(task, method)]
         seeds = {method: len(found.seeds(task, method)) for method in trained}
         most = max(seeds.values(), default=0)
-        if 0 < most < SEEDS_FOR_A_CLAIM:
+        if 0 < most < SEEDS_FOR_A_CLAIM and task not in found.checks:
             sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")
         if few := [f"{method} ({count})" for method, count in seeds.items() if count < most]:
             sentences.append(f"On {task} some arms have fewer than {most} seeds: {', '.join(few)}.")

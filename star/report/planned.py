@@ -138,6 +138,22 @@ def planned_tests(found: Collection) -> Section:
     return section
 
 
+def says_of_check(task: str, made: Sequence[Planned]) -> Text:
+    """Whether trainings of a task that checks measurements can tell maps apart: one that is wrong must be seen to lose."""
+    known = {one.arm: one for one in made if (one.task, one.reference, one.measure) == (task, REFERENCE, LEARNING)}
+    wrong = known.get("background")
+    if wrong is None or wrong.delta.interval is None:
+        text = "It takes two seeds or more of Flow-GRPO and of the background, a map that must lose."
+        return Text(text, strong=f"{task}, a check: not made.", missing=True)
+    told = [f"{method_label(arm)} minus Flow-GRPO {signed(one.delta, 4)}" for arm, one in known.items()]
+    seen = "tell maps apart" if wrong.delta.interval[1] < 0 else "do not tell maps apart"
+    return Text(
+        f"Training reward, mean over all epochs, {len(wrong.seeds)} seeds: {'; '.join(told)}. The background is a map that "
+        "must lose, and is told apart if its interval lies below 0. No claim is made of this task.",
+        strong=f"{task}, a check: trainings {seen}.",
+    )
+
+
 def _table(task: str, made: Sequence[Planned], p: dict[tuple[str, str], float]) -> Block:
     asks = {(arm, reference): what for arm, reference, what in PAIRS}
     rows = []

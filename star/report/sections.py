@@ -21,7 +21,7 @@ from star.report.first_updates import first_updates
 from star.report.gradient import gradients
 from star.report.learning import learning
 from star.report.opening import opening
-from star.report.planned import SCORE, corrected, planned, planned_tests
+from star.report.planned import SCORE, corrected, planned, planned_tests, says_of_check
 from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
@@ -82,8 +82,12 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
 
 def _findings(found: Collection) -> Section:
     blocks: list[Block] = []
-    tests = corrected(planned(found))
+    made = planned(found)
+    tests = corrected(made)
     for task in found.tasks:
+        if task in found.checks:
+            blocks.append(says_of_check(task, made))
+            continue
         there = found.methods(task)
         for variant in families(there):
             base = base_of(found, task, variant)

@@ -86,6 +86,9 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
     scores: dict[str, dict[str, tuple[float, ...]]] = {}
     left_out = {}
     for task in found.tasks:
+        if task in found.checks:
+            left_out[task] = "it checks measurements and is no benchmark"
+            continue
         metric = primary(task)
         own = {m: s for m in found.methods(task) if metric and (s := found.summary(task, metric, m))}
         base, goal = own.get("base"), own.get(REFERENCE)

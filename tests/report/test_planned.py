@@ -15,7 +15,9 @@ from star.records.results import read
 from star.records.results import write as write_rows
 from star.report.collection import collect
 from star.report.opening import opening
-from star.report.planned import LEARNING, SCORE, corrected, planned, planned_tests
+from star.report.planned import LEARNING, SCORE, corrected, planned, planned_tests, says_of_check
+from star.report.sections import sections
+from star.report.uncertainty import uncertainty
 
 SEEDS = (0, 1, 2, 3)
 
@@ -133,3 +135,40 @@ def test_five_sentences(tmp_path):
     assert ceiling.text.endswith("which must lose, less on geneval (0.66 ± 0.03 times).")
     assert "geneval (4 seeds): training reward +" in training.text and "(detectable: " in training.text
     assert "Anything about SD3.5" in reach.text
+
+
+def with_check(tmp_path, lead):
+    """Results of signs, and of the check ``vivid`` where the background's reward lies so far ahead of Flow-GRPO's."""
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
+    named = {"flow_grpo": "flow_grpo", "star": "background", "base": "base"}
+    own = [row for row in read(results / "ocr.csv") if row.method in named and row.metric == PRIMARY["ocr"]]
+    vivid = [replace(row, task="vivid", metric="vivid", protocol="vivid-v1/mini", method=named[row.method]) for row in own]
+    write_rows(vivid, results / "vivid.csv")
+    curves = pd.read_csv(results / "curves.csv", dtype={"config_hash": str})
+    checked = curves.assign(task="vivid", method=curves["method"].map(named))
+    first = checked[checked["method"] == "flow_grpo"].set_index(["seed", "epoch"])["reward"]
+    other = checked["method"] == "background"
+    ahead = first.loc[list(zip(checked[other]["seed"], checked[other]["epoch"], strict=True))].to_numpy()
+    checked.loc[other, "reward"] = ahead + lead + 0.001 * checked[other]["seed"]
+    pd.concat([curves, checked]).to_csv(results / "curves.csv", index=False)
+    return collect(results, tmp_path)
+
+
+@pytest.mark.parametrize("lead, seen", [(-0.05, "trainings tell maps apart."), (-0.001, "trainings do not tell maps apart.")])
+def test_a_check_is_told_by_its_background_and_no_claim_is_made_of_it(tmp_path, lead, seen):
+    found = with_check(tmp_path, lead)
+    assert found.checks == ["vivid"] and found.tasks == ["ocr", "vivid"]
+    said = sections(found, {})[1].blocks
+    text = next(block for block in said if block.strong.startswith("vivid"))
+    assert text.strong == f"vivid, a check: {seen}"
+    mean = f"{lead + 0.001 * np.mean(SEEDS):+.4f}".replace("-", "\N{MINUS SIGN}")
+    assert f"4 seeds: background minus Flow-GRPO {mean} [" in text.text
+    assert any("On ocr no arm has more" in block.text for block in said)
+    assert not any("On vivid" in block.text for block in said)
+    assert corrected(planned(found)).keys() == {("ocr", LEARNING), ("ocr", SCORE)}
+    across = uncertainty(found).parts[0].blocks
+    assert any(block.text == "vivid is left out: it checks measurements and is no benchmark." for block in across)
+
+
+def test_a_check_without_its_background_is_not_made(found):
+    assert says_of_check("vivid", planned(found)).strong == "vivid, a check: not made."
