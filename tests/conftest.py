@@ -45,7 +45,7 @@ def forked_cells(monkeypatch):
     """The cells of a matrix start at once, see :mod:`forked`; tests/matrix has programs of their own."""
     import forked
 
-    from star.matrix import launchers, run
+    from star.matrix import commands, run
 
-    monkeypatch.setattr(launchers, "_running", forked.running)
+    monkeypatch.setattr(commands, "carry_out", forked.carry_out)
     monkeypatch.setattr(run, "get_context", lambda method: forked.SERVER)

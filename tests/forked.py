@@ -31,10 +31,10 @@ def torchrun(words: Sequence[str], log: Path) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.exitcode, stderr=log.read_text())
 
 
-def running(
+def carry_out(
     words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Generator[None, None, int | None]:
-    """In place of the function of this name in :mod:`star.matrix.launchers`."""
+    """In place of the function of this name in :mod:`star.matrix.commands`."""
     process = start(words[0], words[1:], Path(log.name), environment)
     while process.exitcode is None:
         yield

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from star.common.errors import UserError
-from star.matrix import launchers
+from star.matrix import commands, launchers
 from star.matrix.cells import Cell, State, expand
 from star.matrix.launchers import Job, command, launch, load
 
@@ -46,8 +46,8 @@ if os.environ.get("LEAVE"):
 SITE = """
 import sys
 if "submitit.core._submit" in sys.orig_argv:
-    from star.matrix import launchers
-    launchers.MODULES["star"] = "fake_star"
+    from star.matrix import commands
+    commands.MODULES["star"] = "fake_star"
 """
 
 
@@ -60,7 +60,7 @@ def cell(monkeypatch, tmp_path) -> Cell:
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
+    monkeypatch.setitem(commands.MODULES, "star", "fake_star")
     monkeypatch.setattr(launchers, "usable_gpus", lambda: [])
     return expand(["task=ocr", "method=star", "seed=0"])[1]
 
@@ -100,7 +100,7 @@ def test_accelerate_understands_the_command(cell, nodes):
 
 
 def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
-    monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
+    monkeypatch.setitem(commands.MODULES, "accelerate", "fake_star")
     assert list(launch([finishing], load(["launcher.gpus_per_node=8"])))[-1] == (finishing, State.DONE, "")
     started = Path("started--").read_text()
     assert "launch --multi_gpu --num_processes 8 --num_machines 1" in started
@@ -117,10 +117,10 @@ def windows(monkeypatch) -> None:
         assert creationflags == 512 and not (preexec_fn or pass_fds or start_new_session)
         return popen(words, **options)
 
-    monkeypatch.setattr(launchers, "POSIX", False)
+    monkeypatch.setattr(commands, "POSIX", False)
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    monkeypatch.setattr(launchers.subprocess, "Popen", plain)
-    monkeypatch.delattr(launchers.os, "killpg")
+    monkeypatch.setattr(commands.subprocess, "Popen", plain)
+    monkeypatch.delattr(commands.os, "killpg")
 
 
 def test_a_cell_runs_as_windows_has_processes(finishing, windows):
@@ -129,10 +129,10 @@ def test_a_cell_runs_as_windows_has_processes(finishing, windows):
 
 def assert_both_end(program, tmp_path, monkeypatch):
     """A command that starts another process is given up once both run, and none of the two is left."""
-    monkeypatch.setattr(launchers, "PYTHON", (sys.executable, "-c"))
-    monkeypatch.setitem(launchers.MODULES, "star", program)
+    monkeypatch.setattr(commands, "PYTHON", (sys.executable, "-c"))
+    monkeypatch.setitem(commands.MODULES, "star", program)
     before = set(psutil.Process().children(recursive=True))
-    with open(tmp_path / "log", "wb") as log, closing(launchers._running(["star"], log)) as running:
+    with open(tmp_path / "log", "wb") as log, closing(commands.carry_out(["star"], log)) as running:
         next(running)
         while len(started := set(psutil.Process().children(recursive=True)) - before) < 2:
             time.sleep(0.05)
@@ -149,7 +149,7 @@ def test_processes_in_sessions_of_their_own_end_too(tmp_path, monkeypatch):
     """As those of torch's launcher, which no signal to its group reaches; here they hear no Ctrl-C, as in a collective."""
     rank = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)"
-    monkeypatch.setattr(launchers, "END_SECONDS", 1.0)
+    monkeypatch.setattr(commands, "END_SECONDS", 1.0)
     assert_both_end(program, tmp_path, monkeypatch)
 
 
@@ -178,7 +178,7 @@ def test_cells_run_side_by_side(finishing, at_once, most, monkeypatch):
 def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     cells = [finishing, *expand(["task=ocr", "method=star", "seed=1,2"])[1:]]
     leave(cells, monkeypatch)
-    monkeypatch.setitem(launchers.MODULES, "accelerate", "fake_star")
+    monkeypatch.setitem(commands.MODULES, "accelerate", "fake_star")
     monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1", "4", "5"])
     used = []
     attempt = launchers.attempt

@@ -22,7 +22,7 @@ from tiny import FAST
 from star import config as settings
 from star.common.errors import UserError
 from star.config import config_hash
-from star.matrix import launchers, run
+from star.matrix import commands, run
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect
@@ -98,7 +98,7 @@ def fake_star(monkeypatch, tmp_path):
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    monkeypatch.setitem(launchers.MODULES, "star", "fake_star")
+    monkeypatch.setitem(commands.MODULES, "star", "fake_star")
     monkeypatch.setattr(run, "check_present", lambda config, arms: None)
     return lambda **behaviour: monkeypatch.setenv("BEHAVIOUR", json.dumps(behaviour))
 
@@ -318,14 +318,14 @@ def test_the_reason_of_a_failure_is_one_line(fake_star, behaviour, reason):
     folder = Path("cell")
     folder.mkdir()
     (folder / "log.txt").write_text("star: of an earlier attempt\n")
-    list(launchers.attempt(folder, ["star", "train", "method=star" if behaviour else "method="]))
+    list(commands.attempt(folder, ["star", "train", "method=star" if behaviour else "method="]))
     assert json.loads((folder / "attempts.jsonl").read_text())["reason"] == reason
 
 
 def test_attempts_at_one_cell_wait_for_each_other(fake_star):
     fake_star(star="sleep 1")
     folder = Path("cell")
-    first, second = (launchers.attempt(folder, ["star", "train", "method=star"]) for _ in range(2))
+    first, second = (commands.attempt(folder, ["star", "train", "method=star"]) for _ in range(2))
     next(first)
     next(second)
     assert (folder / "log.txt").read_text().count("$ star") == 1
@@ -337,8 +337,8 @@ def test_attempts_at_one_cell_wait_for_each_other(fake_star):
 
 PARENT = """
 import sys
-from star.matrix import launchers, run
-launchers.MODULES["star"] = sys.argv[1]
+from star.matrix import commands, run
+commands.MODULES["star"] = sys.argv[1]
 run.check_present = lambda config, arms: None
 sys.exit(run.matrix(sys.argv[2:]))
 """
@@ -706,11 +706,11 @@ def test_a_place_of_results_that_is_a_file_is_told_before_the_training(fake_star
 )
 def test_a_signal_without_a_name_ends_no_matrix(tmp_path, number, told):
     (tmp_path / "log.txt").write_text("")
-    assert launchers._reason(tmp_path / "log.txt", 0, -number) == told
+    assert commands._reason(tmp_path / "log.txt", 0, -number) == told
     (tmp_path / "log.txt").write_text(
         f"Root Cause (first observed failure):\n  rank      : 1 (local)\n  exitcode  : -{number} (pid)"
     )
-    assert launchers._reason(tmp_path / "log.txt", 0, 1) == f"the process of rank 1 was {told}"
+    assert commands._reason(tmp_path / "log.txt", 0, 1) == f"the process of rank 1 was {told}"
 
 
 def test_a_dead_process_is_the_reason_whoever_missed_it_first(tmp_path):
@@ -718,26 +718,26 @@ def test_a_dead_process_is_the_reason_whoever_missed_it_first(tmp_path):
     log = tmp_path / "log.txt"
     failures = [told.format(2, 2, -15), told.format(1, 1, -9)]
     log.write_text("Failures:\n" + "".join(failures) + "Root Cause (first observed failure):\n" + told.format(0, 0, 1))
-    assert launchers._reason(log, 0, 1) == "the process of rank 1 was killed by SIGKILL (out of memory?)"
+    assert commands._reason(log, 0, 1) == "the process of rank 1 was killed by SIGKILL (out of memory?)"
     for others, reason in (((-9, -15), "rank 1 was killed by SIGKILL"), ((-15, -15), "rank 0 was killed by SIGABRT")):
         failures = [told.format(rank, rank, code) for rank, code in enumerate(others, 1)]
         log.write_text("Failures:\n" + "".join(failures) + "Root Cause (first observed failure):\n" + told.format(0, 0, -6))
-        assert launchers._reason(log, 0, 1).startswith(f"the process of {reason}")
+        assert commands._reason(log, 0, 1).startswith(f"the process of {reason}")
     log.write_text("star: collapsed\nRoot Cause (first observed failure):\n" + told.format(0, 0, 1))
-    assert launchers._reason(log, 0, 1) == "collapsed"
+    assert commands._reason(log, 0, 1) == "collapsed"
 
 
 def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path):
     log, missed = tmp_path / "log.txt", "star: another process of this run has died, see what it said\n"
     ends = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\nsubprocess.CalledProcessError: Command 'x'\n"
     log.write_text(f"[rank3]: RuntimeError: on cuda:0 and cuda:3\n{missed}{ends}")
-    assert launchers._reason(log, 0, 1) == "RuntimeError: on cuda:0 and cuda:3"
+    assert commands._reason(log, 0, 1) == "RuntimeError: on cuda:0 and cuda:3"
     log.write_text(f"ValueError: no\n{missed}star: diverged\n{missed}{ends}")
-    assert launchers._reason(log, 0, 1) == "diverged"
+    assert commands._reason(log, 0, 1) == "diverged"
     log.write_text(missed + ends)
-    assert launchers._reason(log, 0, 1) == "another process of this run has died, see what it said"
+    assert commands._reason(log, 0, 1) == "another process of this run has died, see what it said"
     log.write_text(ends)
-    assert launchers._reason(log, 0, 7) == "exit code 7"
+    assert commands._reason(log, 0, 7) == "exit code 7"
 
 
 CHECKING = """

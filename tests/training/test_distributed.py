@@ -16,7 +16,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from star.common.errors import RunStopped, UserError
 from star.common.processes import total
 from star.config import Config, to_yaml
-from star.matrix.launchers import _reason
+from star.matrix.commands import _reason
 from star.models.sharding import gather
 
 PROGRAM = """

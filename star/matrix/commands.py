@@ -1,0 +1,172 @@
+"""One attempt at a cell: its command run to the end, with a log, a lock, and one line on why it failed."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+import psutil
+
+from star.common.files import append_jsonl
+
+POLL_SECONDS = 1.0
+END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
+PYTHON = (sys.executable, "-m")
+POSIX = os.name == "posix"
+MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
+
+DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
+"""In what torch's launcher says at the end: the processes that died of a signal, and of which."""
+
+REASONS = (
+    r"^star: (?!caution: |note: |another process of this run has died)(.+)",
+    r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
+    r"^star: (?!caution: |note: )(.+)",
+)
+"""What the reason looks like that a command gives, the most telling first: not what launchers say of the processes they
+started, and what a process says that misses another only if there is nothing else. torch puts the rank before a traceback."""
+
+FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
+"""What processes die of when another is dead: libraries abort one that misses it, and the launcher ends the rest."""
+
+
+def attempt(
+    folder: Path, words: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> Generator[None, None, None]:
+    """Run a command for a cell, yielding about every second until it has ended.
+
+    Its output goes to ``log.txt``, and how it ended into ``attempts.jsonl``. An attempt that the caller gives up ends its
+    processes. Two attempts at a cell never run at once: the later one waits, also for one whose matrix was killed.
+
+    Args:
+        folder: the cell's.
+        words: the command, ``star ...`` or ``accelerate ...``.
+        environment: variables that it gets beside those of this process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
+        yield from _locked(lock)
+        start, started, code = log.seek(0, os.SEEK_END), time.monotonic(), None
+        try:
+            code = yield from carry_out(words, log, lock, environment)
+        finally:
+            reason = _reason(folder / "log.txt", start, code) if code else None
+            seconds = round(time.monotonic() - started, 1)
+            append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
+
+
+def carry_out(
+    words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Generator[None, None, int]:
+    """Run a command to its exit code. If this is given up, so are its processes."""
+    log.write(f"$ {shlex.join(words)}\n".encode())
+    log.flush()
+    child = subprocess.Popen(
+        [*PYTHON, MODULES[words[0]], *words[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **environment},
+        **_apart(lock),
+    )
+    try:
+        while True:
+            yield
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(POLL_SECONDS)
+    finally:
+        if child.poll() is None:
+            _end(child)
+
+
+def _locked(file: IO[str]) -> Iterator[None]:
+    """Take the lock of a cell, waiting for whoever has it.
+
+    Of the system itself and not of a library, because the cell's process inherits it; Windows has none that can be.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+            yield
+        except OSError:  # some clusters' file systems have no locks; there SLURM is asked instead, see _queued
+            return
+
+
+def _apart(lock: IO[str] | None) -> dict[str, Any]:
+    """How a child is started so that it ends by :func:`_end` and by nothing that this process is told."""
+    if not POSIX:
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    # The lock is held for as long as the child lives, whatever happens to this process.
+    return {"start_new_session": True, "preexec_fn": _set_signals, "pass_fds": [lock.fileno()] if lock else []}
+
+
+def _set_signals() -> None:
+    """In a child: it can be ended by :func:`_end`, and only by that."""
+    # What a shell runs in the background ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a child and its own children: first as Ctrl-C does, and if that takes too long, or cannot be said, by force.
+
+    The processes of a run on several GPUs are asked for one by one: torch's launcher gives each a session of its own, where
+    no signal to the child's group reaches it.
+    """
+    every: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        every = psutil.Process(child.pid).children(recursive=True)
+    try:
+        if POSIX:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(END_SECONDS)
+    finally:
+        for process in every:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if POSIX and child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)  # what it has started since, too
+        child.kill()
+        child.wait()
+
+
+def _reason(log: Path, start: int, code: int) -> str:
+    """One line on why a command failed: what it said last, from byte ``start`` of the log on."""
+    if code < 0:
+        return f"killed by {_signal(-code)}"
+    text = log.read_bytes()[start:].decode(errors="replace")
+    if killed := [(rank, int(number)) for rank, number in DEAD_RANK.findall(text)]:
+        # What torchrun calls the first failure may be a process that missed the dead one.
+        rank, number = min(killed, key=lambda one: FOLLOWING.index(one[1]) if one[1] in FOLLOWING else -1)
+        return f"the process of rank {rank} was killed by {_signal(number)}"
+    for pattern in REASONS:
+        if found := re.findall(pattern, text, re.MULTILINE):
+            return found[-1].strip()
+    return f"exit code {code}"
+
+
+def _signal(number: int) -> str:
+    """What a signal is called; those of the real-time range have no name in Python."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return name + (" (out of memory?)" if name == "SIGKILL" else "")
