@@ -56,46 +56,63 @@ class SD3:
         """
         self.config, self.device = config, device
         self.pipeline = pipeline or _load(config, device)
+        self.transformer = self.pipeline.transformer
         self.sharded = config.shard and several_processes()
-        main_memory = torch.device("cpu")
-        self._rest = main_memory if config.offload else device
+        self._rest = torch.device("cpu") if config.offload else device
+        self._freeze()
+        self._check_supported()
+        self.trained = self._made_trainable(seed)
+        self._choose_computation()
+        # Full fine-tuning needs a copy of where it started; adapters are simply left out.
+        self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
+        self.encode = TextCache(self.pipeline, config.text_length, device, self._rest)
+
+    def _freeze(self) -> None:
+        """Put all weights where they rest, as constants."""
         # The whole transformer need not fit on the device where it is sharded.
-        start = main_memory if self.sharded else device
+        start = torch.device("cpu") if self.sharded else self.device
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
         self.pipeline.vae.to(memory_format=torch.channels_last).float()
         for name, module in self._modules():
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
-            if device.type == "cuda" and config.offload and name != "transformer":
+            if self.device.type == "cuda" and self.config.offload and name != "transformer":
                 module._apply(torch.Tensor.pin_memory)  # from there they come several times as fast
+
+    def _check_supported(self) -> None:
+        config = self.config
         if self.pipeline.scheduler.config.use_dynamic_shifting:
             raise UserError(f"model.path={source(config)}: its scheduler shifts by resolution, which is not supported")
-        self.transformer = self.pipeline.transformer
         token = self.pipeline.vae_scale_factor * self.patch
         most = self.transformer.config.pos_embed_max_size * token
         if config.resolution > most:
             raise UserError(f"model.resolution={config.resolution} is more than this model has positions for: {most}")
         if config.resolution % token:
             raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
+
+    def _made_trainable(self, seed: int) -> dict[str, nn.Parameter]:
+        """What is trained, in float32: adapters, which are added here, or all of the transformer."""
         torch.manual_seed(seed)
-        if config.parameters == "lora":
-            add_lora(self.transformer, config)
+        if self.config.parameters == "lora":
+            add_lora(self.transformer, self.config)
         else:
             self.transformer.float().requires_grad_(True)
-        self.trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
-        for parameter in self.trained.values():
-            parameter.data = parameter.data.to(device, torch.float32)
+        trained = {name: p for name, p in self.transformer.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
+            parameter.data = parameter.data.to(self.device, torch.float32)
+        return trained
+
+    def _choose_computation(self) -> None:
+        """By which attention and products the transformer computes, compiled, sharded, and with what kept for gradients."""
+        config = self.config
         install(self.transformer, config.attention)
-        if device.type == "cpu":
+        if self.device.type == "cpu":
             kernels.use(self.transformer, kernels.faster() if config.kernels == "auto" else config.kernels)
         if config.compile:
-            compile_blocks(self.transformer, device)
+            compile_blocks(self.transformer, self.device)
         if self.sharded:
-            shard(self.transformer, self.trained.values(), device)
-        # Full fine-tuning needs a copy of where it started; adapters are simply left out.
-        self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
+            shard(self.transformer, self.trained.values(), self.device)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        self.encode = TextCache(self.pipeline, config.text_length, device, self._rest)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
