@@ -71,7 +71,7 @@ class PickScore:
             ) from error
         self.name = model_name(model, folder, name)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: weights that go to the GPU in that are of no use to slopes
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
         """``exp(logit_scale) cos(text, image)`` of the projected embeddings, float32 (n,); around 20 with the published
         model, whose scale is near 100.

@@ -51,8 +51,9 @@ def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Attended:
 
 
 def _math(query: Tensor, key: Tensor, value: Tensor) -> Attended:
-    logits = query.float() @ key.float().mT / math.sqrt(query.shape[3])
-    return (logits.softmax(-1) @ value.float()).to(value.dtype), logits.logsumexp(-1)
+    with torch.autocast(query.device.type, enabled=False):  # which would round products to half precision
+        logits = query.float() @ key.float().mT / math.sqrt(query.shape[3])
+        return (logits.softmax(-1) @ value.float()).to(value.dtype), logits.logsumexp(-1)
 
 
 KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Attended]] = {

@@ -71,7 +71,8 @@ class SD3:
         """Put all weights where they rest, as constants."""
         # The whole transformer need not fit on the device where it is sharded.
         start = torch.device("cpu") if self.sharded else self.device
-        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision.
+        # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision. On a GPU torch
+        # computes float32 convolutions by TF32 unless told otherwise, in Flow-GRPO's code as well.
         self.pipeline.vae.to(memory_format=torch.channels_last).float()
         for name, module in self._modules():
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()

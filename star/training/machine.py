@@ -10,6 +10,7 @@ from star.common.errors import UserError
 from star.common.processes import gather
 from star.config import Config, read_config
 from star.config.schema import ModelConfig
+from star.method.arms import map_maker, needs
 from star.models import kernels
 from star.models.memory import must_offload
 from star.models.shapes import shape_of
@@ -68,6 +69,20 @@ def compute_deterministically() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def check_deterministic(config: Config, device: torch.device) -> None:
+    """Refuse an arm that needs a kernel of which a GPU has no deterministic one.
+
+    Raises:
+        UserError: it does.
+    """
+    maker = map_maker(config.method.arm)
+    if config.train.deterministic and device.type == "cuda" and maker and needs(maker, "slopes"):
+        raise UserError(
+            f"train.deterministic=true: method.arm={config.method.arm} needs gradients through bicubic resizing, which GPUs "
+            "add up in any order; leave train.deterministic out, or use another method"
+        )
 
 
 def _kernels(config: Config, folder: RunFolder) -> str:

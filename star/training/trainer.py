@@ -57,7 +57,7 @@ from star.training import guards
 from star.training.checkpoint import RunFolder, digest, note, tell
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
-from star.training.machine import compute_deterministically, decisions, settled
+from star.training.machine import check_deterministic, compute_deterministically, decisions, settled
 from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps, velocity
 
 LARGEST = ("ratio_error", "weight_max")
@@ -124,10 +124,11 @@ class Trainer:
         asked = config
         self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
-        if config.train.deterministic:
-            compute_deterministically()
         # A map that cannot be made and images that cannot be judged are told before a model is loaded.
         map_maker(config.method.arm)
+        check_deterministic(config, device)
+        if config.train.deterministic:
+            compute_deterministically()
         self.task = task or load_task(config, config.task.name)
         check_evaluator(config.method.arm, self.task)
         self.others = load_rewards(config, self.task)

@@ -51,6 +51,12 @@ def hanging(bench):
     time.sleep(60)
 
 
+def endless(bench):
+    yield Figure("before", 5.0)
+    yield Figure("no number", float("nan"), "GiB")
+    yield Figure("no interval", 6.0, "s", 1.0, float("inf"))
+
+
 def losing(bench):
     def lost():
         raise RuntimeError("CUDA error: an illegal memory access")
@@ -146,6 +152,15 @@ def test_what_does_not_fit_is_skipped(steps, tmp_path, monkeypatch):
     assert [line["state"] for line in lines(tmp_path)[2:]] == ["skipped", "skipped"]
     table = (tmp_path / "shrunken.md").read_text()
     assert "| fine | answer | 42 | s | 1 |" in table, "a step that is left out is not forgotten"
+
+
+def test_a_figure_that_is_no_number_costs_no_other(steps, tmp_path):
+    steps(endless)
+    assert run.run([f"out={tmp_path}"]) == 0
+    (line,) = lines(tmp_path)
+    assert [figure["value"] for figure in line["figures"]] == [5.0, "nan", "6.0"]
+    table = (tmp_path / "shrunken.md").read_text()
+    assert "| endless | no number | nan | GiB | 1 |" in table and "| endless | no interval | 6.0 | s | 1 |" in table
 
 
 def test_only_some_steps_and_the_latest_figures(steps, tmp_path):

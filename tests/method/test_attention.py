@@ -371,6 +371,16 @@ def test_a_kernel_gives_its_output_and_its_log_sum_exp(kernel, width):
     torch.testing.assert_close(log_sum_exp(query, key).double(), normaliser, rtol=1e-6, atol=1e-6)
 
 
+def test_the_plain_kernel_computes_in_float32_under_autocast_too():
+    query, key, value = parts(64, torch.bfloat16)
+    output, normaliser = explicit_attention(query, key, value)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, own = KERNELS["math"](query, key, value)
+    assert own.dtype == torch.float32 and found.dtype == torch.bfloat16
+    torch.testing.assert_close(own.double(), normaliser, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.double(), output, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn", "math"])

@@ -114,6 +114,18 @@ def test_pickscores_slopes_are_those_of_its_score():
         assert up - down == pytest.approx(2 * np.abs(slope).sum() / 255, rel=0.1)
 
 
+def test_weights_that_came_to_the_device_with_a_score_still_have_slopes():
+    judge = Preference("mini")
+    record = single_object("circle")
+    image = draw_scene(record, np.random.default_rng(0))[0]
+    model = judge.scorer.model.double()
+    model.to = lambda device: model.float()  # as on a GPU, new tensors
+    judge.scorer.score([record["prompt"]], [image])
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    (slope,) = slopes_of(judge)([Text(record["prompt"])], [image])
+    assert np.abs(slope).sum() > 0
+
+
 def test_only_evaluators_with_slopes_are_asked(make_config, monkeypatch):
     monkeypatch.setattr("star.models.load", lambda *_: pytest.fail("a model is loaded"))
     for method in ("sga", "sga_flipped"):

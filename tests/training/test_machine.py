@@ -13,7 +13,7 @@ from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import machine
 from star.training.checkpoint import RunFolder
-from star.training.machine import compute_deterministically, decisions, placed, settled
+from star.training.machine import check_deterministic, compute_deterministically, decisions, placed, settled
 from star.training.trainer import Trainer
 
 CPU, GPU = (SimpleNamespace(device=torch.device(kind), num_processes=1) for kind in ("cpu", "cuda"))
@@ -67,6 +67,16 @@ def test_encoders_rest_where_they_would_not_fit(monkeypatch):
     assert placed(kept, GPU).offload is True and placed(config, CPU).offload is False
     assert settled(kept, RunFolder(Path("nowhere")), GPU) == kept and decisions(kept, kept) == []
     assert settled(config, RunFolder(Path("nowhere")), CPU).model.offload is False
+
+
+@pytest.mark.parametrize("method", ["sga", "sga_flipped"])
+def test_an_arm_without_deterministic_kernels_is_refused_on_a_gpu(method):
+    asked = load(["scale=paper", "task=pickscore", f"method={method}", "train.deterministic=true"])
+    check_deterministic(asked, torch.device("cpu"))
+    check_deterministic(load(["scale=paper", "task=pickscore", f"method={method}"]), torch.device("cuda"))
+    check_deterministic(load(["scale=paper", "task=pickscore", "train.deterministic=true"]), torch.device("cuda"))
+    with pytest.raises(UserError, match=f"train.deterministic=true: method.arm={method} needs gradients through bicubic"):
+        check_deterministic(asked, torch.device("cuda"))
 
 
 def test_deterministic_kernels_are_asked_for(make_config, monkeypatch):

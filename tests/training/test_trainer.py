@@ -102,6 +102,7 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch
             return super().judge(*given)
 
     trainer = Trainer(make_config("train.epochs=1"), Watched())
+    trainer.beside = Beside(torch.device("cpu"))
     expected = trainer.epoch(0)["reward"]
     assert set(seen) == {threading.main_thread()}
     seen.clear()
@@ -152,9 +153,13 @@ def test_training_raises_the_reward(make_config):
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.01
 
 
-def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, monkeypatch):
+def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
-    whole, cut = (make_config("train.epochs=4", f"run={tmp_path / name}") for name in ("whole", "cut"))
+    # A GPU's usual kernels add in any order.
+    words = ("train.epochs=4", f"train.deterministic={str(torch.cuda.is_available()).lower()}")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    whole, cut = (make_config(*words, f"run={tmp_path / name}") for name in ("whole", "cut"))
     Trainer(whole, RedTask()).run()
     program = tmp_path / "train.py"
     overrides = tmp_path / "config.yaml"
@@ -206,7 +211,7 @@ def test_kl_is_against_the_untrained_model(make_config, parameters, kl, tmp_path
         f"model.parameters={parameters}", f"train.kl={kl}", "train.beta=0.1", "train.epochs=1", "train.lr=1e-3"
     )
     trainer = Trainer(config, RedTask())
-    latents = torch.randn(2, *trainer.base.latent_shape)
+    latents = torch.randn(2, *trainer.base.latent_shape).to(trainer.base.device)
     sigma = torch.tensor(0.5)
     texts = ["a photo of a circle"] * 2
     with torch.no_grad():
@@ -367,7 +372,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     trajectories = with_maps(trainer, samples)
     batches = [MicroBatch(number, trajectory) for number, trajectory in enumerate(trajectories)]
     trainer.allocate(batches, [s.prompt for s in samples], 0)
-    first = batches[0].weights[0, 0].double()
+    first = batches[0].weights[0, 0].double().cpu()
     power = MAPS.double() ** 2
     scaled, scale = power / power.mean(), 1.0
     while ((scale * scaled).clamp(max=1.5).mean() - 1).abs() > 1e-9:  # what the cap takes goes to the others
@@ -378,7 +383,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
         make_config("method=star_shuffled", "method.mix=1", "method.cap=null", "train.micro_batch=4"), RedTask()
     )
     shuffled.allocate(batches, [s.prompt for s in samples], 0)
-    got = torch.cat([batch.weights for batch in batches], dim=1)
+    got = torch.cat([batch.weights for batch in batches], dim=1).cpu()
     own = torch.stack([(MAPS + s.prompt) / (MAPS + s.prompt).mean() for s in samples])
     nearest = (got[0][:, None] - own[None, ::4]).abs().amax((2, 3)).argmin(1).tolist()
     assert all(given != s.prompt for given, s in zip(nearest, samples, strict=True))

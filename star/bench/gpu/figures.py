@@ -1,6 +1,7 @@
 """What a measurement gives, and how it is made: seconds, memory, and what becomes of an error."""
 
 import gc
+import math
 import statistics
 import sys
 import time
@@ -39,6 +40,12 @@ class Figure:
     unit: str = ""
     low: float | None = None
     high: float | None = None
+
+
+def finite(figure: Figure) -> Figure:
+    """The same, with words instead of a number that is infinite or none, for which JSON has no form."""
+    numbers = [part for part in (figure.value, figure.low, figure.high) if isinstance(part, float)]
+    return figure if all(map(math.isfinite, numbers)) else Figure(figure.what, str(figure.value), figure.unit)
 
 
 def attempt(what: str, measure: Callable[[], Iterable[Figure]]) -> Iterator[Figure]:

@@ -1,4 +1,4 @@
-"""The steps of ``star bench gpu``, in the order of what one would want to know first."""
+"""The steps of ``star bench gpu``: first what one would want to know first, and last what may take long, compiling."""
 
 from dataclasses import dataclass
 
@@ -27,10 +27,10 @@ STEPS = (
     Step("on_policy", 60, "star.bench.gpu.model:on_policy", "how far the ratios of a first update are off 1"),
     Step("pace", 70, "star.bench.gpu.model:pace", "every pass: images a second, share of the ceiling, memory"),
     Step("capture", 20, "star.bench.gpu.model:capture", "what reading relevance costs"),
-    Step("compile", 100, "star.bench.gpu.compiled:compiled", "what compiling the blocks takes, and gives"),
     Step("published", 75, "star.bench.gpu.training:published", "epochs here and in Flow-GRPO's published loop"),
     Step("epoch", 75, "star.bench.gpu.training:epoch", "an epoch's phases with text encoders of true size"),
     Step("resume", 45, "star.bench.gpu.training:resume", "does a run that was cut off end with the same weights?"),
     Step("sharded", 20, "star.bench.gpu.training:sharded", "FSDP2 of one process: the same to the bit?"),
     Step("judges", 30, "star.bench.gpu.judges:judges", "CLIP-H, Mask2Former and the autoencoder"),
+    Step("compile", 100, "star.bench.gpu.compiled:compiled", "what compiling the blocks takes, and gives"),
 )

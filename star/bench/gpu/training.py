@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from star.models.sd3 import SD3, add_lora
 from star.models.sharding import shard
 from star.models.text import TextCache
 from star.tasks import Task
+from star.training.machine import compute_deterministically
 from star.training.rollout import plan
 from star.training.trainer import Trainer
 
@@ -166,10 +168,20 @@ def resume(bench: Bench) -> Iterator[Figure]:
     taken: dict[str, float] = {}
     for deterministic in (False, True):
         label = "deterministic" if deterministic else "default"
-        yield from attempt(label, partial(_resumed, bench, base, initial, label, deterministic, taken))
-        torch.use_deterministic_algorithms(False)
+        with only_deterministic() if deterministic else nullcontext():
+            yield from attempt(label, partial(_resumed, bench, base, initial, label, deterministic, taken))
     if len(taken) == 2:
         yield Figure("deterministic / default", taken["deterministic"] / taken["default"])
+
+
+@contextmanager
+def only_deterministic() -> Iterator[None]:
+    """Kernels that give the same digits every time, as with ``train.deterministic``, and afterwards any again."""
+    compute_deterministically()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _resumed(
@@ -215,21 +227,24 @@ def _equal(one: str, other: str) -> str:
 
 
 def sharded(bench: Bench) -> Iterator[Figure]:
-    """FSDP2 of every block among a single process: it must change nothing but the time."""
+    """FSDP2 of every block among a single process, which gathers nothing: it must change nothing but the time."""
     base = bench.base(bench.config())
     passes = Passes(bench, base, bench.sizes.micro_batch)
     yield from _paced(passes, "whole")
-    whole, again = _results(passes), _results(passes)
+    with only_deterministic():
+        whole, again = _results(passes), _results(passes)
     yield from _compared("two passes of the whole", whole, again)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
     try:
+        distributed.all_reduce(torch.zeros(1, device=bench.device))  # or the backend would not be tried at all
         started = time.perf_counter()
         shard(base.transformer, base.trained.values(), bench.device)
         free()
         yield Figure("sharding", time.perf_counter() - started, "s")
         yield from _paced(passes, "sharded")
-        yield from _compared("whole and sharded", whole, _results(passes))
+        with only_deterministic():
+            yield from _compared("whole and sharded", whole, _results(passes))
     finally:
         distributed.destroy_process_group()
 

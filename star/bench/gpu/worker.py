@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from star.bench.gpu.figures import forget_peak, free, reason
+from star.bench.gpu.figures import finite, forget_peak, free, reason
 from star.bench.gpu.steps import Step
 from star.common.errors import RunStopped
 from star.common.machine import PACKAGES
@@ -135,7 +135,7 @@ def measured(step: Step, bench: Any) -> Iterator[Message]:
     try:
         forget_peak(bench.device)
         for figure in import_path(step.measure, step.name)(bench):
-            yield {"figure": asdict(figure)}
+            yield {"figure": asdict(finite(figure))}
     except Exception as error:
         end = {"state": "failed", "reason": reason(error)}
     else:
