@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from star.common import vocabulary
 from star.common.errors import UserError
 from star.common.files import weights_digest
+from star.common.hub import cached
 
 
 class Published(NamedTuple):
@@ -37,7 +37,7 @@ def locate(source: Source, user: str, only: str = "") -> Path:
         return Path(source)
     repository, revision = source if isinstance(source, Published) else (str(source), None)
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        return cached(repository, revision)
     except (OSError, ValueError) as error:  # not in the cache; no name that a repository could have
         at = f" --revision {revision}" if revision else ""
         raise UserError(

@@ -13,6 +13,7 @@ import yaml
 
 from star.common.errors import UserError
 
+RUNTIME = "paddlepaddle>=3.2,!=3.3.0,!=3.3.1"  # those two fail on CPUs by oneDNN (PaddlePaddle/Paddle#77340)
 # Names a folder of local models: det/ and rec/, each with inference.yml and the model's file.
 MODELS_VARIABLE = "STAR_PADDLEOCR_MODELS"
 # What 3.x picks for English and PP-OCRv4. 2.9.1 has the same recogniser, but an English PP-OCRv3 detector.
@@ -32,6 +33,8 @@ SETTINGS = {
     "use_textline_orientation": False,
     "device": "cpu",
 }
+# As in 2.9.1, where oneDNN has to be asked for.
+BY_PADDLE = {"cpu_threads": 1, "enable_mkldnn": False}
 
 
 class Paddle:
@@ -55,13 +58,11 @@ class Paddle:
         try:
             installed = version("paddleocr")
         except PackageNotFoundError:
-            raise UserError(
-                "the ocr engine paddleocr is not installed: pip install 'star-rl[paddleocr]' paddlepaddle"
-            ) from None
+            raise UserError("the ocr engine paddleocr is not installed: pip install 'star-rl[paddleocr]'") from None
         folder = models or os.environ.get(MODELS_VARIABLE)
         self._models = _local_models(Path(folder)) if folder else _hub_models()
         if "engine" not in self._models and find_spec("paddle") is None:
-            raise UserError("paddleocr needs PaddlePaddle to run its models: pip install paddlepaddle")
+            raise UserError(f"paddleocr needs PaddlePaddle to run its models: pip install '{RUNTIME}'")
         self._flow_grpo_compat = flow_grpo_compat
         names = [self._models[f"text_{role}_model_name"] for role in ("detection", "recognition")]
         variant = ["flow_grpo_compat"] if flow_grpo_compat else []
@@ -91,7 +92,7 @@ def _hub_models() -> dict[str, Any]:
     return {
         "text_detection_model_name": DETECTOR,
         "text_recognition_model_name": RECOGNISER,
-        "cpu_threads": 1,
+        **BY_PADDLE,
     }
 
 
@@ -103,7 +104,7 @@ def _local_models(folder: Path) -> dict[str, Any]:
         arguments[f"text_{role}_model_dir"] = str(folder / part)
     if all((folder / part / "inference.onnx").exists() for part in ("det", "rec")):
         return arguments | {"engine": "onnxruntime", "engine_config": {"intra_op_num_threads": 1}}
-    return arguments | {"cpu_threads": 1}
+    return arguments | BY_PADDLE
 
 
 def _model_name(file: Path) -> str:

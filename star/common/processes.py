@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -41,7 +42,19 @@ def joined(**options: Any) -> Accelerator:
         raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None
     if accelerator.device.type not in ("cpu", "cuda"):
         raise UserError(f"this runs on CPUs and NVIDIA GPUs, not on {accelerator.device.type}; the environment has {asked()}")
+    if accelerator.num_processes > 1:
+        _meet()
     return accelerator
+
+
+@cache
+def _meet() -> None:
+    """Wait for all processes once, before anything that takes time or may fail on one of them.
+
+    NCCL connects them when they first tell each other something, and waits without end for one that has died before that.
+    """
+    with together():
+        PartialState().wait_for_everyone()
 
 
 def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:

@@ -40,8 +40,8 @@ FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
 
 def attempt(
     folder: Path, words: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
-) -> Generator[None, None, None]:
-    """Run a command for a cell, yielding about every second until it has ended.
+) -> Generator[None, None, int]:
+    """Run a command for a cell to its exit code, yielding about every second until it has ended.
 
     Its output goes to ``log.txt``, and how it ended into ``attempts.jsonl``. An attempt that the caller gives up ends its
     processes. Two attempts at a cell never run at once: the later one waits, also for one whose matrix was killed.
@@ -61,6 +61,7 @@ def attempt(
             reason = _reason(folder / "log.txt", start, code) if code else None
             seconds = round(time.monotonic() - started, 1)
             append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
+    return code
 
 
 def carry_out(

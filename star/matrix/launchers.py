@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from star import config as settings
-from star.common.errors import UserError, one_line
+from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import write_text
 from star.common.machine import cores
 from star.config.schema import COUNT, MINUTES
@@ -33,6 +33,7 @@ from star.matrix.commands import POLL_SECONDS, attempt, carry_out
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
 FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
+CPUS_OF_A_GPU = 8  # its process, the thread of its judge and readers of text
 
 Event = tuple[Cell, State, str]
 """What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
@@ -60,7 +61,7 @@ class Submitit:
     Attributes:
         cluster: ``slurm``, or ``local`` to try it without one.
         nodes, gpus_per_node: of a job; with several GPUs in all the cell runs through accelerate.
-        cpus: per node.
+        cpus: per node; null for :data:`CPUS_OF_A_GPU` of each GPU.
         partition: null for the cluster's default.
         timeout: minutes, after which a job goes back into the queue.
         additional: further options of sbatch by their long names.
@@ -69,7 +70,7 @@ class Submitit:
     cluster: str
     nodes: int
     gpus_per_node: int
-    cpus: int
+    cpus: int | None
     partition: str | None
     timeout: int
     additional: dict[str, str] = field(default_factory=dict)
@@ -128,7 +129,17 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
             f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
             f"{len(gpus)} GPUs"
         )
+    if idle := len(gpus) - at_once * options.gpus_per_node:
+        _tell_idle(idle, len(gpus))
     return _local(cells, options, at_once, gpus)
+
+
+def _tell_idle(idle: int, gpus: int) -> None:
+    print(
+        f"star: note: {idle} of {gpus} GPUs are not used; launcher.gpus_per_node={gpus} spreads each run over all of them, "
+        f"launcher.at_once={gpus} makes {gpus} runs side by side",
+        file=sys.stderr,
+    )
 
 
 def side_by_side(options: Options) -> int:
@@ -173,7 +184,7 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
 
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
-    waiting, running, free = list(cells), dict[Cell, tuple[Generator, int]](), list(range(at_once))
+    waiting, running, free = list(cells), dict[Cell, tuple[Generator[None, None, int], int]](), list(range(at_once))
     before = {cell: len(attempts(cell.folder)) for cell in cells}
     with ExitStack() as stack:
         while waiting or running:
@@ -181,7 +192,9 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
                 cell, place = waiting.pop(0), free.pop(0)
                 words = [*command(cell, options, port=_free_port()), *_folder_word(cell)]
                 share = _share(place, at_once, gpus, options.gpus_per_node)
-                running[cell] = stack.enter_context(closing(attempt(cell.folder, words, share))), place
+                going = attempt(cell.folder, words, share)
+                stack.callback(going.close)
+                running[cell] = going, place
             for cell, (going, place) in list(running.items()):
                 if next(going, State.DONE) is State.DONE:
                     del running[cell]
@@ -244,18 +257,28 @@ class Job:
         words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
         words += _folder_word(self.cell)
         if node == 0:
-            for _ in attempt(self.cell.folder, words):
-                pass
+            code = _ended(attempt(self.cell.folder, words))
         else:
             with open(self.cell.folder / f"log-{node}.txt", "ab") as log:
-                for _ in carry_out(words, log):
-                    pass
+                code = _ended(carry_out(words, log))
+        if code:
+            # The other nodes would wait for this one's processes until the job's time is up: a task that fails ends them.
+            raise RunStopped(f"node {node} of {self.cell.label} ended with exit code {code}")
 
     def checkpoint(self) -> Any:
         """What is put back into the queue when the job's time is up."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _ended(going: Generator[None, None, int]) -> int:
+    """The exit code of a command, once it has ended."""
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return int(end.value)
 
 
 def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
@@ -291,6 +314,7 @@ def _submit(cell: Cell, options: Submitit) -> Any:
     import submitit
 
     cell.folder.mkdir(parents=True, exist_ok=True)
+    cpus = options.cpus or CPUS_OF_A_GPU * options.gpus_per_node
     try:
         executor = submitit.AutoExecutor(cell.folder / "slurm", options.cluster, slurm_max_num_timeout=RESTARTS)
         executor.update_parameters(
@@ -298,12 +322,12 @@ def _submit(cell: Cell, options: Submitit) -> Any:
             nodes=options.nodes,
             tasks_per_node=1,
             gpus_per_node=options.gpus_per_node,
-            cpus_per_task=options.cpus,
+            cpus_per_task=cpus,
             timeout_min=options.timeout,
             slurm_partition=options.partition,
             slurm_additional_parameters=options.additional,
-            # SLURM 22.05 to 23.02 does not hand this from sbatch to srun, and a run would have one core.
-            slurm_srun_args=[f"--cpus-per-task={options.cpus}"],
+            # SLURM 22.05 to 23.02 does not hand the first from sbatch to srun, and a run would have one core.
+            slurm_srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
         job = executor.submit(Job(cell, options))
     except (RuntimeError, ValueError, OSError) as error:

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from star.common.errors import UserError
 from star.common.files import read_json
+from star.common.hub import cached
 from star.common.shipped import MINI_BASE
 from star.config import ModelConfig
 
@@ -32,7 +32,7 @@ def located(model: str) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(snapshot_download(model, revision=REVISIONS.get(model), local_files_only=True))
+        return cached(model, REVISIONS.get(model))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 

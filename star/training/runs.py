@@ -145,7 +145,9 @@ class Kept:
         rows = read_rows(file)
         known = bool(rows) and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol)
         told = fault(folder, ROWS, VERDICTS)
-        if known and not told and (folder / VERDICTS).exists():
+        done = known and not told and (folder / VERDICTS).exists()
+        processes.check_agreed(done, str(file))
+        if done:
             return rows
         if PartialState().is_main_process:
             check_room(folder, "what is measured")

@@ -228,7 +228,16 @@ class Trainer:
         config, train = self.config, self.config.train
         images = train.epochs * train.groups * train.group_size
         what = f"{config.method.name} on {config.task.name}, seed {config.seed}: {train.epochs} epochs, {images:,} images"
-        note(f"{what}, in {self.folder.path}" + (f"; goes on after epoch {done}" if done else ""))
+        ranks = self.accelerator.num_processes
+        where = f"in {self.folder.path}" + (f", by {ranks} processes" if ranks > 1 else "")
+        note(f"{what}, {where}" + (f"; goes on after epoch {done}" if done else ""))
+        parts = train.groups * train.group_size // train.micro_batch // train.updates_per_epoch
+        if parts % ranks:
+            idle = 1 - parts / (ranks * math.ceil(parts / ranks))
+            note(
+                f"{parts} micro-batches an update are no multiple of {ranks} processes, which idle for {idle:.0%} of it; "
+                "train.micro_batch and train.groups decide how many there are"
+            )
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """Sample, score and update once; gives the epoch's figures."""

@@ -227,7 +227,7 @@ def test_the_small_base_is_run_dry_with_its_own_autoencoder(monkeypatch, tmp_pat
 
 def test_published_models_are_meant_at_a_commit(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(sources, "snapshot_download", lambda name, **how: asked.append((name, how["revision"])) or tmp_path)
+    monkeypatch.setattr(sources, "cached", lambda name, revision: asked.append((name, revision)) or tmp_path)
     for name in TRANSFORMERS:
         assert sources.located(name) == tmp_path and asked[-1] == (name, sources.REVISIONS[name])
         assert re.fullmatch(f"hf download {name} --revision [0-9a-f]{{40}}", sources.download(name))

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import types
@@ -105,7 +106,7 @@ class FakePaddleOCR:
         text_recognition_model_dir text_recognition_batch_size use_doc_orientation_classify use_doc_unwarping
         use_textline_orientation text_det_limit_side_len text_det_limit_type text_det_max_side_limit text_det_thresh
         text_det_box_thresh text_det_unclip_ratio text_rec_score_thresh lang ocr_version device engine engine_config
-        cpu_threads""".split()  # noqa: SIM905
+        cpu_threads enable_mkldnn""".split()  # noqa: SIM905
 
     def __init__(self, **arguments):
         assert arguments.keys() <= set(self.ARGUMENTS)
@@ -162,6 +163,7 @@ def test_paddle_uses_the_published_settings(fake):
             "use_textline_orientation": False,
             "device": "cpu",
             "cpu_threads": 1,
+            "enable_mkldnn": False,
         }
     ]
 
@@ -205,7 +207,8 @@ def test_what_paddle_lacks_is_told(fake, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="rec/inference.yml does not name its model"):
         Paddle(models=broken)
     monkeypatch.setattr(paddle, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install paddlepaddle"):
+    assert f'"{paddle.RUNTIME}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    with pytest.raises(UserError, match=re.escape(f"pip install '{paddle.RUNTIME}'")):
         engine("paddleocr")
 
     def missing(name):

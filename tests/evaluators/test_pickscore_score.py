@@ -100,14 +100,13 @@ def test_the_name_follows_the_weights(folder, tmp_path):
 
 
 def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeypatch):
-    def cached(repository, revision, local_files_only):
-        assert local_files_only
+    def cached(repository, revision):
         if repository != pickscore.MODEL.repository:
             raise LocalEntryNotFoundError("not here")
         assert revision == "a4e4367c6dfa7288a00c550414478f865b875800"
-        return str(folder)
+        return folder
 
-    monkeypatch.setattr(hub, "snapshot_download", cached)
+    monkeypatch.setattr(hub, "cached", cached)
     assert PickScore(pickscore.MODEL).name == f"PickScore_v1@{folder.name[:8]}"
     with pytest.raises(UserError, match="`hf download laion/CLIP-ViT-H-14.* --revision 1c2b8495.* gets it"):
         pickscore.engine("pickscore")

@@ -13,11 +13,12 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.matrix import commands, launchers
 from star.matrix.cells import Cell, State, expand
 from star.matrix.launchers import Job, command, launch, load
@@ -26,6 +27,7 @@ from star.matrix.launchers import Job, command, launch, load
 FAKE_STAR = """
 import json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 place = [os.environ.get(name, "-") for name in names]
 Path(f"started-{place[0]}").write_text(" ".join(place + sys.argv[1:]))
@@ -288,8 +290,37 @@ def test_the_job_script_asks_for_what_was_configured(cell, slurm):
     wanted |= {"time": "90", "account": "lab", "job-name": "ocr-star-seed-0"}
     assert {name: asked[name] for name in wanted} == wanted
     assert "USR2@" in asked["signal"]
-    assert re.search(r"^srun .*--cpus-per-task=32 .*submitit.core._submit .*/slurm$", script, re.MULTILINE)
+    srun = r"^srun .*--cpus-per-task=32 .*--kill-on-bad-exit=1 .*submitit.core._submit .*/slurm$"
+    assert re.search(srun, script, re.MULTILINE)
     assert (slurm / "where").read_text().strip() == os.getcwd()
+
+
+def test_every_gpu_of_a_job_has_cores(cell, slurm):
+    events = launch([cell], load([word for word in WORDS if "cpus" not in word]))
+    next(events)
+    events.close()
+    assert re.search("^#SBATCH --cpus-per-task=64$", (slurm / "script").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_node_whose_processes_failed_ends_the_job(cell, monkeypatch, node):
+    """Its task fails, which by srun's --kill-on-bad-exit ends those that would wait for it."""
+    environment = SimpleNamespace(node=node, job_id="7", hostnames=["one", "other"])
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: environment)
+    monkeypatch.setitem(commands.MODULES, "accelerate", "no_such_module")
+    cell.folder.mkdir(parents=True)
+    with pytest.raises(RunStopped, match=f"node {node} of ocr star seed 0 ended with exit code 1"):
+        Job(cell, load(["launcher=submitit", "launcher.nodes=2"]))()
+
+
+@pytest.mark.parametrize(("words", "idle"), [([], 3), (["launcher.at_once=2"], 2), (["launcher.gpus_per_node=4"], 0)])
+def test_gpus_that_nothing_would_use_are_told(finishing, monkeypatch, capsys, words, idle):
+    monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1", "4", "5"])
+    launch([finishing], load(words)).close()
+    told = capsys.readouterr().err
+    assert (
+        (told == "") if idle == 0 else told.startswith(f"star: note: {idle} of 4 GPUs are not used; launcher.gpus_per_node=4 ")
+    )
 
 
 def test_a_matrix_that_is_started_again_watches_the_job_that_is_queued(cell, slurm, capsys):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +93,28 @@ def test_a_run_says_what_it_trains_and_after_which_epoch_it_goes_on(cut_off, cap
     images = f"{train.epochs * train.groups * train.group_size:,}"
     told = f"star: note: star on geneval, seed 0: 3 epochs, {images} images, in {folder}; goes on after epoch 2\n"
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ranks", "told"), [(1, ""), (2, ", by 2 processes"), (3, ", by 3 processes")])
+def test_processes_are_told_and_what_of_them_idles(make_config, capsys, ranks, told):
+    trainer = Trainer(make_config("train.groups=4", "train.group_size=4", "train.micro_batch=2"), RedTask())
+    trainer.accelerator = SimpleNamespace(num_processes=ranks)
+    trainer._announce(0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith(f", in {trainer.folder.path}{told}")
+    assert trainer.config.train.updates_per_epoch == 2
+    idle = "star: note: 4 micro-batches an update are no multiple of 3 processes, which idle for 33% of it; "
+    assert [line.startswith(idle) for line in lines[1:]] == [True] * (ranks == 3)
+
+
+def test_processes_agree_on_whether_an_evaluation_is_done(make_config, monkeypatch):
+    """Or one would leave, and the others wait for what it draws."""
+    asked = []
+    monkeypatch.setattr("star.common.processes.check_agreed", lambda value, what: asked.append((value, Path(what).name)))
+    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    runs.trained(config)
+    runs.trained(config)
+    assert [value for value, what in asked if what == "rows.json"] == [False, True]
 
 
 def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
