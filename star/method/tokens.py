@@ -6,6 +6,7 @@ T5.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -76,9 +77,12 @@ def _overlaps(
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
     for row, (prompt, own) in enumerate(zip(prompts, spans, strict=True)):
-        core = {at for start, end in own for at in range(start, end) if not prompt[at].isspace()}
-        tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][row])
-        for column, (token, (start, end)) in enumerate(zip(tokens, batch["offset_mapping"][row], strict=True)):
-            # T5's bare word mark claims the first letter of the word that follows; added tokens have empty offsets.
-            mask[row, column] = token != "▁" and not core.isdisjoint(range(start, end))
+        core = np.zeros(len(prompt) + 1, dtype=int)  # how many core letters there are before a place
+        for start, end in own:
+            core[start + 1 : end + 1] = [not letter.isspace() for letter in prompt[start:end]]
+        core = core.cumsum()
+        start, end = np.array(batch["offset_mapping"][row]).T  # empty for added tokens
+        for column in np.flatnonzero(core[start] < core[end]).tolist():
+            # T5's bare word mark claims the first letter of the word that follows.
+            mask[row, column] = tokenizer.convert_ids_to_tokens(batch["input_ids"][row][column]) != "▁"
     return mask

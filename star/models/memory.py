@@ -76,7 +76,9 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     """
     size = SIZES[config.model.dtype]
     total, trained = _parameters(config, shape)
-    transformer = size * total
+    # The table of positions is no parameter, and every GPU has all of it.
+    table = size * shape["pos_embed_max_size"] ** 2 * shape["num_attention_heads"] * shape["attention_head_dim"]
+    transformer = size * total + table
     # Of sharded weights a GPU holds its part and two blocks, the one that computes and the next, which is being gathered.
     part = min(1, 1 / processes + 2 / shape["num_layers"]) if config.model.shard else 1
     if others is None:
@@ -92,7 +94,8 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     embeddings = KEPT_TEXTS * size * (CLIP_LENGTH + config.model.text_length) * shape["joint_attention_dim"]
     return Need(
         parameters=total,
-        gpu=part * transformer
+        gpu=part * size * total
+        + table
         + TRAINED_BYTES * trained
         + beside
         + trajectory_bytes(config, shape, processes)

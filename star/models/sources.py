@@ -77,13 +77,18 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 def fingerprint(model: str) -> str:
     """What tells a model from another under the same name, in a moment: a digest of its files' names, sizes and some parts of
-    each, the smaller ones whole. Empty if the model is not on this machine."""
+    each, the smaller ones whole. Empty if the model is not on this machine.
+
+    Of a pipeline the files of its parts count, not what a repository holds beside them, nor copies of them in half precision.
+    """
     folder = located(model)
     if folder is None:
         return ""
+    index = read_json(folder / "model_index.json")
+    parts = [folder / name for name in index if not name.startswith("_")] if isinstance(index, dict) else [folder]
     total = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix not in MODEL_FILES or not file.is_file():
+    for file in sorted({file for part in parts for file in part.rglob("*")}):
+        if file.suffix not in MODEL_FILES or ".fp16" in file.name or not file.is_file():
             continue
         size = file.stat().st_size
         total.update(f"{file.relative_to(folder)} {size}\n".encode())

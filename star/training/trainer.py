@@ -138,6 +138,10 @@ class Trainer:
             self._check_shares()
         # Blocks that the model does not have are told before anything is written.
         self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        if map_maker(config.method.arm):
+            # So are prompts whose core words the text encoders never see.
+            prompts = self.task.train
+            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
         self.schedule = self.base.schedule(config.sampling.steps)
         _, height, width = self.base.latent_shape
         method = config.method

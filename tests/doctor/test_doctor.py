@@ -225,6 +225,27 @@ def test_the_small_base_is_run_dry_with_its_own_autoencoder(monkeypatch, tmp_pat
     assert run.rollout.seconds > 0 and run.ratio_error <= run.tolerance
 
 
+def test_a_gpu_runs_dry_in_the_precision_of_the_run(monkeypatch):
+    """Whose rounding is what the first update is to tell."""
+    for gpu, dtype in ((True, "float16"), (False, "bfloat16")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        wanted = load(["scale=paper"])
+        assert wanted.model.dtype == "float16"
+        assert dry_run._settings(["scale=paper"], wanted).model.dtype == dtype
+
+
+def test_a_model_is_told_by_the_files_of_its_parts(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "model")
+    known = sources.fingerprint(str(folder))
+    (folder / "text_encoders").mkdir()
+    for beside in ("sd3.5_medium.safetensors", "text_encoders/t5.safetensors", "transformer/model.fp16.safetensors"):
+        (folder / beside).write_bytes(b"not loaded")
+    assert sources.fingerprint(str(folder)) == known
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text() + " ")
+    assert sources.fingerprint(str(folder)) != known
+
+
 def test_published_models_are_meant_at_a_commit(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(sources, "cached", lambda name, revision: asked.append((name, revision)) or tmp_path)

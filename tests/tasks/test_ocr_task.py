@@ -81,11 +81,17 @@ def test_paper_prompts_come_from_the_published_files(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="data/ocr/test.txt is missing; `star data ocr`"):
         _ = task.test
     content = b'A cake "Happy Day" on it\nA "No Entry" sign'
-    published = {"test.txt": data.Published(2, hashlib.sha256(content).hexdigest())}
+    lines = b'A "Stop" sign\nA 5" pipe\nAn empty "" one\nNo text at all'
+    published = {
+        "test.txt": data.Published(2, hashlib.sha256(content).hexdigest()),
+        "train.txt": data.Published(4, hashlib.sha256(lines).hexdigest()),
+    }
     monkeypatch.setattr(data, "FILES", {"ocr": published})
     folder = tmp_path / "data" / "ocr"
     folder.mkdir(parents=True)
     (folder / "test.txt").write_bytes(content)
+    (folder / "train.txt").write_bytes(lines)
+    assert task.train == [Prompt('A "Stop" sign', ((3, 7),))], "lines that quote no text cannot be trained on"
     assert task.test == [
         Prompt('A cake "Happy Day" on it', ((8, 17),)),
         Prompt('A "No Entry" sign', ((3, 11),)),

@@ -15,6 +15,7 @@ from star.common.errors import RunStopped, UserError
 from star.config import to_yaml
 from star.method.objective import policy_loss
 from star.models.sd3 import SD3
+from star.tasks import Prompt
 from star.training import rollout
 from star.training.judging import Beside
 from star.training.rollout import Sample, Trajectory, plan, sample, thumbnails, trained_steps
@@ -144,6 +145,18 @@ def test_learning_rate_of_every_update(make_config, monkeypatch, schedule, rates
     monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(trainer.optimizer.param_groups[0]["lr"]))
     trainer.run()
     assert seen == pytest.approx(rates)
+
+
+def test_core_words_that_no_encoder_sees_are_told_before_the_work(make_config):
+    """And not in the epoch that draws their prompt, where a resumed run would come to the same end."""
+    task = RedTask()
+    text = "very " * 200 + "red circle"
+    task.train = [*task.train, Prompt(text, ((len(text) - 6, len(text)),))]
+    config = make_config("method=star")
+    with pytest.raises(UserError, match=r"no token of its core words \('circle'\) is among the columns"):
+        Trainer(config, task)
+    assert not Path(config.run).exists()
+    Trainer(make_config("method=flow_grpo"), task)  # which asks nothing of them
 
 
 def test_training_raises_the_reward(make_config):
