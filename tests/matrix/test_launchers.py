@@ -313,6 +313,11 @@ def test_a_node_whose_processes_failed_ends_the_job(cell, monkeypatch, node):
         Job(cell, load(["launcher=submitit", "launcher.nodes=2"]))()
 
 
+def test_without_a_gpu_nothing_is_said_of_them(finishing, capsys):
+    launch([finishing], load(["launcher.at_once=2"])).close()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("words", "idle"), [([], 3), (["launcher.at_once=2"], 2), (["launcher.gpus_per_node=4"], 0)])
 def test_gpus_that_nothing_would_use_are_told(finishing, monkeypatch, capsys, words, idle):
     monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1", "4", "5"])
