@@ -129,7 +129,7 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
             f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
             f"{len(gpus)} GPUs"
         )
-    if (idle := len(gpus) - at_once * options.gpus_per_node) > 0:
+    if cells and (idle := len(gpus) - at_once * options.gpus_per_node) > 0:
         _tell_idle(idle, len(gpus))
     return _local(cells, options, at_once, gpus)
 
