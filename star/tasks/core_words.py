@@ -97,3 +97,11 @@ def _merged(spans: list[Span]) -> list[Span]:
         else:
             merged.append((start, end))
     return merged
+
+
+def spans_if_any(task: str, prompt: str) -> list[Span]:
+    """The :func:`core_spans` of a prompt that may have none, as some of those that were published have."""
+    try:
+        return core_spans(task, prompt)
+    except UserError:
+        return []

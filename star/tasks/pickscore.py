@@ -1,10 +1,8 @@
 """Prompts for pictures that people like: at the mini scale one or two shapes, at the paper's Pick-a-Pic's."""
 
 from evaluators.geneval import prompts as geneval
-from star.common.errors import UserError
-from star.method.tokens import Span
 from star.tasks import Prompt
-from star.tasks.core_words import core_spans
+from star.tasks.core_words import spans_if_any
 from star.tasks.prompt_files import load_prompts
 
 EVALUATOR = "pickscore"
@@ -38,11 +36,4 @@ def _of(record: geneval.Record) -> Prompt:
 
 
 def _prompt(text: str, record: geneval.Record | None = None) -> Prompt:
-    return Prompt(text, tuple(_spans(text)), record or {})
-
-
-def _spans(text: str) -> list[Span]:
-    try:
-        return core_spans("pickscore", text)
-    except UserError:  # nothing but stop words
-        return []
+    return Prompt(text, tuple(spans_if_any("pickscore", text)), record or {})
