@@ -82,7 +82,8 @@ class Evaluator(Protocol):
 
         Returns:
             A function that waits, and gives for each image plain values by name, among them ``reward``, the training reward,
-            and ``stratum``, within which comparisons average before they average over strata.
+            and ``stratum``, within which comparisons average before they average over strata, as the main score must too:
+            one whose score is a plain mean gives all images the same.
         """
         ...
 

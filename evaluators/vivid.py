@@ -52,8 +52,8 @@ class Vivid:
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
         """The returned function does the work: detectors compute where the model does."""
         return lambda: [
-            {"stratum": prompt.target["tag"], **_vividness(image, masks)}
-            for prompt, image, masks in zip(prompts, images, self._masks(prompts, images), strict=True)
+            {"stratum": "all", **_vividness(image, masks)}
+            for image, masks in zip(images, self._masks(prompts, images), strict=True)
         ]
 
     def places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:

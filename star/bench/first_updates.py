@@ -93,8 +93,8 @@ def run(words: Sequence[str]) -> Shown:
         measure(arms, asked, task, folder)
     table = rows(asked, config, folder, hashed)
     write(table.assign(reward=table["reward"].map(repr)), out, "first_updates", ["task", "arm", "seed", "config_hash"])
-    title = f"{config.task.name}: reward gained over the untrained model, after the first of {asked.epochs} epochs"
-    return shown(title, gains(table), len(asked.seeds), f"all rewards: {out}; trainings: {folder}")
+    title = f"{config.task.name}: reward gained over the untrained model, after the first epoch"
+    return shown(title, gains(table), f"all rewards: {out}; trainings: {folder}")
 
 
 def parse(words: Sequence[str]) -> Asked:
@@ -162,23 +162,25 @@ def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> li
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
-    """The rewards of every epoch, with the columns of :data:`star.records.first_updates.COLUMNS` and what computed them."""
+    """The rewards of every epoch, of those too that only an earlier command asked for, with the columns of
+    :data:`star.records.first_updates.COLUMNS` and what computed them."""
     train, found = config.train, []
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
             done = _made(_file(folder, seed, arm))
-            for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
+            for epoch, reward in enumerate(done["rewards"]):
                 updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
                 facts = (updates, train.lr, reward, done["commit"], hashed, done.get(MACHINE, ""))
                 found.append((config.task.name, arm, seed, epoch + 1, *facts))
     return pd.DataFrame(found, columns=[*COLUMNS, MACHINE])
 
 
-def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:
+def shown(title: str, found: Sequence[Gain], below: str) -> Shown:
     """The gains as a table."""
     lines: list[tuple[str, ...]] = [
         (
             one.arm,
+            f"{one.seeds} x {one.epochs}",
             signed(one.gain, 4),
             MISSING if one.difference is None else signed(one.difference, 4),
             MISSING if one.p is None else f"{one.p:.2g}",
@@ -186,8 +188,8 @@ def shown(title: str, found: Sequence[Gain], seeds: int, below: str) -> Shown:
         )
         for one in found
     ]
-    columns = ("arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "p", "gain over\nFlow-GRPO's")
-    return Shown(f"{title}; {seeds} seeds", columns, lines, below)
+    columns = ("arm", "seeds x\nepochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "p", "gain over\nFlow-GRPO's")
+    return Shown(title, columns, lines, below)
 
 
 def _ratio(gain: Gain) -> str:

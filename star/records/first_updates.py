@@ -1,5 +1,6 @@
 """What the first updates of trainings gain: the rows of ``star bench first_updates``, and what they say of the arms."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +23,19 @@ class Gain:
 
     Attributes:
         arm: its name.
+        seeds: that it, Flow-GRPO and the untrained model have.
+        epochs: that these have in each of them, the first among them.
         gain: mean over seeds of the reward above that of the untrained model, 95 % by Student's t.
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
         p: of the difference, two-sided, by Student's t; None where there is none, or one seed.
         detectable: the difference that so many seeds find in four of five cases; None likewise.
-        ratio: gain over Flow-GRPO's, both summed over seeds.
+        ratio: gain over Flow-GRPO's of the same seeds and epochs, both summed over seeds.
         stderr: of the ratio, by the jackknife over seeds; not a number with one seed.
     """
 
     arm: str
+    seeds: int
+    epochs: int
     gain: Estimate
     difference: Estimate | None
     p: float | None
@@ -39,43 +44,56 @@ class Gain:
     stderr: float
 
 
-def gains_by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The reward above the untrained model's on the same prompts and noise, mean over all epochs but the first.
 
     The first epoch is drawn before the first update, so that all arms have the same rewards in it.
 
     Args:
         rows: of one task and one configuration, with the columns ``arm``, ``seed``, ``epoch`` and ``reward``.
+        arms: which. Others do not matter to them.
 
     Returns:
-        a row for each seed that all arms have, a column for each arm but the untrained, in the order of the rows.
+        a row for each seed and a column for each arm, and how many epochs, with the first, the means are of: as many as most
+        seeds have of all arms. Seeds with fewer are left out.
     """
-    later = rows[rows["epoch"] > 1]
-    rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward", sort=False).dropna()
-    above = rewards.sub(rewards[UNTRAINED], axis=0).drop(columns=UNTRAINED)
-    found: pd.DataFrame = above.groupby("seed").mean()
-    return found
+    later = rows[(rows["epoch"] > 1) & rows["arm"].isin([*arms, UNTRAINED])]
+    rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward")
+    rewards = rewards.reindex(columns=[*arms, UNTRAINED]).dropna()
+    found = rewards.groupby("seed").size()
+    count = int(found.mode().max()) if len(found) else 0
+    above = rewards.sub(rewards[UNTRAINED], axis=0)[list(arms)]
+    above = above[above.index.get_level_values("seed").isin(found.index[found >= count])]
+    means: pd.DataFrame = above.groupby("seed").head(count).groupby("seed").mean()
+    return means, count + 1
 
 
 def gains(rows: pd.DataFrame) -> list[Gain]:
-    """What each arm gained, and how that compares with Flow-GRPO's gain; none if there is no seed that all have.
+    """What each arm gained, and how that compares with Flow-GRPO's gain, on all seeds that both have.
 
     Args:
         rows: as for :func:`gains_by_seed`.
+
+    Returns:
+        the arms in the order of the rows, without those that have no seed with Flow-GRPO.
     """
-    by_seed = gains_by_seed(rows)
-    return (
-        [] if by_seed.empty else [_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy()) for arm in by_seed]
-    )
+    found = []
+    for arm in rows["arm"][rows["arm"] != UNTRAINED].unique():
+        by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, REFERENCE])))
+        if len(by_seed):
+            found.append(_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy(), epochs))
+    return found
 
 
-def _gain(arm: str, own: np.ndarray, reference: np.ndarray) -> Gain:
+def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain:
     with np.errstate(invalid="ignore", divide="ignore"):  # where Flow-GRPO gains nothing there is no ratio
         ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
     apart = own - reference
     told = arm != REFERENCE
     return Gain(
         arm=arm,
+        seeds=len(own),
+        epochs=epochs,
         gain=mean_interval(list(own)),
         difference=mean_interval(list(apart)) if told else None,
         p=float(stats.ttest_1samp(apart, 0).pvalue) if told and len(own) > 1 else None,

@@ -7,12 +7,13 @@ from star.records.first_updates import Gain, gains
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
-COLUMNS = ["arm", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
+COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
 MEANING = (
     "Short trainings from the same weights, on the same prompts and noise: the mean reward of the epochs after the first, "
     "above that of the untrained model. Arms still draw nearly the same images, so a difference has far less noise than one "
-    "of whole trainings, and says as little of their ends as gradients do. Intervals are Student's t over seeds and p is of "
-    "one test, uncorrected; ± is a jackknife over seeds. The background must lose."
+    "of whole trainings, and says as little of their ends as gradients do. Each arm is compared with Flow-GRPO on the seeds and "
+    "epochs that both have. Intervals are Student's t over seeds and p is of one test, uncorrected; ± is a jackknife over seeds. "
+    "The background must lose."
 )
 
 
@@ -36,14 +37,14 @@ def _table(part: pd.DataFrame) -> Block:
     """One task and configuration."""
     first = part.iloc[0]
     commits = ", ".join(dict.fromkeys(part["commit"]))
-    epochs, updates, seeds = part["epoch"].max(), part["updates"].max(), part["seed"].nunique()
-    of = f"{first['task']}: {epochs} epochs, {updates} updates, learning rate {first['lr']:g}, {seeds} seeds, commit {commits}"
+    of = f"{first['task']}: learning rate {first['lr']:g}, {part['updates'].max()} updates at most, commit {commits}"
     return Table(of, COLUMNS, [_row(one) for one in gains(part)])
 
 
 def _row(one: Gain) -> list[str]:
+    measured = [one.arm, str(one.seeds), str(one.epochs), signed(one.gain, 4)]
     if one.difference is None:
-        return [one.arm, signed(one.gain, 4), *[MISSING] * 4]
+        return [*measured, *[MISSING] * 4]
     p = "< 0.0001" if one.p is not None and one.p < 0.0001 else number(one.p, 4)
     compared = [signed(one.difference, 4), number(one.detectable, 4), p, with_error(one.ratio, one.stderr, 2)]
-    return [one.arm, signed(one.gain, 4), *compared]
+    return [*measured, *compared]

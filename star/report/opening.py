@@ -85,9 +85,8 @@ def _beginnings(found: Collection) -> str:
     for part in parts(found.first_updates):
         star = next((one for one in gains(part) if one.arm == "star"), None)
         if star and star.difference:
-            task, seeds = part["task"].iloc[0], part["seed"].nunique()
-            times = with_error(star.ratio, star.stderr, 2)
-            told.append(f"{task} ({_seeds(seeds)}) {signed(star.difference, 4)}, {times} times Flow-GRPO's gain")
+            task, times = part["task"].iloc[0], with_error(star.ratio, star.stderr, 2)
+            told.append(f"{task} ({_seeds(star.seeds)}) {signed(star.difference, 4)}, {times} times Flow-GRPO's gain")
     return "; ".join(told)
 
 

@@ -83,7 +83,7 @@ def test_what_is_there_is_not_trained_again_and_more_is_added(words, monkeypatch
     monkeypatch.setattr(Trainer, "epoch", counted)
     before = table()
     first_updates.run([*words, "seed=2", "epochs=2"])
-    assert not begun and table() == [row for row in before if row["epoch"] != "3"]
+    assert not begun and table() == before  # fewer epochs take none away
     first_updates.run([*words, "seed=2", "epochs=2", "arms=flow_grpo,temporal"])
     assert begun == [(2, "temporal", "Trainer", number) for number in range(2)]
     begun.clear()
@@ -128,10 +128,15 @@ def test_gains_are_worked_out_by_hand():
         ],
         columns=["arm", "seed", "epoch", "reward"],
     )
-    both = gains_by_seed(rows)
-    assert list(both.index) == [0, 1] and both["flow_grpo"].tolist() == pytest.approx([0.15, 0.1])
-    three = [arm for arm in rewards if arm != "star@mix=1"]
-    flow, star = gains(rows[rows["arm"].isin(three)])
+    both, epochs = gains_by_seed(rows, ["star@mix=1", "flow_grpo"])
+    assert list(both.index) == [0, 1] and both["flow_grpo"].tolist() == pytest.approx([0.15, 0.1]) and epochs == 3
+    flow, star, further = gains(rows)
+    assert [(one.arm, one.seeds, one.epochs) for one in (flow, star, further)] == [
+        ("flow_grpo", 3, 3),
+        ("star", 3, 3),
+        ("star@mix=1", 2, 3),
+    ]
+    assert further.ratio == pytest.approx(1) and further.gain.value == pytest.approx(0.125)
     of_flow, of_star = [0.15, 0.1, 0.2], [0.2, 0.1, 0.25]
     apart = [own - other for own, other in zip(of_star, of_flow, strict=True)]
     assert (flow.arm, flow.ratio, flow.stderr, flow.difference, flow.p) == ("flow_grpo", 1.0, 0.0, None, None)
@@ -145,6 +150,24 @@ def test_gains_are_worked_out_by_hand():
     assert star.stderr == pytest.approx(math.sqrt(2 / 3 * sum((one - mean(left_out)) ** 2 for one in left_out)))
 
 
+def test_an_arm_of_other_seeds_or_epochs_changes_nothing_of_the_others():
+    def rows_of(arm, seeds, epochs):
+        reward = 0.5 + 0.01 * (arm != UNTRAINED) + 0.02 * (arm == "star")
+        return [(arm, seed, epoch, reward * (1 + 0.01 * seed * epoch)) for seed in seeds for epoch in range(1, epochs + 1)]
+
+    columns = ["arm", "seed", "epoch", "reward"]
+    full = [row for arm in (UNTRAINED, "flow_grpo", "star") for row in rows_of(arm, range(8), 6)]
+    before = gains(pd.DataFrame(full, columns=columns))
+    for seeds, epochs in (((0, 1), 6), (range(8), 2)):
+        *same, spatial = gains(pd.DataFrame([*full, *rows_of("spatial", seeds, epochs)], columns=columns))
+        assert same == before and (spatial.seeds, spatial.epochs) == (len(seeds), epochs)
+    assert gains(pd.DataFrame([*full, *rows_of("spatial", (9,), 6)], columns=columns)) == before
+    # A seed of STAR's with fewer epochs than most is left out of STAR's row alone.
+    short = [row for row in full if not (row[0] == "star" and row[1] == 3 and row[2] > 4)]
+    flow, star = gains(pd.DataFrame(short, columns=columns))
+    assert flow == before[0] and (star.seeds, star.epochs) == (7, 6)
+
+
 def test_one_seed_has_no_interval_and_none_in_common_no_figures():
     rows = [
         (arm, 0, epoch, reward) for arm, reward in ((UNTRAINED, 0.5), ("flow_grpo", 0.6), ("star", 0.7)) for epoch in (1, 2)
@@ -154,7 +177,7 @@ def test_one_seed_has_no_interval_and_none_in_common_no_figures():
     assert star.ratio == pytest.approx(2) and math.isnan(star.stderr)
     assert star.difference.interval is star.p is star.detectable is None
     table.loc[table["arm"] == "star", "seed"] = 1
-    assert gains(table) == []
+    assert [one.arm for one in gains(table)] == ["flow_grpo"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +216,7 @@ def test_the_command_prints_its_table(words, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         main()
     out = capsys.readouterr().out
-    assert not exit.value.code and "after the first of 2 epochs" in out and "results/mini/first_updates.csv" in out
+    assert not exit.value.code and "after the first epoch" in out and "2 x 2" in out and "results/mini/first_updates.csv" in out
     monkeypatch.setattr(sys, "argv", ["star", "bench", "first_updates", "--help"])
     with pytest.raises(SystemExit) as exit:
         main()

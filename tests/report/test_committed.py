@@ -15,6 +15,7 @@ from star.records.first_updates import gains
 from star.report.collection import collect
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, SCORE, planned
+from star.tasks import primary
 
 MINI = Path(__file__).parents[2] / "results" / "mini"
 SCORES = {"geneval": "geneval_official_macro", "ocr": "ocr_accuracy", "pickscore": "pickscore"}
@@ -82,6 +83,15 @@ def test_paired_differences_are_those_of_the_images(found, task, column):
             by_stratum[row["stratum"]][row["method"]].append(float(row[column]) if number is None else number)
     apart = mean(mean(own["star"]) - mean(own["flow_grpo"]) for own in by_stratum.values())
     assert gain.delta.value == pytest.approx(apart, abs=1e-9)
+
+
+@pytest.mark.parametrize("task", [*SCORES, "vivid"])
+def test_paired_differences_are_those_of_the_scores(found, task):
+    scores = {(row.method, row.seed): row.value for row in found.rows if (row.task, row.metric) == (task, primary(task))}
+    for arm in ("star", "oracle_twins"):
+        gain = found.difference(task, arm, "flow_grpo")
+        apart = [scores[arm, seed] - scores["flow_grpo", seed] for seed in gain.seeds]
+        assert len(apart) >= 3 and gain.per_seed == pytest.approx(apart, abs=2e-6)  # of six digits
 
 
 @pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "first_updates.csv")}))
