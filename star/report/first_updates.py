@@ -11,9 +11,9 @@ COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "d
 MEANING = (
     "Short trainings from the same weights, on the same prompts and noise: the mean reward of the epochs after the first, "
     "above that of the untrained model. Arms still draw nearly the same images, so a difference has far less noise than one "
-    "of whole trainings, and says as little of their ends as gradients do. Each arm is compared with Flow-GRPO on the seeds and "
-    "epochs that both have. Intervals are Student's t over seeds and p is of one test, uncorrected; ± is a jackknife over seeds. "
-    "The background must lose."
+    "of whole trainings, and says as little of their ends as gradients do. Each arm is compared with Flow-GRPO on the seeds "
+    "and epochs that both have. Intervals are Student's t over seeds and p is of one test, uncorrected; ± is a jackknife over "
+    "seeds. The background must lose."
 )
 
 

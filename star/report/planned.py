@@ -1,6 +1,6 @@
 """The tests that were planned before the trainings (``results/PLAN.md``): two measures, paired by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
+from star.report.verdict import verdict
 from star.tasks import primary
 
 LEARNING, SCORE = "training reward", "held-out score"
@@ -59,6 +60,11 @@ class Planned:
     def delta(self) -> Estimate:
         """Mean over seeds with Student's t-interval."""
         return mean_interval(self.per_seed)
+
+    @property
+    def equal_terms(self) -> bool:
+        """Always: seeds that were not trained alike are left out."""
+        return True
 
     @property
     def detectable(self) -> float | None:
@@ -136,6 +142,33 @@ def planned_tests(found: Collection) -> Section:
     p = corrected(made)
     section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in found.tasks]
     return section
+
+
+def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[str, str], float]) -> Text | None:
+    """The paragraph on the other planned measure of the question, the training reward; None without a training.
+
+    Args:
+        task: one of the question's.
+        made: all planned differences.
+        tests: their corrected p, see :func:`corrected`.
+    """
+    known = {(one.arm, one.reference): one for one in made if (one.task, one.measure) == (task, LEARNING)}
+    gain, control, oracle = (known.get(pair) for pair in (QUESTION, ("star", "star_shuffled"), ("oracle_twins", REFERENCE)))
+    if gain is None:
+        return None
+    p = tests.get((task, LEARNING))
+    seeds = f"{len(gain.seeds)} training seed{'s' * (len(gain.seeds) > 1)}"
+    text = f"Mean over all epochs, {seeds}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
+    text += "." if p is None else f"; the planned test, corrected for all tests of the question, has p = {p:.2g}."
+    if gain.detectable is not None:
+        text += f" So many trainings find {gain.detectable:.4f} in four of five cases."
+    others = [
+        f"{method_label(one.arm)} minus {method_label(one.reference)} {signed(one.delta, 4)}"
+        for one in (control, oracle)
+        if one
+    ]
+    text += f" {'; '.join(others)}." * bool(others)
+    return Text(text, strong=f"{task}, training reward: {verdict(gain, control, oracle, p=p)}")
 
 
 def says_of_check(task: str, made: Sequence[Planned]) -> Text:

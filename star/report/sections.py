@@ -21,7 +21,7 @@ from star.report.first_updates import first_updates
 from star.report.gradient import gradients
 from star.report.learning import learning
 from star.report.opening import opening
-from star.report.planned import SCORE, corrected, planned, planned_tests, says_of_check
+from star.report.planned import SCORE, corrected, planned, planned_tests, says_of_check, says_of_learning
 from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
@@ -100,6 +100,8 @@ def _findings(found: Collection) -> Section:
             papers = None if variant else found.papers_gain(task)
             p = None if variant else tests.get((task, SCORE))
             blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers, p))
+            if not variant and (learning_too := says_of_learning(task, made, tests)):
+                blocks.append(learning_too)
     blocks += [Text(sentence, missing=True) for sentence in found.missing]
     return Section("says", "What this says", blocks)
 

@@ -14,8 +14,10 @@ Where nothing shows, the text says what so many trainings could have shown, and 
 the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
+from typing import Protocol
+
 from star.common.numbers import signed
-from star.common.statistics import detectable_among
+from star.common.statistics import Estimate, detectable_among
 from star.records.comparison import Comparison
 from star.report.blocks import Text
 
@@ -34,10 +36,32 @@ UNEQUAL = "Not trained alike."
 NOT_MEASURED = "Not measured."
 
 
+class Difference(Protocol):
+    """One arm minus another, on whatever was measured: a :class:`Comparison`, or a planned difference.
+
+    Attributes:
+        delta: with its interval.
+        seeds: the training seeds that both have.
+        equal_terms: whether both were trained as long and alike.
+    """
+
+    @property
+    def delta(self) -> Estimate:
+        """The difference."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Whose."""
+
+    @property
+    def equal_terms(self) -> bool:
+        """Whether it is fair."""
+
+
 def verdict(
-    gain: Comparison | None,
-    control: Comparison | None,
-    oracle: Comparison | None = None,
+    gain: Difference | None,
+    control: Difference | None,
+    oracle: Difference | None = None,
     papers: float | None = None,
     p: float | None = None,
 ) -> str:
@@ -48,7 +72,7 @@ def verdict(
         control: STAR minus ``star_shuffled``; None if it could not be computed.
         oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
         papers: the difference that would be as large as the paper's, as a share of Flow-GRPO's gain; None if not known.
-        p: of the planned test of the score, corrected; None if there is none.
+        p: of the planned test, corrected; None if there is none.
     """
     if gain is None:
         return NOT_MEASURED
@@ -149,7 +173,7 @@ def _could(found: str, gain: Comparison | None, oracle: Comparison | None, paper
     return " ".join(sentences)
 
 
-def _above(c: Comparison | None) -> bool:
+def _above(c: Difference | None) -> bool:
     return c is not None and c.equal_terms and c.delta.interval is not None and c.delta.interval[0] > 0
 
 

@@ -216,7 +216,9 @@ def test_the_command_prints_its_table(words, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         main()
     out = capsys.readouterr().out
-    assert not exit.value.code and "after the first epoch" in out and "2 x 2" in out and "results/mini/first_updates.csv" in out
+    assert (
+        not exit.value.code and "after the first epoch" in out and "2 x 2" in out and "results/mini/first_updates.csv" in out
+    )
     monkeypatch.setattr(sys, "argv", ["star", "bench", "first_updates", "--help"])
     with pytest.raises(SystemExit) as exit:
         main()

@@ -13,9 +13,10 @@ from star.bench.table import write
 from star.common.statistics import detectable, holm
 from star.records.results import read
 from star.records.results import write as write_rows
+from star.report import verdict as rules
 from star.report.collection import collect
 from star.report.opening import opening
-from star.report.planned import LEARNING, SCORE, corrected, planned, planned_tests, says_of_check
+from star.report.planned import LEARNING, SCORE, Planned, corrected, planned, planned_tests, says_of_check, says_of_learning
 from star.report.sections import sections
 from star.report.uncertainty import uncertainty
 
@@ -59,6 +60,50 @@ def test_tests_that_are_not_made_yet_count(tmp_path):
     made = planned(collect(results, tmp_path))
     ps = sorted(one.p for one in made)
     assert len(ps) == 2 and sorted(corrected(made).values()) == pytest.approx([min(1, 6 * ps[0]), max(6 * ps[0], 5 * ps[1])])
+
+
+def differences(measure, lead, *, over_shuffled, seeds):
+    """On signs: STAR's lead over Flow-GRPO and over maps of other prompts, alike in all seeds but by little."""
+    leads = {"flow_grpo": lead, "star_shuffled": over_shuffled}
+    return [
+        Planned(
+            "ocr", "star", other, measure, tuple(range(seeds)), tuple(apart + 0.001 * (-1) ** seed for seed in range(seeds))
+        )
+        for other, apart in leads.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lead", "over_shuffled", "seeds", "said"),
+    [
+        (0.02, 0.02, 8, rules.GAIN),
+        (0.02, 0.0, 8, rules.SHARED),
+        (0.0, 0.02, 8, rules.UNCLEAR),
+        (-0.02, 0.0, 8, rules.LOSS),
+        (
+            0.001,
+            0.02,
+            8,
+            rules.UNCLEAR,
+        ),  # an interval above 0, and p not after the correction
+        (0.02, 0.02, 3, rules.FEW_SEEDS),
+        (-0.02, 0.02, 3, rules.FEW_SEEDS_LOSS),
+    ],
+)
+def test_the_training_reward_has_a_verdict_of_its_own(lead, over_shuffled, seeds, said):
+    made = differences(LEARNING, lead, over_shuffled=over_shuffled, seeds=seeds)
+    made += differences(SCORE, 0.0, over_shuffled=0.0, seeds=seeds)
+    text = says_of_learning("ocr", made, corrected(made))
+    assert text.strong == f"ocr, training reward: {said}"
+    assert f"{seeds} training seeds" in text.text and "STAR minus star_shuffled" in text.text and "has p = " in text.text
+    assert says_of_learning("geneval", made, corrected(made)) is None
+
+
+def test_the_report_says_it_beside_the_score(found):
+    said = [block.strong for block in sections(found, {})[1].blocks if block.strong]
+    assert [text.split(":")[0] for text in said] == [
+        name for task in found.tasks for name in (task, f"{task}, training reward")
+    ]
 
 
 def test_a_task_beside_the_plan_is_told_without_a_test(found):
