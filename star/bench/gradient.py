@@ -194,7 +194,7 @@ def run(words: Sequence[str]) -> Shown:
     facts = (asked.epochs, images, begun, hashed)
     weights = weights_label(asked.weights)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
-    write(table, out, "gradient")
+    write(table, out, "gradient", ["task", "weights", "config_hash", "arm"])
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
     return shown(title, found, f"all figures: {out}; gradients: {folder}")
 

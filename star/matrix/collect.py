@@ -96,9 +96,9 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
             _put(cell, folder)
         files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
         known = [row for file in files for row in results.read(file)]
-        _replace(folder / CURVES, curves, known)
-        _replace(folder / IMAGES, images, known)
-        _replace(folder / COMMANDS, commands, known)
+        _replace(folder / CURVES, curves, known, KEY)
+        _replace(folder / IMAGES, images, known, EVALUATION)  # one training may be judged under several protocols
+        _replace(folder / COMMANDS, commands, known, KEY)
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
@@ -137,16 +137,16 @@ def _older(file: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=EVALUATION)
 
 
-def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
+def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row], key: Sequence[str]) -> None:
     """Put tables into a file: its :data:`FIRST` columns and then by name, rows by task, method and seed, else in their order.
 
-    Old lines stay if they belong to ``known`` result rows.
+    Old lines stay if they belong to ``known`` result rows and no new one has the same ``key``.
     """
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])
     if file.exists():
         old = belonging(_older(file), known)
-        new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
+        new = pd.concat([old[~_keys(old, key).isin(_keys(new, key))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
     data = new.to_csv(index=False, lineterminator="\n").encode()
@@ -156,5 +156,5 @@ def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) ->
         part.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
 
-def _keys(table: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(table[KEY].astype(str))
+def _keys(table: pd.DataFrame, key: Sequence[str]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table[list(key)].astype(str))

@@ -7,6 +7,7 @@ from pathlib import Path
 from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, leaving, rows
+from star.records import results
 from star.records.folder import shipped_results
 from star.records.results import is_commit
 from star.training.checkpoint import tell
@@ -33,17 +34,17 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
     done = [cell for cell in cells if cell.state() is State.DONE]
     if not done:
         raise UserError("none of these runs is done: nothing to publish; the words are those of the star matrix that ran them")
-    _check(done)
     folder = shipped_results(done[0].config.scale)
+    _check_code(done)
     if not replace:
         _check_kept(done, folder)
+    _check_protocols(done, folder)
     collect(done, folder)
     return folder, len(done)
 
 
-def _check(done: Sequence[Cell]) -> None:
-    """Refuse results that nobody could make again, or that must not stand in one table."""
-    protocols: dict[str, str] = {}
+def _check_code(done: Sequence[Cell]) -> None:
+    """Refuse results that nobody could make again."""
     for cell in done:
         for row in rows(cell):
             if not is_commit(row.commit):
@@ -51,9 +52,21 @@ def _check(done: Sequence[Cell]) -> None:
                     f"{cell.folder}: its code was {row.commit}, which no commit has; commit the code, delete the folder and "
                     "run it again"
                 )
-            other = protocols.setdefault(row.task, row.protocol)
-            if row.protocol != other:
-                raise UserError(f"{row.task} was measured under {other} and {row.protocol}: publish one of them")
+
+
+def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
+    """Refuse results that must not stand in one table, with each other or with what is published and stays."""
+    new = [row for cell in done for row in rows(cell)]
+    files = [file for task in dict.fromkeys(row.task for row in new) if (file := folder / f"{task}.csv").exists()]
+    out = {row for cell in done for those in leaving(cell, folder).values() for row in those}
+    protocols: dict[str, str] = {}
+    for row in [*(row for file in files for row in results.read(file) if row not in out), *new]:
+        other = protocols.setdefault(row.task, row.protocol)
+        if row.protocol != other:
+            raise UserError(
+                f"{row.task} was measured under {other} and {row.protocol}: publish one of them, in one folder with no other "
+                f"({folder})"
+            )
 
 
 def _check_kept(done: Sequence[Cell], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Two methods on the same prompts and noise, image by image."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference")).sort_values([*IMAGE, "seed"])
     if pairs.empty:
         return None
-    pairs = _alike(pairs)
+    pairs = _most_seeds(_alike(part) for _, part in pairs.groupby("protocol"))
     seeds = np.sort(pairs["seed"].unique())
     pairs = pairs[pairs.groupby(IMAGE)["seed"].transform("nunique") == len(seeds)]
     if pairs.empty:
@@ -92,28 +93,30 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
     """Where the variance of a run's score comes from, or None without verdicts of the method.
 
-    Only images that all its seeds have count, and in each stratum as many per prompt as every prompt has.
+    Of several protocols that of most seeds counts, only images that all its seeds have count, and in each stratum as many per prompt as every prompt has.
     """
     if column not in images:
         return None
     known = _known(images[images["method"] == method], column)
+    if known.empty:
+        return None
+    known = _most_seeds(part for _, part in known.groupby("protocol"))
     known = known[known.groupby(IMAGE)["seed"].transform("nunique") == known["seed"].nunique()]
     strata = [table for _, part in known.groupby("stratum") if (table := _table(part, column)).size]
     return score_variances(strata) if strata else None
 
 
 def _alike(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of the largest set of seeds that were evaluated by one protocol and trained alike, as far as is known."""
+    """The pairs, of one protocol, of the largest set of seeds that were trained alike, as far as is known."""
     sides = ("_arm", "_reference")
     ways = pairs.drop_duplicates("seed").set_index("seed")
     same = {
-        seed: (ways["protocol"] == way["protocol"])
-        & np.logical_and.reduce([ways[f"trained_on{side}"] == way[f"trained_on{side}"] for side in sides])
+        seed: np.logical_and.reduce([ways[f"trained_on{side}"] == way[f"trained_on{side}"] for side in sides])
         & np.logical_and.reduce([ways[f"terms{side}"].isin([way[f"terms{side}"], ""]) for side in sides])
         for seed, way in ways.sort_index().iterrows()
     }
-    most = max(same.values(), key=lambda alike: int(alike.sum()))
-    return pairs[pairs["seed"].isin(most.index[most])]
+    most = max(same.values(), key=np.count_nonzero)
+    return pairs[pairs["seed"].isin(ways.index[most])]
 
 
 def _agree(ours: pd.Series, theirs: pd.Series) -> bool:
@@ -123,7 +126,12 @@ def _agree(ours: pd.Series, theirs: pd.Series) -> bool:
 
 def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:
     """Images that have the score; a prompt that a benchmark lists twice has the same images twice and counts once."""
-    return images.dropna(subset=[column]).drop_duplicates(["method", "seed", *IMAGE])
+    return images.dropna(subset=[column]).drop_duplicates(["method", "seed", "protocol", *IMAGE])
+
+
+def _most_seeds(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The one with the most seeds, of equal ones the first."""
+    return max(parts, key=lambda part: part["seed"].nunique())
 
 
 def _table(part: pd.DataFrame, column: str) -> np.ndarray:

@@ -145,12 +145,12 @@ class Collection:
         metric = primary(task)
         there = [row for row in self.paper if (row.task, row.metric) == (task, metric)]
         published = {row.method: float(row.value) for row in there if row.value is not None}
-        own = [self.summary(task, metric or "", method) for method in ("base", REFERENCE)]
-        if not {"base", REFERENCE, "star"} <= published.keys() or None in own:
+        goal = self.summary(task, metric or "", REFERENCE)
+        base = goal and self.summary(task, metric or "", "base", goal.protocol)
+        if not {"base", REFERENCE, "star"} <= published.keys() or goal is None or base is None:
             return None
         share = (published["star"] - published[REFERENCE]) / (published[REFERENCE] - published["base"])
-        start, end = (summary.estimate.value for summary in own if summary)
-        return share * (end - start)
+        return share * (goal.estimate.value - base.estimate.value)
 
     @property
     def mini(self) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from star.common.console import console_for_tables, table
+from star.common.errors import UserError
 from star.common.numbers import MISSING, signed, with_error
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
@@ -31,6 +32,10 @@ def overview() -> int:
     """
     folder = latest_own_results()
     found = collect(folder, Path("runs"))
+    if not found.tasks:
+        raise UserError(
+            f"{folder} has no task of its own runs, only rows of models that were trained for another: nothing to diff"
+        )
     for task in found.tasks:
         show(ending(found, task))
     return max(diff.exit_code(diff.diff(folder / f"{task}.csv")) for task in found.tasks)

@@ -36,10 +36,14 @@ def gradients(found: Collection) -> Section:
 
 
 def _table(part: pd.DataFrame) -> Block:
-    """One task at one set of weights."""
+    """One task at one set of weights: arms may have been measured by several commands, with more and fewer epochs."""
     figures = zip(part["arm"], part["metric"], part["value"], part["stderr"], strict=True)
     cells = {(arm, metric): with_error(value, stderr) for arm, metric, value, stderr in figures}
     first = part.iloc[0]
-    rows = [[arm, *(cells.get((arm, metric), MISSING) for metric in COLUMNS)] for arm in dict.fromkeys(part["arm"])]
-    of = f"{first['task']}, weights: {first['weights']}, {first['epochs']} epochs, {first['images']:,} images"
-    return Table(f"{of}, commit {first['commit']}", ["arm", *COLUMNS.values()], rows)
+    measured = part.drop_duplicates("arm").set_index("arm")
+    rows = [
+        [arm, f"{of['epochs']}", f"{of['images']:,}", *(cells.get((arm, metric), MISSING) for metric in COLUMNS)]
+        for arm, of in measured.iterrows()
+    ]
+    caption = f"{first['task']}, weights: {first['weights']}, commit {', '.join(dict.fromkeys(part['commit']))}"
+    return Table(caption, ["arm", "epochs", "drawn", *COLUMNS.values()], rows)

@@ -1,5 +1,6 @@
 """The first screen of a report, in five sentences: what gradients say of the maps, and what training makes of it."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -22,12 +23,14 @@ def opening(found: Collection) -> Section:
 
 
 def _gradients(found: Collection) -> list[tuple[str, str]]:
-    """Of the maps, the controls and the ceiling; one sentence if nothing was measured."""
+    """Of the maps, the controls and the ceiling; one sentence if nothing was measured of STAR's."""
     table = found.gradient
     if table is None:
         unknown = "Gradients were not measured here; `star bench gradient` tells without a training."
         return [("Do STAR's maps carry signal?", unknown)]
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+    if not (table["arm"] == "star").any():
+        return [("Do STAR's maps carry signal?", "No gradient of STAR's at the base's weights was measured here.")]
     star, shifted, shuffled, twins, oracle, background = (
         _told(table[table["arm"] == arm])
         for arm in ("star", "star_shifted", "star_shuffled", "oracle_twins", "oracle", "background")
@@ -52,13 +55,22 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
 
 
 def _told(rows: pd.DataFrame) -> str:
-    """Ratios in words: ``more on geneval (1.19 ± 0.02 times), as much on ocr (1.02 ± 0.04 times)``."""
-    found: dict[str, list[str]] = {"more": [], "as much": [], "less": []}
-    for task, value, stderr in zip(rows["task"], rows["value"].astype(float), rows["stderr"].astype(float), strict=True):
-        # Without an error nothing is told apart.
-        word = "more" if value - 1 > 2 * stderr else "less" if 1 - value > 2 * stderr else "as much"
-        found[word].append(f"{task} ({with_error(value, stderr, 2)} times)")
+    """Ratios in words: ``more on geneval (1.19 ± 0.02 times), as much on ocr (1.02 ± 0.04 times)``.
+
+    Settings are named where a task was measured with several.
+    """
+    found: dict[str, list[str]] = {"more": [], "as much": [], "less": [], "with an unknown error": []}
+    for task, own in rows.groupby("task", sort=False):
+        for hashed, value, stderr in zip(own["config_hash"], own["value"], own["stderr"], strict=True):
+            place = str(task) if len(own) == 1 else f"{task} with settings {hashed}"
+            found[_word(float(value), float(stderr))].append(f"{place} ({with_error(value, stderr, 2)} times)")
     return ", ".join(f"{word} on {_listed(tasks)}" for word, tasks in found.items() if tasks)
+
+
+def _word(ratio: float, stderr: float) -> str:
+    if math.isnan(stderr):
+        return "with an unknown error"
+    return "more" if ratio - 1 > 2 * stderr else "less" if 1 - ratio > 2 * stderr else "as much"
 
 
 def _listed(names: Sequence[str]) -> str:

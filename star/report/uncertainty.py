@@ -89,9 +89,11 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
         if task in found.checks:
             left_out[task] = "it checks measurements and is no benchmark"
             continue
-        metric = primary(task)
-        own = {m: s for m in found.methods(task) if metric and (s := found.summary(task, metric, m))}
-        base, goal = own.get("base"), own.get(REFERENCE)
+        metric = primary(task) or ""
+        goal = found.summary(task, metric, REFERENCE)
+        protocol = goal.protocol if goal else None
+        own = {m: s for m in found.methods(task) if (s := found.summary(task, metric, m, protocol))}
+        base = own.get("base")
         if base is None or goal is None:
             left_out[task] = "base or Flow-GRPO was not run"
             continue

@@ -376,6 +376,10 @@ def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words)
     three = table()
     assert {row["epochs"] for row in three} == {"3"} and {row["config_hash"] for row in three} == {two[0]["config_hash"]}
     assert any(row["stderr"] for row in three) and not any(row["stderr"] for row in two)  # two leave one: no pair
+    gradient.run([word for word in words if not word.startswith("arms=")] + ["arms=flow_grpo,spatial"])
+    assert {tuple(row.values()) for row in table()} > {tuple(row.values()) for row in three}  # an arm more
+    assert {row["arm"] for row in table()} == {row["arm"] for row in three} | {"spatial"}
+    three = table()
     gradient.run([*words, "epochs=2", "method.mix=1"])
     both = table()
     assert both[: len(three)] == three and len({row["config_hash"] for row in both}) == 2

@@ -524,6 +524,39 @@ def test_what_nobody_could_make_again_is_not_published(checkout, change):
     assert not list(Path("results").iterdir())
 
 
+def under(protocol, words):
+    """Runs that are done, and judged under a protocol."""
+    for cell in expand(words)[1:]:
+        finish(cell, "stratum,prompt,image\nall,a,0\n", 0.5)
+        for folder in cell.measured().values():
+            (row,) = json.loads((folder / "rows.json").read_text())
+            (folder / "rows.json").write_text(json.dumps([row | {"protocol": protocol}]))
+    return words
+
+
+def test_a_task_is_published_under_one_protocol(checkout):
+    publish(under("v1/mini", ["task=ocr", "method=star", "seed=0..1"]))
+    before = {file: file.read_bytes() for file in Path("results/mini").iterdir()}
+    guided = under("v1/mini/guidance=2.0", ["task=ocr", "method=star", "seed=0..1", "evaluation.guidance=2.0"])
+    for all_the_same in (False, True):
+        with pytest.raises(UserError, match="ocr was measured under v1/mini and v1/mini/guidance=2.0: publish one of them"):
+            publish(guided, all_the_same)
+    assert before == {file: file.read_bytes() for file in Path("results/mini").iterdir()}
+    newer = under("v2/mini", ["task=ocr", "method=star", "seed=0..1"])  # by a newer evaluator: in place of the older rows
+    publish(newer, replace=True)
+    assert {row.protocol for row in results.read(Path("results/mini/ocr.csv"))} == {"v2/mini"}
+
+
+def test_another_protocol_takes_no_verdicts_away(checkout):
+    words = ["task=ocr", "method=star", "seed=0..1"]
+    for protocol, more in (("v1/mini", []), ("v1/mini/guidance=2.0", ["evaluation.guidance=2.0"])):
+        collect(expand(under(protocol, [*words, *more]))[1:], Path("here"))
+    rows = results.read(Path("here/ocr.csv"))
+    with gzip.open("here/images.csv.gz", "rt") as file:
+        judged = {(row["seed"], row["config_hash"]) for row in csv.DictReader(file) if row["task"] == "ocr"}
+    assert len(rows) == 4 and judged == {(str(row.seed), row.config_hash) for row in rows}
+
+
 def test_nothing_done_is_nothing_to_publish(checkout):
     with pytest.raises(UserError, match="none of these runs is done: nothing to publish"):
         publish(["task=ocr", "method=star", "seed=0"])

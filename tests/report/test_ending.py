@@ -53,6 +53,14 @@ def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
     assert equal.startswith(f"Your run equals the shipped one to the last digit: {runs}; 6 scores and {images:,} verdicts")
 
 
+def test_rows_of_models_trained_for_another_task_alone_are_no_traceback(places):
+    own, _ = places
+    row = next(row for row in read(own / "ocr.csv") if row.method == "star")
+    write([replace(row, method="star:geneval")], own / "ocr.csv")
+    with pytest.raises(UserError, match="only rows of models that were trained for another"):
+        screen.overview()
+
+
 def test_another_verdict_or_digit_is_told(places):
     own, shipped = places
     table = pd.read_csv(own / "images.csv.gz", dtype=str)

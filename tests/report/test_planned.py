@@ -18,7 +18,7 @@ from star.report.collection import collect
 from star.report.opening import opening
 from star.report.planned import LEARNING, SCORE, Planned, corrected, planned, planned_tests, says_of_check, says_of_learning
 from star.report.sections import sections
-from star.report.uncertainty import uncertainty
+from star.report.uncertainty import _normalised, uncertainty
 
 SEEDS = (0, 1, 2, 3)
 
@@ -134,6 +134,25 @@ def test_scores_of_two_protocols_are_not_subtracted(tmp_path):
     ]
 
 
+def test_what_flow_grpo_gains_is_of_one_protocol(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
+    own = read(results / "ocr.csv")
+    papers, normalised = collect(results, tmp_path).papers_gain("ocr"), _normalised(collect(results, tmp_path))
+    # More seeds of the base by another protocol, and better.
+    guided = [
+        replace(r, protocol=f"{r.protocol}/guidance=2.0", value=r.value + 0.1, config_hash="0" * 12, seed=r.seed + more)
+        for r in own
+        if r.method == "base"
+        for more in range(6)
+    ]
+    write_rows([*own, *guided], results / "ocr.csv")
+    both = collect(results, tmp_path)
+    assert both.summary("ocr", PRIMARY["ocr"], "base").protocol.endswith("guidance=2.0")
+    assert both.papers_gain("ocr") == papers and papers > 0 and _normalised(both) == normalised and normalised[0]["ocr"]
+    write_rows([*(r for r in own if r.method != "base"), *guided], results / "ocr.csv")
+    assert collect(results, tmp_path).papers_gain("ocr") is None
+
+
 def test_trainings_that_are_not_alike_are_not_paired(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
     curves = pd.read_csv(results / "curves.csv", dtype={"config_hash": str})
@@ -180,6 +199,30 @@ def test_five_sentences(tmp_path):
     assert ceiling.text.endswith("which must lose, less on geneval (0.66 ± 0.03 times).")
     assert "geneval (4 seeds): training reward +" in training.text and "(detectable: " in training.text
     assert "Anything about SD3.5" in reach.text
+
+
+def first_sentence(tmp_path, made):
+    """What the first screen says of gradients: task, arm, ratio, its error and the settings."""
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    rows = [(task, "initial", arm, "all", "ratio", value, error, 2, 384, "abc", own) for task, arm, value, error, own in made]
+    write(pd.DataFrame(rows, columns=COLUMNS), results / "gradient.csv", "gradient")
+    return opening(collect(results, tmp_path)).blocks[0].text
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ([("geneval", "spatial", 1.2, 0.1, "01")], "No gradient of STAR's at the base's weights was measured here."),
+        ([("geneval", "star", 1.2, float("nan"), "01")], "gains with an unknown error on geneval (1.20 times). "),
+        (
+            [("geneval", "star", 1.2, 0.05, "01"), ("geneval", "star", 1.5, 0.4, "02"), ("ocr", "star", 0.8, 0.05, "03")],
+            "gains more on geneval with settings 01 (1.20 ± 0.05 times), as much on geneval with settings 02 (1.50 ± 0.40 "
+            "times), less on ocr (0.80 ± 0.05 times). ",
+        ),
+    ],
+)
+def test_what_gradients_do_not_tell_is_not_said(tmp_path, made, said):
+    assert said in first_sentence(tmp_path, made)
 
 
 def with_check(tmp_path, lead):

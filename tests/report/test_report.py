@@ -540,6 +540,15 @@ def test_seeds_that_were_judged_or_trained_otherwise_are_not_pooled():
         assert compared(**changed) == (0, 1)
 
 
+def test_verdicts_under_two_protocols_are_two_measurements():
+    plain = images_of("ocr", "star", "flow_grpo")
+    guided = plain[plain["seed"] < 2].assign(protocol=plain["protocol"].iloc[0] + "/guidance=2.0", config_hash="0" * 12)
+    guided["reward"] = np.where(guided["method"] == "star", 0.0, 1.0)
+    for images in (pd.concat([plain, guided]), pd.concat([guided, plain])):
+        assert compare(images, "star", "flow_grpo", "reward", "r") == compare(plain, "star", "flow_grpo", "reward", "r")
+        assert variances(images, "star", "reward") == variances(plain, "star", "reward")
+
+
 def test_only_shared_seeds_and_images_are_compared():
     images = images_of("ocr", "star", "flow_grpo")
     lacking = images[~((images["method"] == "star") & (images["seed"] == 1) & (images["prompt"].str.endswith('00"')))]
