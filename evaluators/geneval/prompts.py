@@ -171,17 +171,20 @@ def official() -> list[Record]:
     return generate(OFFICIAL)
 
 
-def training(vocabulary: Vocabulary, total: int, seed: int, mix: Mapping[str, float] = TRAINING_MIX) -> list[Record]:
+def training(
+    vocabulary: Vocabulary, total: int, seed: int, mix: Mapping[str, float] = TRAINING_MIX, distinct: bool = False
+) -> list[Record]:
     """Random training records in shuffled order, none of which asks for what an evaluation prompt asks for.
 
     Left out are the vocabulary's own evaluation prompts and their swapped twins (see :func:`swapped`), as in Flow-GRPO.
-    Records repeat once a tag has few prompts to offer (counting), which is how the published training set is, too.
 
     Args:
         vocabulary: what the prompts are made of.
         total: number of records.
         seed: the same seed gives the same records.
         mix: relative number of records per tag; tags that are missing get none.
+        distinct: a tag's prompt comes again only when all of them have come (up to a rare one). Of the published set only the
+            size without repetitions is known, and that is what such draws give: 33,000 different prompts in 50,000.
 
     Raises:
         UserError: a tag or weight of the mix makes no sense, or the evaluation prompts leave nothing of a tag.
@@ -190,7 +193,8 @@ def training(vocabulary: Vocabulary, total: int, seed: int, mix: Mapping[str, fl
     rng = np.random.default_rng(seed)
     evaluation = generate(vocabulary)
     held_out = {record["prompt"] for record in evaluation} | {swapped(record)["prompt"] for record in evaluation}
-    records = [_draw_unless(held_out, tag, vocabulary, rng) for tag, count in counts.items() for _ in range(count)]
+    draws = _draw_distinct if distinct else _draw_any
+    records = [record for tag, count in counts.items() for record in draws(held_out, tag, count, vocabulary, rng)]
     return [records[i] for i in rng.permutation(total)]
 
 
@@ -210,12 +214,39 @@ def swapped(record: Record) -> Record:
     return record
 
 
-def _draw_unless(held_out: set[str], tag: str, vocabulary: Vocabulary, rng: np.random.Generator) -> Record:
+def _draw_any(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
+    """Each by itself, so that prompts repeat by chance."""
+    records = (_draw_unless(held_out, tag, vocabulary, rng) for _ in range(count))
+    return [_needed(record, tag) for record in records]
+
+
+def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
+    """All that there are before any again; then all of them again, in another order each time."""
+    left_out, records = set(held_out), []
+    while len(records) < count and (record := _draw_unless(left_out, tag, vocabulary, rng)):
+        records.append(record)
+        left_out.add(record["prompt"])
+    each = records[:] if records or not count else [_needed(None, tag)]
+    while len(records) < count:
+        records += [each[i] for i in rng.permutation(len(each))]
+    return records[:count]
+
+
+def _draw_unless(left_out: set[str], tag: str, vocabulary: Vocabulary, rng: np.random.Generator) -> Record | None:
+    """A record whose prompt is not among these; None if there seems to be no other."""
     for _ in range(MAX_REJECTIONS):
         record = draw(tag, vocabulary, rng)
-        if record["prompt"] not in held_out:
+        if record["prompt"] not in left_out:
             return record
-    raise UserError(f"no training prompts of the tag {tag}: the evaluation set holds them all; set the tag to 0 in the mix")
+    return None
+
+
+def _needed(record: Record | None, tag: str) -> Record:
+    if record is None:
+        raise UserError(
+            f"no training prompts of the tag {tag}: the evaluation set holds them all; set the tag to 0 in the mix"
+        )
+    return record
 
 
 def _apportion(total: int, mix: Mapping[str, float]) -> dict[str, int]:

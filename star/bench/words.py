@@ -59,6 +59,8 @@ def refuse_runs(overrides: Sequence[str], why: str) -> None:
 def weights_file(name: str) -> Path:
     """The trained weights that a word names: a file, or those of a run folder: the final ones, else the newest checkpoint's.
 
+    The final ones are the run's average, a checkpoint's are those that it goes on from.
+
     Raises:
         UserError: there are none.
     """

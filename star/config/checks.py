@@ -115,7 +115,7 @@ def _check_batches(train: TrainConfig) -> None:
 
 
 def cautions(config: Config) -> list[str]:
-    """What is allowed but reported to fail, a line each with the report; empty for settings that nobody complained of."""
+    """What is allowed but reported to fail, a line each with the report, or comes to nothing; empty for all other settings."""
     sampling, train = config.sampling, config.train
     found = []
     if sampling.window and sampling.guidance != 1:
@@ -129,6 +129,12 @@ def cautions(config: Config) -> list[str]:
         found.append(
             f"train.group_size={train.group_size}: groups of 12 and 6 collapsed in Flow-GRPO's ablation (arXiv 2505.05470), "
             "24 was stable"
+        )
+    updates = train.epochs * train.updates_per_epoch
+    if updates < train.ema_every - 1:  # when it takes in the first
+        found.append(
+            f"{updates} updates are too few for train.ema_every={train.ema_every}: the average of the weights, which is judged, "
+            "takes in none of them, so the scores are the untrained model's; train.ema_every=1 takes in each"
         )
     return found
 

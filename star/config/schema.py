@@ -247,7 +247,7 @@ class TrainConfig:
             diversity within groups under a twentieth of it.
         checkpoint_every: epochs between checkpoints.
         checkpoint_minutes: the most time between them: what is not in one is lost where a job ends, and trained again.
-        keep: checkpoints that are kept.
+        keep: checkpoints that are kept, and the last sound one while epochs are bad (``collapse_epochs``).
         guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
         deterministic: on a GPU, only kernels that give the same digits every time, so that a run that was cut off ends as one
             that was not; slower. A CPU's always do.

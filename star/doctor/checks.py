@@ -242,7 +242,8 @@ def _main_memory(need: Need) -> Finding:
 
 def _disk(config: Config, need: Need) -> Finding:
     have = shutil.disk_usage(Path.cwd()).free
-    wanted = (config.train.keep + 1) * need.checkpoint + RESULTS_BYTES
+    # One more is being written, and one more stays while epochs are bad.
+    wanted = (config.train.keep + 2) * need.checkpoint + RESULTS_BYTES
     found = f"{_gib(have)} free here, {_gib(wanted)} needed by a run (estimate); weights lie in {constants.HF_HUB_CACHE}"
     return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
 

@@ -150,9 +150,10 @@ def _weights_file(place: Path) -> tuple[Path, str]:
     """The file of a LoRA's weights, and its layout."""
     if place.is_file():
         return place, "peft" if place.name != DIFFUSERS_FILE and (place.parent / PEFT_FILES[0]).exists() else "diffusers"
-    for name, layout in ((DIFFUSERS_FILE, "diffusers"), (PEFT_FILES[1], "peft")):
-        if (place / name).exists():
-            return place / name, layout
+    for folder in (place, place / "lora", place / "final" / "lora"):  # a checkpoint of ours has it below it, and so has a run
+        for name, layout in ((DIFFUSERS_FILE, "diffusers"), (PEFT_FILES[1], "peft")):
+            if (folder / name).exists():
+                return folder / name, layout
     raise UserError(f"{place} holds no LoRA: neither {DIFFUSERS_FILE} nor {PEFT_FILES[1]}")
 
 

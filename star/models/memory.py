@@ -24,8 +24,8 @@ TRAINED_BYTES = 24
 GPU_OVERHEAD = 1.5 * 2**30
 """CUDA's context and what the allocator holds back: a rule of thumb."""
 
-CHECKPOINT_BYTES = 16
-"""Of a trained parameter: itself, two moments and its average."""
+CHECKPOINT_BYTES = 20
+"""Of a trained parameter: itself, two moments, and its average twice, once for others to load."""
 
 PROCESS_OVERHEAD = 4 * 2**30
 """Libraries and images: a rule of thumb."""

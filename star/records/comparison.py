@@ -93,7 +93,8 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
     """Where the variance of a run's score comes from, or None without verdicts of the method.
 
-    Of several protocols that of most seeds counts, only images that all its seeds have count, and in each stratum as many per prompt as every prompt has.
+    Of several protocols that of most seeds counts, of that only images that all seeds have, and in each stratum as many per
+    prompt as every prompt has.
     """
     if column not in images:
         return None

@@ -42,7 +42,7 @@ def _table(part: pd.DataFrame) -> Block:
     first = part.iloc[0]
     measured = part.drop_duplicates("arm").set_index("arm")
     rows = [
-        [arm, f"{of['epochs']}", f"{of['images']:,}", *(cells.get((arm, metric), MISSING) for metric in COLUMNS)]
+        [str(arm), f"{of['epochs']}", f"{of['images']:,}", *(cells.get((arm, metric), MISSING) for metric in COLUMNS)]
         for arm, of in measured.iterrows()
     ]
     caption = f"{first['task']}, weights: {first['weights']}, commit {', '.join(dict.fromkeys(part['commit']))}"

@@ -66,8 +66,9 @@ class RunFolder:
     """The files of one run.
 
     ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``checkpoints/epoch-000012/`` with
-    ``trained.safetensors``, ``state.pt`` (optimizer, average), ``progress.json`` and the digests of all three; ``final/`` the
-    weights of the finished run. All random numbers are keyed, so no generator has to be saved.
+    ``trained.safetensors``, ``state.pt`` (optimizer, average), ``lora/`` (the average, for others to load), ``progress.json``
+    and the digests of all; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to
+    be saved.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,8 +149,22 @@ class RunFolder:
                 raise UserError(f"{told}; {anew}")
             tell(f"{told}; the last epochs are trained again")
 
-    def save(self, epoch: int, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], progress: dict) -> None:
+    def save(
+        self,
+        epoch: int,
+        trained: Mapping[str, Tensor],
+        parts: Mapping[str, Stateful],
+        progress: dict,
+        export: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write a checkpoint after so many epochs; it appears under its name when it is complete.
+
+        Args:
+            epoch: how many.
+            trained: weights by name.
+            parts: what else the run goes on from.
+            progress: of the run.
+            export: writes the weights that the run would be judged by into the folder that it is given, ``lora``.
 
         Raises:
             RunStopped: the disk is full, or the folder has vanished; as of :meth:`log` and :meth:`finish`.
@@ -161,13 +176,24 @@ class RunFolder:
             part.mkdir(parents=True)
             save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
             torch.save({name: stateful.state_dict() for name, stateful in parts.items()}, part / "state.pt")
-            write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), ("trained.safetensors", "state.pt"))
+            if export:
+                export(part / "lora")
+            others = ["trained.safetensors", "state.pt", *_adapters(part)]
+            write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), others)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
 
-    def prune(self, keep: int) -> None:
-        """Delete all checkpoints but the newest so many; one that cannot be deleted now goes with a later one."""
+    def prune(self, keep: int, bad_from: int | None = None) -> None:
+        """Delete all checkpoints but the newest so many; one that cannot be deleted now goes with a later one.
+
+        Args:
+            keep: how many.
+            bad_from: all epochs after so many were bad: the newest checkpoint from before stays too.
+        """
+        spared = None if bad_from is None else self.newest_before(bad_from)
         for folder in self.checkpoints()[:-keep]:
+            if folder == spared:
+                continue
             try:
                 shutil.rmtree(folder)
             except OSError as error:  # somebody else reads it, say
@@ -176,6 +202,11 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The folders of complete checkpoints, oldest first."""
         return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
+
+    def newest_before(self, epochs: int) -> Path | None:
+        """The newest checkpoint of fewer epochs: its weights have drawn an epoch since, the last of so many; None if there is
+        none."""
+        return next((folder for folder in reversed(self.checkpoints()) if int(folder.name[-6:]) < epochs), None)
 
     def restore(
         self, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful], tell: Callable[[str], None] = tell
@@ -237,8 +268,7 @@ class RunFolder:
             if fault(final, "trained.safetensors"):  # these are others than those before, which were judged
                 for rows in final.rglob(ROWS):
                     rows.unlink()
-            adapters = [file.relative_to(final).as_posix() for file in visible(final.glob("lora/*.safetensors"))]
-            others = ["trained.safetensors", *adapters, *([METRICS] if (final / METRICS).exists() else [])]
+            others = ["trained.safetensors", *_adapters(final), *([METRICS] if (final / METRICS).exists() else [])]
             write_last(final / "summary.json", json.dumps(summary, indent=2) + "\n", others)
 
     def summary(self) -> dict | None:
@@ -272,6 +302,11 @@ class RunFolder:
             if not (self.path / "config.yaml").exists():
                 raise RunStopped(f"{self.path} was deleted or moved while its run went on")
             yield
+
+
+def _adapters(folder: Path) -> list[str]:
+    """The exported files in it, as paths from it."""
+    return [file.relative_to(folder).as_posix() for file in visible(folder.glob("lora/*.safetensors"))]
 
 
 DAMAGE = (

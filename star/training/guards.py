@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -92,13 +93,16 @@ def limits(config: Config) -> Iterator[None]:
         ) from None
 
 
-def bad_epochs(first: Mapping[str, float], now: Mapping[str, float], before: int, allowed: int) -> int:
+def bad_epochs(
+    first: Mapping[str, float], now: Mapping[str, float], before: int, allowed: int, sound: Path | None = None
+) -> int:
     """How many epochs in a row have been bad, this one included; 0 if this one is not.
 
     Args:
         first, now: ``reward`` and ``diversity`` of the first epoch and of this one.
         before: the number up to the epoch before.
         allowed: the run stops at so many.
+        sound: a checkpoint of weights that drew a good epoch, to be named where the run stops.
     """
     reasons = []
     if first["reward"] > 0 and now["reward"] < COLLAPSED_REWARD * first["reward"]:
@@ -107,5 +111,6 @@ def bad_epochs(first: Mapping[str, float], now: Mapping[str, float], before: int
         reasons.append(f"the diversity within groups is {now['diversity']:.3g}, at the start {first['diversity']:.3g}")
     bad = before + 1 if reasons else 0
     if bad >= allowed:
-        raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta")
+        kept = f"; its weights before that are kept in {sound}" if sound else ""
+        raise RunStopped(f"collapsed: for {bad} epochs {' and '.join(reasons)}; lower train.lr or raise train.beta{kept}")
     return bad

@@ -197,8 +197,7 @@ class Trainer:
         progress = self._train(progress)
         summary = progress | self._made_by
         if main:
-            lora = self.config.model.parameters == "lora"
-            self.folder.finish(self.ema.values, summary, partial(self.base.export, values=self.ema.values) if lora else None)
+            self.folder.finish(self.ema.values, summary, self._export)
         # Not end_training: that also parts the processes, which still have to evaluate.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -570,7 +569,9 @@ class Trainer:
     def _advance(self, progress: dict, metrics: dict) -> dict:
         """Progress after one more epoch; stops a run that has collapsed."""
         first = progress.get("first") or {"reward": metrics["reward"], "diversity": metrics["diversity"]}
-        bad = guards.bad_epochs(first, metrics, progress.get("bad_epochs", 0), self.config.train.collapse_epochs)
+        before = progress.get("bad_epochs", 0)
+        sound = self.folder.newest_before(progress["epoch"] - before)
+        bad = guards.bad_epochs(first, metrics, before, self.config.train.collapse_epochs, sound)
         return {
             "epoch": progress["epoch"] + 1,
             "updates": progress.get("updates", 0) + self.config.train.updates_per_epoch,
@@ -591,9 +592,15 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            known = progress | self._made_by | {"model": self._model}
-            self.folder.save(progress["epoch"], self.base.trained, self.state, known)
-            self.folder.prune(self.config.train.keep)
+            epoch, known = progress["epoch"], progress | self._made_by | {"model": self._model}
+            self.folder.save(epoch, self.base.trained, self.state, known, self._export)
+            # A run that may be collapsing outlives all newer checkpoints by its last sound one.
+            self.folder.prune(self.config.train.keep, epoch - progress["bad_epochs"] if progress["bad_epochs"] else None)
+
+    @property
+    def _export(self) -> Callable[[Path], None] | None:
+        """Writes the adapters that the run is judged by, the average, into a folder; None where there are none."""
+        return partial(self.base.export, values=self.ema.values) if self.config.model.parameters == "lora" else None
 
     def _restore(self) -> dict:
         """Load the newest checkpoint that is whole, and drop what was logged after it."""

@@ -73,11 +73,16 @@ def test_variants_hold_the_published_settings():
         (["scale=paper", "variant=fast", "sampling.guidance=4.5"], "reported to collapse within a few epochs"),
         (["scale=paper", "variant=guard", "sampling.window=3", "sampling.guidance=1"], "reported to collapse on OCR"),
         (["scale=paper", "train.group_size=12", "train.groups=96"], "groups of 12 and 6 collapsed"),
+        (["scale=paper", "train.epochs=3"], "6 updates are too few for train.ema_every=8: the average"),
     ],
 )
-def test_what_is_reported_to_collapse_is_said(words, caution):
+def test_what_is_reported_to_collapse_or_comes_to_nothing_is_said(words, caution):
     (line,) = cautions(load(words))
     assert caution in line
+
+
+def test_an_average_that_takes_in_one_update_is_no_matter():
+    assert not cautions(load(["scale=paper", "train.epochs=7", "train.updates_per_epoch=1"]))
 
 
 def test_no_change_of_the_scale_is_no_part_of_the_run():

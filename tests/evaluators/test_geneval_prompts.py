@@ -68,10 +68,11 @@ def test_mini_evaluation_has_every_tag_and_no_duplicates():
     assert len({record["prompt"] for record in records}) == len(records) >= 192
 
 
+@pytest.mark.parametrize("distinct", [False, True])
 @pytest.mark.parametrize("vocabulary", [MINI, OFFICIAL], ids=["mini", "official"])
-def test_no_training_record_asks_for_what_an_evaluation_record_asks_for(vocabulary):
+def test_no_training_record_asks_for_what_an_evaluation_record_asks_for(vocabulary, distinct):
     held_out = {canonical(record) for record in prompts.generate(vocabulary)}
-    training = prompts.training(vocabulary, 4_000, seed=1)
+    training = prompts.training(vocabulary, 4_000, seed=1, distinct=distinct)
     assert not held_out & {canonical(record) for record in training}
     drawn = Counter(record["tag"] for record in training)
     assert all(drawn[tag] > 0 for tag, weight in TRAINING_MIX.items() if weight)
@@ -84,6 +85,22 @@ def test_official_training_mix_is_the_published_one():
         "position": 20_588, "counting": 14_706, "color_attr": 8_824, "colors": 2_941, "two_object": 2_941,
     }  # fmt: skip
     assert len({record["tag"] for record in records[:50]}) > 2, "training records are not shuffled"
+
+
+def test_no_prompt_comes_again_before_all_have_come():
+    records = prompts.training(OFFICIAL, 50_000, seed=0, distinct=True)
+    times = {tag: Counter(record["prompt"] for record in records if record["tag"] == tag) for tag in TAGS}
+    assert {tag: sum(count.values()) for tag, count in times.items()} == {
+        "single_object": 0, "position": 20_588, "counting": 14_706, "color_attr": 8_824, "colors": 2_941, "two_object": 2_941,
+    }  # fmt: skip
+    assert all(max(count.values()) - min(count.values()) <= 1 for tag, count in times.items() if count)
+    assert set(times["position"].values()) == set(times["color_attr"].values()) == {1}
+    assert sum(map(len, times.values())) == 33_209  # "about 33,000" is what the published file's size tells
+    # Of counting there are three numbers of each of 80 classes, less what is held out.
+    held_out = {record["prompt"] for record in prompts.generate(OFFICIAL)}
+    every = {prompts.counting(name, number)["prompt"] for name in OFFICIAL.names for number in prompts.COUNT_WORDS}
+    assert times["counting"].keys() == every - held_out
+    assert records == prompts.training(OFFICIAL, 50_000, seed=0, distinct=True)
 
 
 def test_training_records_follow_the_seed():
@@ -115,3 +132,5 @@ def test_swapped_names_the_objects_the_other_way_round():
 def test_impossible_mix_is_the_users_error(mix, message):
     with pytest.raises(UserError, match=message):
         prompts.training(MINI, 10, seed=0, mix=mix)
+    with pytest.raises(UserError, match=message):
+        prompts.training(MINI, 10, seed=0, mix=mix, distinct=True)

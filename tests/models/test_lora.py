@@ -16,6 +16,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from star.common.errors import UserError
+from star.common.files import fault
 from star.common.noise import normal
 from star.models import lora
 from star.models.sd3 import SD3
@@ -151,6 +152,32 @@ def test_what_to_do_about_a_model_that_is_not_there(make_config, tmp_path, monke
     ) as error:
         pipeline_class(replace(make_config().model, path=name))
     assert "\n" not in str(error.value) and ". " not in str(error.value)
+
+
+def test_what_a_run_has_learnt_so_far_can_be_judged(make_config):
+    config = make_config(
+        "train.ema_every=1", "train.ema_decay=0.5", "train.checkpoint_every=1", "train.epochs=3", "train.keep=9"
+    )
+    trainer, averages = Trainer(config, RedTask()), []
+    save = trainer.folder.save
+
+    def saved(*given):
+        averages.append({name: value.clone() for name, value in trainer.ema.values.items()})
+        save(*given)
+
+    trainer.folder.save = saved
+    trainer.run()
+    run = Path(config.run)
+    places = [*trainer.folder.checkpoints(), run]
+    assert len(places) == 3
+    for place, average in zip(places, [*averages, load_file(run / "final" / "trained.safetensors")], strict=True):
+        own = lora.read(lora.locate(str(place))).values(trainer.base)
+        assert own.keys() == average.keys() and all(torch.equal(own[name], average[name]) for name in own)
+    assert not all(torch.equal(averages[0][name], load_file(places[0] / "trained.safetensors")[name]) for name in averages[0])
+    (adapters,) = (places[0] / "lora").iterdir()
+    assert not fault(places[0])
+    adapters.write_bytes(b"")
+    assert "lora/" in fault(places[0])
 
 
 def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, released):

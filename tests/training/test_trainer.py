@@ -331,6 +331,24 @@ def test_collapse_and_divergence_stop_the_run(make_config, tmp_path):
         Trainer(config, RedTask()).run()
 
 
+def test_a_collapsed_run_keeps_what_it_had_before(make_config):
+    """Twice as many epochs are bad as checkpoints are kept; the one whose own rollouts were the last good ones stays."""
+    epochs = iter(range(100))
+
+    def falling(images):
+        return np.full(len(images), 1.0 if next(epochs) < 8 else 0.1) + np.arange(len(images)) * 1e-3
+
+    words = ("train.epochs=12", "train.collapse_epochs=4", "train.keep=2", "train.checkpoint_every=1")
+    config = make_config(*words)
+    trainer = Trainer(config, RedTask(falling))
+    calls = config.train.groups * config.train.group_size // config.train.micro_batch
+    good = 8 // calls
+    last = Path(config.run) / "checkpoints" / f"epoch-{good - 1:06d}"
+    with pytest.raises(RunStopped, match=f"collapsed: for 4 epochs .* its weights before that are kept in {last}"):
+        trainer.run()
+    assert [int(folder.name[-6:]) for folder in trainer.folder.checkpoints()] == [good - 1, good + 2, good + 3]
+
+
 def test_off_policy_first_update_stops_the_run(make_config, monkeypatch):
     original = rollout.log_prob_map
     monkeypatch.setattr(rollout, "log_prob_map", lambda *given: original(*given) + 1e-3)
