@@ -92,21 +92,25 @@ def _with(error: BaseException, words: str) -> Exception:
     """An error with words behind it, as one with a reason and an exit code; of others the reason is their kind and text."""
     match error:
         case UserError() | RunStopped():
-            return type(error)(f"{error}; {words}")
+            kind = UserError if isinstance(error, UserError) else RunStopped
+            return kind(f"{error}; {words}")
         case KeyboardInterrupt():
             return Interrupted(f"{str(error) or 'interrupted'}; {words}")
     return RunStopped(f"{type(error).__name__}: {one_line(error)}; {words}")
 
 
 def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iterator[dict]:
-    """A row per image, in order. A batch that fails is judged again one by one, so that the images before the one at
-    fault still get their rows."""
+    """A row per image, in order. Of a batch that fails the images before the one at fault are judged again, one by one, so
+    that they still get their rows; if it is not known, up to it."""
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         try:
             rows = _rows(root, part, judge)
-        except Exception:
-            for pair in part:
+        except Exception as first:
+            known = getattr(first, "image", None)
+            for number, pair in enumerate(part):
+                if number == known:
+                    raise _with(first, f"stopped at {pair[0].name}") from first
                 try:
                     yield from _rows(root, [pair], judge)
                 except Exception as error:

@@ -84,7 +84,8 @@ def _fault(image: Image.Image) -> str:
 def _converted(image: Image.Image) -> Image.Image:
     """The picture in RGB."""
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip them. Their upper 8 are what it takes of 16-bit RGB
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        narrow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        narrow.info, image = image.info, narrow
     if stored := image.info.get("icc_profile"):
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         told = ImageCms.getProfileDescription(profile).lower()

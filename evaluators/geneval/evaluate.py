@@ -201,7 +201,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         entries += [(f"{verdict}_{tag}", *means[tag], by_tag[tag]) for tag in tags]
     solved = rows[["tag", "prompt"]].assign(correct=rows.groupby(["tag", "prompt"])["correct"].transform("max"))
     entries.append(("official_prompts", *_clustered_mean(solved.drop_duplicates(), "correct"), rows))
-    if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}"):
+    if rows["protocol"].iloc[0].endswith(f"+{compat.NAME}") and len(rows) == compat.IMAGES:
         entries += [
             (f"{verdict}_padded_micro", compat.padded_mean(rows[column].to_numpy()), float("nan"), rows)
             for verdict, column in COLUMNS.items()

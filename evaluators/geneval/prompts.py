@@ -222,7 +222,8 @@ def _draw_any(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, 
 
 def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
     """All that there are before any again; then all of them again, in another order each time."""
-    left_out, records = set(held_out), []
+    left_out = set(held_out)
+    records: list[Record] = []
     while len(records) < count and (record := _draw_unless(left_out, tag, vocabulary, rng)):
         records.append(record)
         left_out.add(record["prompt"])

@@ -109,6 +109,18 @@ class Hung(Exception):
     """Workers have finished no image for too long."""
 
 
+class ReaderStopped(RunStopped):
+    """Reading stopped at an image.
+
+    Attributes:
+        image: its number in the batch that was submitted.
+    """
+
+    def __init__(self, message: str, image: int) -> None:
+        super().__init__(message)
+        self.image = image
+
+
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
@@ -211,6 +223,8 @@ class Pool:
                 blamed += attempt is not job  # which stood among others, one of which may have ended the worker
                 what = "twice ended its worker process"
                 why = "it crashed, or the system killed it, e.g. for want of memory"
+                if not self._read:  # a worker imports the script that is run, and must not come to reading by it
+                    why += ', or the script that is run has no `if __name__ == "__main__":`'
             except Hung:
                 blamed += 1
                 what = f"twice gave no answer for {self.seconds:g} seconds"
@@ -224,7 +238,7 @@ class Pool:
                 self._read += 1
                 return lines
             attempt = lambda: self._job(image)()  # noqa: E731 (by itself)
-        raise RunStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}")
+        raise ReaderStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}", index)
 
     def _without_lines(self, index: int, error: Exception) -> Lines:
         self._in_a_row += 1

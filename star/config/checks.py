@@ -133,8 +133,8 @@ def cautions(config: Config) -> list[str]:
     updates = train.epochs * train.updates_per_epoch
     if updates < train.ema_every - 1:  # when it takes in the first
         found.append(
-            f"{updates} updates are too few for train.ema_every={train.ema_every}: the average of the weights, which is judged, "
-            "takes in none of them, so the scores are the untrained model's; train.ema_every=1 takes in each"
+            f"{updates} updates are too few for train.ema_every={train.ema_every}: the average of the weights, which is "
+            "judged, takes in none of them, so the scores are the untrained model's; train.ema_every=1 takes in each"
         )
     return found
 

@@ -19,6 +19,7 @@ other engines or of images that were drawn in another way, or two numbers of dif
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,8 +52,12 @@ COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", DIFFERS: "red"}
 RESOLUTION = dict.fromkeys(("pickscore", "aesthetic", "deqa", "image_reward", "unified_reward"), 0.05)
 RESOLUTION_OF_RATES = 0.02
 
-PUBLISHED_ENGINES = {"geneval": ("mask2former", "mmdet"), "ocr": ("paddleocr",), "pickscore": ("PickScore_v1",)}
-"""How the names of the engines begin whose scores may stand beside published ones."""
+PUBLISHED_ENGINES = {
+    "geneval": r"(mask2former|mmdet)(?!\S*-unofficial)[^+]*\+(clip-vit-large-patch14@|open_clip-9ce2e8a8)",
+    "ocr": r"paddleocr-[^+]*\+PP-OCRv4_mobile_det\+en_PP-OCRv4_mobile_rec\b",
+    "pickscore": "PickScore_v1@",
+}
+"""How the names of the engines begin, with all models of theirs, whose scores may stand beside published ones."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,7 @@ def as_published(task: str, protocol: str) -> bool:
     """Whether an evaluation is meant to give the published numbers: by the engines that stand for the published ones, with
     the official weights, and drawn in the scale's own way."""
     name = ProtocolName.parse(protocol)
-    own = name.engine.startswith(PUBLISHED_ENGINES.get(task, "")) and "-unofficial" not in name.engine
-    return own and not name.changed
+    return bool(re.match(PUBLISHED_ENGINES.get(task, ""), name.engine)) and not name.changed
 
 
 def against_results(ours: Sequence[Summary], theirs: Sequence[Summary], source: str) -> list[DiffRow]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from evaluators.folder import score_folder
 from evaluators.interface import Text, mean_and_stderr, mean_scores
+from evaluators.ocr.pool import ReaderStopped
 from star.common.errors import Interrupted, RunStopped, UserError
 
 
@@ -208,6 +209,21 @@ def test_a_failure_that_passes_costs_nothing(folder):
 
     assert score(folder, judge=judge)["shade"].tolist() == [1, 2, 10]
     assert calls == [3, 1, 1, 1]
+
+
+def test_an_image_that_is_known_to_stop_the_reader_is_not_read_again(folder):
+    calls = []
+
+    def judge(prompts, images):
+        calls.append(prompts)
+        if "two" in prompts:
+            raise ReaderStopped("the reader twice gave no answer", prompts.index("two"))
+        return shades(prompts, images)
+
+    message = "the reader twice gave no answer; stopped at 2.png; the scores of the 1 images before it are in"
+    with pytest.raises(RunStopped, match=message):
+        score(folder, judge=judge)
+    assert calls == [["one", "two", "ten"], ["one"]]
 
 
 def test_an_interruption_keeps_what_was_scored(folder):

@@ -75,6 +75,14 @@ def test_colours_of_another_space_become_those_of_srgb(tmp_path):
     assert np.abs(read_image(tmp_path / "x.png").astype(int) - 188).max() <= 2
 
 
+def test_so_do_those_of_16_bits(tmp_path):
+    flat = straightened(profile("sRGB"))
+    Image.fromarray(np.full((2, 4), 0x80FF, np.uint16)).save(tmp_path / "16.png", icc_profile=flat)
+    plain("L", (128, 128, 128)).save(tmp_path / "8.png", icc_profile=flat)
+    sixteen, eight = (read_image(tmp_path / name) for name in ("16.png", "8.png"))
+    assert sixteen.shape == eight.shape == (2, 4, 3) and np.array_equal(sixteen, eight) and eight.max() > 180
+
+
 def straightened(srgb):
     """The profile with straight curves and another name."""
     count = struct.unpack(">I", srgb[128:132])[0]

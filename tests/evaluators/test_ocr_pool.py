@@ -24,7 +24,17 @@ from fake_engines import (
     FakeEngine,
 )
 
-from evaluators.ocr.pool import FAILED_SHARE, FAILURES_IN_A_ROW, FEW, SECONDS, Pool, patience, spare_cores, tolerance
+from evaluators.ocr.pool import (
+    FAILED_SHARE,
+    FAILURES_IN_A_ROW,
+    FEW,
+    SECONDS,
+    Pool,
+    ReaderStopped,
+    patience,
+    spare_cores,
+    tolerance,
+)
 from star.common.errors import RunStopped, UserError
 
 pytestmark = pytest.mark.timeout(60)
@@ -65,10 +75,29 @@ def test_no_worker_starts_before_there_are_images(pool):
 def test_a_worker_that_always_dies_stops_the_run_and_names_the_image(tmp_path, death):
     pool = Pool(FakeEngine(tmp_path))
     wait = pool.submit(images(1, death, 2))
-    with pytest.raises(RunStopped, match="fake-1 twice ended its worker process on image 1 of its batch"):
+    with pytest.raises(ReaderStopped, match="fake-1 twice ended its worker process on image 1 of its batch") as stopped:
         wait()
+    assert stopped.value.image == 1 and "__main__" not in str(stopped.value)  # another image was read
     assert pool.submit(images(5))() == [["5", "x"]]
     pool.close()
+
+
+SCRIPT = """
+import numpy as np
+from pathlib import Path
+from evaluators.ocr.pool import Pool
+from fake_engines import FakeEngine
+print(Pool(FakeEngine(Path.cwd())).submit([np.full((4, 4, 3), 1, np.uint8)])())
+"""
+
+
+def test_a_script_whose_workers_run_it_again_is_told_so(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode and 'has no `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
 def test_an_image_answers_for_its_own_crashes_alone(tmp_path):

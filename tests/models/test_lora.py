@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
+from star.common import files
 from star.common.errors import UserError
-from star.common.files import fault
 from star.common.noise import normal
 from star.models import lora
 from star.models.sd3 import SD3
@@ -175,9 +175,9 @@ def test_what_a_run_has_learnt_so_far_can_be_judged(make_config):
         assert own.keys() == average.keys() and all(torch.equal(own[name], average[name]) for name in own)
     assert not all(torch.equal(averages[0][name], load_file(places[0] / "trained.safetensors")[name]) for name in averages[0])
     (adapters,) = (places[0] / "lora").iterdir()
-    assert not fault(places[0])
+    assert not files.fault(places[0])
     adapters.write_bytes(b"")
-    assert "lora/" in fault(places[0])
+    assert "lora/" in files.fault(places[0])
 
 
 def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, released):

@@ -19,7 +19,8 @@ from star.records.summary import summarise
 from star.records.tables import markdown
 
 MACRO = "geneval_official_macro"
-PAPER_SCALE = "geneval-v1/mask2former/paper"
+CLIP = "clip-vit-large-patch14@32bd6428-quick_gelu-fp32"
+PAPER_SCALE = f"geneval-v1/mask2former-743b7d99+{CLIP}/paper"
 MINI = "geneval-v1/mini-detector/mini"
 ROW = Row("geneval", MACRO, PAPER_SCALE, "star", 0, 0.97, 0.005, 2212, 553, 100, 1000, 60.0, "abc", "def")
 PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, None, "STAR", "a note")
@@ -203,11 +204,15 @@ def test_mini_is_never_compared_with_the_paper(tmp_path, paper):
     ("task", "protocol", "expected"),
     [
         ("geneval", "geneval-v1/mask2former-743b7d99+clip-vit-large-patch14@32bd6428-quick_gelu-fp32/paper", True),
-        ("geneval", "geneval-v1/mmdet-3.3.0-743b7d99+clip+flow_grpo_compat/paper", True),
-        ("geneval", "geneval-v1/mask2former-0123abcd-unofficial+clip/paper", False),
-        ("geneval", "geneval-v1/proxy-hf-coco+clip/paper", False),
-        ("geneval", "geneval-v1/mask2former-743b7d99+clip/paper/steps=10", False),
+        ("geneval", f"geneval-v1/mmdet-3.3.0-743b7d99+{CLIP}+flow_grpo_compat/paper", True),
+        ("geneval", "geneval-v1/mask2former-743b7d99+open_clip-9ce2e8a8-quick_gelu-fp32/paper", True),
+        ("geneval", f"geneval-v1/mask2former-0123abcd-unofficial+{CLIP}/paper", False),
+        ("geneval", f"geneval-v1/proxy-hf-coco+{CLIP}/paper", False),
+        ("geneval", f"geneval-v1/mask2former-743b7d99+{CLIP}/paper/steps=10", False),
+        ("geneval", "geneval-v1/mask2former-743b7d99+clip-vit-base-patch32@3d74acf9-quick_gelu-fp32/paper", False),
+        ("geneval", "geneval-v1/mask2former-743b7d99+open_clip-01234567-quick_gelu-fp32/paper", False),
         ("ocr", "ocr-v1/paddleocr-3.7.0+PP-OCRv4_mobile_det+en_PP-OCRv4_mobile_rec+flow_grpo_compat/paper", True),
+        ("ocr", "ocr-v1/paddleocr-3.7.0+PP-OCRv6_small_det+PP-OCRv6_small_rec/paper", False),
         ("ocr", "ocr-v1/rapidocr-3.10.0/paper", False),
         ("pickscore", "pickscore-v1/PickScore_v1@a4e4367c/paper", True),
         ("pickscore", "pickscore-v1/my_clip@01234567/paper", False),

@@ -74,7 +74,7 @@ def read(file: Path) -> Weights:
     except FileNotFoundError:
         raise UserError(f"no such file: {file}") from None
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = one_line(error)
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{file} cannot be read as a checkpoint of plain weights: {reason[:300]}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
