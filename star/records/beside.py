@@ -13,6 +13,7 @@ from star.records.folder import AS_TEXT, EVALUATION, IMAGES, read_file
 from star.records.names import measured_on_own_task
 from star.records.results import PaperRow, Row, read
 from star.records.summary import Summary, summarise
+from star.records.tables import DIVERSITY
 
 HEADLINES = {"geneval": ("geneval_official_macro", "geneval_official_micro"), "ocr": ("ocr_accuracy",)}
 """The scores of a task that are told at a glance, a task's own name for those that are not here. The mean behind GenEval's
@@ -64,7 +65,10 @@ def lines(task: str, own: Sequence[Row], shipped: Sequence[Row], paper: Iterable
     mine, theirs = (_summaries(rows, task) for rows in (own, shipped))
     published = {row.key: row for row in paper}
     order = {method: place for place, method in enumerate(METHODS)}
-    found = [summary for summary in mine.values() if summary.metric in HEADLINES.get(task, (task,))]
+    measured = {summary.metric for summary in mine.values()}
+    # An evaluator of somebody's own has other metrics, all of which are shown.
+    shown = measured & set(HEADLINES.get(task, (task,))) or measured - {DIVERSITY}
+    found = [summary for summary in mine.values() if summary.metric in shown]
     found.sort(key=lambda summary: (summary.metric, order.get(summary.method, len(order)), summary.method))
     return [Beside(s, theirs.get(_place(s)), published.get((task, s.metric, s.method))) for s in found]
 

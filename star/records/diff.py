@@ -35,7 +35,7 @@ from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, is_mini, method_label
 from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
 from star.records.summary import NORMAL_95, Summary, summarise
-from star.records.tables import OF_THE_PAPER, metric_labels
+from star.records.tables import OF_THE_PAPER, columns, metric_labels
 
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
@@ -240,16 +240,19 @@ def find_paper() -> Path:
     raise UserError(f"no results/paper.csv in {ROOT} or in {Path.cwd()}; run from the repository, or name the reference file")
 
 
-def main_rows(rows: Iterable[DiffRow]) -> list[DiffRow]:
+def main_rows(rows: Sequence[DiffRow]) -> list[DiffRow]:
     """The rows to show at a glance: the metrics of the task's table for what was run and for the arms of the paper.
 
     Published numbers of other systems and side metrics are left out, unless they differ; Markdown and JSON keep them.
     """
+    measured: dict[str, set[str]] = {row.task: set() for row in rows}
+    for row in rows:
+        measured[row.task] |= {row.metric} if row.seeds else set()
     return [
         row
         for row in rows
         if row.status == DIFFERS
-        or (row.metric in metric_labels(row.task, [row.metric]) and (row.seeds or row.method in OF_THE_PAPER))
+        or (row.metric in columns(row.task, measured[row.task] or {row.metric}) and (row.seeds or row.method in OF_THE_PAPER))
     ]
 
 

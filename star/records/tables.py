@@ -1,6 +1,6 @@
 """Markdown tables of results, each row of this project above the published row that it answers to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.common import markdown as written
@@ -13,6 +13,9 @@ from star.records.summary import Summary, summarise
 OF_THE_PAPER = ("base", *(name for name, arm in ARMS.items() if arm.published))
 """Its rows, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
 
+DIVERSITY = "diversity"
+"""Of images, which no evaluator judges."""
+
 METRICS = {
     "geneval": {
         "geneval_official_macro": "official macro",
@@ -20,10 +23,10 @@ METRICS = {
         "geneval_strict_macro": "strict macro",
         "geneval_continuous_macro": "continuous macro",
         **{f"geneval_official_{tag}": tag for tag in TAGS},
-        "diversity": "diversity",
+        DIVERSITY: "diversity",
     },
-    "ocr": {"ocr_accuracy": "accuracy", "ocr_exact": "exact", "diversity": "diversity"},
-    "pickscore": {"pickscore": "PickScore", "diversity": "diversity"},
+    "ocr": {"ocr_accuracy": "accuracy", "ocr_exact": "exact", DIVERSITY: "diversity"},
+    "pickscore": {"pickscore": "PickScore", DIVERSITY: "diversity"},
     "drawbench": {
         "aesthetic": "aesthetic",
         "deqa": "DeQA",
@@ -55,7 +58,7 @@ def markdown(rows: Iterable[Row], paper: Iterable[PaperRow]) -> str:
 def table(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[list[str]]:
     """The cells of a task's table, the head first: method, whose numbers, seeds, and the metrics."""
     published = {row.key: row for row in paper}
-    metrics = metric_labels(task, (summary.metric for summary in summaries))
+    metrics = columns(task, {summary.metric for summary in summaries})
     methods = {summary.method for summary in summaries}
     arms_published = [arm for arm in OF_THE_PAPER if any((task, metric, arm) in published for metric in metrics)]
     ordered = [arm for arm in OF_THE_PAPER if arm in methods or arm in arms_published] + sorted(methods - set(OF_THE_PAPER))
@@ -71,6 +74,12 @@ def table(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) ->
 def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
     """The columns of a task's table, metric -> heading; a task unknown here shows every metric it has."""
     return METRICS.get(task) or {metric: metric for metric in sorted(set(found))}
+
+
+def columns(task: str, found: Collection[str]) -> dict[str, str]:
+    """:func:`metric_labels`, but all that was found where another evaluator than the task's own has judged."""
+    labels, judged = metric_labels(task, found), set(found) - {DIVERSITY}
+    return labels if not judged or judged & labels.keys() else {metric: metric for metric in sorted(found)}
 
 
 def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> str:

@@ -11,7 +11,6 @@ from star.records.names import family, method_label
 from star.report.blocks import Block, Gallery, Section, Table, Text, sizes
 from star.report.collection import Collection
 from star.report.figures import forest_svg
-from star.tasks import paired_scores
 
 NO_SETTINGS = ("task=", "seed=", "run=", "method.name=", "model.name=")
 """How the words of a command begin that do not say what a method is."""
@@ -31,7 +30,7 @@ def comparisons(found: Collection, task: str) -> list[Comparison]:
     pairs = [(method, REFERENCE + family(method)) for method in methods]
     pairs += [("star" + family(m), m) for m in methods if found.trained(task, m) and m != REFERENCE + family(m)]
     pairs = [(arm, reference) for arm, reference in pairs if arm != reference]
-    made = (compare(images, *pair, column, label) for column, label in paired_scores(task).items() for pair in pairs)
+    made = (compare(images, *pair, column, label) for column, label in found.paired(task).items() for pair in pairs)
     return [comparison for comparison in made if comparison]
 
 

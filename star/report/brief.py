@@ -10,7 +10,6 @@ from star.records.names import method_label
 from star.report.collection import Collection
 from star.report.figures import reward_curves
 from star.report.learning import arm_color, by_seed, curve
-from star.tasks import paired_scores
 
 
 def write_brief(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> str:
@@ -42,7 +41,7 @@ def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     if found.images is None:
         return ""
     images = found.images[found.images["task"] == task]
-    made = (compare(images, arm, reference, column, label) for column, label in paired_scores(task).items())
+    made = (compare(images, arm, reference, column, label) for column, label in found.paired(task).items())
     gains = [gain for gain in made if gain]
     if not gains:
         return ""

@@ -34,6 +34,7 @@ from star.records.folder import (
 from star.records.names import MethodName, family, is_mini, measured_on_own_task
 from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
+from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import paired_scores, primary
 from star.training.checkpoint import RunFolder
@@ -114,8 +115,20 @@ class Collection:
         """Arm minus reference on the task's main score; None if they cannot be compared."""
         if self.images is None:
             return None
-        column, label = next(iter(paired_scores(task).items()), ("", ""))
+        column, label = next(iter(self.paired(task).items()), ("", ""))
         return compare(self.images[self.images["task"] == task], arm, reference, column, label)
+
+    def main_metric(self, task: str) -> str | None:
+        """The metric that methods are compared by: the task's, or of an evaluator of somebody's own its only one."""
+        found = {row.metric for row in self.rows if row.task == task} - {DIVERSITY}
+        known = primary(task)
+        return known if known in found or len(found) != 1 else next(iter(found))
+
+    def paired(self, task: str) -> dict[str, str]:
+        """The scores that the task's images are compared by, column -> label, the main one first: the task's, or of an
+        evaluator of somebody's own the reward."""
+        known, metric = paired_scores(task), self.main_metric(task)
+        return known if metric == primary(task) else {"reward": metric or "reward"}
 
     @cached_property
     def shipped(self) -> "Collection | None":
@@ -142,7 +155,7 @@ class Collection:
 
     def papers_gain(self, task: str) -> float | None:
         """STAR minus Flow-GRPO as large as the paper's, as a share of what Flow-GRPO gains on the base; None if not known."""
-        metric = primary(task)
+        metric = self.main_metric(task)
         there = [row for row in self.paper if (row.task, row.metric) == (task, metric)]
         published = {row.method: float(row.value) for row in there if row.value is not None}
         goal = self.summary(task, metric or "", REFERENCE)
@@ -234,7 +247,7 @@ def _check_scores(images: pd.DataFrame, file: Path) -> None:
         UserError: one is not; names the image.
     """
     for task, part in images.groupby("task"):
-        for column in (name for name in paired_scores(str(task)) if name in part):
+        for column in (name for name in {**paired_scores(str(task)), "reward": ""} if name in part):
             scores = pd.to_numeric(part[column].replace({"True": 1, "False": 0}).astype(object), errors="coerce")
             for line in part[~(np.isfinite(scores) | part[column].isna())].itertuples():
                 raise UserError(

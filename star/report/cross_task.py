@@ -8,7 +8,6 @@ from star.records.tables import metric_labels
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.figures import dots_svg
-from star.tasks import primary
 
 
 def elsewhere(found: Collection) -> Section:
@@ -22,7 +21,7 @@ def elsewhere(found: Collection) -> Section:
             "seed knows nothing of other trainings."
         )
     )
-    measured = {task: primary(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
+    measured = {task: found.main_metric(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
     section.blocks += _across(found, measured)
     section.blocks += _diversity(found)
     return section

@@ -28,7 +28,7 @@ from star.records.results import ROWS, VERDICTS, read_rows
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
-from star.tasks import Prompt, load_task, paired_scores
+from star.tasks import Prompt, load_task
 from star.training.checkpoint import load_trained
 from star.training.rollout import denoise
 from star.training.trainer import star_weights
@@ -71,7 +71,7 @@ def samples(found: Collection, task: str) -> Block:
     )
 
     def draw() -> tuple[Figure, str]:
-        return _grid({method: path / "final" for method, path in runs.items()}, next(iter(paired_scores(task))))
+        return _grid({method: path / "final" for method, path in runs.items()}, next(iter(found.paired(task))))
 
     return _kept(
         found.folder / "figures" / f"samples-{task}.png", _source(runs), draw if len(runs) == len(SHOWN) else None, caption

@@ -14,7 +14,6 @@ from star.records.names import ProtocolName, method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 from star.report.verdict import verdict
-from star.tasks import primary
 
 LEARNING, SCORE = "training reward", "held-out score"
 PAIRS = (
@@ -220,7 +219,7 @@ def _learning(found: Collection, task: str) -> Measured:
 
 def _scores(found: Collection, task: str) -> list[Measured]:
     """The task's main score, by protocol, plain ones first."""
-    main = primary(task)
+    main = found.main_metric(task)
     by_protocol: dict[str, Measured] = {}
     for row in found.rows:
         if row.task == task and row.metric == main and row.updates:

@@ -18,7 +18,6 @@ from star.records.results import Row, commit
 from star.report import csv_export as numbers
 from star.report.blocks import Code, Section, Table, Text
 from star.report.collection import CURVES, IMAGES, Collection
-from star.tasks import primary
 
 PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
 
@@ -26,7 +25,7 @@ PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft
 def made(found: Collection) -> Section:
     """The chapter."""
     section = Section("made", "How these numbers were made")
-    sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == primary(r.task)})
+    sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == found.main_metric(r.task)})
     rows = [[protocol, f"{images:,}", f"{prompts:,}"] for protocol, images, prompts in sizes]
     section.blocks += [
         Table("Evaluation protocols", ["protocol", "images of a run", "prompts"], rows),

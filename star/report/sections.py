@@ -26,7 +26,6 @@ from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
 from star.report.verdict import says
-from star.tasks import primary
 
 STATUS = {
     diff.REPRODUCED: "the paper's number lies inside our interval, which is narrow",
@@ -147,7 +146,7 @@ def _main_rows(found: Collection, task: str) -> list[diff.DiffRow]:
     rows = [
         row
         for row in diff.against_paper(own, found.paper)
-        if row.metric == primary(task) and (row.seeds or row.method in tables.OF_THE_PAPER)
+        if row.metric == found.main_metric(task) and (row.seeds or row.method in tables.OF_THE_PAPER)
     ]
     order = [*METHODS, *sorted(row.method for row in rows if row.method not in METHODS)]
     return sorted(rows, key=lambda row: order.index(row.method))

@@ -11,7 +11,6 @@ from star.records.comparison import variances
 from star.records.names import method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
-from star.tasks import paired_scores, primary
 
 
 def uncertainty(found: Collection) -> Section:
@@ -29,16 +28,15 @@ def uncertainty(found: Collection) -> Section:
             )
         )
         for task in found.tasks:
-            if rows := _variance_rows(found.images[found.images["task"] == task], task, found.methods(task)):
-                _, label = next(iter(paired_scores(task).items()))
+            column, label = next(iter(found.paired(task).items()), ("", ""))
+            if rows := _variance_rows(found.images[found.images["task"] == task], column, found.methods(task)):
                 head = ["method", "training seed", "prompts", "evaluation noise", "interaction"]
                 section.blocks.append(Table(f"{task}, {label}: standard deviation by source", head, rows))
     section.parts.append(Section("uncertainty-aggregate", "Across tasks", _aggregate(found)))
     return section
 
 
-def _variance_rows(images: pd.DataFrame, task: str, methods: Sequence[str]) -> list[list[str]]:
-    column = next(iter(paired_scores(task)), "")
+def _variance_rows(images: pd.DataFrame, column: str, methods: Sequence[str]) -> list[list[str]]:
     rows = []
     for method in methods:
         parts = variances(images, method, column)
@@ -89,7 +87,7 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
         if task in found.checks:
             left_out[task] = "it checks measurements and is no benchmark"
             continue
-        metric = primary(task) or ""
+        metric = found.main_metric(task) or ""
         goal = found.summary(task, metric, REFERENCE)
         protocol = goal.protocol if goal else None
         own = {m: s for m in found.methods(task) if (s := found.summary(task, metric, m, protocol))}

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_cli import star  # noqa: F401 (a fixture)
+from tiny import FAST
 
 from evaluators import registry
 from evaluators.score import score
@@ -42,6 +44,24 @@ def test_a_reward_of_ones_own_is_the_only_one_and_judges_the_evaluation(make_con
     assert [row.metric for row in rows] == ["brightness"] and rows[0].protocol.startswith("brightness-v1/mini")
     assert 0 < rows[0].value < 1 and rows[0].prompts == 128
     assert identity(config)["evaluators"] == {"ocr": OWN}
+
+
+def test_what_a_reward_of_ones_own_gave_is_reported(star, pipeline_folder):  # noqa: F811
+    """As the only reward of a task: tables, figures, the report and the diff are of its own score."""
+    words = ["task=pickscore", f"evaluators.pickscore={OWN}", *FAST.split(), f"model.path={pipeline_folder}"]
+    words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
+    assert star("base", *words)[0] == 0
+    for method in ("flow_grpo", "star"):
+        assert star("train", *words, f"method={method}")[0] == 0
+    assert star("matrix", *words, "method=flow_grpo,star", "seed=0")[0] == 0  # which has nothing left to do
+    code, out, err = star("report")
+    assert code == 0, err
+    report = Path("runs/results/mini/report.md").read_text()
+    assert "pickscore, brightness" in report and "STAR minus Flow-GRPO is" in report
+    assert Path("runs/results/mini/figures/samples-pickscore.png").exists()
+    code, out, err = star("diff")
+    assert code == 0 and "brightness" in out and "STAR minus Flow-GRPO, yours: " in out and "on brightness (seed 0;" in out
+    assert "none that can be compared" not in out.split("shipped:")[0]
 
 
 def test_a_folder_is_scored_by_an_evaluator_of_ones_own(tmp_path):
