@@ -137,7 +137,15 @@ def test_stratified_difference_is_the_difference_of_macro_means():
     estimate = paired_difference(a, b, clusters, strata=strata)
     assert estimate.value == pytest.approx(np.mean([(a - b)[strata == name].mean() for name in np.unique(strata)]))
     linear = clustered_stderr(a - b, clusters, strata=strata)
-    assert estimate.stderr == pytest.approx(linear, rel=0.08)  # the bootstrap is smaller by sqrt((G - 1) / G)
+    assert estimate.stderr == pytest.approx(linear, rel=0.08)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_of_few_prompts_the_error_is_that_of_the_mean(count):
+    """Drawing with replacement from n varies by (n - 1) / n of what the mean of n does, a half of it for two."""
+    values = np.random.default_rng(count).random(count)
+    estimate = paired_difference(values, np.zeros(count), np.arange(count))
+    assert estimate.stderr == pytest.approx(stats.sem(values), rel=0.03)
 
 
 def test_paired_difference_depends_on_its_seed_only():

@@ -49,6 +49,14 @@ def test_one_seed_is_the_bootstrap_of_prompts_alone():
     assert paired(values) == paired_difference(differences, np.zeros(120), clusters)
 
 
+def test_prompts_and_seeds_add_up_in_squares():
+    values = drawn(np.random.default_rng(2), 4, 50, 2, seed=0.1, prompt=0.6, noise=0.1)
+    per_prompt, per_seed = values.mean(axis=(0, 2)), values.mean(axis=(1, 2))
+    among_prompts, among_seeds = stats.sem(per_prompt), stats.sem(per_seed)
+    assert min(among_prompts, among_seeds) > 0.4 * max(among_prompts, among_seeds)  # so that their sum is another number
+    assert paired(values).stderr == pytest.approx(math.sqrt(among_prompts**2 + among_seeds**2), rel=0.03)
+
+
 def test_several_seeds_against_a_loop_that_draws_prompts_and_t():
     rng = np.random.default_rng(1)
     values = drawn(rng, 3, 40, 2, seed=0.2, prompt=0.5, seed_noise=1)

@@ -22,6 +22,19 @@ def dogs(n, **kwargs):
 RED_DOG_AND_BLUE_CAT = prompts.color_attr("dog", "red", "cat", "blue")
 DOG_LEFT_OF_CAT = prompts.position("dog", "left of", "cat")
 
+# What no record of the benchmark asks for, but somebody's own may.
+TWO_RED_DOGS_AND_A_CAT = {
+    "tag": "any",
+    "include": [{"class": "dog", "count": 2, "color": "red"}, {"class": "cat", "count": 1, "position": ["left of", 0]}],
+}
+COW_LEFT_OF_THE_DOG = {
+    "tag": "any",
+    "include": [
+        *({"class": name, "count": 1} for name in ("cat", "dog")),
+        {"class": "cow", "count": 1, "position": ["left of", 1]},
+    ],
+}
+
 # Flow-GRPO's continuous score, case by case.
 SCORES = [
     (prompts.single_object("dog"), dogs(0), 0),
@@ -48,6 +61,12 @@ SCORES = [
     (RED_DOG_AND_BLUE_CAT, {"dog": [seen(color="red")], "cat": [seen(color="red")]}, 0.75),
     (RED_DOG_AND_BLUE_CAT, {"dog": [seen(color="red")]}, 0.5),
     (RED_DOG_AND_BLUE_CAT, {}, 0),
+    # One of two dogs is red: they are no group that something could lie beside.
+    (TWO_RED_DOGS_AND_A_CAT, {"dog": [seen(RIGHT, "red"), seen(RIGHT, "blue")], "cat": [seen(LEFT)]}, (1 + 0.5 + 1 + 0) / 4),
+    (TWO_RED_DOGS_AND_A_CAT, {"dog": [seen(RIGHT, "red")] * 2, "cat": [seen(LEFT)]}, 1),
+    # The reference is the second clause's, which is not met, and not the first's.
+    (COW_LEFT_OF_THE_DOG, {"cat": [seen(RIGHT)], "cow": [seen(LEFT)]}, (1 + 0 + 1 + 0) / 4),
+    (COW_LEFT_OF_THE_DOG, {"cat": [seen(LEFT)], "dog": [seen(RIGHT)], "cow": [seen(LEFT)]}, 1),
 ]
 
 

@@ -384,9 +384,15 @@ def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):
         "def squared(relevance, rollouts):\n    return relevance**2\n"
         "def flat(relevance, rollouts):\n    return relevance[:1]\n"
         "def none(relevance, rollouts):\n    return 0 * relevance\n"
+        "def largest(relevance, rollouts):\n"
+        "    assert (relevance.amax((0, 2, 3)) == 1).all()\n"
+        "    return relevance\n"
     )
     relevance = torch.rand(2, 3, 4, 4) + 0.1
     assert torch.allclose(allocate(relevance, "own_maps:squared"), allocate(relevance, "star", exponent=2.0))
+    # Also of shares whose powers would be 0: what comes in has been divided by its largest value.
+    shares = relevance.double() * 1e-30
+    assert torch.allclose(allocate(shares, "own_maps:largest", exponent=12.0), allocate(relevance, "star", exponent=12.0))
     for name, message in (
         ("flat", r"method.arm=own_maps:flat gives maps of shape \(1, 3, 4, 4\), but it must keep \(2, 3, 4, 4\)"),
         ("none", "the map that method.arm=own_maps:none gives for rollout 0 is 0 everywhere: correct the function"),

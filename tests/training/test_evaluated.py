@@ -125,6 +125,9 @@ def test_images_are_those_of_the_configured_noise_and_guidance(make_config):
     drawn = []
     task = RedTask(lambda images: drawn.extend(images) or [0.0] * len(images))
     trainer = Trainer(config, task)
+    with torch.no_grad():  # so that the weights are others than their average, which is what is judged
+        for weight in trainer.base.trained.values():
+            weight.add_(0.3)
     trainer.evaluate(2)
     texts = [prompt.text for prompt in task.test for _ in range(2)]
     keys = [(5, "test", text, number % 2) for number, text in enumerate(texts)]
@@ -132,6 +135,8 @@ def test_images_are_those_of_the_configured_noise_and_guidance(make_config):
         expected = generate(trainer.base, texts, keys, config.evaluation.steps, 3.0).numpy()
     assert len(drawn) == 4 and np.abs(np.stack(drawn).astype(int) - expected).max() <= 1
     assert np.abs(expected[0].astype(int) - expected[1]).max() > 5
+    moved = generate(trainer.base, texts, keys, config.evaluation.steps, 3.0).numpy()
+    assert np.abs(moved.astype(int) - expected).max() > 5
 
 
 def test_latents_are_scaled_as_diffusers_does(make_config):

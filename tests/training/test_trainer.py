@@ -2,6 +2,7 @@ import json
 import math
 import threading
 import time
+from itertools import combinations
 from pathlib import Path
 
 import forked
@@ -17,6 +18,7 @@ from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.tasks import Prompt
 from star.training import rollout
+from star.training import trainer as trainer_module
 from star.training.judging import Beside
 from star.training.rollout import Sample, Trajectory, plan, sample, thumbnails, trained_steps
 from star.training.trainer import MicroBatch, Trainer
@@ -136,6 +138,42 @@ def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
         norms[method] = lines(config)[0]["grad_norm"]
         assert lines(config)[0]["reward"] == lines(make_config(f"run={tmp_path / 'dense_uniform'}"))[0]["reward"]
     assert len(set(norms.values())) == len(norms)
+
+
+def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_config, monkeypatch):
+    made = []
+    real = trainer_module.allocate
+
+    def of_equal_maps(relevance, arm, **known):
+        """So that nothing but the field tells rollouts and epochs apart."""
+        one = torch.linspace(1, 2, relevance[0, 0].numel()).view(relevance[0, 0].shape)
+        weights = real(one.expand_as(relevance), arm, **known)
+        if arm == "star_random":  # the others are for the overlap with STAR's own
+            made.append(weights)
+        return weights
+
+    monkeypatch.setattr(trainer_module, "allocate", of_equal_maps)
+    trainer = Trainer(make_config("method=star_random"), RedTask())
+    trainer.epoch(0)
+    first = torch.cat(made, dim=1)
+    made.clear()
+    trainer.epoch(1)
+    second = torch.cat(made, dim=1)
+    assert first.shape == second.shape
+    fields = [weights[:, row] for weights in (first, second) for row in range(weights.shape[1])]
+    assert not any(torch.allclose(one, other) for one, other in combinations(fields, 2))
+
+
+def test_draws_of_one_text_are_one_group(make_config, monkeypatch):
+    """As in Flow-GRPO: a text that the prompts hold twice has one mean and one deviation in an epoch."""
+    seen = []
+    real = trainer_module.advantages
+    monkeypatch.setattr(trainer_module, "advantages", lambda *given: seen.append(given[1]) or real(*given))
+    task = RedTask()
+    task.train = [task.train[0], task.train[0], *task.train[1:3]]
+    Trainer(make_config(), task).epoch(0)
+    (groups,) = seen
+    assert sorted(map(groups.count, set(groups))) == [4, 4, 8]
 
 
 @pytest.mark.parametrize("schedule, rates", [("constant", [0.3] * 6), ("linear", [0.3, 0.3, 0.2, 0.2, 0.1, 0.1])])
