@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from star.common.console import UNREAD, console, console_for_tables, let_go, table, unread, written_out
+from star.common.console import UNREAD, console, console_for_tables, let_go, note, table, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
@@ -126,9 +126,10 @@ def train(overrides: Settings = None) -> None:
     """
     from star import config
     from star.training import runs
+    from star.training.checkpoint import kept
 
     settings = config.load(overrides or [])
-    with _resumable():
+    with _resumable(lambda: kept(settings.run)):
         rows = runs.trained(settings)
     own = settings.task.name
     labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
@@ -171,7 +172,11 @@ def matrix(
         raise typer.Exit(run(words or [], dry_run))
 
 
-@app.command(epilog=MATRIX_HELP)
+PUBLISH_HELP = """task, method and seed are lists and ranges; by default all tasks, the methods of the ablation and seed=0..2.
+Other settings say which runs are meant. What is published already stays."""
+
+
+@app.command(epilog=PUBLISH_HELP)
 def publish(
     words: Annotated[list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 KEY=VALUE]...")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="In place of rows with other settings, which go.")] = False,
@@ -532,7 +537,7 @@ def gpu(
     """
     from star.bench.gpu.run import run
 
-    with _resumable("what was measured is written down"):
+    with _resumable(lambda: "what was measured is written down"):
         raise typer.Exit(run(words or []))
 
 
@@ -584,8 +589,25 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without the letters of a name shows the rest
     let_segments_grow()
     keep_freed_memory()
+    _tell_odd(sys.argv[1:])
     with report_errors(), written_out():
         app(prog_name="star")
+
+
+def _tell_odd(words: Sequence[str]) -> None:
+    """Say which words of a command have no effect or hardly the one that was meant; they are allowed."""
+    last: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and not key.startswith("-"):
+            if last.setdefault(key, value) != value:
+                several = f" ({key}={last[key]},{value} is both, for star matrix)" if key in ("task", "method", "seed") else ""
+                note(f"{key} is given more than once; the last counts, {word}{several}")
+            last[key] = value
+    if last.get("preset", "null") != "null" and last.get("scale", "mini") == "mini":
+        note(
+            f"preset={last['preset']} is a budget of the paper's scale, and this is the mini scale: add scale=paper or drop it"
+        )
 
 
 @contextmanager
@@ -614,12 +636,12 @@ def report_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _resumable(told: str = "the same command goes on where it was") -> Iterator[None]:
+def _resumable(told: Callable[[], str] = lambda: "the same command goes on where it was") -> Iterator[None]:
     """Inside, an interruption says how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {told}") from None
+        raise Interrupted(f"interrupted; {told()}") from None
 
 
 def _fail(message: str, code: int) -> NoReturn:

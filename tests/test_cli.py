@@ -38,9 +38,31 @@ def test_who_interrupts_a_command_is_told_how_to_go_on(star, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("star.training.runs.trained", interrupted)
-    assert star("train") == (130, "", "star: interrupted; the same command goes on where it was\n")
+    anew = "there is no checkpoint yet, so the same command starts anew"
+    assert star("train", "run=here") == (130, "", f"star: interrupted; {anew}\n")
+    Path("here/checkpoints/epoch-000004").mkdir(parents=True)
+    assert star("train", "run=here") == (130, "", "star: interrupted; the same command goes on after epoch 4\n")
+    monkeypatch.setattr("star.training.checkpoint.RunFolder.summary", lambda self: {})
+    assert star("train", "run=here")[2].endswith("; the training is done; the same command evaluates it\n")
     monkeypatch.setattr("star.bench.gpu.run.run", interrupted)
     assert star("bench", "gpu") == (130, "", "star: interrupted; what was measured is written down\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["seed=1", "seed=2"], "seed is given more than once; the last counts, seed=2 (seed=1,2 is both, for star matrix)"),
+        (["train.lr=1", "train.lr=2"], "train.lr is given more than once; the last counts, train.lr=2"),
+        (["preset=gpu1"], "preset=gpu1 is a budget of the paper's scale, and this is the mini scale: add scale=paper"),
+        (["seed=1", "seed=1"], ""),
+        (["preset=gpu1", "scale=paper"], ""),
+        (["preset=gpu1", "preset=null"], "preset is given more than once; the last counts, preset=null"),
+    ],
+)
+def test_words_that_have_no_effect_or_another_are_told(star, monkeypatch, words, told):
+    monkeypatch.setattr("star.training.runs.trained", lambda config: 1 / 0)
+    err = star("train", *words)[2]
+    assert told in err and ("star: note:" in err) == bool(told)
 
 
 def test_help_teaches(star):

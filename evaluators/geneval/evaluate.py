@@ -147,7 +147,7 @@ def read_records(folder: Path) -> list[tuple[Path, Record]]:
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error}") from None
     if not paths:
-        raise UserError(f"{folder} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/00000.png")
+        raise UserError(f"{folder} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/0000.png")
     paths.sort(key=lambda path: (int(path.name), path.name))
     return [(path, read_record(path / "metadata.jsonl")) for path in paths]
 

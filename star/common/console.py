@@ -35,6 +35,16 @@ def table(title: str, columns: Iterable[str]) -> Table:
     return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
+def tell(line: str) -> None:
+    """Say on standard error what somebody should know of, and go on."""
+    print(f"star: caution: {line}", file=sys.stderr)
+
+
+def note(line: str) -> None:
+    """Say on standard error what is under way; of a run that fails it is never the reason (:mod:`star.matrix.launchers`)."""
+    print(f"star: note: {line}", file=sys.stderr)
+
+
 def unread(*streams: TextIO) -> bool:
     """Whether a pipe behind one of the streams has lost its reader, as behind ``| head``; False where systems cannot tell."""
     if not hasattr(select, "poll"):

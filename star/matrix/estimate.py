@@ -1,8 +1,9 @@
 """How long the cells of a matrix take, judged by those that ran before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
@@ -12,8 +13,20 @@ from star.records.names import measured_on_own_task
 from star.training.checkpoint import RunFolder
 
 
-def pace(scale: str, task: str) -> float | None:
-    """Seconds per training image of a task's runs, evaluation included where it is known; None if nothing ever ran.
+class Pace(NamedTuple):
+    """How fast a task's runs were.
+
+    Attributes:
+        image: seconds of training per image that it draws.
+        rest: seconds of a run beside that, most of them its evaluation; 0 where they are not known.
+    """
+
+    image: float
+    rest: float
+
+
+def pace(scale: str, task: str) -> Pace | None:
+    """The mean pace of a task's runs; None if nothing ever ran.
 
     From the finished runs, or else from those that are under way, or else from result files, at last from those that ship,
     whose runs were another machine's.
@@ -23,17 +36,18 @@ def pace(scale: str, task: str) -> float | None:
     for costs in (map(_finished, folders), map(_under_way, folders), here, elsewhere):
         known = [cost for cost in costs if cost]
         if images := sum(images for _, images in known):
-            return sum(seconds for seconds, _ in known) / images
+            beside = [rest for rest in map(_rest, folders) if rest is not None]
+            return Pace(sum(seconds for seconds, _ in known) / images, sum(beside) / len(beside) if beside else 0.0)
     return None
 
 
-def left(cell: Cell, state: State, rate: float | None) -> float | None:
+def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
     """Seconds until a cell is done at a :func:`pace`; None if there is no telling, as always for a base."""
     if state is State.DONE:
         return 0.0
     if rate is None or not cell.images:
         return None
-    return rate * cell.images * (1 - epochs(cell) / cell.config.train.epochs)
+    return rate.image * cell.images * (1 - epochs(cell) / cell.config.train.epochs) + rate.rest
 
 
 def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
@@ -46,12 +60,14 @@ def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
     paces = {cell.task: pace(cell.config.scale, cell.task) for cell in cells}
     times = [left(cell, state, paces[cell.task]) for cell, state in cells.items() if state is not State.FAILED]
     unknown = sum(seconds is None for seconds in times)
-    known = sum(seconds for seconds in times if seconds)
+    known = [seconds for seconds in times if seconds]
     if unknown and not known:
         return "?"
     running = sum(state is State.RUNNING for state in cells.values())
-    side_by_side = max(1, running, min(at_once, sum(seconds != 0 for seconds in times)))
-    return f"about {clock(known / side_by_side)}" + (f" and {unknown} of unknown time" if unknown else "")
+    lanes = [0.0] * max(1, running, min(at_once, len(known)))
+    for seconds in known:  # in their order, each where there is room first
+        lanes[lanes.index(min(lanes))] += seconds
+    return f"about {clock(max(lanes))}" + (f" and {unknown} of unknown time" if unknown else "")
 
 
 def epochs(cell: Cell) -> int:
@@ -60,12 +76,12 @@ def epochs(cell: Cell) -> int:
     return lines[-1]["epoch"] if lines else 0
 
 
-def spent(folder: Path) -> float:
-    """Wall-clock seconds of the attempts at a cell, as far as they are on record; of its training if star train made it."""
+def took(folder: Path) -> str:
+    """Wall-clock time of the attempts at a cell, as far as they are on record; of its training if star train made it."""
     if tries := attempts(folder):
-        return sum(attempt["seconds"] for attempt in tries)
+        return clock(_seconds(tries))
     summary = RunFolder(folder).summary()
-    return summary["seconds"] if summary else 0.0
+    return f"{clock(summary['seconds'])} of training" if summary else clock(0)
 
 
 def clock(seconds: float) -> str:
@@ -74,12 +90,20 @@ def clock(seconds: float) -> str:
 
 
 def _finished(folder: Path) -> tuple[float, int] | None:
-    """Seconds and images of a finished run; None if it is not."""
+    """Seconds and images of a finished training; None if it is not."""
     summary = RunFolder(folder).summary()
-    if not summary:
-        return None
+    return (summary["seconds"], summary["images_seen"]) if summary else None
+
+
+def _rest(folder: Path) -> float | None:
+    """Seconds of a finished run beside its training; None if it is not finished, or has no record of its attempts."""
+    summary, tries = RunFolder(folder).summary(), attempts(folder)
     # An attempt that was killed with its matrix left no record, so the record may be short of the training alone.
-    return max(summary["seconds"], spent(folder)), summary["images_seen"]
+    return max(_seconds(tries) - summary["seconds"], 0.0) if summary and tries else None
+
+
+def _seconds(tries: Iterable[dict]) -> float:
+    return float(sum(attempt["seconds"] for attempt in tries))
 
 
 def _recorded(file: Path) -> Iterator[tuple[float, int]]:

@@ -4,13 +4,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from star.common.console import tell
 from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, leaving, rows
 from star.records import results
 from star.records.folder import shipped_results
 from star.records.results import is_commit
-from star.training.checkpoint import tell
 
 
 def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:

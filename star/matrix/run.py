@@ -16,7 +16,7 @@ from star.matrix import launchers
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, put
-from star.matrix.estimate import clock, left, pace, spent
+from star.matrix.estimate import clock, left, pace, took
 from star.records.folder import own_results
 
 
@@ -72,7 +72,7 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
     if options.nodes > 1:
         out.print("# on every node with its --machine_rank, and with an address of the first one for HOST")
     for cell, state in states.items():
-        time = f"took {clock(spent(cell.folder))}" if state is State.DONE else _expected(cell, state)
+        time = f"took {took(cell.folder)}" if state is State.DONE else _expected(cell, state)
         out.print(f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", soft_wrap=True)
     out.print(f"# {Board(states, launchers.side_by_side(options)).line()}", soft_wrap=True)
 

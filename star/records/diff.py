@@ -108,7 +108,7 @@ def diff(ours: Path, reference: Path | None = None) -> list[DiffRow]:
     reference = find_paper() if reference is None else reference
     summaries = summarise(read(ours))
     if not summaries:
-        raise UserError(f"{ours}: no results in it; run `star reproduce` first")
+        raise UserError(f"{ours}: no results in it; run `star reproduce geneval` first")
     if is_paper(reference):
         rows = against_paper(summaries, read_paper(reference))
     else:

@@ -150,5 +150,9 @@ def latest_own_results() -> Path:
     """
     files = list(OWN.glob("*/*.csv"))
     if not files:
-        raise UserError(f"no results of yours in {OWN}: run `star reproduce geneval`, or name what ships, e.g. results/mini")
+        done = any(Path("runs").glob("*/*/*/*/final/rows.json"))
+        ways = "`star matrix`, with the words of the runs that are done in runs, makes them; or " if done else ""
+        raise UserError(
+            f"no results of yours in {OWN}: {ways}run `star reproduce geneval`, or name what ships, e.g. results/mini"
+        )
     return max(files, key=lambda file: file.stat().st_mtime).parent

@@ -300,7 +300,7 @@ def _open(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark first
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `star reproduce` to make results, or check the name") from None
+        raise UserError(f"{path}: no such file; run `star reproduce geneval` to make results, or check the name") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a result file in it, e.g. {path / 'geneval.csv'}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from star.common.console import tell
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
     append_jsonl,
@@ -52,14 +52,18 @@ BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
 """What a launcher puts into the folder of a run before that begins, and hidden files."""
 
 
-def tell(line: str) -> None:
-    """Say on standard error what somebody should know of, and go on."""
-    print(f"star: caution: {line}", file=sys.stderr)
+def kept(run: str) -> str:
+    """How a run that was interrupted goes on, for a message.
 
-
-def note(line: str) -> None:
-    """Say on standard error what is under way; of a run that fails it is never the reason (:mod:`star.matrix.launchers`)."""
-    print(f"star: note: {line}", file=sys.stderr)
+    Args:
+        run: its folder.
+    """
+    folder = RunFolder(Path(run))
+    if folder.summary() is not None:
+        return "the training is done; the same command evaluates it"
+    if checkpoints := folder.checkpoints():
+        return f"the same command goes on after epoch {int(checkpoints[-1].name[-6:])}"
+    return "there is no checkpoint yet, so the same command starts anew"
 
 
 class RunFolder:

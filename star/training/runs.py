@@ -15,6 +15,7 @@ from evaluators.interface import check_verdicts
 from star import config as settings
 from star import models
 from star.common import processes
+from star.common.console import tell
 from star.common.files import alone_in, check_room, fault, write_last, writing
 from star.common.launched import check_launched, is_first
 from star.common.machine import machine
@@ -25,7 +26,7 @@ from star.records.names import ProtocolName, on_task
 from star.records.results import ROWS, VERDICTS, Row, commit, read_rows
 from star.tasks import Task, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, load_trained, tell
+from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import placed
 from star.training.trainer import Trainer

@@ -24,6 +24,7 @@ from evaluators.interface import Evaluator, check_verdicts, places_of, slopes_of
 from star import config as settings
 from star import models
 from star.common import processes
+from star.common.console import note, tell
 from star.common.errors import UserError
 from star.common.machine import machine, versions
 from star.common.noise import generator
@@ -54,7 +55,7 @@ from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, digest, note, tell
+from star.training.checkpoint import RunFolder, digest
 from star.training.evaluation import evaluate
 from star.training.judging import Beside, Verdicts
 from star.training.machine import check_deterministic, compute_deterministically, decisions, settled
