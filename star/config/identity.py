@@ -32,6 +32,9 @@ LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended"}
 """Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
 identity, so that older results still match."""
 
+SMALL_CLIP = ("pickscore",)
+"""The tasks whose engine ``mini`` is the small CLIP, which goes by what is in it."""
+
 UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
 
@@ -77,8 +80,9 @@ def identity(config: Config, measured: str | None = None) -> dict:
     known["arithmetic"] = ARITHMETIC
     used = {config.task.name, measured, *config.rewards.others}
     known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
-    if known["evaluators"].get("pickscore") == "mini":
-        known["evaluators"]["pickscore"] = MINI_PICKSCORE.identity
+    for name in SMALL_CLIP:
+        if known["evaluators"].get(name) == "mini":
+            known["evaluators"][name] = MINI_PICKSCORE.identity
     return known
 
 

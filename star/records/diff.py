@@ -324,7 +324,7 @@ def _key(summary: Summary) -> tuple[str, str, str, str]:
 
 def _own(summary: Summary) -> DiffRow:
     """Our side of a row; the verdict is still to come."""
-    low, high = summary.estimate.interval or (None, None)
+    low, high = summary.shown.interval or (None, None)
     return DiffRow(
         summary.task,
         summary.metric,

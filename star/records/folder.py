@@ -21,7 +21,9 @@ OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""
 
 CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
-GRADIENT, INFLUENCE, FIRST_UPDATES = "gradient.csv", "influence.csv", "first_updates.csv"
+GRADIENT, INFLUENCE, FIRST_UPDATES = BENCH = "gradient.csv", "influence.csv", "first_updates.csv"
+NO_RESULTS = (CURVES, COMMANDS, *BENCH)
+"""Tables in a results folder that are no result files."""
 
 INITIAL = "initial"
 """How gradient.csv and influence.csv call a model's initial weights."""

@@ -1,13 +1,15 @@
 """The rows of a result file as one estimate per method: the mean over seeds, with the interval it deserves."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from star.common.statistics import Estimate, mean_interval, wilson
 from star.records.results import Row
 
 NORMAL_95 = 1.959963984540054
+RATES = ("geneval_official_", "geneval_strict_", "ocr_", "vivid")
+"""How metrics begin that lie in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,15 @@ class Summary:
     def seeds(self) -> int:
         """How many seeds it is a mean over."""
         return len(self.values)
+
+    @property
+    def shown(self) -> Estimate:
+        """The estimate for people: of a rate without what its interval has outside [0, 1], where no rate is. Verdicts are
+        made of the whole interval."""
+        if self.estimate.interval is None or not self.metric.startswith(RATES):
+            return self.estimate
+        low, high = self.estimate.interval
+        return replace(self.estimate, interval=(max(low, 0.0), min(high, 1.0)))
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:

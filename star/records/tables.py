@@ -107,7 +107,7 @@ def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary
 def _own_cell(summary: Summary | None) -> str:
     if summary is None:
         return MISSING
-    estimate = summary.estimate
+    estimate = summary.shown
     if estimate.interval and (summary.seeds > 1 or estimate.stderr == 0):
         return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
     return with_error(estimate.value, estimate.stderr)

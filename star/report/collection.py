@@ -22,8 +22,8 @@ from star.records.folder import (
     FIRST_UPDATES,
     GRADIENT,
     IMAGES,
-    INFLUENCE,
     KEY,
+    NO_RESULTS,
     TYPED,
     belonging,
     cure,
@@ -183,8 +183,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
-    others = (CURVES, COMMANDS, GRADIENT, INFLUENCE, FIRST_UPDATES)
-    rows = read_together(file for file in visible(folder.glob("*.csv")) if file.name not in others)
+    rows = read_together(file for file in visible(folder.glob("*.csv")) if file.name not in NO_RESULTS)
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))

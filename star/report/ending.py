@@ -95,7 +95,8 @@ def _line(line: Beside, labels: dict[str, str], several: bool) -> list[str]:
 def _told(summary: Summary | None) -> str:
     if summary is None:
         return MISSING
-    value, interval, stderr = summary.estimate.value, summary.estimate.interval, summary.estimate.stderr
+    shown = summary.shown
+    value, interval, stderr = shown.value, shown.interval, shown.stderr
     if summary.seeds == 1:
         return with_error(value, stderr, 4)
     return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}], {summary.seeds} seeds" if interval else f"{value:.4f}"

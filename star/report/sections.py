@@ -165,7 +165,7 @@ def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> 
 
 def _paper_line(found: Collection, row: diff.DiffRow) -> list[str]:
     summary = found.summary(row.task, row.metric, row.method, row.protocol)
-    ours = estimate(summary.estimate) if summary else MISSING
+    ours = estimate(summary.shown) if summary else MISSING
     seeds = ", ".join(number(value) for value in summary.values) if summary else MISSING
     published = row.reference or ("not known" if row.source else MISSING)
     protocols = {s.protocol for s in found.summaries if (s.task, s.metric, s.method) == (row.task, row.metric, row.method)}

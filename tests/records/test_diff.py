@@ -393,3 +393,14 @@ def test_another_budget_is_no_difference(tmp_path, updates, told, expected):
     found = diff(results(tmp_path, *rows), paper)
     assert {row.method: row.status for row in found if row.seeds} == {"flow_grpo": expected, "star": expected}
     assert exit_code(found) == (expected == "differs")
+
+
+def test_a_rate_s_interval_is_shown_within_0_and_1_and_judged_whole(tmp_path):
+    seeds = [replace(ROW, metric=MACRO, seed=seed, value=value) for seed, value in enumerate((0.99, 0.95))]
+    (ours,) = summarise(seeds)
+    low, high = ours.estimate.interval
+    assert low < 1 < high and ours.shown.interval == (low, 1.0) and ours.shown.value == ours.estimate.value
+    (score,) = summarise([replace(row, task="pickscore", metric="pickscore") for row in seeds])
+    assert score.shown == score.estimate
+    (row,) = [row for row in diff(results(tmp_path, *seeds)) if row.seeds]
+    assert (row.low, row.high) == (low, 1.0)

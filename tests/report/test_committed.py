@@ -11,6 +11,7 @@ from statistics import mean, stdev
 import pytest
 from scipy import stats
 
+from star.matrix.cells import expand
 from star.records.first_updates import gains
 from star.report.collection import collect
 from star.report.first_updates import parts
@@ -50,6 +51,17 @@ def test_ratios_of_gradients_are_quotients_of_cosines(task):
             assert value[*place, "star - flow_grpo", metric] == pytest.approx(ratio - 1, abs=1e-5)  # of six digits each
         checked += 1
     assert checked >= 6
+
+
+@pytest.mark.parametrize("task", [*SCORES, "vivid"])
+def test_shipped_results_are_of_these_settings(task):
+    """Else nobody could set a run beside them: a new setting changed what settings are (see CONTRIBUTING.md on results)."""
+    shipped = {(r["method"], int(r["seed"]), r["config_hash"]) for r in lines(MINI / f"{task}.csv") if ":" not in r["method"]}
+    methods, seeds = {row[0] for row in shipped} - {"base"}, {row[1] for row in shipped if row[0] != "base"}
+    assert len(methods) >= 4 and len(seeds) >= 3
+    for method, seed, hashed in shipped:
+        base, *trained = expand([f"task={task}", f"method={'star' if method == 'base' else method}", f"seed={seed}"])
+        assert (base if method == "base" else trained[0]).config_hash(task) == hashed
 
 
 @pytest.mark.parametrize("task", SCORES)
