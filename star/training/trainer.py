@@ -187,6 +187,8 @@ class Trainer:
         done = self.folder.summary()
         processes.check_agreed(done is None, f"{self.folder.path}/final/summary.json")
         if done:
+            if main:
+                note(f"{self.folder.path} is trained to the end; what was not measured yet is")
             return done
         for line in self.decisions if main else ():
             note(line)
