@@ -292,9 +292,8 @@ def doctor(
     raise typer.Exit(0 if all(finding.fine for finding in findings) else 1)
 
 
-CALIBRATE_HELP = f"""lora=FOLDER takes another LoRA, or its file of weights, in diffusers' layout or peft's, or a run's or
-checkpoint's folder; name=NAME is what
-its rows are called. {SETTINGS_HELP} scale=paper is the default here."""
+CALIBRATE_HELP = f"""lora=FOLDER takes another LoRA, or its file of weights, in diffusers' layout or peft's, or the folder of
+a run or a checkpoint; name=NAME is what its rows are called. {SETTINGS_HELP} scale=paper is the default here."""
 
 
 @app.command(epilog=CALIBRATE_HELP)
