@@ -43,7 +43,7 @@ def score(
         known = ", ".join(ENGINES)
         raise UserError(f"task={task} has no evaluator; there are: {known}, and your own as my_package.my_module:MyEvaluator")
     engine = engine or ENGINES.get(task)
-    file = Path(out or Path(images, f"{task.rpartition(':')[2].lower()}.csv"))
+    file = rows_file(task, images, out)
     if task == "geneval":
         if prompts:
             raise UserError("task=geneval takes no prompts=: its folders hold them (00000/metadata.jsonl)")
@@ -57,6 +57,11 @@ def score(
     rows = folder.score_folder(images, prompts, partial(_judged, evaluator, task), evaluator.protocol, file)
     scores = evaluator.summarise([Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})
+
+
+def rows_file(task: str, images: str, out: str | None = None) -> Path:
+    """Where :func:`score` puts the scores of the images; arguments as there."""
+    return Path(out or Path(images, f"{task.rpartition(':')[2].lower()}.csv"))
 
 
 def _detector_for(images: Path) -> Detector:

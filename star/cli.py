@@ -241,7 +241,7 @@ def evaluate(
 
     Example: star evaluate task=ocr images=outputs prompts=prompts.txt
     """
-    from evaluators.score import score
+    from evaluators.score import rows_file, score
 
     names = ("task", "images", "prompts", "engine", "out")
     given, others = own_words(words, names)
@@ -254,6 +254,7 @@ def evaluate(
     _show(
         f"{given['images']}: {scores['images'].max()} images of {scores['prompts'].max()} prompts, {protocol}",
         list(scores[["metric", "value", "stderr"]].itertuples(index=False, name=None)),
+        f"image by image: {rows_file(given['task'], given['images'], given.get('out'))}",
     )
 
 
