@@ -137,7 +137,9 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     code, out, _ = star("evaluate", "task=geneval", "images=images")
     assert code == 0
     assert re.search(r"geneval_official_macro\W+1\.0000", out)
-    assert "geneval-v1/mini-2" in out and "12 images of 6 prompts" in out and out.endswith("image by image: images/geneval.csv\n")
+    assert (
+        "geneval-v1/mini-2" in out and "12 images of 6 prompts" in out and out.endswith("image by image: images/geneval.csv\n")
+    )
     assert len(Path("images/geneval.csv").read_text().splitlines()) == 13
 
     (tmp_path / "images/00003/samples/00001.png").write_bytes(b"broken")
