@@ -14,7 +14,7 @@ from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
 from star.records.folder import own_results
-from star.records.names import MethodName
+from star.records.names import MethodName, is_mini
 from star.records.results import Row
 from star.training import runs
 
@@ -36,7 +36,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``.
 
     Returns:
-        Each row with the published number and with what others measured on the released LoRA, as printed, or empty.
+        Each row with the published number and with what others measured on the released LoRA, as printed, or empty, as beside
+        all numbers of the small model.
 
     Raises:
         UserError: the LoRA, the model or the evaluator is missing.
@@ -64,7 +65,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     published = {row.key: row.value for row in results.read_paper(find_paper())}
 
     def printed(row: Row, method: str) -> str:
-        value = published.get((row.task, row.metric, method))
+        value = None if is_mini(row.protocol) else published.get((row.task, row.metric, method))
         return "" if value is None else str(value)
 
     return [(row, printed(row, METHOD), printed(row, AGAIN)) for row in rows]
