@@ -91,9 +91,10 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
 def _with(error: BaseException, words: str) -> Exception:
     """An error with words behind it, as one with a reason and an exit code; of others the reason is their kind and text."""
     match error:
-        case UserError() | RunStopped():
-            kind = UserError if isinstance(error, UserError) else RunStopped
-            return kind(f"{error}; {words}")
+        case UserError():
+            return UserError(f"{error}; {words}")
+        case RunStopped():  # of which there are kinds that know more than words
+            return RunStopped(f"{error}; {words}")
         case KeyboardInterrupt():
             return Interrupted(f"{str(error) or 'interrupted'}; {words}")
     return RunStopped(f"{type(error).__name__}: {one_line(error)}; {words}")

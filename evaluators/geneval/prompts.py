@@ -216,8 +216,13 @@ def swapped(record: Record) -> Record:
 
 def _draw_any(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
     """Each by itself, so that prompts repeat by chance."""
-    records = (_draw_unless(held_out, tag, vocabulary, rng) for _ in range(count))
-    return [_needed(record, tag) for record in records]
+    records: list[Record] = []
+    while len(records) < count:
+        record = _draw_unless(held_out, tag, vocabulary, rng)
+        if record is None:
+            raise _none_left(tag)
+        records.append(record)
+    return records
 
 
 def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
@@ -227,7 +232,9 @@ def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabul
     while len(records) < count and (record := _draw_unless(left_out, tag, vocabulary, rng)):
         records.append(record)
         left_out.add(record["prompt"])
-    each = records[:] if records or not count else [_needed(None, tag)]
+    if count and not records:
+        raise _none_left(tag)
+    each = records[:]
     while len(records) < count:
         records += [each[i] for i in rng.permutation(len(each))]
     return records[:count]
@@ -242,12 +249,8 @@ def _draw_unless(left_out: set[str], tag: str, vocabulary: Vocabulary, rng: np.r
     return None
 
 
-def _needed(record: Record | None, tag: str) -> Record:
-    if record is None:
-        raise UserError(
-            f"no training prompts of the tag {tag}: the evaluation set holds them all; set the tag to 0 in the mix"
-        )
-    return record
+def _none_left(tag: str) -> UserError:
+    return UserError(f"no training prompts of the tag {tag}: the evaluation set holds them all; set the tag to 0 in the mix")
 
 
 def _apportion(total: int, mix: Mapping[str, float]) -> dict[str, int]:

@@ -246,7 +246,7 @@ def _check_scores(images: pd.DataFrame, file: Path) -> None:
         UserError: one is not; names the image.
     """
     for task, part in images.groupby("task"):
-        for column in (name for name in {**paired_scores(str(task)), "reward": ""} if name in part):
+        for column in (name for name in dict.fromkeys([*paired_scores(str(task)), "reward"]) if name in part):
             scores = pd.to_numeric(part[column].replace({"True": 1, "False": 0}).astype(object), errors="coerce")
             for line in part[~(np.isfinite(scores) | part[column].isna())].itertuples():
                 raise UserError(
