@@ -34,6 +34,10 @@ SECONDS = 300.0
 """For one image, unless the environment says something: so long that models may be downloaded by the first one."""
 
 MOST_WORKERS = 8
+RENEWED = 5_000
+"""Images that a worker reads before another takes its place: some engines' memory grows with every image, as is reported of
+PaddleOCR on CPUs (PaddlePaddle/PaddleOCR#15856)."""
+
 BLANK = np.full((64, 64, 3), 255, np.uint8)
 
 
@@ -124,7 +128,8 @@ class ReaderStopped(RunStopped):
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
-    A worker that dies or hangs is replaced, and the images it left undone are tried once more. An image on which the engine
+    A worker that dies or hangs is replaced, and the images it left undone are tried once more; where none is under way, workers
+    that have read :data:`RENEWED` images each are, too. An image on which the engine
     fails has no lines, as in the published reward, and a caution says so. An engine that fails again and again, or on too
     many images in all, is broken, and so is one that cannot read a blank image before it has read any other: it lacks its
     models, say.
@@ -146,7 +151,8 @@ class Pool:
         self.engine, self.seconds, self.failed_share = engine, seconds, failed_share
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
-        self._finished = 0  # images that workers are done with
+        self._given = self._finished = 0  # images that workers were given, and that they are done with
+        self._renewed_at = 0  # so many given
         self._read = self._failed = 0  # images in all
         self._in_a_row = 0  # of those that failed
 
@@ -162,14 +168,16 @@ class Pool:
             :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills
             its worker or makes it hang.
         """
+        if self._given >= self._renewed_at and self._given == self._finished:
+            self.close()
         jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
 
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)
 
     def _job(self, image: np.ndarray) -> Callable[[], Lines]:
         if not self._workers:
@@ -187,7 +195,9 @@ class Pool:
             self._executor = ProcessPoolExecutor(self._workers, context, _prepare, (self.engine,))
             # An executor that is forgotten ends beside Python, and they trip over each other: wait for it.
             weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
+            self._renewed_at = self._given + RENEWED * self._workers
         job = self._executor.submit(_lines, image)
+        self._given += 1
         job.add_done_callback(self._count)
         return job
 

@@ -288,7 +288,7 @@ def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, bac
     Args:
         transformer: in which blocks are compiled.
         device: that they will compute on.
-        backend: of ``torch.compile``; ``aot_eager`` compiles nothing and traces the same graphs in seconds.
+        backend: of ``torch.compile``; ``eager`` and ``aot_eager`` trace the same graphs in seconds and compile nothing.
 
     Raises:
         UserError: there is no compiler.

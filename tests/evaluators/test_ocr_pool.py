@@ -338,6 +338,25 @@ def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, w
     assert spare_cores() == workers
 
 
+def test_a_worker_that_has_read_much_is_replaced_where_nothing_is_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.ocr.pool.RENEWED", 2)
+    pool = Pool(FakeEngine(tmp_path))
+
+    def process():
+        while pool._given != pool._finished:  # an image is counted just after it is waited for
+            time.sleep(0.001)
+        return pool.submit(images(PROCESS))()
+
+    first = process()
+    under_way = pool.submit(images(WAIT))
+    same = pool.submit(images(PROCESS))
+    (tmp_path / "go").touch()
+    assert under_way() == [[str(WAIT), "x"]] and same() == first
+    second = process()
+    assert second != first and process() == second != process()
+    pool.close()
+
+
 def test_several_workers_keep_the_order_of_the_images(tmp_path):
     pool = Pool(FakeEngine(tmp_path), 3)
     assert pool.submit(images(*range(1, 25)))() == [[str(number), "x"] for number in range(1, 25)]

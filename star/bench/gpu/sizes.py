@@ -181,5 +181,5 @@ SHRUNKEN = Sizes(
     repeats=3,
     pairs=3,
     judged=2,
-    backend="aot_eager",
+    backend="eager",
 )
