@@ -128,11 +128,10 @@ class ReaderStopped(RunStopped):
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
-    A worker that dies or hangs is replaced, and the images it left undone are tried once more; where none is under way, workers
-    that have read :data:`RENEWED` images each are, too. An image on which the engine
-    fails has no lines, as in the published reward, and a caution says so. An engine that fails again and again, or on too
-    many images in all, is broken, and so is one that cannot read a blank image before it has read any other: it lacks its
-    models, say.
+    A worker that dies or hangs is replaced, and the images it left undone are tried once more. So are all after
+    :data:`RENEWED` images each, between batches. An image on which the engine fails has no lines, as in the published reward,
+    and a caution says so. An engine that fails again and again, or on too many images in all, is broken, and so is one that
+    cannot read a blank image before it has read any other: it lacks its models, say.
 
     Attributes:
         engine: what recognises.
