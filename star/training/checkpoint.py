@@ -19,6 +19,7 @@ from torch import Tensor
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
+    SUMS,
     append_jsonl,
     check_room,
     fault,
@@ -226,21 +227,13 @@ class RunFolder:
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
+            RunStopped: one is not, but cannot be read or does not fit.
         """
         for folder in reversed(self.checkpoints()):
             try:
-                if told := fault(folder, "state.pt", "progress.json"):
-                    raise ValueError(told)
-                load_trained(folder / "trained.safetensors", trained, "it is left out")
-                state = torch.load(folder / "state.pt", map_location="cpu")
-                for name, part in parts.items():
-                    part.load_state_dict(state[name])
-                return json.loads((folder / "progress.json").read_text()) | {"epoch": int(folder.name[-6:])}
-            except torch.OutOfMemoryError:
-                raise
-            except DAMAGE as error:
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                tell(f"{folder} is damaged ({reason}); the one before it is tried")
+                return _load(folder, trained, parts)
+            except Damaged as error:
+                tell(f"{folder} is damaged ({error}); the one before it is tried")
         if self.checkpoints():
             raise UserError(f"all checkpoints in {self.path} are damaged; delete the folder, and the run begins anew")
         return {"epoch": 0}
@@ -282,7 +275,10 @@ class RunFolder:
         return summary if whole and not fault(self.path / "final", "summary.json") else None
 
     def drop_after(self, epochs: int) -> None:
-        """Drop what was logged of later epochs, and put checkpoints of later ones aside, which could not be read."""
+        """Drop what was logged of later epochs, and put checkpoints of later ones aside, which are damaged; and delete what is
+        left of those that were never complete."""
+        for part in (self.path / "checkpoints").glob("epoch-??????.part"):
+            shutil.rmtree(part, ignore_errors=True)
         for folder in self.checkpoints():
             if int(folder.name[-6:]) > epochs:
                 aside = folder.with_name(folder.name + ".damaged")
@@ -306,6 +302,47 @@ class RunFolder:
             if not (self.path / "config.yaml").exists():
                 raise RunStopped(f"{self.path} was deleted or moved while its run went on")
             yield
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written; says how."""
+
+
+def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> dict:
+    """One checkpoint for :meth:`RunFolder.restore`, which gives its progress.
+
+    Raises:
+        Damaged: it is.
+        RunStopped: it is not, but cannot be read, for want of memory or of a file system that answers, or does not fit.
+    """
+    checked = (folder / SUMS).exists()  # older versions left no digests: there whatever fails is damage
+    try:
+        if told := fault(folder, "trained.safetensors", "state.pt", "progress.json"):
+            raise Damaged(told)
+        load_trained(folder / "trained.safetensors", trained, "it is left out")
+        state = torch.load(folder / "state.pt", map_location="cpu")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return json.loads((folder / "progress.json").read_text()) | {"epoch": int(folder.name[-6:])}
+    except torch.OutOfMemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise Damaged(f"{error.filename} is missing") from error
+    except OSError as error:
+        if not checked:
+            raise Damaged(error.strerror or str(error)) from error
+        raise RunStopped(
+            f"{error.filename or folder} cannot be read now ({error.strerror or error}); nothing was changed, and the same "
+            "command tries again"
+        ) from error
+    except DAMAGE as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if not checked:
+            raise Damaged(reason) from error
+        versions = (read_json(folder / "progress.json") or {}).get("versions", "unknown versions")
+        raise RunStopped(
+            f"{folder} is as it was written, by {versions}, and could not be loaded ({reason}); nothing was changed"
+        ) from error
 
 
 def _adapters(folder: Path) -> list[str]:
@@ -346,7 +383,7 @@ def load_trained(file: Path, trained: Mapping[str, Tensor], cure: str = "put it 
         raise UserError(f"no weights at {file}; train first, or name a folder that holds trained.safetensors")
     try:
         saved = load_file(file)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise UserError(f"{file} is damaged ({error}); delete it or name another one") from None
     if saved.keys() != trained.keys() or any(
         (saved[name].shape, saved[name].dtype) != (trained[name].shape, trained[name].dtype) for name in saved

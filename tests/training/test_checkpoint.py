@@ -175,6 +175,52 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(cut_off):
         Trainer(config, RedTask()).run()
 
 
+def kept(folder):
+    """What a run has of its past, byte for byte."""
+    return {file: file.read_bytes() for file in [folder / "metrics.jsonl", *folder.glob("checkpoints/*/*.*")]}
+
+
+def test_checkpoints_that_cannot_be_read_now_are_not_called_damaged(cut_off, monkeypatch):
+    config, folder, _ = cut_off
+    before = kept(folder)
+
+    def unreachable(file):
+        raise OSError(5, "Input/output error", str(file))
+
+    monkeypatch.setattr("star.common.files.sha256", unreachable)
+    with pytest.raises(RunStopped, match=r"epoch-000002.* cannot be read now \(Input/output error\); nothing was changed"):
+        Trainer(config, RedTask()).run()
+    assert kept(folder) == before
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore"), KeyError("a parameter of another name")]
+)
+def test_checkpoints_that_are_whole_and_do_not_load_are_not_called_damaged(cut_off, monkeypatch, error):
+    config, folder, _ = cut_off
+    before = kept(folder)
+
+    def fail(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    told = (
+        r"epoch-000002 is as it was written, by torch .*, and could not be loaded \(.*(memory|name).*\); nothing was changed$"
+    )
+    with pytest.raises(RunStopped, match=told):
+        Trainer(config, RedTask()).run()
+    assert kept(folder) == before
+
+
+def test_what_is_left_of_a_checkpoint_that_was_never_complete_goes(cut_off):
+    config, folder, _ = cut_off
+    part = folder / "checkpoints" / "epoch-000001.part"
+    part.mkdir()
+    (part / "state.pt").write_bytes(b"half")
+    Trainer(config, RedTask()).run()
+    assert not part.exists()
+
+
 def test_missing_lines_of_the_log_are_told(cut_off, capsys):
     config, folder, _ = cut_off
     log = folder / "metrics.jsonl"
