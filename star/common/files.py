@@ -219,8 +219,27 @@ def read_json(file: Path) -> Any:
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file, none if there is no file; lines that were cut off or damaged do not count."""
+    return _objects(file.read_bytes()) if file.exists() else []
+
+
+TAIL = 2**16
+"""Bytes at the end of a long file that are looked at first."""
+
+
+def last_of_jsonl(file: Path) -> dict[str, Any] | None:
+    """The last object that :func:`read_jsonl` gives, None if there is none; a long file is not read whole for it."""
+    if not file.exists():
+        return None
+    with open(file, "rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL))
+        found = _objects(opened.read())  # the first line may be cut, and then is no object
+    found = found or read_jsonl(file)
+    return found[-1] if found else None
+
+
+def _objects(data: bytes) -> list[dict[str, Any]]:
     found = []
-    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+    for line in data.splitlines(keepends=True):
         with suppress(ValueError, RecursionError):
             value = _parsed(line.decode()) if line.endswith(b"\n") else None
             found += [value] if isinstance(value, dict) else []

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State
 from star.matrix.estimate import clock, total
+from star.training.checkpoint import RunFolder
 
 DRAW_SECONDS = 1.0
 LOG_SECONDS = 60.0
@@ -56,6 +56,7 @@ class Board:
         """Say what became of a cell, or that it still runs."""
         changed = self.states[cell] is not state
         self.states[cell] = state
+        self.reasons.pop(cell, None)  # of an attempt before this one
         if reason:
             self.reasons[cell] = reason
         now = time.monotonic()
@@ -106,7 +107,5 @@ def _legend() -> str:
 
 
 def _progress(cell: Cell) -> str:
-    lines = read_jsonl(cell.folder / "metrics.jsonl")
-    if not lines:
-        return "running"
-    return f"epoch {lines[-1]['epoch']} of {cell.config.train.epochs}, reward {lines[-1]['reward']:.3f}"
+    line = RunFolder(cell.folder).last()
+    return f"epoch {line['epoch']} of {cell.config.train.epochs}, reward {line['reward']:.3f}" if line else "running"

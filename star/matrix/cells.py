@@ -66,8 +66,13 @@ class Cell:
     @property
     def images(self) -> int:
         """How many images its training draws."""
+        return self.config.train.epochs * self.drawn
+
+    @property
+    def drawn(self) -> int:
+        """How many of them an epoch draws; 0 for the base, which is not trained."""
         train = self.config.train
-        return 0 if self.seed is None else train.epochs * train.groups * train.group_size
+        return 0 if self.seed is None else train.groups * train.group_size
 
     def measured(self) -> dict[str, Path]:
         """The folders of its evaluations by task: of its own first, then of the others."""

@@ -1,5 +1,6 @@
 """One attempt at a cell: its command run to the end, with a log, a lock, and one line on why it failed."""
 
+import math
 import os
 import re
 import shlex
@@ -15,9 +16,11 @@ from typing import IO, Any
 
 import psutil
 
+from star.common.errors import RunStopped
 from star.common.files import append_jsonl
 
 POLL_SECONDS = 1.0
+TELL_SECONDS = 30.0  # after which it is said that somebody else has a cell
 END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
 PYTHON = (sys.executable, "-m")
 POSIX = os.name == "posix"
@@ -34,12 +37,17 @@ REASONS = (
 """What the reason looks like that a command gives, the most telling first: not what launchers say of the processes they
 started, and what a process says that misses another only if there is nothing else. torch puts the rank before a traceback."""
 
+HOLDERS = "another matrix, a run that outlived its own, or a node that died and whose lock the file system still keeps"
+
 FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
 """What processes die of when another is dead: libraries abort one that misses it, and the launcher ends the rest."""
 
 
 def attempt(
-    folder: Path, words: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    words: Sequence[str],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    patience: float = math.inf,
 ) -> Generator[None, None, int]:
     """Run a command for a cell to its exit code, yielding about every second until it has ended.
 
@@ -50,10 +58,14 @@ def attempt(
         folder: the cell's.
         words: the command, ``star ...`` or ``accelerate ...``.
         environment: variables that it gets beside those of this process.
+        patience: seconds to wait for somebody else who has the cell.
+
+    Raises:
+        RunStopped: somebody else still has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
-        yield from _locked(lock)
+        yield from _locked(lock, log, patience)
         start, started, code = log.seek(0, os.SEEK_END), time.monotonic(), None
         try:
             code = yield from carry_out(words, log, lock, environment)
@@ -88,11 +100,12 @@ def carry_out(
             _end(child)
 
 
-def _locked(file: IO[str]) -> Iterator[None]:
-    """Take the lock of a cell, waiting for whoever has it.
+def _locked(file: IO[str], log: IO[bytes], patience: float) -> Iterator[None]:
+    """Take the lock of a cell, waiting for whoever has it; the log says so.
 
     Of the system itself and not of a library, because the cell's process inherits it; Windows has none that can be.
     """
+    began, told = time.monotonic(), False
     try:
         import fcntl
     except ImportError:
@@ -102,6 +115,17 @@ def _locked(file: IO[str]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            waited = time.monotonic() - began
+            if waited >= patience:
+                reason = f"somebody else has had {file.name} for {waited:.0f} seconds: {HOLDERS}"
+                append_jsonl(Path(file.name).with_name("attempts.jsonl"), {"seconds": round(waited, 1), "reason": reason})
+                raise RunStopped(reason) from None
+            if waited >= TELL_SECONDS and not told:
+                told = True
+                line = f"star: note: waiting for whoever has {file.name}: {HOLDERS}\n"
+                log.write(line.encode())
+                log.flush()
+                print(line, end="", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
             yield
         except OSError:  # some clusters' file systems have no locks; there SLURM is asked instead, see _queued

@@ -5,7 +5,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from star.common.files import read_jsonl
 from star.matrix.cells import Cell, State, attempts
 from star.records import results
 from star.records.folder import own_results, shipped_results
@@ -25,13 +24,18 @@ class Pace(NamedTuple):
     rest: float
 
 
-def pace(scale: str, task: str) -> Pace | None:
+def pace(scale: str, task: str, drawn: int) -> Pace | None:
     """The mean pace of a task's runs; None if nothing ever ran.
 
     From the finished runs, or else from those that are under way, or else from result files, at last from those that ship,
     whose runs were another machine's.
+
+    Args:
+        scale, task: whose.
+        drawn: images of an epoch; runs that draw others, on fewer GPUs or as a trial, count where there are no like ones.
     """
-    folders = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
+    every = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
+    folders = [folder for folder in every if _drawn(folder) == drawn] or every
     here, elsewhere = (_recorded(place(scale) / f"{task}.csv") for place in (own_results, shipped_results))
     for costs in (map(_finished, folders), map(_under_way, folders), here, elsewhere):
         known = [cost for cost in costs if cost]
@@ -45,9 +49,14 @@ def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
     """Seconds until a cell is done at a :func:`pace`; None if there is no telling, as always for a base."""
     if state is State.DONE:
         return 0.0
-    if rate is None or not cell.images:
+    if not cell.images:
         return None
-    return rate.image * cell.images * (1 - epochs(cell) / cell.config.train.epochs) + rate.rest
+    own = RunFolder(cell.folder).last()
+    if own:  # nothing knows better how fast it is
+        rate = Pace(own["seconds"] / own["images_seen"], rate.rest if rate else 0.0)
+    if rate is None:
+        return None
+    return rate.image * cell.images * (1 - (own["epoch"] if own else 0) / cell.config.train.epochs) + rate.rest
 
 
 def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
@@ -57,8 +66,9 @@ def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
         cells: with their states.
         at_once: how many will run side by side; more, if more are running.
     """
-    paces = {cell.task: pace(cell.config.scale, cell.task) for cell in cells}
-    times = [left(cell, state, paces[cell.task]) for cell, state in cells.items() if state is not State.FAILED]
+    kinds = {cell: (cell.config.scale, cell.task, cell.drawn) for cell in cells}
+    paces = {kind: pace(*kind) for kind in dict.fromkeys(kinds.values())}
+    times = [left(cell, state, paces[kinds[cell]]) for cell, state in cells.items() if state is not State.FAILED]
     unknown = sum(seconds is None for seconds in times)
     known = [seconds for seconds in times if seconds]
     if unknown and not known:
@@ -72,8 +82,8 @@ def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
 
 def epochs(cell: Cell) -> int:
     """How many epochs of a cell's training are done."""
-    lines = read_jsonl(cell.folder / "metrics.jsonl")
-    return lines[-1]["epoch"] if lines else 0
+    line = RunFolder(cell.folder).last()
+    return line["epoch"] if line else 0
 
 
 def took(folder: Path) -> str:
@@ -115,5 +125,11 @@ def _recorded(file: Path) -> Iterator[tuple[float, int]]:
 
 
 def _under_way(folder: Path) -> tuple[float, int]:
-    lines = read_jsonl(folder / "metrics.jsonl")
-    return (lines[-1]["seconds"], lines[-1]["images_seen"]) if lines else (0.0, 0)
+    line = RunFolder(folder).last()
+    return (line["seconds"], line["images_seen"]) if line else (0.0, 0)
+
+
+def _drawn(folder: Path) -> float:
+    """Images of an epoch of a run."""
+    line = RunFolder(folder).last()
+    return line["images_seen"] / line["epoch"] if line else 0.0

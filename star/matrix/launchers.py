@@ -23,16 +23,20 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from star import config as settings
+from star.common.console import tell
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import write_text
 from star.common.machine import cores
 from star.config.schema import COUNT, MINUTES
 from star.matrix.cells import Cell, State, attempts
 from star.matrix.commands import POLL_SECONDS, attempt, carry_out
+from star.matrix.estimate import epochs
 
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
 FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
+FAILED_IN_A_ROW = 2  # without an epoch at one place, which looks broken then
+LOCK_SECONDS = 600.0  # that a job waits for its cell, with GPUs that somebody else could use
 CPUS_OF_A_GPU = 8  # its process, the thread of its judge and readers of text
 
 Event = tuple[Cell, State, str]
@@ -177,31 +181,98 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
         before: how many attempts at it had ended before this one.
         otherwise: the reason if this attempt left none.
     """
-    tries = attempts(cell.folder)[before:]
-    if cell.state() is State.DONE:
-        return cell, State.DONE, ""
-    return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
+    try:
+        tries = attempts(cell.folder)[before:]
+        if cell.state() is State.DONE:
+            return cell, State.DONE, ""
+        return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
+    except OSError as error:  # its folder does not answer now, which is no reason to end others
+        return cell, State.FAILED, one_line(error)
 
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
-    waiting, running, free = list(cells), dict[Cell, tuple[Generator[None, None, int], int]](), list(range(at_once))
+    waiting, running, places = list(cells), dict[Cell, tuple[Generator[None, None, int], int]](), Places(at_once)
     before = {cell: len(attempts(cell.folder)) for cell in cells}
+    begun = {cell: epochs(cell) for cell in cells}
     with ExitStack() as stack:
         while waiting or running:
-            while waiting and free:
-                cell, place = waiting.pop(0), free.pop(0)
+            while waiting and places.free:
+                cell, place = waiting.pop(0), places.free.pop(0)
                 words = [*command(cell, options, port=_free_port()), *_folder_word(cell)]
                 share = _share(place, at_once, gpus, options.gpus_per_node)
                 going = attempt(cell.folder, words, share)
                 stack.callback(going.close)
                 running[cell] = going, place
             for cell, (going, place) in list(running.items()):
-                if next(going, State.DONE) is State.DONE:
-                    del running[cell]
-                    free.append(place)
-                    yield outcome(cell, before[cell], "it ended well but left no results")
-                else:
+                ended, otherwise = _gone_on(going)
+                if not ended:
                     yield cell, State.RUNNING, ""
+                    continue
+                del running[cell]
+                event = outcome(cell, before[cell], otherwise)
+                yield event
+                lost = event[1] is State.FAILED and epochs(cell) == begun[cell]
+                going_on = bool(gpus) and any(epochs(other) > begun[other] for other in running)
+                waiting = places.ended(cell, place, lost, going_on) + waiting
+
+
+class Places:
+    """Where runs are side by side, on GPUs of their own. One whose GPU is broken fails in a minute each run that others take a
+    day for, and would soon have had all that wait: it is left alone, and its runs go elsewhere.
+
+    Attributes:
+        free: the numbers of those that a run can have.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.free = list(range(count))
+        self._failed: dict[int, list[Cell]] = {place: [] for place in self.free}
+        self._moved: dict[Cell, int] = {}  # from where
+
+    def ended(self, cell: Cell, place: int, lost: bool, going_on: bool) -> list[Cell]:
+        """Give a place back.
+
+        Args:
+            cell: what has ended there.
+            place: the number.
+            lost: whether it failed before it had done an epoch.
+            going_on: whether runs at other places have done some.
+
+        Returns:
+            runs that are to be tried again.
+        """
+        if lost and cell in self._moved:
+            # It fails everywhere, so it is not the place: both can be had again.
+            back = self._moved.pop(cell)
+            self._moved = {other: where for other, where in self._moved.items() if where != back}
+            self.free += [place, back]
+            return []
+        failed = self._failed[place]
+        failed.append(cell)
+        if not lost:
+            failed.clear()
+        if len(failed) < FAILED_IN_A_ROW or not going_on:
+            self.free.append(place)
+            return []
+        tell(
+            f"place {place} of {len(self._failed)} has failed {len(failed)} runs in a row while others go on: is its GPU "
+            "broken? It is left alone, and they are tried elsewhere"
+        )
+        again = list(failed)
+        self._moved |= dict.fromkeys(again, place)
+        failed.clear()
+        return again
+
+
+def _gone_on(going: Generator[None, None, int]) -> tuple[bool, str]:
+    """Whether an attempt has ended, and the reason if it left none."""
+    try:
+        next(going)
+    except StopIteration:
+        return True, "it ended well but left no results"
+    except OSError as error:  # of its folder: no room, or deleted; the other runs go on
+        return True, one_line(error)
+    return False, ""
 
 
 def _folder_word(cell: Cell) -> list[str]:
@@ -257,7 +328,7 @@ class Job:
         words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
         words += _folder_word(self.cell)
         if node == 0:
-            code = _ended(attempt(self.cell.folder, words))
+            code = _ended(attempt(self.cell.folder, words, patience=LOCK_SECONDS))
         else:
             with open(self.cell.folder / f"log-{node}.txt", "ab") as log:
                 code = _ended(carry_out(words, log))

@@ -1,14 +1,15 @@
 """``star matrix``: all cells of a matrix, whatever was done of them before, and the result files that come of them."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
 from star.common.children import end_with_parent
-from star.common.console import console
+from star.common.console import console, tell
+from star.common.errors import UserError, one_line
 from star.common.files import check_room
 from star.common.signals import ending_like_ctrl_c
 from star.config import Config
@@ -57,13 +58,31 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
         check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
     check_room(folder, "result files")
     with ending_like_ctrl_c(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
+        beside = Beside()
         for cell, state, reason in events:
-            board.update(cell, state, reason)
+            beside(lambda: board.update(cell, state, reason))  # noqa: B023 (at once)
             if state is State.DONE:
-                put(cell, folder)
+                beside(lambda: put(cell, folder))  # noqa: B023
     collect([cell for cell, state in board.states.items() if state is State.DONE], folder)
     _report(board, folder)
     return 1 if board.reasons else 0
+
+
+class Beside:
+    """Does what may fail while trainings go on, which it must not end: a file of results that a spreadsheet has changed, or a
+    file system that does not answer for a while. What fails is told, once for the same reason."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        """Do it."""
+        try:
+            work()
+        except (OSError, UserError) as error:
+            if (reason := one_line(error)) not in self._told:
+                self._told.add(reason)
+                tell(f"{reason}; the runs go on, and what they leave is collected at the end")
 
 
 def _print_commands(states: dict[Cell, State], options: launchers.Options) -> None:
@@ -78,7 +97,7 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
 
 
 def _expected(cell: Cell, state: State) -> str:
-    seconds = left(cell, state, pace(cell.config.scale, cell.task))
+    seconds = left(cell, state, pace(cell.config.scale, cell.task, cell.drawn))
     return "?" if seconds is None else f"about {clock(seconds)}"
 
 

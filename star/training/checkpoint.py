@@ -23,6 +23,7 @@ from star.common.files import (
     append_jsonl,
     check_room,
     fault,
+    last_of_jsonl,
     read_json,
     read_jsonl,
     replacing,
@@ -246,6 +247,10 @@ class RunFolder:
     def metrics(self) -> list[dict]:
         """The logged lines; a line that was cut off in the middle does not count."""
         return read_jsonl(self.path / "metrics.jsonl")
+
+    def last(self) -> dict | None:
+        """The last line of them, None if there is none."""
+        return last_of_jsonl(self.path / "metrics.jsonl")
 
     def finish(self, weights: Mapping[str, Tensor], summary: dict, export: Callable[[Path], None] | None = None) -> None:
         """Write the weights that the run is judged by. A run with ``final/summary.json`` is done.

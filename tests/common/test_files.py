@@ -20,6 +20,7 @@ from star.common.files import (
     check_output,
     check_room,
     fault,
+    last_of_jsonl,
     locked,
     parse_json,
     read_json,
@@ -154,6 +155,17 @@ def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
         log.write(b'\xff\n[1]\n{"a": NaN}\n\n{"a": 4')
     assert read_jsonl(file) == [{"a": 1}, {"a": 3}]
     assert read_jsonl(tmp_path / "none.jsonl") == []
+    assert last_of_jsonl(file) == {"a": 3} and last_of_jsonl(tmp_path / "none.jsonl") is None
+
+
+@pytest.mark.parametrize("size", [3, 20, 40, 10_000])
+def test_the_last_line_of_a_long_file_is_found_from_its_end(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("star.common.files.TAIL", size)
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps({"epoch": n, "reward": 0.5}) + "\n" for n in range(300)) + '{"epoch": 300, "rew')
+    assert last_of_jsonl(file) == {"epoch": 299, "reward": 0.5}
+    file.write_text("")
+    assert last_of_jsonl(file) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])

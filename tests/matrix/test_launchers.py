@@ -101,6 +101,67 @@ def test_accelerate_understands_the_command(cell, nodes):
         assert (parsed.machine_rank, parsed.main_process_ip) == (1, "node07")
 
 
+class Broken:
+    """In place of attempts: an epoch at each look, the results after the third; ``bad`` says of a GPU and a folder whether
+    they fail."""
+
+    def __init__(self, bad):
+        self.bad, self.tried = bad, []
+
+    def __call__(self, folder, words, environment):
+        folder.mkdir(parents=True, exist_ok=True)
+        place = environment["CUDA_VISIBLE_DEVICES"]
+        self.tried.append((place, folder))
+        yield
+        if self.bad(place, folder):
+            with open(folder / "attempts.jsonl", "a") as log:
+                log.write('{"seconds": 1, "reason": "CUDA error"}\n')
+            return 1
+        for epoch in range(1, 4):
+            (folder / "metrics.jsonl").write_text(json.dumps({"epoch": epoch}) + "\n")
+            yield
+        (folder / "done").touch()
+        return 0
+
+
+@pytest.fixture
+def side_by_side(cell, monkeypatch):
+    """Runs cells at two places and gives what became of each in the end, and what was tried."""
+    monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(Cell, "state", lambda cell: State.DONE if (cell.folder / "done").exists() else State.FAILED)
+
+    def run(bad):
+        cells = expand(["task=ocr", "method=star", "seed=0..7"])[1:]
+        attempt = Broken(bad)
+        monkeypatch.setattr(launchers, "attempt", attempt)
+        ends = {}
+        for one, state, _ in launch(cells, load(["launcher.at_once=2"])):
+            ends[one.seed] = state
+        return ends, [place for place, _ in attempt.tried]
+
+    return run
+
+
+def test_a_broken_gpu_does_not_eat_the_queue(side_by_side, capsys):
+    ends, tried = side_by_side(lambda place, folder: place == "1")
+    assert set(ends.values()) == {State.DONE}
+    assert tried.count("1") == 2 and tried.count("0") == 8
+    assert "place 1 of 2 has failed 2 runs in a row while others go on" in capsys.readouterr().err
+
+
+def test_runs_that_fail_everywhere_cost_no_gpu(side_by_side):
+    # At place 1, where the second run fails before the first one at place 0 has ended.
+    ends, tried = side_by_side(lambda place, folder: "seed1" in folder.name or "seed2" in folder.name)
+    assert {seed for seed, state in ends.items() if state is State.FAILED} == {1, 2}
+    assert tried.count("1") > 3
+
+
+def test_where_everything_fails_every_run_is_tried_once(side_by_side, capsys):
+    ends, tried = side_by_side(lambda place, folder: True)
+    assert set(ends.values()) == {State.FAILED} and len(tried) == 8
+    assert "broken" not in capsys.readouterr().err
+
+
 def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
     monkeypatch.setitem(commands.MODULES, "accelerate", "fake_star")
     assert list(launch([finishing], load(["launcher.gpus_per_node=8"])))[-1] == (finishing, State.DONE, "")

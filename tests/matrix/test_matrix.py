@@ -20,7 +20,7 @@ import pytest
 from tiny import FAST
 
 from star import config as settings
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.config import config_hash
 from star.matrix import commands, run
 from star.matrix.board import Board
@@ -213,7 +213,7 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
     words = ["task=geneval,ocr", "method=star", "seed=0..1", "train.groups=10", "train.group_size=10", "train.micro_batch=10"]
     words += ["train.epochs=20"]
     cells = {cell.label: cell for cell in expand(words)}
-    assert pace("mini", "geneval") is None
+    assert pace("mini", "geneval", 100) is None
 
     def under_way(folder: Path, epoch: int, seconds: float, images: int) -> None:
         folder.mkdir(parents=True)
@@ -221,26 +221,28 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
         (folder / "metrics.jsonl").write_text(json.dumps(line) + '\n{"epoch": 9, "sec')
 
     under_way(cells["geneval star seed 0"].folder, 5, 50.0, 500)
-    assert pace("mini", "geneval") == (0.1, 0.0)
-    # A finished run knows better: 60 seconds for 1000 images, and 340 beside, whatever the length of a training.
+    assert pace("mini", "geneval", 100) == (0.1, 0.0)
+    # A finished run of like epochs knows better: 60 seconds for 1000 images, and 340 beside, however long a training is.
+    under_way(Path("runs/mini/geneval/flow_grpo/trial"), 1, 900.0, 50)
     finished = Path("runs/mini/geneval/flow_grpo/seed0")
-    under_way(finished, 1, 60.0, 1000)
+    under_way(finished, 10, 60.0, 1000)
     (finished / "final").mkdir()
     (finished / "final" / "summary.json").write_text(json.dumps({"seconds": 60.0, "images_seen": 1000, "updates": 2}))
     tries = [{"seconds": 100.0, "reason": "killed by SIGKILL"}, {"seconds": 300.0, "reason": None}]
     (finished / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
-    assert pace("mini", "geneval") == (0.06, 340.0)
+    assert pace("mini", "geneval", 100) == (0.06, 340.0)
     assert matrix([*words, "launcher.at_once=1"], dry_run=True) == 0
     lines = capsys.readouterr().out.splitlines()
     comments = [line.partition("  # ")[2] for line in lines[:-1]]
-    # 20 epochs of 100 images at 0.06 seconds, and 340; of the run that was cut off a quarter is done.
-    assert comments == ["to do, ?"] * 2 + ["cut off, about 0:07:10", "to do, ?", "to do, about 0:07:40", "to do, ?"]
+    # 20 epochs of 100 images at 0.06 seconds, and 340; of the run that was cut off three quarters are left, at its own pace.
+    assert comments == ["to do, ?"] * 2 + ["cut off, about 0:08:10", "to do, ?", "to do, about 0:07:40", "to do, ?"]
+    assert pace("mini", "geneval", 50) == (18.0, 0.0)
     assert [line.partition("  # ")[0] for line in lines[:-1]] == [shlex.join(cell.command) for cell in cells.values()]
-    assert lines[-1] == "# matrix: 0 done, 0 running, 0 failed, 6 left, about 0:14:50 and 4 of unknown time"
+    assert lines[-1] == "# matrix: 0 done, 0 running, 0 failed, 6 left, about 0:15:50 and 4 of unknown time"
     assert matrix([*words, "launcher.at_once=2"], dry_run=True) == 0
-    assert "6 left, about 0:07:40 and 4" in capsys.readouterr().out
+    assert "6 left, about 0:08:10 and 4" in capsys.readouterr().out
     two_at_once = {cell: State.RUNNING for cell in cells.values() if cell.task == "geneval" and cell.seed is not None}
-    assert total(two_at_once) == "about 0:07:40"
+    assert total(two_at_once) == "about 0:08:10"
     one = {cell: State.NEW for cell in cells.values() if (cell.task, cell.seed) in (("geneval", None), ("geneval", 1))}
     assert total(one, at_once=2) == "about 0:07:40 and 1 of unknown time"  # one run is not faster on two lanes
     three = {cell: State.NEW for cell in expand([*words, "task=geneval", "seed=2..4"])[1:]}
@@ -249,11 +251,11 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
 
 def test_before_anything_ran_the_time_is_that_of_the_results_that_are_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert pace("mini", "ocr") is None
+    assert pace("mini", "ocr", 192) is None
     first = Row("ocr", "score", "v1/mini", "base", 1000, 0.5, None, 2, 1, 0, 0, 0.0, "c", "d")
     trained = [replace(first, method=m, seed=0, updates=60, images_seen=1000, seconds=s) for m, s in METHOD_SECONDS]
     results.write([first, *trained], Path("runs/results/mini/ocr.csv"))
-    assert pace("mini", "ocr") == (0.25, 0.0), "what was measured on the run of another task is no further run"
+    assert pace("mini", "ocr", 192) == (0.25, 0.0), "what was measured on the run of another task is no further run"
 
 
 METHOD_SECONDS = (("star", 200.0), ("flow_grpo", 300.0), ("star:geneval", 900.0))
@@ -337,6 +339,59 @@ def test_attempts_at_one_cell_wait_for_each_other(fake_star):
     second.close()
     lines = (folder / "attempts.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == [None]  # the one that was given up; the other never began
+
+
+def test_whoever_waits_for_a_cell_says_so_and_a_job_not_for_ever(fake_star, monkeypatch, capsys):
+    fake_star(star="sleep 1")
+    monkeypatch.setattr(commands, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(commands, "POLL_SECONDS", 0.01)
+    folder = Path("cell")
+    words = ["star", "train", "method=star"]
+    first, second = commands.attempt(folder, words), commands.attempt(folder, words)
+    for going in (first, second, second):
+        next(going)
+    note = "star: note: waiting for whoever has cell/lock: another matrix, a run that outlived its own, or a node that died"
+    assert (folder / "log.txt").read_text().count(note) == capsys.readouterr().err.count(note) == 1
+    with pytest.raises(RunStopped, match="somebody else has had cell/lock for 0 seconds"):
+        next(commands.attempt(folder, words, patience=0))
+    assert json.loads((folder / "attempts.jsonl").read_text())["reason"].startswith("somebody else")
+    first.close()
+    second.close()
+
+
+def test_what_cannot_be_written_beside_them_ends_no_run(fake_star, monkeypatch, capsys):
+    """A file of results that a spreadsheet has changed, and a board whose files do not answer."""
+    words = ["task=geneval", "method=star,flow_grpo", "seed=0", "evaluation.cross_images=0"]
+
+    def unreadable(*arguments):
+        raise UserError("geneval.csv does not follow its schema")
+
+    def unreachable(*arguments):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(run, "put", unreadable)
+    monkeypatch.setattr("star.matrix.board.Board.line", unreachable)
+    monkeypatch.setattr(run, "_report", lambda board, folder: None)
+    assert matrix(words) == 0
+    assert {cell.state() for cell in expand(words)} == {State.DONE}
+    told = [line for line in capsys.readouterr().err.splitlines() if "caution" in line]
+    assert len(told) == 2 and all("the runs go on" in line for line in told)
+    monkeypatch.undo()
+
+
+def test_a_folder_that_vanishes_costs_its_own_run_alone(fake_star, monkeypatch):
+    words = ["task=geneval", "method=star,flow_grpo", "seed=0", "evaluation.cross_images=0"]
+    lost = expand(words)[1]
+    log = commands.append_jsonl
+
+    def full(file, line):
+        if file.parent == lost.folder:
+            raise OSError(28, "No space left on device", str(file))
+        log(file, line)
+
+    monkeypatch.setattr(commands, "append_jsonl", full)
+    assert matrix(words) == 0  # its results were written
+    assert [cell.state() for cell in expand(words)] == [State.DONE] * 3
 
 
 PARENT = """
