@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,9 +23,9 @@ Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
 SHARE_VARIABLE = "STAR_OCR_FAILURES"
-FAILED_SHARE, FEW = 0.05, 100
-"""The largest share of images that an engine may fail on, looked at from :data:`FEW` images on; the environment may say
-another. More would be a reward made up of zeros."""
+FAILED_SHARE, FEW, LATEST = 0.05, 100, 1_000
+"""The largest share of the :data:`LATEST` images that an engine may fail on, looked at from :data:`FEW` images on; the
+environment may say another. More would be a reward made up of zeros, also if days went well before."""
 
 LONGEST = 100_000
 """Letters of all lines of an image; comparing more with the target takes minutes."""
@@ -130,13 +131,13 @@ class Pool:
 
     A worker that dies or hangs is replaced, and the images it left undone are tried once more. So are all after
     :data:`RENEWED` images each, between batches. An image on which the engine fails has no lines, as in the published reward,
-    and a caution says so. An engine that fails again and again, or on too many images in all, is broken, and so is one that
-    cannot read a blank image before it has read any other: it lacks its models, say.
+    and a caution says so. An engine that fails again and again, or on too many of its latest images, is broken, and so is one
+    that cannot read a blank image before it has read any other: it lacks its models, say.
 
     Attributes:
         engine: what recognises.
         seconds: after which an image that is not read has made its worker hang, with the time that models take to load.
-        failed_share: of all images, which the engine may fail on; looked at from :data:`FEW` images on.
+        failed_share: of its latest images, which the engine may fail on; looked at from :data:`FEW` images on.
     """
 
     def __init__(self, engine: Engine, workers: int = 1, seconds: float = SECONDS, failed_share: float = FAILED_SHARE) -> None:
@@ -152,8 +153,9 @@ class Pool:
         self._executor: ProcessPoolExecutor | None = None
         self._given = self._finished = 0  # images that workers were given, and that they are done with
         self._renewed_at = 0  # so many given
-        self._read = self._failed = 0  # images in all
+        self._latest: deque[bool] = deque(maxlen=LATEST)  # of each image whether the engine failed on it
         self._in_a_row = 0  # of those that failed
+        self._reads = False  # whether it has read any
 
     def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
         """Start to recognise images.
@@ -232,7 +234,7 @@ class Pool:
                 blamed += attempt is not job  # which stood among others, one of which may have ended the worker
                 what = "twice ended its worker process"
                 why = "it crashed, or the system killed it, e.g. for want of memory"
-                if not self._read:  # a worker imports the script that is run, and must not come to reading by it
+                if not self._reads:  # a worker imports the script that is run, and must not come to reading by it
                     why += ', or the script that is run has no `if __name__ == "__main__":`'
             except Hung:
                 blamed += 1
@@ -243,22 +245,22 @@ class Pool:
             except Exception as error:
                 return self._without_lines(index, error)
             else:
-                self._in_a_row = 0
-                self._read += 1
+                self._in_a_row, self._reads = 0, True
+                self._latest.append(False)
                 return lines
             attempt = lambda: self._job(image)()  # noqa: E731 (by itself)
         raise ReaderStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}", index)
 
     def _without_lines(self, index: int, error: Exception) -> Lines:
         self._in_a_row += 1
-        self._failed += 1
+        self._latest.append(True)
         what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {error}"
         if self._in_a_row >= FAILURES_IN_A_ROW:
             raise RunStopped(f"{what}; so it did on at least {FAILURES_IN_A_ROW - 1} images before") from error
-        images = self._read + self._failed
-        if images >= FEW and self._failed > self.failed_share * images:
-            raise RunStopped(f"{what}; so it did on {self._failed} of {images} images, which would count as without text")
-        if not self._read:
+        images, failed = len(self._latest), sum(self._latest)
+        if images >= FEW and failed > self.failed_share * images:
+            raise RunStopped(f"{what}; so it did on {failed} of the latest {images} images, which would count as without text")
+        if not self._reads:
             try:
                 self._job(BLANK)()
             except Exception:

@@ -10,9 +10,15 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 """Those that digits may depend on."""
 
 
+CORES_VARIABLE = "STAR_CORES"
+"""Says that a run has a share of the cores, beside others. Launchers of several processes overwrite what libraries read."""
+
+
 def cores() -> int:
-    """How many cores this process may use: those of its job on a cluster, not all that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this run may use: those of its job on a cluster, not all that the machine has, or its share of them."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get(CORES_VARIABLE, "")
+    return min(own, max(1, int(told))) if told.isdecimal() else own
 
 
 def machine(processes: int = 1) -> str:

@@ -26,7 +26,7 @@ from star import config as settings
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import write_text
-from star.common.machine import cores
+from star.common.machine import CORES_VARIABLE, cores
 from star.config.schema import COUNT, MINUTES
 from star.matrix.cells import Cell, State, attempts
 from star.matrix.commands import POLL_SECONDS, attempt, carry_out
@@ -290,7 +290,7 @@ def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str
     """The environment that gives one of several cells its share of the cores, and its ``size`` GPUs if there are any."""
     if at_once == 1:
         return {}
-    share = {"OMP_NUM_THREADS": str(max(1, cores() // at_once))}
+    share = dict.fromkeys(("OMP_NUM_THREADS", CORES_VARIABLE), str(max(1, cores() // at_once)))
     return share | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[place * size : (place + 1) * size])} if gpus else {})
 
 

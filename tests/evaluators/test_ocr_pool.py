@@ -158,8 +158,17 @@ def test_an_engine_that_fails_on_many_images_in_all_is_stopped(tmp_path, capsys)
     pool = Pool(FakeEngine(tmp_path), 0, failed_share=0.1)
     for _ in range(FEW // 20):
         pool.submit(images(*[1] * 18, FAIL, FAIL))()  # as many as are allowed
-    with pytest.raises(RunStopped, match="so it did on 11 of 101 images, which would count as without text"):
+    with pytest.raises(RunStopped, match="so it did on 11 of the latest 101 images, which would count as without text"):
         pool.submit(images(FAIL))()
+
+
+def test_an_engine_that_begins_to_fail_after_days_is_stopped(tmp_path, capsys):
+    pool = Pool(FakeEngine(tmp_path), 0)
+    for _ in range(10):
+        pool.submit(images(*[1] * 1_000))()
+    with pytest.raises(RunStopped, match="so it did on 51 of the latest 1000 images"):
+        for _ in range(60):
+            pool.submit(images(1, 1, FAIL))()
 
 
 def test_an_image_on_which_a_worker_hangs_is_tried_once_more(tmp_path, monkeypatch):
@@ -325,11 +334,13 @@ def alive(process):
         (4, {"OMP_NUM_THREADS": "2,1"}, 3),
         (16, {"OMP_NUM_THREADS": "1"}, 1),  # a matrix gave each of its runs a share
         (16, {"OMP_NUM_THREADS": "4"}, 3),
+        (32, {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "STAR_CORES": "8"}, 3),  # and the run has two processes
+        (2, {"STAR_CORES": "0"}, 1),
         (1, {}, 1),
     ],
 )
 def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, workers):
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "STAR_CORES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
