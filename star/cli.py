@@ -307,6 +307,8 @@ def calibrate(words: Settings = None) -> None:
 
     given, overrides = own_words(words or [], ("lora", "name"))
     found = run(overrides, given.get("lora"), given.get("name"))
+    if not is_first():
+        return  # of the processes of a run one is enough
     first = found[0][0]
     rows = [
         (row.metric, f"{row.value:.4f}", "" if row.stderr is None else f"{row.stderr:.4f}", published, again)

@@ -7,7 +7,9 @@ import pytest
 import typer
 
 from star.cli import app
-from star.config import options
+from star.common.errors import UserError
+from star.config import load, options
+from star.matrix import launchers
 from star.method.arms import ARMS, RATIOS
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,45 @@ def test_every_command_is_in_the_documents():
     ]
     text = (ROOT / "docs" / "README.md").read_text()
     assert len(names) > 10 and all(name in text for name in names)
+
+
+COMMAND = re.compile(
+    r"(?:^|`|-m |&& )star (train|base|matrix|reproduce|doctor|publish|demo|bench \w+)((?: [^`#|;&\n]*)?)", re.M
+)
+OWN = ("arms=", "epochs=", "prompts=", "only=", "budget=", "out=", "dry_run=")
+"""Words of measurements that are no settings."""
+
+PLACEHOLDER = re.compile(r"[A-Z]{2,}|=[A-Z]\b|\.\.\.|<")
+
+
+def commands():
+    """(page, command, its words) of every command with settings that the pages give in full."""
+    for page in [*PAGES, *(ROOT / "results").glob("*.md")]:
+        if page.name in ("CHANGELOG.md", "LOG.md", "extending.md"):
+            continue  # they name what was, and what one would add
+        for command, rest in COMMAND.findall(page.read_text().replace("\nmethod=", " method=")):
+            if rest.strip() and not PLACEHOLDER.search(rest):
+                yield page.relative_to(ROOT), command, rest.split()
+
+
+def one(word: str) -> str:
+    """A word of a matrix as a word of its first run."""
+    axis, equals, value = word.partition("=")
+    return f"{axis}={re.split(r',|[.][.]', value)[0]}" if axis in ("task", "method", "seed") else word
+
+
+def test_commands_in_the_documents_are_understood():
+    """Their words are settings that can be used together."""
+    found = list(commands())
+    assert len(found) > 30 and {"train", "matrix", "doctor", "bench gradient"} <= {command for _, command, _ in found}
+    for page, command, words in found:
+        words = [f"task={word}" if command == "reproduce" and re.fullmatch(r"\w+", word) else word for word in words]
+        launcher = [word for word in words if word.startswith(("launcher=", "launcher."))]
+        given = [one(word) for word in words if "=" in word and not word.startswith((*OWN, "-")) and word not in launcher]
+        try:
+            assert load([word for word in given if not word.endswith("=all")]) and launchers.load(launcher)
+        except UserError as error:
+            pytest.fail(f"{page}: star {command} {' '.join(words)}: {error}")
 
 
 def test_variants_presets_and_models_are_told():

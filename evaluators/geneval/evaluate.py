@@ -1,9 +1,9 @@
 """GenEval on folders of images and on batches in memory.
 
 The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt and
-``{index:05d}/samples/{k:05d}.png`` its images. Folders whose names are not all digits, and files that are not called
-like ``0000.png``, are not looked at, unless it is a numbered picture of another kind without its ``.png``: nobody means that
-to be left out, and it is refused.
+``{index:05d}/samples/{k}.png``, with a number of any length, its images. Folders whose names are not all digits, and files
+that are not called like ``0000.png``, are not looked at, unless it is a numbered picture of another kind without its
+``.png``: nobody means that to be left out, and it is refused.
 """
 
 import os

@@ -13,7 +13,7 @@ everything else. :mod:`star.method.arms` is the table of them all.
 | ``star_shuffled`` | the relevance of a rollout of another prompt | the match of map and prompt |
 | ``star_random`` | a smooth random field with the rollout's own values | any meaning of the map |
 | ``star_shifted`` | the relevance, moved by half the canvas | the match of map and place |
-| ``oracle`` | 1 where the verdict on the final image comes from, else 0 | attention |
+| ``oracle`` | 1 where the verdict on the final image comes from, else 0.001 | attention |
 | ``oracle_twins`` | the oracle's, mean of the prompt's other rollouts | attention, and the rollout's own noise |
 | ``background`` | 1 less the oracle's | what is judged |
 

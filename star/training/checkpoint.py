@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -73,8 +74,8 @@ class RunFolder:
 
     ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``checkpoints/epoch-000012/`` with
     ``trained.safetensors``, ``state.pt`` (optimizer, average), ``lora/`` (the average, for others to load), ``progress.json``
-    and the digests of all; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to
-    be saved.
+    and the digests of all; ``best/`` the ``lora/`` that scored highest of those that were evaluated on the way, if any were;
+    ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to be saved.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,19 +176,27 @@ class RunFolder:
         Raises:
             RunStopped: the disk is full, or the folder has vanished; as of :meth:`log` and :meth:`finish`.
         """
-        folder = self.path / "checkpoints" / f"epoch-{epoch:06d}"
-        part = folder.with_name(folder.name + ".part")
-        with self._writing():
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        with self._whole(self.path / "checkpoints" / f"epoch-{epoch:06d}") as part:
             save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
             torch.save({name: stateful.state_dict() for name, stateful in parts.items()}, part / "state.pt")
             if export:
                 export(part / "lora")
             others = ["trained.safetensors", "state.pt", *_adapters(part)]
             write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), others)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder)
+
+    def keep_best(self, epoch: int, metric: str, value: float, export: Callable[[Path], None]) -> None:
+        """Write the weights after so many epochs into ``best``, unless an earlier evaluation of the run gave as much.
+
+        Args:
+            epoch: how many.
+            metric, value: by what, and what they have of it.
+            export: as of :meth:`save`.
+        """
+        earlier = [line[f"eval/{metric}"] for line in self.metrics() if f"eval/{metric}" in line and line["epoch"] < epoch]
+        if value > max(earlier, default=-math.inf):
+            with self._whole(self.path / "best") as part:
+                export(part / "lora")
+                write_last(part / "score.json", json.dumps({"epoch": epoch, metric: value}) + "\n", _adapters(part))
 
     def prune(self, keep: int, bad_from: int | None = None) -> None:
         """Delete all checkpoints but the newest so many; one that cannot be deleted now goes with a later one.
@@ -295,6 +304,17 @@ class RunFolder:
             tell(f"{self.path}/metrics.jsonl has no line of the epochs {', '.join(map(str, missing))}")
         if logged:
             write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    @contextmanager
+    def _whole(self, folder: Path) -> Iterator[Path]:
+        """A folder to write into, which takes another's place when all is there; raises what :meth:`_writing` does."""
+        part = folder.with_name(folder.name + ".part")
+        with self._writing():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            yield part
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -587,7 +587,11 @@ class Trainer:
     def _report(self, epoch: int, line: dict) -> None:
         every = self.config.evaluation.every
         if every and (epoch + 1) % every == 0:
-            line |= {f"eval/{s.metric}": s.value for s in self.evaluate(self.config.evaluation.every_images)}
+            scores = {s.metric: s.value for s in self.evaluate(self.config.evaluation.every_images)}
+            line |= {f"eval/{metric}": value for metric, value in scores.items()}
+            if self._export and self.accelerator.is_main_process:
+                metric = self.task.primary
+                self.folder.keep_best(epoch + 1, metric, scores[metric], self._export)
         if self.accelerator.is_main_process:
             self.folder.log(line)
         if self.config.tracker:

@@ -18,6 +18,7 @@ from star.common.machine import machine
 from star.config import load
 from star.matrix.cells import Cell, State
 from star.records.results import commit, read_rows
+from star.tasks import Score
 from star.training import checkpoint, runs
 from star.training.checkpoint import RunFolder
 from star.training.evaluation import evaluate
@@ -121,6 +122,23 @@ def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
     config = make_config("train.epochs=3", "train.checkpoint_every=100", "train.checkpoint_minutes=1e-9", "train.keep=9")
     Trainer(config, RedTask()).run()
     assert [folder.name for folder in RunFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000002"]
+
+
+def test_the_weights_that_scored_highest_on_the_way_are_kept(make_config, monkeypatch):
+    scores = iter([0.5, 0.7, 0.7, 0.6, 0.65])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, images: [Score("red", next(scores), None, 1, 1)])
+    config = make_config("train.epochs=4", "train.checkpoint_every=1", "train.keep=9", "evaluation.every=1")
+    Trainer(config, RedTask()).run()
+    folder = Path(config.run)
+    assert json.loads((folder / "best" / "score.json").read_text()) == {"epoch": 2, "red": 0.7}
+    ours, theirs = (folder / part / "lora" for part in ("best", "checkpoints/epoch-000002"))
+    names = [file.name for file in sorted(ours.iterdir())]
+    assert names and all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+    assert (theirs / names[-1]).read_bytes() != (folder / "checkpoints/epoch-000003/lora" / names[-1]).read_bytes()
+    # Cut off after its third epoch, it compares the fourth with those before.
+    shutil.rmtree(folder / "final")
+    Trainer(config, RedTask()).run()
+    assert json.loads((folder / "best" / "score.json").read_text())["epoch"] == 2
 
 
 def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(make_config, monkeypatch, capsys):
