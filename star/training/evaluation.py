@@ -1,8 +1,7 @@
 """Scoring a model on a task's held-out prompts: deterministic sampling from noise that every method shares."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +9,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from evaluators.interface import check_verdicts
+from star.common.console import note
 from star.common.processes import gather
 from star.common.progress import track
 from star.config import EvaluationConfig
 from star.models.interface import BaseModel
 from star.tasks import Score, Task
 from star.training.judging import Beside, Verdicts
+from star.training.partial import Job, Judged, Partial
 from star.training.rollout import generate, mean_distance, thumbnails
 
 
@@ -34,20 +35,14 @@ class Evaluation:
     samples: dict[str, np.ndarray]
 
 
-Job = tuple[int, int]
-"""The number of a prompt, and that of its image."""
-
-
-class Judged(NamedTuple):
-    """An image that was drawn and judged, and how it looks in small."""
-
-    job: Job
-    verdict: dict
-    thumbnail: Tensor
-
-
 def evaluate(
-    base: BaseModel, task: Task, config: EvaluationConfig, images: int, batch: int, accelerator: Accelerator
+    base: BaseModel,
+    task: Task,
+    config: EvaluationConfig,
+    images: int,
+    batch: int,
+    accelerator: Accelerator,
+    partial: Partial | None = None,
 ) -> Evaluation:
     """Draw ``images`` images of every test prompt and judge them; each process draws its share.
 
@@ -58,23 +53,43 @@ def evaluate(
         images: per prompt.
         batch: images that go through the model at once.
         accelerator: the processes.
+        partial: what was judged before the same evaluation was cut off, and where that is kept now.
 
     Raises:
         RunStopped: a velocity, a pixel or a verdict is not finite.
     """
+    main = accelerator.is_main_process
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
-    mine = _share([jobs[start : start + batch] for start in range(0, len(jobs), batch)], base, accelerator)
+    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
+    known = partial.read() if partial else {}
+    left = _left(batches, known, accelerator)
+    if main and len(left) < len(batches):
+        note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
+    mine = _share(left, base, accelerator)
     base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
-    drawn, samples = _judged(
-        base, task, config, track(mine, f"evaluating on {task.name}") if accelerator.is_main_process else mine
-    )
-    by_job = {one.job: one for one in gather(accelerator, drawn)}
+    drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
+    # Other processes have no use for the pictures, and each keeps its own.
+    by_job = known | {one.job: one for one in gather(accelerator, [one._replace(sample=None) for one in drawn])}
     judged = [by_job[job] for job in jobs]
+    samples = {task.test[one.job[0]].text: one.sample for one in drawn if one.sample is not None}
+    if main:
+        drawn_anew = {job for part in left for job in part}
+        samples |= {
+            task.test[job[0]].text: one.sample
+            for job, one in known.items()
+            if one.sample is not None and job not in drawn_anew
+        }
     scores = task.summarise([task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
     if images > 1:
         scores.append(_diversity(torch.stack([one.thumbnail for one in judged]).unflatten(0, (-1, images))))
-    rows = [{"prompt": task.test[number].text, "image": index, **verdict} for (number, index), verdict, _ in judged]
+    rows = [{"prompt": task.test[one.job[0]].text, "image": one.job[1], **one.verdict} for one in judged]
     return Evaluation(scores, rows, samples)
+
+
+def _left(batches: Sequence[list[Job]], known: Mapping[Job, Judged], accelerator: Accelerator) -> list[list[Job]]:
+    """The batches that some process does not know whole; whole ones, because what is drawn together has the same digits."""
+    missing = [number for number, part in enumerate(batches) if not known.keys() >= set(part)]
+    return [batches[number] for number in sorted(set(gather(accelerator, missing)))]
 
 
 def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) -> list[list[Job]]:
@@ -87,30 +102,32 @@ def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) 
 
 
 def _judged(
-    base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]]
-) -> tuple[list[Judged], dict[str, np.ndarray]]:
-    """What became of every image, and the first image of every prompt."""
+    base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]], partial: Partial | None
+) -> list[Judged]:
+    """What became of every image, with the first image of every prompt."""
     beside = Beside(base.device)
-    small: list[Tensor] = []
-    jobs: list[Job] = []
-    verdicts: list[dict] = []
+    judged: list[Judged] = []
+    drawn_before: list[Judged] = []  # whose verdicts are under way
     before: Verdicts = list  # there are none before the first batch
-    samples: dict[str, np.ndarray] = {}
     for part in batches:
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
-        jobs += part
-        # Copies, here and below, because a view keeps all of its batch, also where it is sent to other processes.
-        small += [row.clone() for row in thumbnails(drawn)]
         # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
-        verdicts += check_verdicts(task.protocol, before())
+        judged += _with_verdicts(drawn_before, check_verdicts(task.protocol, before()))
+        if partial:
+            partial.keep(judged)
         before = beside(task.submit(prompts, list(drawn.numpy())))
-        samples |= {
-            p.text: image.copy() for p, (_, index), image in zip(prompts, part, drawn.numpy(), strict=True) if index == 0
-        }
-    verdicts += check_verdicts(task.protocol, before())
-    return [Judged(*one) for one in zip(jobs, verdicts, small, strict=True)], samples
+        # Copies, because a view keeps all of its batch, also where it is sent to other processes.
+        drawn_before = [
+            Judged(job, {}, row.clone(), image.copy() if job[1] == 0 else None)
+            for job, row, image in zip(part, thumbnails(drawn), drawn.numpy(), strict=True)
+        ]
+    return judged + _with_verdicts(drawn_before, check_verdicts(task.protocol, before()))
+
+
+def _with_verdicts(drawn: Iterable[Judged], verdicts: Iterable[dict]) -> list[Judged]:
+    return [one._replace(verdict=verdict) for one, verdict in zip(drawn, verdicts, strict=True)]
 
 
 def _diversity(thumbnails: Tensor) -> Score:

@@ -18,7 +18,7 @@ from star.common import processes
 from star.common.console import tell
 from star.common.files import alone_in, check_room, fault, write_last, writing
 from star.common.launched import check_launched, is_first
-from star.common.machine import machine
+from star.common.machine import machine, versions
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
@@ -29,9 +29,10 @@ from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import placed
+from star.training.partial import Partial
 from star.training.trainer import Trainer
 
-Measure = Callable[[Task, int], Evaluation]
+Measure = Callable[[Task, int, Partial | None], Evaluation]
 UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
 
 
@@ -62,13 +63,13 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     weights: dict[str, Tensor] = {}
     final = trainer.folder.path / "final"
 
-    def measure(task: Task, images: int) -> Evaluation:
+    def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
         if not weights:
             weights.update({name: value.clone() for name, value in trainer.ema.values.items()})
             cure = f"delete {final / 'summary.json'}, and the same command trains the last epochs again"
             load_trained(final / "trained.safetensors", weights, cure)
         with trainer.base.weights(weights):
-            return _evaluate(config, images, trainer.base, task, trainer.accelerator)
+            return _evaluate(config, images, trainer.base, task, trainer.accelerator, partial)
 
     own = config.task.name
     method = settings.label(config, config.method.name)
@@ -87,10 +88,10 @@ def base(config: Config) -> list[Row]:
     """Result rows of the untrained model under the evaluation settings of a run; kept in ``base`` beside the runs."""
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
-    def measure(task: Task, images: int) -> Evaluation:
+    def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
         model = models.load(placed(config, accelerator), accelerator.device, config.seed)
         with model.reference():
-            return _evaluate(config, images, model, task, accelerator)
+            return _evaluate(config, images, model, task, accelerator, partial)
 
     folder, label = settings.base_folder(config), settings.label(config, "base")
     return _untrained(config, settings.base_identity(config), measure, folder, label)
@@ -100,10 +101,10 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     """Result rows of a LoRA that was trained elsewhere; kept in a folder of its method's name beside the runs."""
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
-    def measure(task: Task, images: int) -> Evaluation:
+    def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
         model = models.load(lora.model_config(placed(config, accelerator)), accelerator.device, config.seed)
         with model.weights(lora.values(model)):
-            return _evaluate(config, images, model, task, accelerator)
+            return _evaluate(config, images, model, task, accelerator, partial)
 
     folder = settings.base_folder(config).with_name(method)
     return _untrained(config, released_identity(config, lora), measure, folder, method)
@@ -132,7 +133,7 @@ class Kept:
         config: the settings.
         summary: of its training.
         seed: of its rows.
-        measure: (task, images per prompt) -> evaluation.
+        measure: (task, images per prompt, what was judged before it was cut off) -> evaluation.
     """
 
     config: Config
@@ -154,7 +155,8 @@ class Kept:
             check_room(folder, "what is measured")
             if told and file.exists():
                 tell(f"{told}; it is measured again")
-        result = self.measure(task, images)
+        partial = self._partial(folder, hashed, protocol)
+        result = self.measure(task, images, partial)
         for score in result.scores:
             check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
         rows = [
@@ -174,7 +176,15 @@ class Kept:
             for score in result.scores
         ]
         _keep(folder, result, rows)
+        if partial and PartialState().is_main_process:
+            partial.clear()
         return rows
+
+    def _partial(self, folder: Path, hashed: str, protocol: str) -> Partial | None:
+        """Where what was judged is kept until all is; nowhere for code that may change unseen from one time to the next."""
+        code = commit()
+        key = config_hash({"of": hashed, "protocol": protocol, "code": code, "by": versions(), "training": self.summary})
+        return None if code.endswith("+dirty") else Partial(folder / "partial", key)
 
 
 def _protocol(task: Task, config: Config) -> str:
@@ -182,8 +192,10 @@ def _protocol(task: Task, config: Config) -> str:
     return str(ProtocolName.of(task.protocol, config.scale, settings.evaluation_changes(config)))
 
 
-def _evaluate(config: Config, images: int, model: BaseModel, task: Task, accelerator: Accelerator) -> Evaluation:
-    return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator)
+def _evaluate(
+    config: Config, images: int, model: BaseModel, task: Task, accelerator: Accelerator, partial: Partial | None
+) -> Evaluation:
+    return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator, partial)
 
 
 def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:

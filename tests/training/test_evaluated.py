@@ -31,7 +31,7 @@ def seen(monkeypatch):
     """The trained parameters' values at every evaluation of a run, instead of scores."""
     values: list[dict[str, torch.Tensor]] = []
 
-    def evaluate(base, task, config, images, batch, accelerator):
+    def evaluate(base, task, config, images, batch, accelerator, partial):
         values.append({name: parameter.detach().clone() for name, parameter in base.trained.items()})
         return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
 
@@ -70,7 +70,7 @@ def test_one_judge_at_a_time_is_there_in_the_end(make_config, monkeypatch):
         made.append(weakref.ref(task))
         return task
 
-    def evaluate(base, task, config, images, batch, accelerator):
+    def evaluate(base, task, config, images, batch, accelerator, partial):
         gc.collect()  # this fake is its own evaluator
         there.append(sum(one() is not None for one in made))
         return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})

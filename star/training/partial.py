@@ -1,0 +1,105 @@
+"""What an evaluation had judged when it was cut off: the same one goes on from there."""
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from star.common.files import replacing, visible, writing
+
+KEEP_SECONDS = 300.0
+"""How much work may be lost; most evaluations of the small model are over by then."""
+
+Job = tuple[int, int]
+"""The number of a prompt, and that of its image."""
+
+
+class Judged(NamedTuple):
+    """An image that was drawn and judged, how it looks in small, and itself, uint8 (H, W, 3), if it is to be kept."""
+
+    job: Job
+    verdict: dict
+    thumbnail: Tensor
+    sample: np.ndarray | None = None
+
+
+class Partial:
+    """Files of judged images in a folder, written by every process of an evaluation now and then.
+
+    Verdicts that JSON cannot hold as they are, of an evaluator of somebody's own, are not kept, and are made again.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """
+        Args:
+            folder: of the files; need not be there.
+            key: what images and verdicts depend on. What is there under another one does not count.
+        """
+        self.folder, self.key = folder, key
+        self._written, self._at = 0, time.monotonic()
+
+    def read(self) -> dict[Job, Judged]:
+        """What is there; a file that cannot be read is left out."""
+        found: dict[Job, Judged] = {}
+        for file in visible(self.folder.glob("*.safetensors")):
+            try:
+                found |= {one.job: one for one in self._read(file)}
+            except (OSError, SafetensorError, ValueError, LookupError):
+                continue
+        return found
+
+    def keep(self, judged: Sequence[Judged]) -> None:
+        """Write what has come since the last time, if that is long ago.
+
+        Args:
+            judged: all that this process has judged so far.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
+        if time.monotonic() - self._at < KEEP_SECONDS:
+            return
+        new, self._written, self._at = judged[self._written :], len(judged), time.monotonic()
+        verdicts = [one.verdict for one in new]
+        try:
+            told = json.dumps(verdicts)
+        except TypeError:
+            return
+        if not new or json.loads(told) != verdicts:
+            return
+        samples = {one.job[0]: torch.from_numpy(one.sample) for one in new if one.sample is not None}
+        tensors = {
+            "jobs": torch.tensor([one.job for one in new]),
+            "thumbnails": torch.stack([one.thumbnail for one in new]),
+            **{f"sample.{number}": image.contiguous() for number, image in samples.items()},
+        }
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
+                save_file(tensors, part, {"key": self.key, "verdicts": told})
+
+    def clear(self) -> None:
+        """Delete all of it: the evaluation is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, file: Path) -> list[Judged]:
+        with safe_open(file, "pt") as opened:
+            about: Mapping[str, str] = opened.metadata() or {}
+            if about.get("key") != self.key:
+                return []
+            jobs, thumbnails = opened.get_tensor("jobs").tolist(), opened.get_tensor("thumbnails")
+            samples = {name: opened.get_tensor(name).numpy() for name in opened.keys() if name.startswith("sample.")}  # noqa: SIM118
+        verdicts = json.loads(about["verdicts"])
+        return [
+            Judged((number, index), verdict, thumbnail, samples.get(f"sample.{number}") if index == 0 else None)
+            for (number, index), verdict, thumbnail in zip(jobs, verdicts, thumbnails, strict=True)
+        ]
