@@ -148,7 +148,8 @@ def base(overrides: Settings = None) -> None:
     from star import config
     from star.training import runs
 
-    rows = runs.base(config.load(overrides or [], own_folder=False))
+    with _resumable():
+        rows = runs.base(config.load(overrides or [], own_folder=False))
     _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
 
@@ -306,7 +307,8 @@ def calibrate(words: Settings = None) -> None:
     from star.calibrate import calibrate as run
 
     given, overrides = own_words(words or [], ("lora", "name"))
-    found = run(overrides, given.get("lora"), given.get("name"))
+    with _resumable():
+        found = run(overrides, given.get("lora"), given.get("name"))
     if not is_first():
         return  # of the processes of a run one is enough
     first = found[0][0]

@@ -17,7 +17,7 @@ import numpy as np
 
 from star.common import machine
 from star.common.children import end_with_parent
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, one_line
 
 Lines = list[str]
 
@@ -254,7 +254,7 @@ class Pool:
     def _without_lines(self, index: int, error: Exception) -> Lines:
         self._in_a_row += 1
         self._latest.append(True)
-        what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {error}"
+        what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {one_line(error)}"
         if self._in_a_row >= FAILURES_IN_A_ROW:
             raise RunStopped(f"{what}; so it did on at least {FAILURES_IN_A_ROW - 1} images before") from error
         images, failed = len(self._latest), sum(self._latest)

@@ -267,10 +267,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def fault_of_text(value: str) -> str:
-    """What keeps a string from being text, in words; empty if nothing does. JSON can write it, and files of other encodings
-    look so."""
+    """What keeps a string from being text in a table, in words; empty if nothing does. JSON can write it, and files of other
+    encodings look so."""
     if "\0" in value:
         return "a null character"
+    if "\r" in value:
+        return "a carriage return"
     try:
         value.encode()
     except UnicodeEncodeError:

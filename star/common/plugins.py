@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from star.common.errors import UserError
+from star.common.errors import UserError, one_line
 
 
 def is_path(name: str) -> bool:
@@ -28,10 +28,11 @@ def import_path(path: str, setting: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:  # installed commands do not look where they are called
         sys.path.append(here)
     try:
-        return getattr(import_module(module), name)
+        found = import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"{setting}: there is no module {error.name!r}; install it, or run where {module} lies") from None
-    except AttributeError:
-        raise UserError(f"{setting}: the module {module} has no {name!r}") from None
     except Exception as error:
-        raise UserError(f"{setting}: {module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"{setting}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+    if not hasattr(found, name):
+        raise UserError(f"{setting}: the module {module} has no {name!r}")
+    return getattr(found, name)

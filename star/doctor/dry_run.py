@@ -167,8 +167,9 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
 def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
     """Write what was found to ``runs/results/<scale>/dry_run.md``; gives the file and the rows of its table."""
     rows = _rows(run)
-    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    machine = f"{run.device}; {load}; {platform.system()} {platform.machine()}; Python {platform.python_version()}"
+    load = f"load {os.getloadavg()[0]:.1f} on " if hasattr(os, "getloadavg") else ""  # Windows has none
+    system = f"{platform.system()} {platform.machine()}; Python {platform.python_version()}"
+    machine = f"{run.device}; {load}{os.cpu_count()} cores; {system}"
     lines = [
         "# Dry run",
         "",

@@ -91,7 +91,7 @@ def took(folder: Path) -> str:
     if tries := attempts(folder):
         return clock(_seconds(tries))
     summary = RunFolder(folder).summary()
-    return f"{clock(summary['seconds'])} of training" if summary else clock(0)
+    return f"{clock(summary['seconds'])} of training" if summary else "?"
 
 
 def clock(seconds: float) -> str:

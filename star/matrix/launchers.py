@@ -211,8 +211,8 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
                 del running[cell]
                 event = outcome(cell, before[cell], otherwise)
                 yield event
-                lost = event[1] is State.FAILED and epochs(cell) == begun[cell]
-                going_on = bool(gpus) and any(epochs(other) > begun[other] for other in running)
+                lost = event[1] is State.FAILED and not _has_moved(cell, begun[cell])
+                going_on = bool(gpus) and any(_has_moved(other, begun[other]) for other in running)
                 waiting = places.ended(cell, place, lost, going_on) + waiting
 
 
@@ -262,6 +262,14 @@ class Places:
         self._moved |= dict.fromkeys(again, place)
         failed.clear()
         return again
+
+
+def _has_moved(cell: Cell, begun: int) -> bool:
+    """Whether a run has done an epoch since it had done so many; no, if its folder does not answer now."""
+    try:
+        return epochs(cell) > begun
+    except OSError:
+        return False
 
 
 def _gone_on(going: Generator[None, None, int]) -> tuple[bool, str]:

@@ -168,10 +168,10 @@ def _peft_settings(folder: Path) -> dict:
     file = folder / PEFT_FILES[0]
     if not file.exists():
         raise UserError(f"{folder} has {PEFT_FILES[1]} but no {PEFT_FILES[0]}, which says its rank and alpha")
-    return _parsed(file.read_text(), file)
+    return _parsed(file.read_bytes(), file)
 
 
-def _parsed(text: str, file: Path) -> dict:
+def _parsed(text: str | bytes, file: Path) -> dict:
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):

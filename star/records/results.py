@@ -203,7 +203,8 @@ def commit() -> str:
 
     "+dirty" is appended when the code differs from that commit; "unknown" if it is not a git checkout.
     """
-    if _git("rev-parse", "--show-toplevel") != str(ROOT):
+    place = _git("rev-parse", "--show-toplevel")
+    if not place or Path(place) != ROOT:  # of paths, since git writes them in its own way on Windows
         return "unknown"
     head = _git("rev-parse", "--short=10", "HEAD")
     if not head:
@@ -230,7 +231,7 @@ def _text(name: str, value: Any) -> str:
 
 def _word(text: str) -> str:
     # Spreadsheets compute what begins like a formula.
-    if not text or text != text.strip() or "\n" in text or text.startswith(FORMULA):
+    if not text or text != text.strip() or {"\n", "\r"} & set(text) or text.startswith(FORMULA):
         raise ValueError
     return text
 

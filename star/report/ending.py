@@ -114,8 +114,10 @@ def _difference(gain: Comparison | None) -> str:
 
 def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
     """What so many trainings could have shown, by how far the larger set of them lies apart."""
-    largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds), default=None)
-    if own is None or largest is None or len(largest.seeds) < 2:
+    if own is None:
+        return ""
+    largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds))
+    if len(largest.seeds) < 2:
         return "One training seed says nothing of others: how far trainings lie apart is not known here."
     freedom = len(largest.seeds) - 1
     spread = float(np.std(largest.per_seed, ddof=1))

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.common.files import replacing, visible
 from star.common.noise import normal
 from star.common.processes import joined
@@ -102,7 +102,7 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
     if draw and info.get("Source") != source:
         try:
             figure, alt = draw()
-        except (UserError, OSError) as error:
+        except (UserError, RunStopped, OSError) as error:
             return Text(f"Not drawn: {error}", missing=True)
         info = {"Description": alt, "Source": source}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +116,12 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
 
 
 def _info(file: Path) -> dict[str, str]:
-    """The texts inside a picture drawn here; empty if there is none."""
-    if not file.exists():
+    """The texts inside a picture drawn here; empty if there is none, or a damaged one."""
+    try:
+        with Image.open(file) as image:
+            return {key: image.info[key] for key in ("Description", "Source") if key in image.info}
+    except OSError:
         return {}
-    with Image.open(file) as image:
-        return {key: image.info[key] for key in ("Description", "Source") if key in image.info}
 
 
 def _richest(prompts: list[Prompt]) -> Prompt:

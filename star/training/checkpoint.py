@@ -55,6 +55,10 @@ BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
 """What a launcher puts into the folder of a run before that begins, and hidden files."""
 
 
+FEW = 10
+"""Epochs that a message names."""
+
+
 def kept(run: str) -> str:
     """How a run that was interrupted goes on, for a message.
 
@@ -293,17 +297,19 @@ class RunFolder:
         left of those that were never complete."""
         for part in (self.path / "checkpoints").glob("epoch-??????.part"):
             shutil.rmtree(part, ignore_errors=True)
-        for folder in self.checkpoints():
-            if int(folder.name[-6:]) > epochs:
-                aside = folder.with_name(folder.name + ".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(folder, aside)
-        logged = self.metrics()
-        kept = [line for line in logged if line.get("epoch", 0) <= epochs]
+        with writing(self.path):
+            for folder in self.checkpoints():
+                if int(folder.name[-6:]) > epochs:
+                    aside = folder.with_name(folder.name + ".damaged")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.replace(folder, aside)
+            logged = self.metrics()
+            kept = [line for line in logged if line.get("epoch", 0) <= epochs]
+            if logged:
+                write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         if missing := sorted(set(range(1, epochs + 1)) - {line.get("epoch") for line in kept}):
-            tell(f"{self.path}/metrics.jsonl has no line of the epochs {', '.join(map(str, missing))}")
-        if logged:
-            write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            few = ", ".join(map(str, missing[:FEW])) + (f" and {len(missing) - FEW:,} more" if len(missing) > FEW else "")
+            tell(f"{self.path}/metrics.jsonl has no line of the epochs {few}")
 
     @contextmanager
     def _whole(self, folder: Path) -> Iterator[Path]:
@@ -344,7 +350,7 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
     try:
         if told := fault(folder, "trained.safetensors", "state.pt", "progress.json"):
             raise Damaged(told)
-        load_trained(folder / "trained.safetensors", trained, "it is left out")
+        _copy(folder / "trained.safetensors", trained)
         state = torch.load(folder / "state.pt", map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -406,6 +412,11 @@ def load_trained(file: Path, trained: Mapping[str, Tensor], cure: str = "put it 
         raise UserError(f"{told}; {cure}")
     if not file.exists():
         raise UserError(f"no weights at {file}; train first, or name a folder that holds trained.safetensors")
+    _copy(file, trained)
+
+
+def _copy(file: Path, trained: Mapping[str, Tensor]) -> None:
+    """Load weights whose digest was looked at; raises what :func:`load_trained` does of damage and of other weights."""
     try:
         saved = load_file(file)
     except SafetensorError as error:

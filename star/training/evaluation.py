@@ -27,7 +27,7 @@ class Evaluation:
     Attributes:
         scores: the task's metrics, and ``diversity`` where prompts have several images.
         rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's ``judge`` gave.
-        samples: the first image of every prompt, uint8 (H, W, 3); only those that this process drew.
+        samples: the first image of every prompt, uint8 (H, W, 3); those that this process drew or, on the main one, were kept.
     """
 
     scores: list[Score]
@@ -56,29 +56,24 @@ def evaluate(
         partial: what was judged before the same evaluation was cut off, and where that is kept now.
 
     Raises:
-        RunStopped: a velocity, a pixel or a verdict is not finite.
+        RunStopped: a velocity, a pixel or a verdict is not finite, or what was judged cannot be written.
     """
     main = accelerator.is_main_process
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-    known = partial.read() if partial else {}
+    known = partial.read(samples=main) if partial else {}
     left = _left(batches, known, accelerator)
     if main and len(left) < len(batches):
         note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
     mine = _share(left, base, accelerator)
     base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
     drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
+    anew = {job for part in left for job in part}
+    before = [one for one in known.values() if one.job not in anew]
     # Other processes have no use for the pictures, and each keeps its own.
-    by_job = known | {one.job: one for one in gather(accelerator, [one._replace(sample=None) for one in drawn])}
+    by_job = {one.job: one for one in [*before, *gather(accelerator, [one._replace(sample=None) for one in drawn])]}
     judged = [by_job[job] for job in jobs]
-    samples = {task.test[one.job[0]].text: one.sample for one in drawn if one.sample is not None}
-    if main:
-        drawn_anew = {job for part in left for job in part}
-        samples |= {
-            task.test[job[0]].text: one.sample
-            for job, one in known.items()
-            if one.sample is not None and job not in drawn_anew
-        }
+    samples = {task.test[one.job[0]].text: one.sample for one in [*before, *drawn] if one.sample is not None}
     scores = task.summarise([task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
     if images > 1:
         scores.append(_diversity(torch.stack([one.thumbnail for one in judged]).unflatten(0, (-1, images))))

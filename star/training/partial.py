@@ -1,7 +1,6 @@
 """What an evaluation had judged when it was cut off: the same one goes on from there."""
 
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from star.common.files import replacing, visible, writing
+
+PARTIAL = "partial"
+"""The folder in that of the results to be."""
 
 KEEP_SECONDS = 300.0
 """How much work may be lost; most evaluations of the small model are over by then."""
@@ -47,12 +49,16 @@ class Partial:
         self.folder, self.key = folder, key
         self._written, self._at = 0, time.monotonic()
 
-    def read(self) -> dict[Job, Judged]:
-        """What is there; a file that cannot be read is left out."""
+    def read(self, samples: bool) -> dict[Job, Judged]:
+        """What is there; a file that cannot be read is left out.
+
+        Args:
+            samples: with the images that are to be kept, a gigabyte or more at the paper's scale.
+        """
         found: dict[Job, Judged] = {}
         for file in visible(self.folder.glob("*.safetensors")):
             try:
-                found |= {one.job: one for one in self._read(file)}
+                found |= {one.job: one for one in self._read(file, samples)}
             except (OSError, SafetensorError, ValueError, LookupError):
                 continue
         return found
@@ -87,19 +93,16 @@ class Partial:
             with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as part:
                 save_file(tensors, part, {"key": self.key, "verdicts": told})
 
-    def clear(self) -> None:
-        """Delete all of it: the evaluation is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _read(self, file: Path) -> list[Judged]:
+    def _read(self, file: Path, samples: bool) -> list[Judged]:
         with safe_open(file, "pt") as opened:
             about: Mapping[str, str] = opened.metadata() or {}
             if about.get("key") != self.key:
                 return []
             jobs, thumbnails = opened.get_tensor("jobs").tolist(), opened.get_tensor("thumbnails")
-            samples = {name: opened.get_tensor(name).numpy() for name in opened.keys() if name.startswith("sample.")}  # noqa: SIM118
+            names = [name for name in opened.keys() if name.startswith("sample.")]  # noqa: SIM118 (it is no mapping)
+            images = {name: opened.get_tensor(name).numpy() for name in names if samples}
         verdicts = json.loads(about["verdicts"])
         return [
-            Judged((number, index), verdict, thumbnail, samples.get(f"sample.{number}") if index == 0 else None)
+            Judged((number, index), verdict, thumbnail, images.get(f"sample.{number}") if index == 0 else None)
             for (number, index), verdict, thumbnail in zip(jobs, verdicts, thumbnails, strict=True)
         ]

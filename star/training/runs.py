@@ -1,6 +1,7 @@
 """One run from settings to result rows: train (or not, for the base), evaluate, and keep what was measured."""
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.names import ProtocolName, on_task
-from star.records.results import ROWS, VERDICTS, Row, commit, read_rows
+from star.records.results import ROWS, VERDICTS, Row, commit, is_commit, read_rows
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import placed
-from star.training.partial import Partial
+from star.training.partial import PARTIAL, Partial
 from star.training.trainer import Trainer
 
 Measure = Callable[[Task, int, Partial | None], Evaluation]
@@ -149,14 +150,16 @@ class Kept:
         told = fault(folder, ROWS, VERDICTS)
         done = known and not told and (folder / VERDICTS).exists()
         processes.check_agreed(done, str(file))
+        main, kept = PartialState().is_main_process, folder / PARTIAL
         if done:
+            if main:
+                shutil.rmtree(kept, ignore_errors=True)  # of an evaluation that was killed when it was done
             return rows
-        if PartialState().is_main_process:
+        if main:
             check_room(folder, "what is measured")
             if told and file.exists():
                 tell(f"{told}; it is measured again")
-        partial = self._partial(folder, hashed, protocol)
-        result = self.measure(task, images, partial)
+        result = self.measure(task, images, self._partial(kept, hashed, protocol))
         for score in result.scores:
             check_verdicts(protocol, [{score.metric: score.value, f"{score.metric} ± stderr": score.stderr}])
         rows = [
@@ -176,15 +179,16 @@ class Kept:
             for score in result.scores
         ]
         _keep(folder, result, rows)
-        if partial and PartialState().is_main_process:
-            partial.clear()
+        if main:
+            shutil.rmtree(kept, ignore_errors=True)
         return rows
 
     def _partial(self, folder: Path, hashed: str, protocol: str) -> Partial | None:
         """Where what was judged is kept until all is; nowhere for code that may change unseen from one time to the next."""
         code = commit()
-        key = config_hash({"of": hashed, "protocol": protocol, "code": code, "by": versions(), "training": self.summary})
-        return None if code.endswith("+dirty") else Partial(folder / "partial", key)
+        by = {"code": code, "libraries": versions(), "machine": machine()}
+        key = config_hash({"of": hashed, "protocol": protocol, "training": self.summary, "by": by})
+        return Partial(folder, key) if is_commit(code) else None
 
 
 def _protocol(task: Task, config: Config) -> str:

@@ -22,6 +22,7 @@ from star.common.errors import RunStopped, UserError
 from star.matrix import commands, launchers
 from star.matrix.cells import Cell, State, expand
 from star.matrix.launchers import Job, command, launch, load
+from star.training.checkpoint import RunFolder
 
 # Stands in for ``star``: says how it was started, and leaves the results of a cell that is done.
 FAKE_STAR = """
@@ -147,6 +148,28 @@ def test_a_broken_gpu_does_not_eat_the_queue(side_by_side, capsys):
     assert set(ends.values()) == {State.DONE}
     assert tried.count("1") == 2 and tried.count("0") == 8
     assert "place 1 of 2 has failed 2 runs in a row while others go on" in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_answer_ends_no_other_run(side_by_side, monkeypatch):
+    state = Cell.state
+
+    def stale(cell):
+        if cell.seed == 3:
+            raise OSError(116, "Stale file handle")
+        return state(cell)
+
+    def unreadable(folder):
+        if "seed3" in folder.path.name:
+            raise OSError(116, "Stale file handle")
+        return last(folder)
+
+    def fail(place, folder):
+        monkeypatch.setattr(Cell, "state", stale)
+        monkeypatch.setattr(RunFolder, "last", unreadable)
+
+    last = RunFolder.last
+    ends, _ = side_by_side(fail)
+    assert ends.pop(3) is State.FAILED and set(ends.values()) == {State.DONE}
 
 
 def test_runs_that_fail_everywhere_cost_no_gpu(side_by_side):

@@ -82,7 +82,7 @@ def test_runs_of_other_settings_are_not_called_equal(places):
     write([replace(row, config_hash="other") for row in read(own / "ocr.csv")], own / "ocr.csv")
     found = agreement("ocr", own, shipped)
     assert (found.runs, found.figures, found.verdicts, found.differing) == ((), 0, 0, ())
-    assert told(own)[1][2] == "No shipped run has your settings and seed, so there is none to be equal to."
+    assert "No shipped run has your settings and seed, so there is none to be equal to." in told(own)[1]
 
 
 def test_without_shipped_results_nothing_is_claimed_of_others(places):

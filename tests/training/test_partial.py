@@ -68,15 +68,17 @@ def test_an_evaluation_that_was_cut_off_goes_on(cut, capsys):
     capsys.readouterr()
     assert runs.trained(config) == rows and files(final) == whole
     assert 0 < state.images < everything
+    (final / "partial").mkdir()  # as if it had been killed as it was done
+    assert runs.trained(config) == rows
     assert f"evaluating on red goes on: {everything - state.images} of 10 images are judged" in capsys.readouterr().err
     assert not (final / "partial").exists()
 
 
 def test_what_depends_on_something_else_does_not_count(tmp_path):
     Partial(tmp_path / "there", "one").keep([judged(0, 0, reward=0.1)])
-    assert Partial(tmp_path / "there", "one").read().keys() == {(0, 0)}
-    assert Partial(tmp_path / "there", "other").read() == {}
-    assert Partial(tmp_path / "none", "one").read() == {}
+    assert Partial(tmp_path / "there", "one").read(samples=True).keys() == {(0, 0)}
+    assert Partial(tmp_path / "there", "other").read(samples=True) == {}
+    assert Partial(tmp_path / "none", "one").read(samples=True) == {}
 
 
 def test_what_is_kept_is_what_was_judged(tmp_path):
@@ -87,13 +89,12 @@ def test_what_is_kept_is_what_was_judged(tmp_path):
     writer.keep(told[:4])
     writer.keep(told)
     assert len(list(tmp_path.iterdir())) == 2
-    found = Partial(tmp_path, "key").read()
+    found = Partial(tmp_path, "key").read(samples=True)
     for one in told:
         other = found[one.job]
         assert other.verdict == one.verdict and torch.equal(other.thumbnail, one.thumbnail)
         assert (other.sample is None) == (one.sample is None) and (one.sample is None or (other.sample == one.sample).all())
-    writer.clear()
-    assert not tmp_path.exists()
+    assert all(one.sample is None for one in Partial(tmp_path, "key").read(samples=False).values())
 
 
 @pytest.mark.parametrize("value", [np.float32(0.1), (1, 2), {1: 2}, float("nan")])
@@ -108,9 +109,10 @@ def test_nothing_is_written_every_moment(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_code_that_may_change_unseen_keeps_nothing(cut, monkeypatch):
+@pytest.mark.parametrize("code", ["abc+dirty", "unknown"])
+def test_code_that_may_change_unseen_keeps_nothing(cut, monkeypatch, code):
     config, state = cut
-    monkeypatch.setattr(runs, "commit", lambda: "abc+dirty")
+    monkeypatch.setattr(runs, "commit", lambda: code)
     state.limit = 6
     with pytest.raises(KeyboardInterrupt):
         runs.trained(config)

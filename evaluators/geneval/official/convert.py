@@ -13,7 +13,7 @@ from evaluators.geneval.official import names
 from evaluators.geneval.official.checkpoint import SHA256, read, verify
 from evaluators.geneval.prompts import COCO_NAMES
 from star.common.errors import UserError
-from star.common.files import check_output, weights_digest
+from star.common.files import check_output, check_room, weights_digest
 
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
@@ -50,6 +50,8 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     Raises:
         UserError: the checkpoint is missing, not the published one or of another kind; the folder holds something else.
     """
+    place = folder.resolve()  # "." has no name
+    check_room(place.parent, "the detector")
     found = verify(checkpoint, any_checkpoint)
     if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
@@ -60,7 +62,7 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     positions = names.window_positions(sizes.window)
     if any(not torch.equal(content[name], positions) for name in content.keys() - weights.keys()):
         raise UserError(f"{checkpoint} orders the positions of a window in another way than mmdet 2.x")
-    partial = folder.with_name(folder.name + ".partial")
+    partial = place.with_name(place.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     result = names.converted(weights, sizes)
@@ -68,8 +70,8 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     config(sizes).save_pretrained(partial)
     record = {"checkpoint": checkpoint.name, "sha256": found, "weights": weights_digest(partial)}
     (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
     parameters = sum(tensor.numel() for tensor in result.values())
     return Conversion(folder, found, found == SHA256, len(result), parameters, sizes)
 

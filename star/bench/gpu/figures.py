@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from star.common.statistics import mean_interval
@@ -124,7 +125,9 @@ def peak(device: torch.device) -> float:
     """The most memory that tensors took, in GiB; on a CPU that of the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    import resource  # Windows has none
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / GIB
+    import resource  # which Windows has not
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / GIB if sys.platform == "darwin" else most * 1024 / GIB
