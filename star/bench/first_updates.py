@@ -17,7 +17,7 @@ import torch
 from star import config as settings
 from star import models
 from star.bench.table import Shown, check_places, older_rows, write
-from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs
+from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
 from star.common.files import alone_in, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
@@ -208,4 +208,4 @@ def _made(file: Path) -> dict:
 
 
 def _file(folder: Path, seed: int, arm: str) -> Path:
-    return folder / f"seed{seed}" / f"{arm.replace(':', '.')}.json"
+    return folder / f"seed{seed}" / f"{file_name(arm)}.json"

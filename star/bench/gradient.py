@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
-from star.bench.table import Shown, check_places, older_rows, write
-from star.bench.words import COMMON, arm_words, identity, parse_arms, refuse_runs, weights_file, weights_label
+from star.bench.table import Shown, check_places, made_by, older_rows, write
+from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
 from star.common.numbers import MISSING, with_error
@@ -28,8 +29,7 @@ from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import GRADIENT, own_results
-from star.records.results import commit
+from star.records.folder import GRADIENT, MACHINE, NEEDED, own_results
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
@@ -40,7 +40,7 @@ EPOCHS, MOST_EPOCHS = 12, 1000
 OWN = ("epochs", "arms", "weights", "out")
 """The words of the command that are no settings."""
 
-COLUMNS = ["task", "weights", *Figure._fields, "epochs", "images", "commit", "config_hash"]
+COLUMNS = NEEDED[GRADIENT]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def run(words: Sequence[str]) -> Shown:
         UserError: a word that cannot be used, or an arm that the evaluator has no places for.
         RunStopped: the GPU's memory does not suffice, a gradient is not finite, or all are 0.
     """
-    asked, begun = parse(words), commit()
+    asked = parse(words)
     config = settings.load([*asked.overrides, f"method={COMMON}"])
     methods = {arm: settings.load([*asked.overrides, *arm_words(arm)]).method for arm in asked.arms}
     task = load_task(config, config.task.name)
@@ -184,16 +184,20 @@ def run(words: Sequence[str]) -> Shown:
     older_rows(out, COLUMNS, "gradient")  # tells before the work if the figures cannot go there
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
-    files = [[_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms]
-    products = inner_products(files, asked.arms.index(REFERENCE))
+    files = {arm: [_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms}
+    products = inner_products(list(files.values()), asked.arms.index(REFERENCE))
     if "all" not in products:
         raise RunStopped("no epoch has a gradient: in every group all rewards are equal, so there is nothing to compare")
     found = told(products, asked.arms)
     train = config.train
     images = asked.epochs * train.groups * train.group_size
-    facts = (asked.epochs, images, begun, hashed)
     weights = weights_label(asked.weights)
-    table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
+    by = {arm: [_made_by(file) for file in own] for arm, own in files.items()}
+    rows = []
+    for figure in found:
+        code, computed = made_by([one for arm in figure.arm.split(" - ") for one in by[arm]])
+        rows.append((config.task.name, weights, *figure, asked.epochs, images, code, hashed, computed))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, MACHINE])
     write(table, out, "gradient", ["task", "weights", "config_hash", "arm"])
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
     return shown(title, found, f"all figures: {out}; gradients: {folder}")
@@ -246,6 +250,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
 def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
     """A file for each arm, without what is 0: LoRA's A while B is."""
     metadata = {"steps": ",".join(map(str, trainer.steps)), "reward": str(figures["reward"])}
+    metadata |= {"commit": trainer.commit, MACHINE: trainer.machine}
     for arm, gradient in trainer.gradients.items():
         file = _file(folder, epoch, arm)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -273,5 +278,12 @@ def _cell(figure: Figure | None) -> str:
     return with_error(figure.value, figure.stderr, digits, "±")
 
 
+def _made_by(file: Path) -> tuple[str, str]:
+    """The commit and the machine that computed a file; empty where an older version did not say."""
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    return about.get("commit", ""), about.get(MACHINE, "")
+
+
 def _file(folder: Path, epoch: int, arm: str) -> Path:
-    return folder / f"epoch-{epoch:04d}" / f"{arm.replace(':', '.')}.safetensors"
+    return folder / f"epoch-{epoch:04d}" / f"{file_name(arm)}.safetensors"

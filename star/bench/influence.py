@@ -19,10 +19,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.interface import places_of
 from star import config as settings
 from star import models
-from star.bench.table import Shown, check_places, older_rows, write
+from star.bench.table import Shown, check_places, made_by, older_rows, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
+from star.common.machine import machine
 from star.common.noise import generator, normal
 from star.common.numbers import MISSING, with_error
 from star.common.processes import joined
@@ -31,7 +32,7 @@ from star.common.statistics import jackknife
 from star.common.words import own_words
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
-from star.records.folder import INFLUENCE, own_results
+from star.records.folder import INFLUENCE, MACHINE, own_results
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
@@ -104,7 +105,7 @@ def run(words: Sequence[str]) -> Shown:
     Raises:
         UserError: a word that cannot be used.
     """
-    asked, begun = parse(words), commit()
+    asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
     out = asked.out or own_results(config.scale) / INFLUENCE
@@ -114,11 +115,14 @@ def run(words: Sequence[str]) -> Shown:
     older_rows(out, COLUMNS, "influence")  # tells before the work if the figures cannot go there
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
-    draws = pd.concat([pd.read_csv(file).assign(prompt=number) for number, file in enumerate(files)], ignore_index=True)
+    parts = [pd.read_csv(file, dtype={"commit": str}).assign(prompt=number) for number, file in enumerate(files)]
+    draws = pd.concat(parts, ignore_index=True)
     found = figures(draws)
     weights = weights_label(asked.weights)
-    facts = (len(files), len(draws), begun, hashed)
-    table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=COLUMNS)
+    by = draws.reindex(columns=["commit", MACHINE]).fillna("").drop_duplicates()  # older versions did not say
+    code, computed = made_by(by.itertuples(index=False, name=None))
+    facts = (len(files), len(draws), code, hashed, computed)
+    table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=[*COLUMNS, MACHINE])
     write(table, out, "influence")
     title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"
     return shown(title, found, f"all figures: {out}; every draw: {folder}")
@@ -161,12 +165,13 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     base = models.load(placed(config, joined()), joined().device, config.seed)
     if asked.weights:
         load_trained(asked.weights, base.trained)
-    steps = trained_steps(config.sampling, config.seed, EPOCH)
+    steps, begun = trained_steps(config.sampling, config.seed, EPOCH), commit()
     with bar(f"influence, {config.task.name}", len(missing) * len(steps) * asked.tokens) as display:
         for drawn, file in missing:
             base.prepare([task.train[drawn.prompt].text], config.sampling.guidance)
             changes = drawn_changes(base, drawn, steps, asked.tokens, config.seed)
             rows = pd.DataFrame(influences(base, task, config, drawn, steps, changes, display.advance))
+            rows = rows.assign(**{"commit": begun, MACHINE: machine()})
             with replacing(file) as part:
                 rows.to_csv(part, index=False)
     return files

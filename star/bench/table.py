@@ -1,6 +1,6 @@
 """What a measurement writes and prints: its rows in a table beside older ones, and a table on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,12 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
             table = pd.concat([older, table]) if len(older) else table
         with replacing(file) as part:
             table.to_csv(part, index=False)
+
+
+def made_by(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """The commits and the machines that computed what a figure is made of, each once; see :func:`write`."""
+    commits, machines = (" and ".join(sorted(set(names) - {""})) for names in zip(*parts, strict=True))
+    return commits or "unknown", machines
 
 
 def check_places(out: Path, folder: Path) -> None:

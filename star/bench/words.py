@@ -1,13 +1,14 @@
 """The words that measurements share: arms and weights, and what a measurement is known by."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from star import config as settings
 from star.common.errors import UserError
 from star.common.files import sha256
-from star.common.plugins import is_path
+from star.common.plugins import import_path, is_path
 from star.config import Config
 from star.method.arms import ARMS, REFERENCE
 from star.records.folder import INITIAL
@@ -39,6 +40,16 @@ def arm_words(arm: str) -> list[str]:
     name, *own = arm.split("@")
     made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
     return made + [f"method.{setting}" for setting in own]
+
+
+def file_name(arm: str) -> str:
+    """What files of an arm are called: with a digest of its module's source where it is somebody's own, which may change."""
+    name = arm.replace(":", ".")
+    path = arm.partition("@")[0]
+    if not is_path(path):
+        return name
+    module = sys.modules[import_path(path, "arms").__module__]
+    return f"{name}-{sha256(Path(str(module.__file__)))[:8]}"
 
 
 def refuse_runs(overrides: Sequence[str], why: str) -> None:

@@ -21,6 +21,7 @@ BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
 # these numbers on, what is called 95 % covers at least 88 %; below them no interval is given.
 ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15
+DRAWS = 10_000  # of a bootstrap
 QUANTILES = 4000  # of an estimated spread: power to four digits
 
 Column = Sequence[Any] | np.ndarray
@@ -57,10 +58,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     return Estimate(mean, stderr, (mean - reach, mean + reach))
 
 
-def detectable(
-    spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8, confidence: float = 0.95
-) -> float:
-    """The true difference that a t-test over so many seeds finds with a given power.
+def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8) -> float:
+    """The true difference that a two-sided t-test at 5 % over so many seeds finds with a given power.
 
     That is the d at which a noncentral t with non-centrality ``d sqrt(seeds) / spread`` leaves the two-sided critical values
     with that probability (Cohen, Statistical Power Analysis for the Behavioral Sciences, §2).
@@ -70,7 +69,6 @@ def detectable(
         seeds: how many seeds the mean is of.
         freedom: degrees of freedom of the spread, >= 1; by default those of the same seeds; more if it is of more.
         power: chance to find it.
-        confidence: of the test.
 
     Raises:
         ValueError: no seeds, or a single one whose spread nobody knows.
@@ -78,7 +76,7 @@ def detectable(
     freedom = seeds - 1 if freedom is None else freedom
     if seeds < 1 or freedom < 1:
         raise ValueError(f"{seeds} seeds with {freedom} degrees of freedom find nothing")
-    critical = float(stats.t.ppf((1 + confidence) / 2, freedom))
+    critical = float(stats.t.ppf(0.975, freedom))
     # scipy's noncentral t is not a number in places: the mean of the normal's tails over its estimated spreads instead.
     estimated = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
 
@@ -176,7 +174,7 @@ def paired_difference(
     *,
     strata: Column | None = None,
     seeds: Column | None = None,
-    draws: int = 10_000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
     """Mean of a - b over images drawn from the same prompts and noise, with a bootstrap that resamples prompts.
@@ -295,7 +293,7 @@ def enough(scores: Sequence[Column]) -> bool:
     return bool(sizes) and min(sizes) >= ENOUGH_RUNS and sum(sizes) >= ENOUGH_SCORES
 
 
-def interquartile_mean(scores: Sequence[Column], *, draws: int = 10_000, seed: int = 0) -> Estimate:
+def interquartile_mean(scores: Sequence[Column], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """Mean of the middle half of all runs of all tasks, with the stratified bootstrap over the runs of each task.
 
     The aggregate of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
@@ -320,17 +318,17 @@ def interquartile_mean(scores: Sequence[Column], *, draws: int = 10_000, seed: i
     return _percentiles(value, stats.trim_mean(drawn, 0.25, axis=1))
 
 
-def probability_of_improvement(a: Sequence[Column], b: Sequence[Column], *, draws: int = 10_000, seed: int = 0) -> Estimate:
+def probability_of_improvement(a: Sequence[Column], b: Sequence[Column]) -> Estimate:
     """Chance that a run of ``a`` scores above a run of ``b`` on the same task, mean over tasks; a tie counts half.
 
     The mean of Mann and Whitney's U / (n m), as in Agarwal et al., arXiv 2108.13264.
 
     Args:
         a, b: for each task the runs' scores, the tasks in the same order.
-        draws, seed: of the stratified bootstrap, which resamples the runs of each task and method.
 
     Returns:
-        The probability; standard error and 95 % percentile interval only if both have :func:`enough` runs.
+        The probability; standard error and 95 % percentile interval only if both have :func:`enough` runs, by a stratified
+        bootstrap that resamples the runs of each task and method.
 
     Raises:
         ValueError: no task, a task without runs, or lists of different tasks.
@@ -341,8 +339,8 @@ def probability_of_improvement(a: Sequence[Column], b: Sequence[Column], *, draw
     value = float(np.mean([_wins(x[None], y[None])[0] for x, y in zip(ours, theirs, strict=True)]))
     if not (enough(ours) and enough(theirs)):
         return Estimate(value, None, None)
-    rng = np.random.default_rng(seed)
-    pairs = [(_resampled(x, draws, rng), _resampled(y, draws, rng)) for x, y in zip(ours, theirs, strict=True)]
+    rng = np.random.default_rng(0)
+    pairs = [(_resampled(x, DRAWS, rng), _resampled(y, DRAWS, rng)) for x, y in zip(ours, theirs, strict=True)]
     return _percentiles(value, np.mean([_wins(x, y) for x, y in pairs], axis=0))
 
 

@@ -21,9 +21,13 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LENGTHS = (3, 4, 5)
 
 
-def draw_word(rng: np.random.Generator, real: float = 0.4) -> str:
-    """A training word (with probability ``real``) or a random string of letters; never a test word."""
-    if rng.random() < real:
+REAL = 0.4
+"""The share of signs with a word of the dictionary."""
+
+
+def draw_word(rng: np.random.Generator) -> str:
+    """A training word (with probability :data:`REAL`) or a random string of letters; never a test word."""
+    if rng.random() < REAL:
         return TRAIN_WORDS[rng.integers(len(TRAIN_WORDS))]
     while True:
         word = "".join(rng.choice(list(LETTERS), size=rng.choice(LENGTHS)))

@@ -9,8 +9,9 @@ from scipy import stats
 
 from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval
 from star.method.arms import REFERENCE
+from star.records.folder import FIRST_UPDATES, NEEDED
 
-COLUMNS = ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"]
+COLUMNS = NEEDED[FIRST_UPDATES]
 """An epoch's number from 1 on, the updates that were made before it, the learning rate, and its mean reward."""
 
 UNTRAINED = "untrained"

@@ -117,7 +117,7 @@ def says(
     """
     found = verdict(gain, control, oracle, papers, p)
     sentences = [
-        _gain(found, gain),
+        _gain(gain),
         _test(gain, p),
         _could(found, gain, oracle, papers),
         _control(found, gain, control, absent),
@@ -134,7 +134,7 @@ def says(
     return Text(" ".join(filter(None, sentences)), strong=f"{title}: {found}")
 
 
-def _gain(found: str, gain: Comparison | None) -> str:
+def _gain(gain: Comparison | None) -> str:
     if gain is None:
         return "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here, so they cannot be compared."
     text = (

@@ -425,6 +425,26 @@ def test_a_map_of_ones_own_and_an_arm_with_a_setting_of_its_own_are_measured(wor
     assert found[3] == pytest.approx(found[0]) and len({round(value, 6) for value in found}) == 4  # without its map
 
 
+def test_what_was_measured_before_is_of_the_code_and_machine_of_then(words, monkeypatch, tmp_path):
+    """And a map of one's own that has changed since is another one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("mine.py").write_text("def peaks(relevance, rollouts):\n    return relevance.square()\n")
+    monkeypatch.setattr("star.training.trainer.commit", lambda: "first")
+    gradient.run([*words, "arms=flow_grpo,star,mine:peaks", "epochs=2"])
+    before = {row["value"] for row in table() if row["arm"] == "mine:peaks"}
+    monkeypatch.setattr("star.training.trainer.commit", lambda: "second")
+    monkeypatch.setattr("star.training.trainer.machine", lambda processes: "GPU")
+    Path("mine.py").write_text("def peaks(relevance, rollouts):\n    return relevance.sqrt()\n")
+    monkeypatch.delitem(sys.modules, "mine")
+    gradient.run([*words, "arms=flow_grpo,star,mine:peaks,spatial", "epochs=2"])
+    by = {row["arm"]: (row["commit"], row["machine"]) for row in table()}
+    assert by["star"] == by["star - flow_grpo"] == ("first", machine())
+    assert by["spatial"] == by["mine:peaks"] == ("second", "GPU")
+    assert {row["value"] for row in table() if row["arm"] == "mine:peaks"} != before
+    gradient.run([*words, "arms=flow_grpo,star", "epochs=3"])
+    assert {row["commit"] for row in table() if row["arm"] == "star"} == {"first and second"}
+
+
 def test_rewards_that_are_all_equal_have_no_gradient(words, monkeypatch):
     monkeypatch.setattr(gradient, "load_task", lambda config, name: RedTask(lambda images: [0.5] * len(images)))
     with pytest.raises(RunStopped, match="no epoch has a gradient: in every group all rewards are equal"):
