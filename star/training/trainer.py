@@ -135,34 +135,33 @@ class Trainer:
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, device, config.seed)
         self.beside = Beside(device)
-        if self.base.sharded:
-            self._check_shares()
-        # Blocks that the model does not have are told before anything is written.
-        self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
-        if map_maker(config.method.arm):
-            # So are prompts whose core words the text encoders never see.
-            prompts = self.task.train
-            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
+        self._check_model()
         self.schedule = self.base.schedule(config.sampling.steps)
-        _, height, width = self.base.latent_shape
-        method = config.method
-        self.clip_range = (
-            clip_range_for(method.reduction, config.train.clip_range, height * width)
-            if method.clip_range is None
-            else method.clip_range
-        )
-        train = config.train
-        self.ratio_tolerance = (
-            ratio_tolerance_for(method.reduction, config.model.dtype, self.clip_range, height * width)
-            if train.ratio_tolerance is None
-            else train.ratio_tolerance
-        )
+        method, train, positions = config.method, config.train, math.prod(self.base.latent_shape[1:])
+        clip = method.clip_range
+        self.clip_range = clip_range_for(method.reduction, train.clip_range, positions) if clip is None else clip
+        rounding = ratio_tolerance_for(method.reduction, config.model.dtype, self.clip_range, positions)
+        self.ratio_tolerance = rounding if train.ratio_tolerance is None else train.ratio_tolerance
         first, second = train.betas
         self.optimizer = torch.optim.AdamW(
             self.base.trained.values(), train.lr, betas=(first, second), weight_decay=train.weight_decay, fused=True
         )
         self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
+
+    def _check_model(self) -> None:
+        """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
+
+        Raises:
+            UserError: blocks or heads, or prompts whose core words the text encoders never see; or unequal shares for processes
+                that share weights.
+        """
+        if self.base.sharded:
+            self._check_shares()
+        self.base.relevance(self.config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        if map_maker(self.config.method.arm):
+            prompts = self.task.train
+            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], self.config.relevance.columns)
 
     @property
     def state(self) -> dict:
