@@ -11,7 +11,7 @@ from star.config.identity import (
     label,
     other_tasks,
     run_folder,
-    shared_terms,
+    terms,
 )
 from star.config.loading import load
 from star.config.schema import (
@@ -49,7 +49,7 @@ __all__ = [
     "other_tasks",
     "read_config",
     "run_folder",
-    "shared_terms",
+    "terms",
     "to_dict",
     "to_yaml",
     "ways_to_save_memory",

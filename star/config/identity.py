@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from star.common.shipped import MINI_BASE, MINI_PICKSCORE
 from star.config.compose import of_scale
 from star.config.schema import Config, get, to_dict
+from star.method.arms import ARMS
 
 DRAWING = ("steps", "guidance", "seed")
 """The settings of an evaluation that change its images, rather than their number."""
@@ -34,6 +36,9 @@ identity, so that older results still match."""
 
 SMALL_CLIP = ("pickscore",)
 """The tasks whose engine ``mini`` is the small CLIP, which goes by what is in it."""
+
+OF_UPDATES, OF_MAPS = ("reduction", "steps", "clip", "clip_range", "weighted_kl"), ("cap", "mix", "exponent", "normalise")
+"""The settings of a method, less its name and arm."""
 
 UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
@@ -86,9 +91,26 @@ def identity(config: Config, measured: str | None = None) -> dict:
     return known
 
 
-def shared_terms(config: Config) -> dict:
-    """What arms that are compared must have in common: all that training depends on but the method, its maps and the seed."""
-    return {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
+def terms(config: Config) -> str:
+    """What trainings must have in common to be compared: ``HASH``, or ``HASH/MAPS`` of an arm that makes maps in another way
+    than the scale does.
+
+    HASH is of all that training depends on but the seed, the relevance and the method, and of what of the method is neither
+    the arm's nor the scale's: another clip, other weights of steps. MAPS matters between two arms that have maps.
+    """
+    shared = {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
+    own, method = of_scale(config.scale), config.method
+    same = (arm for arm in ARMS.values() if (arm.map, arm.ratio, arm.steps) == (method.arm, method.reduction, method.steps))
+    arm = ARMS.get(method.name) or next(same, ARMS["star"])
+    usual = replace(own.method, reduction=arm.ratio, steps=arm.steps)
+    if departures := {name: getattr(method, name) for name in OF_UPDATES if getattr(method, name) != getattr(usual, name)}:
+        shared["method"] = departures
+    if method.arm == "uniform":
+        return config_hash(shared)
+    maps = {name: getattr(method, name) for name in OF_MAPS if getattr(method, name) != getattr(usual, name)}
+    looks, usually = (to_dict(one)["relevance"] for one in (config, own))
+    maps |= {f"relevance.{name}": value for name, value in looks.items() if value != usually[name]}
+    return f"{config_hash(shared)}/{config_hash(maps)}" if maps else config_hash(shared)
 
 
 def base_identity(config: Config) -> dict:

@@ -86,8 +86,9 @@ class Cell:
         return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
     def terms_hash(self) -> str:
-        """What is the same for all arms that are trained alike; empty for the base, which is not trained."""
-        return "" if self.seed is None else config_hash(settings.shared_terms(self.config))
+        """What arms that are trained alike have in common, see :func:`star.config.identity.terms`; empty for the base, which is
+        not trained."""
+        return "" if self.seed is None else settings.terms(self.config)
 
     def state(self) -> State:
         """How far it got, from its folder. Which version of an evaluator it was measured with is not looked at."""

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from star.common.statistics import Estimate, Variances, paired_difference, score_variances, seed_means
+from star.records.names import has_map
 
 IMAGE = ["stratum", "prompt", "image"]
 
@@ -86,8 +87,24 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         pairs["prompt"].nunique(),
         len(pairs) // len(seeds),
         (int(pairs["trained_on_arm"].min()), int(pairs["trained_on_reference"].min())),
-        _agree(pairs["terms_arm"], pairs["terms_reference"]),
+        all(
+            alike(arm, one, reference, other) for one, other in zip(pairs["terms_arm"], pairs["terms_reference"], strict=True)
+        ),
     )
+
+
+def alike(method: str, terms: str, other: str, others: str) -> bool:
+    """Whether trainings of two methods differ in nothing but these, as far as is known.
+
+    Args:
+        method, other: their names.
+        terms, others: of :func:`star.config.identity.terms`; empty where they are not known.
+    """
+    if not terms or not others:
+        return True
+    if has_map(method) and has_map(other):
+        return terms == others
+    return terms.partition("/")[0] == others.partition("/")[0]
 
 
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
@@ -118,11 +135,6 @@ def _alike(pairs: pd.DataFrame) -> pd.DataFrame:
     }
     most = max(same.values(), key=np.count_nonzero)
     return pairs[pairs["seed"].isin(ways.index[most])]
-
-
-def _agree(ours: pd.Series, theirs: pd.Series) -> bool:
-    """Whether what is known of both is the same."""
-    return bool(((ours == theirs) | (ours == "") | (theirs == "")).all())
 
 
 def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:

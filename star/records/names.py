@@ -135,6 +135,12 @@ def is_mini(protocol: str) -> bool:
     return ProtocolName.parse(protocol).mini
 
 
+def has_map(method: str) -> bool:
+    """Whether a method weighs places by a map, as far as is known: one of somebody's own name may."""
+    arm = ARMS.get(MethodName.parse(method).arm)
+    return arm is None or arm.map != "uniform"
+
+
 def on_task(method: str, trained_for: str, measured_on: str) -> str:
     """What rows of a task call a method that was trained for a task: ``star``, or ``star:ocr`` on another one."""
     return method if trained_for == measured_on else f"{method}:{trained_for}"

@@ -86,7 +86,9 @@ def _named(found: Collection) -> list[Table]:
     rows: dict[str, str] = {}
     for (_, method, _), command in found.commands.items():
         words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
-        if method not in METHODS and words:
+        if method in METHODS:  # which is told apart by its name, but for what changes it under that
+            words = [word for word in words if word.startswith(("method.", "relevance."))]
+        if words:
             rows[method_label(method)] = " ".join(words)
     caption = "Settings of their own"
     return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())], numbers=2)] if rows else []

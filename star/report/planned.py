@@ -10,6 +10,7 @@ from scipy import stats
 from star.common.numbers import MISSING, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval
 from star.method.arms import REFERENCE
+from star.records.comparison import alike
 from star.records.names import ProtocolName, method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
@@ -82,18 +83,20 @@ class Trained(NamedTuple):
     """One training on one measure.
 
     Attributes:
+        method: which arm.
         value: of the measure.
         length: how long it was trained: epochs or images.
         terms: what trainings must share to be compared; empty if not known.
     """
 
+    method: str
     value: float
     length: int
     terms: str
 
     def like(self, other: "Trained") -> bool:
         """Whether both were trained alike, as far as is known."""
-        return self.length == other.length and (self.terms == other.terms or "" in (self.terms, other.terms))
+        return self.length == other.length and alike(self.method, self.terms, other.method, other.terms)
 
 
 Measured = dict[str, dict[int, Trained]]
@@ -213,7 +216,7 @@ def _learning(found: Collection, task: str) -> Measured:
         grouped: Any = found.curves[found.curves["task"] == task].groupby(["method", "seed"])["reward"]
         for (method, seed), rewards in grouped:
             terms = found.terms.get((task, method, seed), "")
-            values.setdefault(method, {})[int(seed)] = Trained(float(rewards.mean()), len(rewards), terms)
+            values.setdefault(method, {})[int(seed)] = Trained(method, float(rewards.mean()), len(rewards), terms)
     return values
 
 
@@ -224,5 +227,6 @@ def _scores(found: Collection, task: str) -> list[Measured]:
     for row in found.rows:
         if row.task == task and row.metric == main and row.updates:
             values = by_protocol.setdefault(row.protocol, {}).setdefault(row.method, {})
-            values[row.seed] = Trained(row.value, row.images_seen, found.terms.get((task, row.method, row.seed), ""))
+            terms = found.terms.get((task, row.method, row.seed), "")
+            values[row.seed] = Trained(row.method, row.value, row.images_seen, terms)
     return [by_protocol[name] for name in sorted(by_protocol, key=lambda name: (ProtocolName.parse(name).changed, name))]
