@@ -86,8 +86,7 @@ class Cell:
         return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
     def terms_hash(self) -> str:
-        """What arms that are trained alike have in common, see :func:`star.config.identity.terms`; empty for the base, which is
-        not trained."""
+        """What arms that are trained alike have in common, see :func:`star.config.identity.terms`; empty for the base."""
         return "" if self.seed is None else settings.terms(self.config)
 
     def state(self) -> State:

@@ -75,6 +75,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     pairs = pairs[pairs.groupby(IMAGE)["seed"].transform("nunique") == len(seeds)]
     if pairs.empty:
         return None
+    terms = set(zip(pairs["terms_arm"], pairs["terms_reference"], strict=True))
     a, b = (pairs[f"{column}_{side}"].to_numpy(float) for side in ("arm", "reference"))
     clusters, strata, of_seed = (pairs[name].to_numpy() for name in ("prompt", "stratum", "seed"))
     return Comparison(
@@ -87,9 +88,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         pairs["prompt"].nunique(),
         len(pairs) // len(seeds),
         (int(pairs["trained_on_arm"].min()), int(pairs["trained_on_reference"].min())),
-        all(
-            alike(arm, one, reference, other) for one, other in zip(pairs["terms_arm"], pairs["terms_reference"], strict=True)
-        ),
+        all(alike(arm, one, reference, other) for one, other in terms),
     )
 
 

@@ -153,8 +153,8 @@ class Trainer:
         """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
 
         Raises:
-            UserError: blocks or heads, or prompts whose core words the text encoders never see; or unequal shares for processes
-                that share weights.
+            UserError: blocks or heads that are not there, prompts whose core words the text encoders never see, or unequal
+                shares for processes that share weights.
         """
         if self.base.sharded:
             self._check_shares()
