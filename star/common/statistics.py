@@ -88,8 +88,9 @@ def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: 
 
 
 def detectable_among(differences: Sequence[float]) -> float | None:
-    """What so many seeds, whose differences these are, find in four of five cases (:func:`detectable`); None with one seed."""
-    if len(differences) < 2:
+    """What so many seeds, whose differences these are, find in four of five cases (:func:`detectable`); None with one seed, or
+    where nobody knows how far they lie apart because all are the same."""
+    if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return detectable(float(np.std(differences, ddof=1)), len(differences))
 

@@ -5,11 +5,12 @@ number has an interval of its own, that of its images, as far as it can be worke
 rounding: the interval is widened by half a unit of its last digit.
 
 * ``partial budget``: our training had less than half or more than twice the updates of the published one, as far as those are
-  known; nothing is concluded. A method whose updates nobody tells is held against Flow-GRPO's of the same task.
+  known; nothing is concluded. A method whose updates nobody tells may have no less than half of Flow-GRPO's of the same task.
 * ``differs``: 0 is outside the interval.
-* ``within noise``: 0 is inside, but the interval is too wide to show a difference that matters: its half-width is above
+* ``agrees by the other mean``: so it is, but the source does not say how it averaged, and by the other mean it is inside.
+* ``within noise``: 0 is inside, but our own interval is too wide to show a difference that matters: its half-width is above
   the metric's resolution (:data:`RESOLUTION`, :data:`RESOLUTION_OF_RATES`).
-* ``reproduced``: 0 is inside an interval that is narrow enough. Without that condition any noisy run would "reproduce".
+* ``reproduced``: 0 is inside, and ours is narrow enough. Without that condition any noisy run would "reproduce".
 
 A number without an interval (one seed and no standard error) must agree to within the rounding alone.
 
@@ -21,7 +22,7 @@ other engines or of images that were drawn in another way, or two numbers of dif
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import hypot
 from pathlib import Path
@@ -40,13 +41,16 @@ from star.records.tables import OF_THE_PAPER, columns, metric_labels
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
 DIFFERS = "differs"
+OTHER_MEAN = "agrees by the other mean"
 PARTIAL_BUDGET = "partial budget"
 NOT_RUN = "not run"
 NOT_COMPARABLE_MINI = "not comparable (mini)"
 NOT_COMPARABLE_PROTOCOL = "not comparable (protocol)"
 NO_PAPER_VALUE = "no paper value"
 NO_REFERENCE_VALUE = "no reference value"
-COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", DIFFERS: "red"}
+COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", OTHER_MEAN: "yellow", DIFFERS: "red"}
+UNSTATED = "unstated mean"
+"""In the protocol of a published GenEval score whose source does not say how it averaged; it is filed under both means."""
 
 # Half-width up to which an interval can confirm a number; independent evaluations of SD3.5 Medium agree to about 0.05.
 RESOLUTION = dict.fromkeys(("pickscore", "aesthetic", "deqa", "image_reward", "unified_reward"), 0.05)
@@ -120,6 +124,7 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
     """Every summary, and every published row of the same tasks, matched by (task, metric, method)."""
     tasks = {summary.task for summary in summaries}
     numbers = {row.key: row for row in paper if row.task in tasks}
+    budgets = {(row.task, row.method): row.updates for row in numbers.values() if row.updates}
     rows = []
     for summary in summaries:
         row = _own(summary)
@@ -133,11 +138,13 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
         elif not as_published(summary.task, summary.protocol):
             row = replace(_with_published(row, answer), status=NOT_COMPARABLE_PROTOCOL)
         else:
-            theirs = published_estimate(answer, numbers.get((answer.task, answer.metric, "base")))
-            row = _judged(_with_published(row, answer), difference(summary.estimate, theirs), answer.rounding)
-            if _partial(summary, answer, numbers.get((answer.task, answer.metric, REFERENCE))):
+            theirs = published_estimate(answer, _base(answer, numbers.values()))
+            delta, width = difference(summary.estimate, theirs), summary.estimate.half_width
+            row = _judged(_with_published(row, answer), delta, answer.rounding, width)
+            if _partial(summary, budgets):
                 row = replace(row, status=PARTIAL_BUDGET)
         rows.append(row)
+    rows = [_by_either_mean(row, rows) for row in rows]
     ran = {(summary.task, summary.metric, summary.method) for summary in summaries}
     return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in numbers.items() if key not in ran]
 
@@ -151,17 +158,36 @@ def published_estimate(row: PaperRow, base: PaperRow | None) -> Estimate:
 
     Args:
         row: with a value.
-        base: the published row of the base on the same metric: its number of images counts where the row has none.
+        base: a published row of the base on the same images: their number counts where the row has none.
     """
     value, images = float(row.value or 0), row.images or (base.images if base else None)
     stderr = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
     return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
 
 
-def _partial(summary: Summary, answer: PaperRow, reference: PaperRow | None) -> bool:
-    """Whether a training had another budget than the published one."""
-    known = answer.updates or (reference.updates if reference else None)
-    return bool(known and summary.updates and not known / 2 <= summary.updates <= known * 2)
+def _base(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:
+    """The published row of the base on the metric, or else that on most images: those of a whole score, by whichever mean."""
+    bases = [other for other in paper if (other.task, other.method) == (row.task, "base")]
+    same = [other for other in bases if other.metric == row.metric]
+    return max(same or bases, key=lambda other: other.images or 0, default=None)
+
+
+def _partial(summary: Summary, budgets: Mapping[tuple[str, str], int]) -> bool:
+    """Whether a training had another budget than the published one, whatever the metric."""
+    own, borrowed = (budgets.get((summary.task, method)) for method in (summary.method, REFERENCE))
+    known = own or borrowed
+    if not known or not summary.updates:
+        return False
+    return summary.updates < known / 2 or (own is not None and summary.updates > 2 * own)
+
+
+def _by_either_mean(row: DiffRow, rows: Iterable[DiffRow]) -> DiffRow:
+    """A row that differs by one mean alone of a published score that may be the other."""
+    if row.status != DIFFERS or UNSTATED not in row.reference_protocol:
+        return row
+    place = row.task, row.method, row.protocol, row.reference
+    others = (o for o in rows if (o.task, o.method, o.protocol, o.reference) == place and UNSTATED in o.reference_protocol)
+    return replace(row, status=OTHER_MEAN) if any(o.status in (REPRODUCED, WITHIN_NOISE) for o in others) else row
 
 
 def as_published(task: str, protocol: str) -> bool:
@@ -185,7 +211,8 @@ def against_results(ours: Sequence[Summary], theirs: Sequence[Summary], source: 
         used.add(_key(answer))
         row = _with_result(row, answer, source)
         if answer.protocol == summary.protocol:
-            row = _judged(row, difference(summary.estimate, answer.estimate), rounding=0.0)
+            widths = [one.estimate.half_width for one in (summary, answer) if one.estimate.half_width is not None]
+            row = _judged(row, difference(summary.estimate, answer.estimate), 0.0, max(widths, default=None))
         elif is_mini(answer.protocol) != is_mini(summary.protocol):
             row = replace(row, status=NOT_COMPARABLE_MINI)
         else:
@@ -210,20 +237,21 @@ def difference(ours: Estimate, theirs: Estimate) -> Estimate:
     return Estimate(value, None, (value - below, value + above))
 
 
-def verdict(metric: str, delta: Estimate, rounding: float) -> str:
+def verdict(metric: str, delta: Estimate, rounding: float, width: float | None) -> str:
     """The verdict of the module's docstring on one difference.
 
     Args:
         metric: decides the resolution.
         delta: ours - reference.
         rounding: half a unit in the reference's last digit.
+        width: half of that of what has to be narrow: our interval, or the wider of two of ours; None if there is none.
     """
     low, high = delta.interval or (delta.value, delta.value)
     # A value at the very edge of the rounding, such as 0.955 for 0.95, must not hang on the last bit of a float.
     slack = rounding + 1e-9
     if low - slack > 0 or high + slack < 0:
         return DIFFERS
-    wide = delta.half_width is not None and delta.half_width > RESOLUTION.get(metric, RESOLUTION_OF_RATES)
+    wide = width is not None and width > RESOLUTION.get(metric, RESOLUTION_OF_RATES)
     return WITHIN_NOISE if wide else REPRODUCED
 
 
@@ -340,9 +368,9 @@ def _own(summary: Summary) -> DiffRow:
     )
 
 
-def _judged(row: DiffRow, delta: Estimate, rounding: float) -> DiffRow:
+def _judged(row: DiffRow, delta: Estimate, rounding: float, width: float | None) -> DiffRow:
     low, high = delta.interval or (None, None)
-    status = verdict(row.metric, delta, rounding)
+    status = verdict(row.metric, delta, rounding, width)
     return replace(row, status=status, delta=delta.value, delta_low=low, delta_high=high)
 
 

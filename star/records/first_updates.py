@@ -1,5 +1,6 @@
 """What the first updates of trainings gain: the rows of ``star bench first_updates``, and what they say of the arms."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Gain:
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
         p: of the difference, two-sided, by Student's t; None where there is none, or one seed.
         detectable: the difference that so many seeds find in four of five cases; None likewise.
-        ratio: gain over Flow-GRPO's of the same seeds and epochs, both summed over seeds.
+        ratio: gain over Flow-GRPO's of the same seeds and epochs, both summed over seeds; not a number unless that is above 0.
         stderr: of the ratio, by the jackknife over seeds; not a number with one seed.
     """
 
@@ -87,8 +88,10 @@ def gains(rows: pd.DataFrame) -> list[Gain]:
 
 
 def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain:
-    with np.errstate(invalid="ignore", divide="ignore"):  # where Flow-GRPO gains nothing there is no ratio
-        ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
+    ratio = stderr = np.array(math.nan)
+    if reference.sum() > 0:  # of losses it would read as a gain
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
     apart = own - reference
     told = arm != REFERENCE
     return Gain(

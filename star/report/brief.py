@@ -51,6 +51,8 @@ def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     return (
         f"{method_label(arm)} minus {method_label(reference)}, {named}, paired by prompt and noise "
         f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
+        + " They were not trained alike, so this is not of the method alone."
+        * (not gains[0].equal_terms)
     )
 
 

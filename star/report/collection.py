@@ -1,5 +1,6 @@
 """All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from star.common.errors import UserError
-from star.common.files import fault, visible
+from star.common.errors import UserError, short
+from star.common.files import fault, last_of_jsonl, visible
 from star.config import options
 from star.config.compose import of_scale
 from star.method.arms import METHODS, REFERENCE
@@ -31,8 +32,8 @@ from star.records.folder import (
     read_file,
     shipped_results,
 )
-from star.records.names import MethodName, family, is_mini, measured_on_own_task
-from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
+from star.records.names import MethodName, family, is_mini, measured_on_own_task, method_label
+from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_commit, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
@@ -85,8 +86,8 @@ class Collection:
     @cached_property
     def checks(self) -> list[str]:
         """The tasks that only check measurements: ``task=all`` leaves them out, and no claim is made of them."""
-        known = of_scale(self.scale).evaluators if self.scale in options("scale") else self.tasks
-        return [task for task in self.tasks if task not in known]
+        known = of_scale("mini" if self.mini else "paper").evaluators
+        return [task for task in self.tasks if task in options("task") and task not in known]
 
     def methods(self, task: str) -> list[str]:
         """The methods that were measured on the task they were trained for, in reading order."""
@@ -163,7 +164,8 @@ class Collection:
         if not {"base", REFERENCE, "star"} <= published.keys() or goal is None or base is None:
             return None
         share = (published["star"] - published[REFERENCE]) / (published[REFERENCE] - published["base"])
-        return share * (goal.estimate.value - base.estimate.value)
+        own = goal.estimate.value - base.estimate.value
+        return share * own if own > 0 else None
 
     @property
     def mini(self) -> bool:
@@ -192,7 +194,7 @@ def collect(folder: Path, runs: Path) -> Collection:
         if told := fault(path / "final", ROWS, VERDICTS, METRICS):
             del found.runs[cell]
             found.missing.append(f"A run is left out: {told}.")
-    found.missing += _unmeasured(found)
+    found.missing += [*_unmeasured(found), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
         for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).fillna("").to_dict("records"):
             cell = line["task"], line["method"], line["seed"]
@@ -281,6 +283,30 @@ def _unmeasured(found: Collection) -> list[str]:
             sentences.append(f"On {task} no arm has more training seeds than {most}; a claim needs {SEEDS_FOR_A_CLAIM}.")
         if few := [f"{method} ({count})" for method, count in seeds.items() if count < most]:
             sentences.append(f"On {task} some arms have fewer than {most} seeds: {', '.join(few)}.")
+    return sentences
+
+
+def _stopped(found: Collection, runs: Path) -> list[str]:
+    """Runs of these tasks that ended without results: who looks at those that are left must know of them."""
+    there = {(row.task, row.method, row.seed) for row in found.rows}
+    sentences = []
+    for folder in sorted((runs / found.scale).glob("*/*/seed*")):
+        task, method, seed = folder.parts[-3], folder.parts[-2], int(re.findall(r"^seed(\d+)|$", folder.name)[0] or -1)
+        last = last_of_jsonl(folder / "attempts.jsonl") or {}
+        if task in found.tasks and (task, method, seed) not in there and last.get("reason"):
+            sentences.append(f"{task}, {method_label(method)} seed {seed} stopped without results: {short(last['reason'])}.")
+    return sentences
+
+
+def _mixed(found: Collection) -> list[str]:
+    """Tasks whose trainings are of several commits, or of code that no commit has."""
+    sentences = []
+    for task in found.tasks:
+        commits = sorted(
+            {row.commit for row in found.rows if row.task == task and row.updates and measured_on_own_task(row.method)}
+        )
+        if len(commits) > 1 or not all(map(is_commit, commits)):
+            sentences.append(f"Trainings on {task} are of the code {', '.join(commits)}.")
     return sentences
 
 

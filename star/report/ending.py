@@ -14,7 +14,7 @@ from star.records import diff
 from star.records.beside import Agreement, Beside, agreement, lines
 from star.records.comparison import Comparison
 from star.records.folder import latest_own_results, shipped_results
-from star.records.names import method_label
+from star.records.names import is_mini, method_label
 from star.records.summary import Summary
 from star.records.tables import metric_labels
 from star.report.blocks import Table, Text
@@ -56,6 +56,8 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     beside = lines(task, found.rows, theirs.rows if theirs else [], found.paper)
     labels = metric_labels(task, [line.own.metric for line in beside])
     several = len({line.own.protocol for line in beside}) > 1
+    small = any(is_mini(line.own.protocol) for line in beside)
+    said = {} if small else {_place(row): row.status for row in diff.against_paper(found.summaries, found.paper)}
     own = found.difference(task, arm, reference)
     known = theirs.difference(task, arm, reference) if theirs else None
     sentences = [
@@ -64,10 +66,15 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
         _detectable(own, known),
         _agreement(agreement(task, found.folder, shipped_results(found.scale))),
     ]
-    if found.mini:
+    if small:
         sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
     return [
-        Table(f"{task}, {found.scale}", HEAD, [_line(line, labels, several) for line in beside], numbers=2),
+        Table(
+            f"{task}, {found.scale}",
+            (*HEAD, "verdict") if said else HEAD,
+            [_line(line, labels, several) + [said.get(_place(line.own), "")] * bool(said) for line in beside],
+            numbers=2,
+        ),
         *(Text(sentence) for sentence in sentences if sentence),
     ]
 
@@ -83,6 +90,10 @@ def show(blocks: Sequence[Table | Text]) -> None:
         for row in block.rows:
             drawn.add_row(*row)
         screen.print(drawn)
+
+
+def _place(of: Summary | diff.DiffRow) -> tuple[str, str, str, str]:
+    return of.task, of.metric, of.method, of.protocol
 
 
 def _line(line: Beside, labels: dict[str, str], several: bool) -> list[str]:
@@ -109,7 +120,8 @@ def _difference(gain: Comparison | None) -> str:
         seeds = f"{len(gain.seeds)} seeds"
     else:
         seeds = f"seed{'s' * (len(gain.seeds) > 1)} {', '.join(map(str, gain.seeds))}"
-    return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval)"
+    unlike = "" if gain.equal_terms else "; not trained alike, so not of the method alone"
+    return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval{unlike})"
 
 
 def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
@@ -157,4 +169,5 @@ def _agreement(found: Agreement) -> str:
 
 def _named(runs: Sequence[tuple[str, int]]) -> str:
     own = [f"{method_label(method)} seed {seed}" for method, seed in runs if ":" not in method and method != "base"]
-    return ", ".join(["base"] * any(method == "base" for method, _ in runs) + own)
+    named = ["base"] * any(method == "base" for method, _ in runs) + own
+    return ", ".join(named or [f"{method_label(method)} seed {seed}" for method, seed in runs])  # of other tasks' alone

@@ -14,6 +14,9 @@ from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
+WIDE, UNSURE = 0.1, "an amount that cannot be told"
+"""A standard error of a ratio beyond which one that is not seen to differ from 1 is not taken for 1."""
+
 
 def opening(found: Collection) -> Section:
     """The chapter."""
@@ -59,7 +62,7 @@ def _told(rows: pd.DataFrame) -> str:
 
     Settings are named where a task was measured with several.
     """
-    found: dict[str, list[str]] = {"more": [], "as much": [], "less": [], "with an unknown error": []}
+    found: dict[str, list[str]] = {word: [] for word in ("more", "as much", "less", UNSURE, "with an unknown error")}
     for task, own in rows.groupby("task", sort=False):
         for hashed, value, stderr in zip(own["config_hash"], own["value"], own["stderr"], strict=True):
             place = str(task) if len(own) == 1 else f"{task} with settings {hashed}"
@@ -70,7 +73,9 @@ def _told(rows: pd.DataFrame) -> str:
 def _word(ratio: float, stderr: float) -> str:
     if math.isnan(stderr):
         return "with an unknown error"
-    return "more" if ratio - 1 > 2 * stderr else "less" if 1 - ratio > 2 * stderr else "as much"
+    if abs(ratio - 1) > 2 * stderr:
+        return "more" if ratio > 1 else "less"
+    return "as much" if stderr <= WIDE else UNSURE
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -83,7 +88,7 @@ def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str
     """Of the first updates, where they were measured, and of whole trainings."""
     beginnings, whole = _beginnings(found), _whole(found, made)
     if not beginnings and not whole:
-        return [("What does training make of it?", "STAR and Flow-GRPO were not trained with the same seed here.")]
+        return [("What does training make of it?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]
     told = [f"In the first updates, over the untrained model: {beginnings}."] * bool(beginnings)
     told += [f"In whole trainings: {whole}."] * bool(whole)
     return [("What does training make of it?", f"STAR minus Flow-GRPO, with 95 % intervals over seeds. {' '.join(told)}")]
@@ -97,8 +102,8 @@ def _beginnings(found: Collection) -> str:
     for part in parts(found.first_updates):
         star = next((one for one in gains(part) if one.arm == "star"), None)
         if star and star.difference:
-            task, times = part["task"].iloc[0], with_error(star.ratio, star.stderr, 2)
-            told.append(f"{task} ({_seeds(star.seeds)}) {signed(star.difference, 4)}, {times} times Flow-GRPO's gain")
+            times = "" if math.isnan(star.ratio) else f", {with_error(star.ratio, star.stderr, 2)} times Flow-GRPO's gain"
+            told.append(f"{part['task'].iloc[0]} ({_seeds(star.seeds)}) {signed(star.difference, 4)}{times}")
     return "; ".join(told)
 
 
@@ -107,9 +112,15 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
     told = []
     for task in found.tasks:
         own = {one.measure: one for one in made if one.task == task and (one.arm, one.reference) == QUESTION}
-        both = [f"{measure} {_difference(own[measure])}" for measure in (LEARNING, SCORE) if measure in own]
+        counts = {measure: _seeds(len(one.seeds)) for measure, one in own.items()}
+        of = next(iter(counts.values()), "") if len(set(counts.values())) == 1 else ""  # else each says its own
+        both = [
+            f"{measure} {_difference(own[measure])}" + (f" ({counts[measure]})" if not of else "")
+            for measure in (LEARNING, SCORE)
+            if measure in own
+        ]
         if both:
-            told.append(f"{task} ({_seeds(len(next(iter(own.values())).seeds))}): {', '.join(both)}")
+            told.append(f"{task}{f' ({of})' if of else ''}: {', '.join(both)}")
     return "; ".join(told)
 
 

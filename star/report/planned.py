@@ -29,13 +29,16 @@ ASKED_ON = ("geneval", "ocr", "pickscore")
 """The tasks of the question, as planned. On another a difference is told without a test."""
 TESTS = 2 * len(ASKED_ON)
 """Of the question: two measures on each of its tasks. Those that cannot be made yet count for the correction."""
+PLANNED = "Two measures, planned before the trainings (`results/PLAN.md`): "
+NOT_PLANNED = (
+    "Two measures, those of `results/PLAN.md`, which is a plan for the embedded model; nobody planned them for these runs: "
+)
 MEANING = (
-    "Two measures, planned before the trainings (`results/PLAN.md`): the training reward, mean over all epochs, and the score "
-    "of the final weights on held-out prompts. Both are differences of two arms with the same seed, so with the same prompts "
-    "and noise; intervals are Student's t over seeds, 95 %. Seeds that were not trained alike, or not scored by one protocol, "
-    "are left out. Detectable: the true difference that so many seeds, spread as these are, find in four of five cases by one "
-    "test at 5 %. p of the question is corrected for its six tests, made or not, by Holm's procedure, so that the first one "
-    "to be found must be larger than that."
+    "the training reward, mean over all epochs, and the score of the final weights on held-out prompts. Both are differences "
+    "of two arms with the same seed, so with the same prompts and noise; intervals are Student's t over seeds, 95 %. Seeds "
+    "that were not trained alike, or not scored by one protocol, are left out. Detectable: the true difference that so many "
+    "seeds, spread as these are, find in four of five cases by one test at 5 %. p of the question is corrected for its six "
+    "tests, made or not, by Holm's procedure, so that the first one to be found must be larger than that."
 )
 
 
@@ -128,7 +131,8 @@ def _differences(values: Measured, arm: str, reference: str) -> dict[int, float]
 def corrected(made: Sequence[Planned]) -> dict[tuple[str, str], float]:
     """(task, measure) -> p of the question, by Holm's procedure over all of its tests, made or not."""
     asked = [one for one in made if (one.arm, one.reference) == QUESTION and one.task in ASKED_ON]
-    known = {(one.task, one.measure): one.p for one in asked if one.p is not None}
+    # Differences that are all the same have no test, which does not mean that they pass one.
+    known = {(one.task, one.measure): 1.0 if one.p is None else one.p for one in asked if len(one.seeds) > 1}
     values = holm([*known.values(), *[1.0] * (TESTS - len(known))])
     return dict(zip(known, values, strict=False))
 
@@ -138,9 +142,11 @@ def planned_tests(found: Collection) -> Section:
     section = Section("planned", "The planned tests")
     made = planned(found)
     if not made:
-        section.blocks.append(Text("None can be made: they need two arms with the same seed.", missing=True))
+        section.blocks.append(
+            Text("None can be made: they need two arms that were trained alike with the same seed.", missing=True)
+        )
         return section
-    section.blocks.append(Text(MEANING))
+    section.blocks.append(Text((PLANNED if found.mini else NOT_PLANNED) + MEANING))
     p = corrected(made)
     section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in found.tasks]
     return section

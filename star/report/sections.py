@@ -31,6 +31,7 @@ STATUS = {
     diff.REPRODUCED: "the paper's number lies inside our interval, which is narrow",
     diff.WITHIN_NOISE: "it lies inside, but the interval is too wide to tell",
     diff.DIFFERS: "it lies outside",
+    diff.OTHER_MEAN: "it lies outside, but its source does not say how it averaged, and by the other mean it lies inside",
     diff.PARTIAL_BUDGET: "ours was trained for less than half or more than twice as many updates; nothing is concluded",
     diff.NOT_RUN: "this project has not measured it",
     diff.NOT_COMPARABLE_MINI: "ours comes from the embedded small model; no difference is computed",

@@ -16,6 +16,8 @@ the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 
 from typing import Protocol
 
+from scipy.stats import norm
+
 from star.common.numbers import signed
 from star.common.statistics import Estimate, detectable_among
 from star.records.comparison import Comparison
@@ -23,6 +25,8 @@ from star.report.blocks import Text
 
 SEEDS_FOR_A_CLAIM = 8
 LEVEL = 0.05
+FOUR_OF_FIVE = float(norm.ppf(0.975) + norm.ppf(0.8))
+"""A difference of so many standard errors is found in four of five cases."""
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
@@ -85,7 +89,7 @@ def verdict(
     if high < 0:
         return LOSS if enough else FEW_SEEDS_LOSS
     if low <= 0:
-        return SMALLER if enough and papers is not None and high < papers and _above(oracle) else UNCLEAR
+        return SMALLER if enough and papers is not None and high < papers and _helps(oracle) else UNCLEAR
     if not enough:
         return FEW_SEEDS
     if control is None or control.delta.interval is None or not control.equal_terms:
@@ -136,7 +140,10 @@ def says(
 
 def _gain(gain: Comparison | None) -> str:
     if gain is None:
-        return "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here, so they cannot be compared."
+        return (
+            "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here that one evaluation has judged, so "
+            "they cannot be compared."
+        )
     text = (
         f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
         f"({gain.images:,} images of {gain.prompts:,} prompts, {_training_seeds(gain)})"
@@ -153,7 +160,10 @@ def _gain(gain: Comparison | None) -> str:
 def _test(gain: Comparison | None, p: float | None) -> str:
     if p is None or gain is None or not gain.equal_terms:
         return ""
-    return f"The planned test over seeds, corrected for all tests of the question, has p = {p:.2g}."
+    text = f"The planned test over seeds, corrected for all tests of the question, has p = {p:.2g}"
+    if p < LEVEL and gain.delta.interval and gain.delta.interval[0] <= 0 <= gain.delta.interval[1]:
+        return f"{text}: these trainings differ, but not by more than other prompts might make of it."
+    return f"{text}."
 
 
 def _could(found: str, gain: Comparison | None, oracle: Comparison | None, papers: float | None) -> str:
@@ -162,19 +172,25 @@ def _could(found: str, gain: Comparison | None, oracle: Comparison | None, paper
         return ""
     sentences = []
     if (shown := detectable_among(gain.per_seed)) is not None:
-        sentences.append(f"So many trainings, spread as these are, find a difference of {shown:.3f} in four of five cases.")
+        shown = max(shown, FOUR_OF_FIVE * (gain.delta.stderr or 0))
+        sentences.append(f"So many trainings and prompts, spread as these are, find {shown:.3f} in four of five cases.")
     if papers is not None:
         sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
     if oracle is None:
         sentences.append("No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known.")
     elif oracle.equal_terms:
-        what = "maps can be seen to help" if _above(oracle) else "no map can be seen to help, so this says nothing of STAR's"
-        sentences.append(f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)}: {what}.")
+        what = "maps can be seen to help" if _helps(oracle) else "no map can be seen to help, so this says nothing of STAR's"
+        if len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
+            what = "too few to say whether maps can be seen to help"
+        sentences.append(f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)} ({_training_seeds(oracle)}): {what}.")
     return " ".join(sentences)
 
 
-def _above(c: Difference | None) -> bool:
-    return c is not None and c.equal_terms and c.delta.interval is not None and c.delta.interval[0] > 0
+def _helps(oracle: Difference | None) -> bool:
+    """Whether a map that knows the places is seen to gain, by as many seeds as a claim takes."""
+    if oracle is None or not oracle.equal_terms or len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
+        return False
+    return oracle.delta.interval is not None and oracle.delta.interval[0] > 0
 
 
 def _control(found: str, gain: Comparison | None, control: Comparison | None, absent: list[str]) -> str:

@@ -131,3 +131,29 @@ def test_other_budgets_and_protocols_are_named(places):
     _, (_, budgets, *_) = told(own)
     seen = next(r.images_seen for r in rows if r.method == "star")
     assert budgets.startswith(f"Your trainings drew {seen // 2:,} images and the shipped ones {seen:,}")
+
+
+def test_trainings_that_are_not_alike_are_said_to_be_so(places):
+    own, _ = places
+    rows = read(own / "ocr.csv")
+    write([replace(r, images_seen=2 * r.images_seen) if r.method == "star" else r for r in rows], own / "ocr.csv")
+    _, (difference, *_) = told(own)
+    assert "yours: +" in difference and "95 % interval; not trained alike, so not of the method alone); shipped" in difference
+
+
+def test_beside_the_papers_numbers_stands_what_they_are_worth(tmp_path, monkeypatch):
+    """Of scores that can be held against them at all; the exit code is then no riddle."""
+    monkeypatch.chdir(tmp_path)
+    own = write_matrix(tmp_path / "runs", arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    assert "verdict" not in screen.ending(collect(own, own), "ocr")[0].head
+    protocol = "ocr-v1/paddleocr-3.7.0+PP-OCRv4_mobile_det+en_PP-OCRv4_mobile_rec/paper"
+    write([replace(r, protocol=protocol, updates=10_000) for r in read(own / "ocr.csv")], own / "ocr.csv")
+    table = screen.ending(collect(own, own), "ocr")[0]
+    assert table.head[-1] == "verdict" and {row[0]: row[-1] for row in table.rows}["STAR"] == "differs"
+    write([replace(r, protocol="ocr-v1/rapidocr/paper") for r in read(own / "ocr.csv")], own / "ocr.csv")
+    table = screen.ending(collect(own, own), "ocr")[0]
+    assert {row[0]: row[-1] for row in table.rows}["STAR"] == "not comparable (protocol)"
+
+
+def test_results_of_other_tasks_alone_that_came_out_otherwise_are_named():
+    assert screen._named([("star:geneval", 0)]) == "STAR (trained for geneval) seed 0"

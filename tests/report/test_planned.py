@@ -55,6 +55,12 @@ def test_the_question_alone_is_corrected_for_its_tests(found):
     assert [row[-1] == "–" for row in table.rows] == [False, True, False, True]
 
 
+def test_differences_that_are_all_the_same_pass_no_test(found):
+    same = [replace(one, per_seed=(0.1,) * len(one.seeds)) for one in planned(found)]
+    assert set(corrected(same).values()) == {1.0} and {one.detectable for one in same} == {None}
+    assert corrected([replace(one, seeds=(0,), per_seed=(0.1,)) for one in same]) == {}
+
+
 def test_tests_that_are_not_made_yet_count(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
     made = planned(collect(results, tmp_path))
@@ -216,8 +222,8 @@ def first_sentence(tmp_path, made):
         ([("geneval", "star", 1.2, float("nan"), "01")], "gains with an unknown error on geneval (1.20 times). "),
         (
             [("geneval", "star", 1.2, 0.05, "01"), ("geneval", "star", 1.5, 0.4, "02"), ("ocr", "star", 0.8, 0.05, "03")],
-            "gains more on geneval with settings 01 (1.20 ± 0.05 times), as much on geneval with settings 02 (1.50 ± 0.40 "
-            "times), less on ocr (0.80 ± 0.05 times). ",
+            "gains more on geneval with settings 01 (1.20 ± 0.05 times), less on ocr (0.80 ± 0.05 times), an amount that "
+            "cannot be told on geneval with settings 02 (1.50 ± 0.40 times). ",
         ),
     ],
 )

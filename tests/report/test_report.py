@@ -401,6 +401,22 @@ def test_the_least_that_reproduce_leaves(tmp_path):
         assert sentence in text
 
 
+def test_runs_that_stopped_and_code_that_changed_are_told(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), tasks=("ocr",))
+    for seed, reason in ((1, "collapsed, of a run that was tried again"), (7, "collapsed: the reward is 0.1"), (8, None)):
+        folder = tmp_path / "runs" / "mini" / "ocr" / "star" / f"seed{seed}-abcdef12"
+        folder.mkdir(parents=True)
+        (folder / "attempts.jsonl").write_text(json.dumps({"seconds": 1.0, "reason": reason}) + "\n")
+    found = collect(results, tmp_path / "runs")
+    assert [line for line in found.missing if "stopped without" in line] == [
+        "ocr, STAR seed 7 stopped without results: collapsed: the reward is 0.1."
+    ]
+    assert not [line for line in found.missing if "of the code" in line]
+    rows = read(results / "ocr.csv")
+    write([replace(r, commit="def+dirty") if (r.method, r.seed) == ("star", 2) else r for r in rows], results / "ocr.csv")
+    assert "Trainings on ocr are of the code abc1234567, def+dirty." in collect(results, tmp_path / "runs").missing
+
+
 def test_run_folders_stand_in_for_missing_tables(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
     whole = collect(results, tmp_path / "none")

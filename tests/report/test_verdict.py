@@ -36,6 +36,12 @@ def test_nothing_is_claimed_that_the_planned_test_does_not_show(interval, p, exp
     assert few in (rules.FEW_SEEDS, rules.FEW_SEEDS_LOSS, rules.UNCLEAR)
     told = says("ocr", made(*interval), made(*ABOVE), None, [], mini=False, p=p).text
     assert ("The planned test over seeds" in told) == (p is not None)
+    assert "but not by more than other prompts" not in told
+
+
+def test_trainings_that_differ_by_less_than_prompts_do_are_said_to():
+    text = says("ocr", made(*AROUND), made(*ABOVE), None, [], mini=False, p=0.001).text
+    assert "has p = 0.001: these trainings differ, but not by more than other prompts might make of it." in text
 
 
 @pytest.mark.parametrize(
@@ -126,9 +132,15 @@ def test_smaller_than_the_papers_needs_seeds_and_an_oracle_that_gains(gain, orac
 def test_a_difference_that_does_not_show_says_what_could_have():
     gain = replace(made(*AROUND), per_seed=tuple(0.01 * (-1) ** seed for seed in range(8)))
     text = says("ocr", gain, None, None, [], False, made(*ABOVE), 0.027).text
-    shown = detectable(np.std(gain.per_seed, ddof=1), 8)
-    assert f"find a difference of {shown:.3f} in four of five cases" in text and "Flow-GRPO's gain, would be +0.027" in text
-    assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050]: maps can be seen to help." in text
+    of_trainings, of_prompts = detectable(np.std(gain.per_seed, ddof=1), 8), (1.95996 + 0.84162) * 0.01
+    assert of_trainings < of_prompts and f"find {of_prompts:.3f} in four of five cases" in text
+    apart = replace(gain, per_seed=tuple(0.05 * (-1) ** seed for seed in range(8)))
+    shown = detectable(np.std(apart.per_seed, ddof=1), 8)
+    assert f"find {shown:.3f} in four of five cases" in says("ocr", apart, None, None, [], False).text
+    assert "Flow-GRPO's gain, would be +0.027" in text
+    assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050] (8 training seeds): maps can be seen to help." in text
+    one = says("ocr", gain, None, None, [], False, made(*ABOVE, seeds=1)).text
+    assert "(1 training seed): too few to say whether maps can be seen to help." in one
     assert "so this says nothing of STAR's" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
     assert "No oracle (oracle_twins) was trained" in says("ocr", gain, None, None, [], False).text
     assert "four of five" not in says("ocr", made(*ABOVE), None, None, [], False).text
