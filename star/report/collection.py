@@ -14,7 +14,7 @@ from star.common.files import fault, last_of_jsonl, visible
 from star.config import options
 from star.config.compose import of_scale
 from star.method.arms import METHODS, REFERENCE
-from star.records.comparison import Comparison, compare
+from star.records.comparison import Comparison, alike, compare
 from star.records.diff import find_paper
 from star.records.folder import (
     COMMANDS,
@@ -97,6 +97,20 @@ class Collection:
     def trained(self, task: str, method: str) -> bool:
         """Whether this project trained it, unlike the base and released weights."""
         return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
+
+    def trained_alike(self, task: str, arm: str, reference: str) -> bool:
+        """Whether all trainings of two methods are of one length and of terms that may be compared, as far as is known."""
+        ways = [
+            {
+                (r.images_seen, self.terms.get((task, method, r.seed), ""))
+                for r in self.rows
+                if (r.task, r.method) == (task, method)
+            }
+            for method in (arm, reference)
+        ]
+        return all(
+            seen == others and alike(arm, terms, reference, theirs) for seen, terms in ways[0] for others, theirs in ways[1]
+        )
 
     def seeds(self, task: str, method: str) -> set[int]:
         """The seeds that a method was measured with."""

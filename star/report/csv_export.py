@@ -44,4 +44,5 @@ def _difference(task: str, c: Comparison) -> dict[str, Any]:
         "per_seed": " ".join(f"{value:.6f}" for value in c.per_seed),
         "images": c.images,
         "prompts": c.prompts,
+        "trained_alike": c.equal_terms,
     }

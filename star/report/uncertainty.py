@@ -100,5 +100,8 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
         if goal.estimate.interval is None or goal.estimate.interval[0] <= start:
             left_out[task] = "Flow-GRPO is not clearly above the base, so its gain is no unit"
             continue
-        scores[task] = {m: tuple((v - start) / unit for v in s.values) for m, s in own.items() if m != "base"}
+        trained = [m for m in own if m != "base"]
+        unlike = [m for m in trained if not found.trained_alike(task, m, REFERENCE)]
+        left_out |= {f"{method_label(m)} on {task}": "it was not trained as Flow-GRPO was" for m in unlike}
+        scores[task] = {m: tuple((v - start) / unit for v in own[m].values) for m in trained if m not in unlike}
     return scores, left_out

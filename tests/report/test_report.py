@@ -46,6 +46,7 @@ from star.report.brief import write_brief
 from star.report.collection import collect
 from star.report.provenance import overrides
 from star.report.tags import ENOUGH_PROMPTS, by_tag
+from star.report.uncertainty import _normalised
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -235,7 +236,7 @@ def test_what_is_worked_out_is_written_for_programs(whole):
         "task == 'ocr' and score == 'accuracy' and arm == 'star' and reference == 'flow_grpo'"
     ).to_dict("records")
     assert (line["difference"], line["low"], line["high"]) == pytest.approx((ours.delta.value, *ours.delta.interval), abs=1e-6)
-    assert line["seeds"] == "0 1 2" and line["images"] == 48
+    assert line["seeds"] == "0 1 2" and line["images"] == 48 and line["trained_alike"]
     paper = pd.read_csv(folder / "against_paper.csv")
     (line,) = paper.query("task == 'ocr' and metric == 'ocr_accuracy' and method == 'star'").to_dict("records")
     assert (line["status"], line["reference"]) == ("not comparable (mini)", 0.9757)
@@ -320,6 +321,18 @@ def test_an_arm_with_few_seeds_does_not_keep_the_others_from_an_aggregate(tmp_pa
     _, markdown = report(results, tmp_path)
     lines = table(section(markdown.read_text(), "Where the uncertainty"), "Over 15 runs of 3 tasks")
     assert [line[0] for line in lines[1:]] == ["Flow-GRPO", "STAR"]
+
+
+def test_an_arm_that_was_not_trained_alike_is_in_no_aggregate(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star", "spatial"), seeds=range(5))
+    rows = read(results / "ocr.csv")
+    write([replace(r, images_seen=2 * r.images_seen) if r.method == "star" else r for r in rows], results / "ocr.csv")
+    found = collect(results, tmp_path / "runs")
+    normalised, left_out = _normalised(found)
+    assert normalised["ocr"].keys() == {"flow_grpo", "spatial"} and "star" in normalised["geneval"]
+    assert left_out == {"STAR on ocr": "it was not trained as Flow-GRPO was"}
+    found.terms = {("geneval", "spatial", 2): "other", ("geneval", "flow_grpo", 0): "one"}
+    assert not found.trained_alike("geneval", "spatial", "flow_grpo") and found.trained_alike("geneval", "star", "flow_grpo")
 
 
 def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, whole):
