@@ -176,7 +176,16 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
         if one
     ]
     text += f" {'; '.join(others)}." * bool(others)
+    scored = next((one for one in made if (one.task, one.measure, one.arm, one.reference) == (task, SCORE, *QUESTION)), None)
+    if scored and _side(scored) * _side(gain) < 0:
+        text += f" The score on held-out prompts lies on the other side of 0, {signed(scored.delta, 4)}: neither tells it all."
     return Text(text, strong=f"{task}, training reward: {verdict(gain, control, oracle, p=p)}")
+
+
+def _side(one: Planned) -> int:
+    """On which side of 0 a difference lies with all of its interval; 0 on none."""
+    low, high = one.delta.interval or (-1.0, 1.0)
+    return (low > 0) - (high < 0)
 
 
 def says_of_check(task: str, made: Sequence[Planned]) -> Text:

@@ -55,6 +55,19 @@ def test_the_question_alone_is_corrected_for_its_tests(found):
     assert [row[-1] == "–" for row in table.rows] == [False, True, False, True]
 
 
+def test_reward_and_score_that_part_ways_are_told_together(found):
+    def told(learning, score):
+        made = [
+            replace(one, per_seed=tuple((learning if one.measure == LEARNING else score) + 0.001 * s for s in range(4)))
+            for one in planned(found)
+        ]
+        return says_of_learning("ocr", made, corrected(made)).text
+
+    apart = "The score on held-out prompts lies on the other side of 0, −0.0485 [−0.0506, −0.0464]: neither tells it all."
+    assert apart in told(0.05, -0.05)
+    assert "other side" not in told(0.05, 0.05) and "other side" not in told(0.05, -0.0015)
+
+
 def test_differences_that_are_all_the_same_pass_no_test(found):
     same = [replace(one, per_seed=(0.1,) * len(one.seeds)) for one in planned(found)]
     assert set(corrected(same).values()) == {1.0} and {one.detectable for one in same} == {None}
