@@ -68,6 +68,7 @@ def test_what_is_clear_is_taken_word_by_word(folder, name, text, expected):
         ("p.jsonl", '{"file": "1.png\\u0000", "prompt": "one"}\n', 'row 1: "file" holds a null character'),
         ("p.csv", "file,prompt\n1.png,o\0ne\n", 'row 1: "prompt" holds a null character'),
         ("p.txt", "one\nt\0wo\nten\n", "line 2 holds a null character, which is no text"),
+        ("p.jsonl", '{"file": "1.png", "prompt": "one\\rtwo"}\n', 'row 1: "prompt" holds a carriage return'),
         ("p.jsonl", '{"file": "1.png", "prompt": "one", "prompt": "two"}\n', "'prompt' stands twice in one object"),
         ("p.jsonl", "[" * 100_000 + "\n", "nested too deeply"),
         ("p.txt", '["one",\n"two",\n"ten"]\n', "looks like a table"),
