@@ -191,7 +191,8 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
 
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
-    waiting, running, places = list(cells), dict[Cell, tuple[Generator[None, None, int], int]](), Places(at_once)
+    waiting, running = list(cells), dict[Cell, tuple[Generator[None, None, int], int]]()
+    places = Places([_own_gpus(place, gpus, options.gpus_per_node) for place in range(at_once)])
     before = {cell: len(attempts(cell.folder)) for cell in cells}
     begun = {cell: epochs(cell) for cell in cells}
     with ExitStack() as stack:
@@ -224,8 +225,13 @@ class Places:
         free: the numbers of those that a run can have.
     """
 
-    def __init__(self, count: int) -> None:
-        self.free = list(range(count))
+    def __init__(self, gpus: Sequence[str]) -> None:
+        """
+        Args:
+            gpus: those of each place, as ``CUDA_VISIBLE_DEVICES`` has them.
+        """
+        self._gpus = gpus
+        self.free = list(range(len(gpus)))
         self._failed: dict[int, list[Cell]] = {place: [] for place in self.free}
         self._moved: dict[Cell, int] = {}  # from where
 
@@ -255,7 +261,7 @@ class Places:
             self.free.append(place)
             return []
         tell(
-            f"place {place} of {len(self._failed)} has failed {len(failed)} runs in a row while others go on: is its GPU "
+            f"CUDA_VISIBLE_DEVICES={self._gpus[place]} has failed {len(failed)} runs in a row while others go on: is a GPU "
             "broken? It is left alone, and they are tried elsewhere"
         )
         again = list(failed)
@@ -299,7 +305,12 @@ def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str
     if at_once == 1:
         return {}
     share = dict.fromkeys(("OMP_NUM_THREADS", CORES_VARIABLE), str(max(1, cores() // at_once)))
-    return share | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus[place * size : (place + 1) * size])} if gpus else {})
+    return share | ({"CUDA_VISIBLE_DEVICES": _own_gpus(place, gpus, size)} if gpus else {})
+
+
+def _own_gpus(place: int, gpus: Sequence[str], size: int) -> str:
+    """The GPUs of one of several cells, ``size`` of them."""
+    return ",".join(gpus[place * size : (place + 1) * size])
 
 
 def usable_gpus() -> list[str]:

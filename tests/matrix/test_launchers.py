@@ -147,7 +147,7 @@ def test_a_broken_gpu_does_not_eat_the_queue(side_by_side, capsys):
     ends, tried = side_by_side(lambda place, folder: place == "1")
     assert set(ends.values()) == {State.DONE}
     assert tried.count("1") == 2 and tried.count("0") == 8
-    assert "place 1 of 2 has failed 2 runs in a row while others go on" in capsys.readouterr().err
+    assert "CUDA_VISIBLE_DEVICES=1 has failed 2 runs in a row while others go on" in capsys.readouterr().err
 
 
 def test_a_folder_that_does_not_answer_ends_no_other_run(side_by_side, monkeypatch):
