@@ -299,8 +299,6 @@ def _whole(file: Path) -> Iterator[None]:
     """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
     try:
         yield
-    except OSError:  # it cannot be read now, which is no reason to delete it
-        raise
     except DAMAGE as error:
         raise UserError(
             f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
