@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import psutil
 
+from star.common.console import note
 from star.common.errors import RunStopped
 from star.common.files import append_jsonl
 
@@ -65,15 +66,24 @@ def attempt(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
-        yield from _locked(lock, log, patience)
+        started = time.monotonic()
+        try:
+            yield from _locked(lock, log, patience)
+        except RunStopped as stopped:
+            _record(folder, started, str(stopped))
+            raise
         start, started, code = log.seek(0, os.SEEK_END), time.monotonic(), None
         try:
             code = yield from carry_out(words, log, lock, environment)
         finally:
-            reason = _reason(folder / "log.txt", start, code) if code else None
-            seconds = round(time.monotonic() - started, 1)
-            append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
+            _record(folder, started, _reason(folder / "log.txt", start, code) if code else None)
     return code
+
+
+def _record(folder: Path, started: float, reason: str | None) -> None:
+    """Write down how an attempt at a cell ended that began at so many seconds of the monotonic clock."""
+    seconds = round(time.monotonic() - started, 1)
+    append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
 
 
 def carry_out(
@@ -105,7 +115,7 @@ def _locked(file: IO[str], log: IO[bytes], patience: float) -> Iterator[None]:
 
     Of the system itself and not of a library, because the cell's process inherits it; Windows has none that can be.
     """
-    began, told = time.monotonic(), False
+    began, told = time.monotonic(), ""
     try:
         import fcntl
     except ImportError:
@@ -117,15 +127,12 @@ def _locked(file: IO[str], log: IO[bytes], patience: float) -> Iterator[None]:
         except BlockingIOError:
             waited = time.monotonic() - began
             if waited >= patience:
-                reason = f"somebody else has had {file.name} for {waited:.0f} seconds: {HOLDERS}"
-                append_jsonl(Path(file.name).with_name("attempts.jsonl"), {"seconds": round(waited, 1), "reason": reason})
-                raise RunStopped(reason) from None
+                raise RunStopped(f"somebody else has had {file.name} for {waited:.0f} seconds: {HOLDERS}") from None
             if waited >= TELL_SECONDS and not told:
-                told = True
-                line = f"star: note: waiting for whoever has {file.name}: {HOLDERS}\n"
-                log.write(line.encode())
+                told = f"waiting for whoever has {file.name}: {HOLDERS}"
+                note(told)
+                log.write(f"star: note: {told}\n".encode())
                 log.flush()
-                print(line, end="", file=sys.stderr, flush=True)
             time.sleep(POLL_SECONDS)
             yield
         except OSError:  # some clusters' file systems have no locks; there SLURM is asked instead, see _queued

@@ -254,8 +254,9 @@ class Places:
             self.free += [place, back]
             return []
         failed = self._failed[place]
-        failed.append(cell)
-        if not lost:
+        if lost:
+            failed.append(cell)
+        else:
             failed.clear()
         if len(failed) < FAILED_IN_A_ROW or not going_on:
             self.free.append(place)

@@ -58,27 +58,27 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
         check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
     check_room(folder, "result files")
     with ending_like_ctrl_c(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
-        beside = Beside()
+        keep_books = Bookkeeping()
         for cell, state, reason in events:
-            beside(lambda: board.update(cell, state, reason))  # noqa: B023 (at once)
+            keep_books(board.update, cell, state, reason)
             if state is State.DONE:
-                beside(lambda: put(cell, folder))  # noqa: B023
+                keep_books(put, cell, folder)
     collect([cell for cell, state in board.states.items() if state is State.DONE], folder)
     _report(board, folder)
     return 1 if board.reasons else 0
 
 
-class Beside:
+class Bookkeeping:
     """Does what may fail while trainings go on, which it must not end: a file of results that a spreadsheet has changed, or a
     file system that does not answer for a while. What fails is told, once for the same reason."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
 
-    def __call__(self, work: Callable[[], None]) -> None:
+    def __call__(self, work: Callable[..., None], *arguments: object) -> None:
         """Do it."""
         try:
-            work()
+            work(*arguments)
         except (OSError, UserError) as error:
             if (reason := one_line(error)) not in self._told:
                 self._told.add(reason)

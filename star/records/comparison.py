@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,26 @@ def alike(method: str, terms: str, other: str, others: str) -> bool:
     if has_map(method) and has_map(other):
         return terms == others
     return terms.partition("/")[0] == others.partition("/")[0]
+
+
+class Trained(NamedTuple):
+    """One training on one measure.
+
+    Attributes:
+        method: which arm.
+        value: of the measure.
+        length: how long it was trained: epochs or images.
+        terms: see :func:`alike`.
+    """
+
+    method: str
+    value: float
+    length: int
+    terms: str
+
+    def like(self, other: "Trained") -> bool:
+        """Whether both were trained alike, as far as is known."""
+        return self.length == other.length and alike(self.method, self.terms, other.method, other.terms)
 
 
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:

@@ -14,7 +14,7 @@ from star.common.files import fault, last_of_jsonl, visible
 from star.config import options
 from star.config.compose import of_scale
 from star.method.arms import METHODS, REFERENCE
-from star.records.comparison import Comparison, alike, compare
+from star.records.comparison import Comparison, Trained, compare
 from star.records.diff import find_paper
 from star.records.folder import (
     COMMANDS,
@@ -100,17 +100,13 @@ class Collection:
 
     def trained_alike(self, task: str, arm: str, reference: str) -> bool:
         """Whether all trainings of two methods are of one length and of terms that may be compared, as far as is known."""
-        ways = [
-            {
-                (r.images_seen, self.terms.get((task, method, r.seed), ""))
-                for r in self.rows
-                if (r.task, r.method) == (task, method)
-            }
-            for method in (arm, reference)
-        ]
-        return all(
-            seen == others and alike(arm, terms, reference, theirs) for seen, terms in ways[0] for others, theirs in ways[1]
-        )
+        scores = [row for row in self.rows if (row.task, row.metric) == (task, self.main_metric(task))]
+        ours, theirs = ([self.trained_as(row) for row in scores if row.method == method] for method in (arm, reference))
+        return all(one.like(other) for one in ours for other in theirs)
+
+    def trained_as(self, row: Row) -> Trained:
+        """The training whose score a row is, on its own task."""
+        return Trained(row.method, row.value, row.images_seen, self.terms.get((row.task, row.method, row.seed), ""))
 
     def seeds(self, task: str, method: str) -> set[int]:
         """The seeds that a method was measured with."""
@@ -305,10 +301,11 @@ def _stopped(found: Collection, runs: Path) -> list[str]:
     there = {(row.task, row.method, row.seed) for row in found.rows}
     sentences = []
     for folder in sorted((runs / found.scale).glob("*/*/seed*")):
-        task, method, seed = folder.parts[-3], folder.parts[-2], int(re.findall(r"^seed(\d+)|$", folder.name)[0] or -1)
-        last = last_of_jsonl(folder / "attempts.jsonl") or {}
-        if task in found.tasks and (task, method, seed) not in there and last.get("reason"):
-            sentences.append(f"{task}, {method_label(method)} seed {seed} stopped without results: {short(last['reason'])}.")
+        task, method, seed = folder.parts[-3], folder.parts[-2], re.match(r"seed(\d+)", folder.name)
+        last = last_of_jsonl(folder / "attempts.jsonl")
+        if not seed or task not in found.tasks or (task, method, int(seed[1])) in there or not (last and last.get("reason")):
+            continue
+        sentences.append(f"{task}, {method_label(method)} seed {seed[1]} stopped without results: {short(last['reason'])}.")
     return sentences
 
 

@@ -57,7 +57,10 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     labels = metric_labels(task, [line.own.metric for line in beside])
     several = len({line.own.protocol for line in beside}) > 1
     small = any(is_mini(line.own.protocol) for line in beside)
-    said = {} if small else {_place(row): row.status for row in diff.against_paper(found.summaries, found.paper)}
+    rows = [_line(line, labels, several) for line in beside]
+    if not small:  # a row of the diff for each of these, in their order, and then those that were not run
+        statuses = [row.status for row in diff.against_paper([line.own for line in beside], found.paper)]
+        rows = [[*row, status] for row, status in zip(rows, statuses, strict=False)]
     own = found.difference(task, arm, reference)
     known = theirs.difference(task, arm, reference) if theirs else None
     sentences = [
@@ -69,12 +72,7 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     if small:
         sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
     return [
-        Table(
-            f"{task}, {found.scale}",
-            (*HEAD, "verdict") if said else HEAD,
-            [_line(line, labels, several) + [said.get(_place(line.own), "")] * bool(said) for line in beside],
-            numbers=2,
-        ),
+        Table(f"{task}, {found.scale}", HEAD if small else (*HEAD, "verdict"), rows, numbers=2),
         *(Text(sentence) for sentence in sentences if sentence),
     ]
 
@@ -90,10 +88,6 @@ def show(blocks: Sequence[Table | Text]) -> None:
         for row in block.rows:
             drawn.add_row(*row)
         screen.print(drawn)
-
-
-def _place(of: Summary | diff.DiffRow) -> tuple[str, str, str, str]:
-    return of.task, of.metric, of.method, of.protocol
 
 
 def _line(line: Beside, labels: dict[str, str], several: bool) -> list[str]:

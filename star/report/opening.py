@@ -112,15 +112,13 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
     told = []
     for task in found.tasks:
         own = {one.measure: one for one in made if one.task == task and (one.arm, one.reference) == QUESTION}
-        counts = {measure: _seeds(len(one.seeds)) for measure, one in own.items()}
-        of = next(iter(counts.values()), "") if len(set(counts.values())) == 1 else ""  # else each says its own
-        both = [
-            f"{measure} {_difference(own[measure])}" + (f" ({counts[measure]})" if not of else "")
-            for measure in (LEARNING, SCORE)
-            if measure in own
-        ]
-        if both:
-            told.append(f"{task}{f' ({of})' if of else ''}: {', '.join(both)}")
+        both = [own[measure] for measure in (LEARNING, SCORE) if measure in own]
+        counts = [f" ({_seeds(len(one.seeds))})" for one in both]
+        if len(set(counts)) == 1:  # said once
+            told.append(f"{task}{counts[0]}: {', '.join(f'{one.measure} {_difference(one)}' for one in both)}")
+        elif both:
+            each = (f"{one.measure} {_difference(one)}{of}" for one, of in zip(both, counts, strict=True))
+            told.append(f"{task}: {', '.join(each)}")
     return "; ".join(told)
 
 

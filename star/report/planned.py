@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -10,7 +10,7 @@ from scipy import stats
 from star.common.numbers import MISSING, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval
 from star.method.arms import REFERENCE
-from star.records.comparison import alike
+from star.records.comparison import Trained
 from star.records.names import ProtocolName, method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
@@ -80,26 +80,6 @@ class Planned:
         if len(self.seeds) < 2 or np.ptp(self.per_seed) == 0:
             return None
         return float(stats.ttest_1samp(self.per_seed, 0.0).pvalue)
-
-
-class Trained(NamedTuple):
-    """One training on one measure.
-
-    Attributes:
-        method: which arm.
-        value: of the measure.
-        length: how long it was trained: epochs or images.
-        terms: what trainings must share to be compared; empty if not known.
-    """
-
-    method: str
-    value: float
-    length: int
-    terms: str
-
-    def like(self, other: "Trained") -> bool:
-        """Whether both were trained alike, as far as is known."""
-        return self.length == other.length and alike(self.method, self.terms, other.method, other.terms)
 
 
 Measured = dict[str, dict[int, Trained]]
@@ -242,6 +222,5 @@ def _scores(found: Collection, task: str) -> list[Measured]:
     for row in found.rows:
         if row.task == task and row.metric == main and row.updates:
             values = by_protocol.setdefault(row.protocol, {}).setdefault(row.method, {})
-            terms = found.terms.get((task, row.method, row.seed), "")
-            values[row.seed] = Trained(row.method, row.value, row.images_seen, terms)
+            values[row.seed] = found.trained_as(row)
     return [by_protocol[name] for name in sorted(by_protocol, key=lambda name: (ProtocolName.parse(name).changed, name))]
