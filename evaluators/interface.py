@@ -145,6 +145,8 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
 def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
     """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
 
+    A reward may be a truth value and is a number from here on, so that one table can hold it beside other tasks' rewards.
+
     Args:
         judge: its protocol or name.
         verdicts: what it gave.
@@ -153,6 +155,8 @@ def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
         RunStopped: one is not finite.
     """
     for verdict in verdicts:
+        if isinstance(verdict.get("reward"), bool | np.bool_):
+            verdict["reward"] = float(verdict["reward"])
         for name, value in verdict.items():
             if isinstance(value, float | np.floating) and not math.isfinite(value):
                 raise RunStopped(f"{judge} gives {name}={value}: its weights are damaged, or it has a fault")

@@ -351,7 +351,7 @@ def diff(
     if ours is None:
         from star.report.ending import overview
 
-        raise typer.Exit(overview())
+        raise typer.Exit(overview(as_json))
     from star.records.diff import run
 
     raise typer.Exit(run(ours, reference, as_json))
@@ -440,7 +440,8 @@ def overhead(overrides: Settings = None) -> None:
     """
     from star.bench.overhead import measure
 
-    _show("seconds of an epoch, and their ratio", measure(overrides or []))
+    rows = measure(overrides or [])
+    _show("seconds of an epoch, and their ratio", [(what, mean.value, mean.stderr) for what, mean in rows])
 
 
 @bench.command(epilog=SETTINGS_HELP)
@@ -454,7 +455,8 @@ def speed(
     """
     from star.bench.speed import measure
 
-    _show("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
+    found = [(what, mean.value, mean.stderr) for what, mean in measure(overrides or [], rounds)]
+    _show("ours and Flow-GRPO's loop as published, without judging", found)
 
 
 GRADIENT_HELP = f"""arms= takes the place of method=: flow_grpo and any others, functions as my_module:my_map among them;

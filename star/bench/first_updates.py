@@ -15,22 +15,20 @@ import pandas as pd
 import torch
 
 from star import config as settings
-from star import models
-from star.bench.table import Shown, check_places, older_rows, write
+from star.bench.table import Shown, prepared, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
 from star.common.files import alone_in, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
-from star.common.processes import joined
 from star.common.progress import bar
 from star.common.words import own_words, seeds_of
 from star.config import Config, config_hash
 from star.method.arms import REFERENCE
 from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
-from star.records.folder import FIRST_UPDATES, MACHINE, own_results
+from star.records.folder import MACHINE
 from star.tasks import Task, load_task
 from star.training import guards
-from star.training.machine import placed
+from star.training.machine import loaded
 from star.training.trainer import MicroBatch, Trainer, check_evaluator
 
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
@@ -84,11 +82,8 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     for one in arms.values():
         check_evaluator(one.method.arm, task)
-    out = asked.out or own_results(config.scale) / FIRST_UPDATES
     hashed = config_hash(_identity(config))
-    folder = Path("runs", "first_updates", config.scale, config.task.name, hashed)
-    check_places(out, folder)
-    older_rows(out, COLUMNS, "first_updates")  # tells before the work if the figures cannot go there
+    out, folder = prepared("first_updates", config, hashed, asked.out, COLUMNS)
     with guards.limits(config):
         measure(arms, asked, task, folder)
     table = rows(asked, config, folder, hashed)
@@ -139,7 +134,7 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
         for seed, left in missing.items():
             own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
             with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may be at other seeds
-                base = models.load(placed(own[left[0]], joined()), joined().device, seed)
+                base = loaded(own[left[0]])
                 initial = {name: value.detach().clone() for name, value in base.trained.items()}
                 for arm, config in own.items():
                     display.update(f"first updates, {task.name}, seed {seed}, {arm}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
-from star.bench.table import Shown, check_places, made_by, older_rows, write
+from star.bench.table import Shown, made_by, prepared, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
@@ -29,7 +29,7 @@ from star.config.schema import MethodConfig
 from star.method.allocation import upsample
 from star.method.arms import REFERENCE
 from star.models.interface import BaseModel
-from star.records.folder import GRADIENT, MACHINE, NEEDED, own_results
+from star.records.folder import GRADIENT, MACHINE, NEEDED
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
@@ -177,11 +177,8 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     for method in methods.values():
         check_evaluator(method.arm, task)
-    out = asked.out or own_results(config.scale) / GRADIENT
     hashed = config_hash(identity(config, asked.weights))
-    folder = Path("runs", "gradient", config.scale, config.task.name, hashed)
-    check_places(out, folder)
-    older_rows(out, COLUMNS, "gradient")  # tells before the work if the figures cannot go there
+    out, folder = prepared("gradient", config, hashed, asked.out, COLUMNS)
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
     files = {arm: [_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms}

@@ -18,26 +18,24 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
-from star import models
-from star.bench.table import Shown, check_places, made_by, older_rows, write
+from star.bench.table import Shown, made_by, prepared, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
 from star.common.machine import machine
 from star.common.noise import generator, normal
 from star.common.numbers import MISSING, with_error
-from star.common.processes import joined
 from star.common.progress import bar
 from star.common.statistics import jackknife
 from star.common.words import own_words
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
-from star.records.folder import INFLUENCE, MACHINE, own_results
+from star.records.folder import MACHINE
 from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
-from star.training.machine import placed
+from star.training.machine import loaded
 from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
 
 PROMPTS, TOKENS = 48, 16
@@ -108,11 +106,8 @@ def run(words: Sequence[str]) -> Shown:
     asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
-    out = asked.out or own_results(config.scale) / INFLUENCE
     hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
-    folder = Path("runs", "influence", config.scale, config.task.name, hashed)
-    check_places(out, folder)
-    older_rows(out, COLUMNS, "influence")  # tells before the work if the figures cannot go there
+    out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
     parts = [pd.read_csv(file, dtype={"commit": str}).assign(prompt=number) for number, file in enumerate(files)]
@@ -162,7 +157,7 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
     if not missing:
         return files
-    base = models.load(placed(config, joined()), joined().device, config.seed)
+    base = loaded(config)
     if asked.weights:
         load_trained(asked.weights, base.trained)
     steps, begun = trained_steps(config.sampling, config.seed, EPOCH), commit()

@@ -16,15 +16,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.rules import filter_detections
-from star import models
 from star.common.errors import UserError
 from star.common.noise import normal
-from star.common.processes import joined
 from star.common.progress import track
 from star.config import Config, load
 from star.models.interface import BaseModel
 from star.tasks import Prompt, load_task
-from star.training.machine import placed
+from star.training.machine import loaded
 from star.training.rollout import denoise, keyed_noise
 
 SHOWN = 8
@@ -68,7 +66,7 @@ def measure(overrides: Sequence[str]) -> Localisation:
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
-    base = models.load(placed(config, joined()), joined().device, config.seed)
+    base = loaded(config)
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [

@@ -1,11 +1,11 @@
 """What STAR's maps cost: epochs of two methods in turn in one process, and the ratio of their times."""
 
-import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from star.common.progress import bar
+from star.common.statistics import Estimate, mean_interval
 from star.config import load
 from star.training.trainer import Trainer
 
@@ -13,14 +13,14 @@ METHODS = ("dense_uniform", "star")
 ROUNDS = 5
 
 
-def measure(overrides: Sequence[str]) -> list[tuple[str, float, float | None]]:
+def measure(overrides: Sequence[str]) -> list[tuple[str, Estimate]]:
     """Time STAR's epochs against those of the same trainer with weights of 1.
 
     The first epoch of each is not counted. Methods alternate, so that a change of the machine's speed meets both; both
     draw the same noise.
 
     Returns:
-        (what, value, standard error): seconds of an epoch per method, and the ratio of each pair of epochs.
+        (what, mean over epochs with Student's interval): seconds of an epoch per method, and the ratio of each pair of epochs.
     """
     load(overrides, own_folder=False)  # what is wrong is told before a folder is made
     with tempfile.TemporaryDirectory() as folder:
@@ -37,9 +37,5 @@ def measure(overrides: Sequence[str]) -> list[tuple[str, float, float | None]]:
                         seconds[method].append(figures["sampling_seconds"] + figures["update_seconds"])
                     display.advance()
     ratios = [star / uniform for uniform, star in zip(*seconds.values(), strict=True)]
-    results = [(f"{method}, seconds", *_mean(values)) for method, values in seconds.items()]
-    return [*results, ("ratio star / dense_uniform", *_mean(ratios))]
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+    results = [(f"{method}, seconds", mean_interval(values)) for method, values in seconds.items()]
+    return [*results, ("ratio star / dense_uniform", mean_interval(ratios))]

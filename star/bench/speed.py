@@ -3,7 +3,6 @@
 Both draw the same rollouts and make the same updates, which is shown before anything is timed. Judging is no part of it.
 """
 
-import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,19 +13,18 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from star import models
 from star.bench.flow_grpo import FlowGRPO, Rollouts, check, load
 from star.bench.gpu.figures import seconds as measured
 from star.bench.reddest import Reddest
 from star.common.errors import RunStopped
 from star.common.noise import normal
-from star.common.processes import joined
 from star.common.progress import bar
+from star.common.statistics import Estimate, mean_interval
 from star.config import Config
 from star.config import load as load_config
 from star.models.interface import BaseModel
 from star.tasks import Task, load_task
-from star.training.machine import placed
+from star.training.machine import loaded
 from star.training.rollout import Sample, plan, starts, step_noise, trained_steps
 from star.training.trainer import MicroBatch, Trainer
 
@@ -41,7 +39,7 @@ parameters after them."""
 ADAPTERS = 0.02
 """Deviation of the second factor of the adapters, which begins at 0: without it they would have no effect."""
 
-Row = tuple[str, float, float | None]
+Row = tuple[str, Estimate]
 
 
 @dataclass
@@ -117,15 +115,6 @@ class Published:
         self.loop.update([[self.batches[number] for number in share] for share in epoch.shares])
 
 
-def stop(told: str) -> None:
-    """End a comparison of two loops that do not compute the same.
-
-    Raises:
-        RunStopped: always.
-    """
-    raise RunStopped(told)
-
-
 def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     """Time the configured model's epochs here and in the published loop; see :func:`compare`.
 
@@ -141,7 +130,7 @@ def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
-        base = models.load(placed(config, joined()), joined().device, config.seed)
+        base = loaded(config)
         return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
 
 
@@ -151,7 +140,7 @@ def compare(
     pipeline: StableDiffusion3Pipeline,
     task: Task,
     rounds: int = ROUNDS,
-    disagree: Callable[[str], None] = stop,
+    disagree: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Time epochs of a model in our trainer against those of the same model in the published loop.
 
@@ -164,15 +153,15 @@ def compare(
         pipeline: the same frozen weights in float32, with adapters of their own, which are given the same values.
         task: whose prompts are drawn; it is asked for verdicts that nobody waits for.
         rounds: epochs that are timed.
-        disagree: is told if the results of the two differ by more than rounding; by default that ends it.
+        disagree: is told if the results of the two differ by more than rounding; without it that ends the comparison.
 
     Returns:
-        (what, value, standard error over rounds, None for one round): seconds of both and their ratio, for rollouts, updates
-        and both together; images per second; and how far the results were apart.
+        (what, mean over rounds with Student's interval, if there are several): seconds of both and their ratio, for rollouts,
+        updates and both together; images per second; and how far the results were apart.
 
     Raises:
         UserError: settings of which there is no published loop.
-        RunStopped: the two do not compute the same.
+        RunStopped: the two do not compute the same, and nobody is told.
     """
     loop = FlowGRPO(pipeline, config, base.device)
     fill_adapters(base, config.seed)
@@ -184,6 +173,8 @@ def compare(
     with bar("are results equal?", rounds + 1) as display:
         apart = differences(ours, published, Epoch.drawn(trainer, 0))
         if told := disagreement(apart, config.model.dtype):
+            if disagree is None:
+                raise RunStopped(told)
             disagree(told)
         display.update("epochs in turn")
         display.advance()
@@ -196,7 +187,7 @@ def compare(
             display.advance()
     return [
         *_rows(seconds, config.train.groups * config.train.group_size),
-        *((f"{what} apart, millionths", 1e6 * far, None) for what, far in apart.items()),
+        *((f"{what} apart, millionths", mean_interval([1e6 * far])) for what, far in apart.items()),
     ]
 
 
@@ -285,14 +276,9 @@ def _rows(seconds: Mapping[str, Sequence[float]], images: int) -> list[Row]:
     rows: list[Row] = []
     for phase, (own, other) in phases.items():
         ratios = [mine / theirs for mine, theirs in zip(own, other, strict=True)]
-        rows.append((f"{phase}, seconds, ours", *_mean(own)))
-        rows.append((f"{phase}, seconds, published", *_mean(other)))
-        rows.append((f"{phase}, ratio ours / published", *_mean(ratios)))
+        rows.append((f"{phase}, seconds, ours", mean_interval(own)))
+        rows.append((f"{phase}, seconds, published", mean_interval(other)))
+        rows.append((f"{phase}, ratio ours / published", mean_interval(ratios)))
     for side, taken in zip(("ours", "published"), phases["epoch"], strict=True):
-        rows.append((f"images per second, {side}", *_mean([images / value for value in taken])))
+        rows.append((f"images per second, {side}", mean_interval([images / value for value in taken])))
     return rows
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard error, None of one value."""
-    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None

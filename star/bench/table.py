@@ -9,7 +9,8 @@ import pandas as pd
 from star.common.errors import UserError
 from star.common.files import changing, check_file, check_room, replacing
 from star.common.machine import machine
-from star.records.folder import AS_TEXT, MACHINE, parse_csv
+from star.config import Config
+from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,25 @@ def made_by(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return commits or "unknown", machines
 
 
-def check_places(out: Path, folder: Path) -> None:
-    """See, before the work, that a table and what it is made of can be written.
+def prepared(command: str, config: Config, hashed: str, out: Path | None, columns: Sequence[str]) -> tuple[Path, Path]:
+    """Where a measurement's table goes, and the folder of what it is made of; seen, before the work, that both can be written.
+
+    Args:
+        command: of ``star bench``, whose files they are.
+        config: the settings.
+        hashed: of all that the figures depend on.
+        out: the table, or None for that of the scale.
+        columns: of the table.
 
     Raises:
-        UserError: one of them cannot be.
+        UserError: one of them cannot be written.
     """
+    out = out or own_results(config.scale) / f"{command}.csv"
+    folder = Path("runs", command, config.scale, config.task.name, hashed)
     check_file(out, "the table")
     check_room(folder, "what is measured")
+    older_rows(out, columns, command)
+    return out, folder
 
 
 def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:

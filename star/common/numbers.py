@@ -1,6 +1,6 @@
 """How numbers are written, in reports, tables and on the screen."""
 
-from math import isfinite
+from math import isfinite, isnan
 
 from star.common.statistics import Estimate
 
@@ -8,8 +8,8 @@ MISSING = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """``1,234.567`` with a real minus sign; a dash for None."""
-    return MISSING if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    """``1,234.567`` with a real minus sign; a dash for what is not known: None, or not a number."""
+    return MISSING if value is None or isnan(value) else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:

@@ -95,6 +95,14 @@ def detectable_among(differences: Sequence[float]) -> float | None:
     return detectable(float(np.std(differences, ddof=1)), len(differences))
 
 
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Of the two-sided t-test that the mean of independent differences is 0; None with one of them, or if all are the same,
+    where there is no such test."""
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """P-values of several tests, corrected so that all false alarms together stay below the level they are held against.
 

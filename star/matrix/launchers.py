@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from star import config as settings
-from star.common.console import tell
+from star.common.console import note, tell
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import write_text
 from star.common.machine import CORES_VARIABLE, cores
@@ -134,16 +134,11 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
             f"{len(gpus)} GPUs"
         )
     if cells and (idle := len(gpus) - at_once * options.gpus_per_node) > 0:
-        _tell_idle(idle, len(gpus))
+        note(
+            f"{idle} of {len(gpus)} GPUs are not used; launcher.gpus_per_node={len(gpus)} spreads each run over all of them, "
+            f"launcher.at_once={len(gpus)} makes {len(gpus)} runs side by side"
+        )
     return _local(cells, options, at_once, gpus)
-
-
-def _tell_idle(idle: int, gpus: int) -> None:
-    print(
-        f"star: note: {idle} of {gpus} GPUs are not used; launcher.gpus_per_node={gpus} spreads each run over all of them, "
-        f"launcher.at_once={gpus} makes {gpus} runs side by side",
-        file=sys.stderr,
-    )
 
 
 def side_by_side(options: Options) -> int:
@@ -192,7 +187,9 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
     waiting, running = list(cells), dict[Cell, tuple[Generator[None, None, int], int]]()
-    places = Places([_own_gpus(place, gpus, options.gpus_per_node) for place in range(at_once)])
+    size = options.gpus_per_node
+    own = [",".join(gpus[place * size : (place + 1) * size]) for place in range(at_once)]
+    places = Places(own)
     before = {cell: len(attempts(cell.folder)) for cell in cells}
     begun = {cell: epochs(cell) for cell in cells}
     with ExitStack() as stack:
@@ -200,8 +197,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
             while waiting and places.free:
                 cell, place = waiting.pop(0), places.free.pop(0)
                 words = [*command(cell, options, port=_free_port()), *_folder_word(cell)]
-                share = _share(place, at_once, gpus, options.gpus_per_node)
-                going = attempt(cell.folder, words, share)
+                going = attempt(cell.folder, words, _share(at_once, own[place]))
                 stack.callback(going.close)
                 running[cell] = going, place
             for cell, (going, place) in list(running.items()):
@@ -254,6 +250,9 @@ class Places:
             self.free += [place, back]
             return []
         failed = self._failed[place]
+        if not lost and (broken := self._moved.pop(cell, None)) is not None:
+            # It goes well elsewhere, so it was the place: whatever becomes of the others from there, it stays alone.
+            self._moved = {other: where for other, where in self._moved.items() if where != broken}
         if lost:
             failed.append(cell)
         else:
@@ -301,17 +300,12 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _share(place: int, at_once: int, gpus: Sequence[str], size: int) -> dict[str, str]:
-    """The environment that gives one of several cells its share of the cores, and its ``size`` GPUs if there are any."""
+def _share(at_once: int, gpus: str) -> dict[str, str]:
+    """The environment that gives one of several cells its share of the cores, and its GPUs if there are any."""
     if at_once == 1:
         return {}
     share = dict.fromkeys(("OMP_NUM_THREADS", CORES_VARIABLE), str(max(1, cores() // at_once)))
-    return share | ({"CUDA_VISIBLE_DEVICES": _own_gpus(place, gpus, size)} if gpus else {})
-
-
-def _own_gpus(place: int, gpus: Sequence[str], size: int) -> str:
-    """The GPUs of one of several cells, ``size`` of them."""
-    return ",".join(gpus[place * size : (place + 1) * size])
+    return share | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {})
 
 
 def usable_gpus() -> list[str]:

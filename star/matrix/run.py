@@ -1,7 +1,7 @@
 """``star matrix``: all cells of a matrix, whatever was done of them before, and the result files that come of them."""
 
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
@@ -55,7 +55,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
     launched = launchers.launch(waiting, options)
     if waiting:
-        check_present(cells[0].config, {cell.config.method.arm for cell in waiting})
+        check_present(waiting)
     check_room(folder, "result files")
     with ending_like_ctrl_c(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         keep_books = Bookkeeping()
@@ -101,24 +101,35 @@ def _expected(cell: Cell, state: State) -> str:
     return "?" if seconds is None else f"about {clock(seconds)}"
 
 
-def check_present(config: Config, arms: Collection[str]) -> None:
+def check_present(waiting: Sequence[Cell]) -> None:
     """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
+    configs = {cell.task: cell.config for cell in waiting}
+    arms: dict[str, set[str]] = {task: set() for task in configs}
+    for cell in waiting:
+        if cell.seed is not None:
+            arms[cell.task].add(cell.config.method.arm)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        pool.submit(_load_all, config, sorted(arms)).result()
+        pool.submit(_load_all, configs, arms).result()
 
 
-def _load_all(config: Config, arms: Sequence[str]) -> None:
+def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> None:
+    """Load what runs of these tasks need, and see that each task's evaluator tells its arms what their maps are made of."""
     from star.method.arms import map_maker
     from star.models import find
     from star.tasks import load_rewards, load_task
+    from star.training.trainer import check_evaluator
 
-    for arm in arms:
+    for arm in sorted(set().union(*arms.values())):
         map_maker(arm)
-    find(config.model)
-    for name in config.evaluators:
+    for config in configs.values():
+        find(config.model)
+    wanted = {name: config for config in configs.values() for name in config.evaluators} | dict(configs)
+    for name, config in wanted.items():
         task = load_task(config, name)
-        if name == config.task.name:
+        if name in configs:
             load_rewards(config, task)
+            for arm in sorted(arms[name]):
+                check_evaluator(arm, task)
 
 
 def _report(board: Board, folder: Path) -> None:

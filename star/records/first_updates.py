@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval
+from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.folder import FIRST_UPDATES, NEEDED
 
@@ -29,7 +28,7 @@ class Gain:
         epochs: that these have in each of them, the first among them.
         gain: mean over seeds of the reward above that of the untrained model, 95 % by Student's t.
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
-        p: of the difference, two-sided, by Student's t; None where there is none, or one seed.
+        p: of the difference (:func:`star.common.statistics.paired_p`); None where there is none.
         detectable: the difference that so many seeds find in four of five cases; None likewise.
         ratio: gain over Flow-GRPO's of the same seeds and epochs, both summed over seeds; not a number unless that is above 0.
         stderr: of the ratio, by the jackknife over seeds; not a number with one seed.
@@ -100,7 +99,7 @@ def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain
         epochs=epochs,
         gain=mean_interval(list(own)),
         difference=mean_interval(list(apart)) if told else None,
-        p=float(stats.ttest_1samp(apart, 0).pvalue) if told and len(own) > 1 else None,
+        p=paired_p(list(apart)) if told else None,
         detectable=detectable_among(list(apart)) if told else None,
         ratio=float(ratio),
         stderr=float(stderr),

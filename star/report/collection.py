@@ -211,8 +211,7 @@ def collect(folder: Path, runs: Path) -> Collection:
             found.commands[cell], found.terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
-        _check_scores(images, folder / IMAGES)
-        found.images = _with_terms(images, rows, found.terms)
+        found.images = _with_terms(_with_numbers(images, folder / IMAGES), rows, found.terms)
     found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if not found.runs:
         found.missing.append(
@@ -251,11 +250,13 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     return found
 
 
-def _check_scores(images: pd.DataFrame, file: Path) -> None:
-    """See that the scores that methods are compared by are numbers or truth values, or empty.
+def _with_numbers(images: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Verdicts whose scores that methods are compared by are numbers or truth values, or empty.
+
+    A column that has truth values on one task and numbers on another is text in a file.
 
     Raises:
-        UserError: one is not; names the image.
+        UserError: a score is none of these; names the image.
     """
     for task, part in images.groupby("task"):
         for column in (name for name in dict.fromkeys([*paired_scores(str(task)), "reward"]) if name in part):
@@ -265,6 +266,10 @@ def _check_scores(images: pd.DataFrame, file: Path) -> None:
                     f"{file} or its run folder: {column} of {task}, {line.method}, seed {line.seed}, {line.prompt!r}, image "
                     f"{line.image} is no number; {cure(file)}"
                 )
+            if any(isinstance(value, str) for value in part[column]):
+                images[column] = images[column].astype(object)
+                images.loc[part.index, column] = scores
+    return images
 
 
 def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:

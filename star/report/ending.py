@@ -24,8 +24,11 @@ HEAD = ("method", "score", "yours", "shipped", "paper (SD3.5 Medium)")
 SEEDS_TO_NAME = 8
 
 
-def overview() -> int:
+def overview(as_json: bool = False) -> int:
     """Print the :func:`ending` of every task of the results that were made here last, and give the exit code of their diffs.
+
+    Args:
+        as_json: print the diffs' rows as JSON instead.
 
     Raises:
         UserError: there are none, or a file does not follow its schema.
@@ -36,9 +39,13 @@ def overview() -> int:
         raise UserError(
             f"{folder} has no task of its own runs, only rows of models that were trained for another: nothing to diff"
         )
+    rows = [row for task in found.tasks for row in diff.diff(folder / f"{task}.csv")]
+    if as_json:
+        print(diff.to_json(rows))
+        return diff.exit_code(rows)
     for task in found.tasks:
         show(ending(found, task))
-    return max(diff.exit_code(diff.diff(folder / f"{task}.csv")) for task in found.tasks)
+    return diff.exit_code(rows)
 
 
 def ending(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> list[Table | Text]:
@@ -125,6 +132,8 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
     largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds))
     if len(largest.seeds) < 2:
         return "One training seed says nothing of others: how far trainings lie apart is not known here."
+    if np.ptp(largest.per_seed) == 0:
+        return f"All {len(largest.seeds)} seeds have the same difference: how far trainings lie apart is not known here."
     freedom = len(largest.seeds) - 1
     spread = float(np.std(largest.per_seed, ddof=1))
     counts = sorted({len(own.seeds), len(largest.seeds)})

@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 from star.common.numbers import MISSING, number, signed
-from star.common.statistics import Estimate, detectable_among, holm, mean_interval
+from star.common.statistics import Estimate, detectable_among, holm, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.comparison import Trained
 from star.records.names import ProtocolName, method_label
@@ -77,9 +74,7 @@ class Planned:
     @property
     def p(self) -> float | None:
         """Of the two-sided t-test; None where it cannot be made."""
-        if len(self.seeds) < 2 or np.ptp(self.per_seed) == 0:
-            return None
-        return float(stats.ttest_1samp(self.per_seed, 0.0).pvalue)
+        return paired_p(self.per_seed)
 
 
 Measured = dict[str, dict[int, Trained]]

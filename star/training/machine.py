@@ -6,12 +6,14 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
+from star import models
 from star.common.errors import UserError
-from star.common.processes import gather
+from star.common.processes import gather, joined
 from star.config import Config, read_config
 from star.config.schema import ModelConfig
 from star.method.arms import map_maker, needs
 from star.models import kernels
+from star.models.interface import BaseModel
 from star.models.memory import must_offload
 from star.models.shapes import shape_of
 from star.models.sources import source
@@ -46,6 +48,12 @@ def placed(config: Config, accelerator: Accelerator) -> ModelConfig:
     if model.offload is not None:
         return model
     return replace(model, offload=device.type == "cuda" and _must_offload(config, device, accelerator.num_processes))
+
+
+def loaded(config: Config) -> BaseModel:
+    """The base model on this process's device, where a training would place its parts."""
+    accelerator = joined()
+    return models.load(placed(config, accelerator), accelerator.device, config.seed)
 
 
 def decisions(asked: Config, config: Config) -> list[str]:

@@ -29,7 +29,7 @@ from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
-from star.training.machine import placed
+from star.training.machine import loaded, placed
 from star.training.partial import PARTIAL, Partial
 from star.training.trainer import Trainer
 
@@ -90,7 +90,7 @@ def base(config: Config) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        model = models.load(placed(config, accelerator), accelerator.device, config.seed)
+        model = loaded(config)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator, partial)
 

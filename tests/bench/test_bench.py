@@ -47,12 +47,12 @@ def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
     monkeypatch.setattr(overhead, "ROUNDS", 2)
     monkeypatch.setattr(overhead.Trainer, "epoch", epoch)
     results = overhead.measure([*FAST.split(), f"model.path={pipeline_folder}"])
-    assert [(name, value) for name, value, _ in results] == [
+    assert [(name, mean.value) for name, mean in results] == [
         ("dense_uniform, seconds", 2.5),
         ("star, seconds", 4.5),
         ("ratio star / dense_uniform", 1.75),
     ]
-    assert [error for *_, error in results] == pytest.approx([0.5, 1.5, 0.25])
+    assert [mean.stderr for _, mean in results] == pytest.approx([0.5, 1.5, 0.25])
 
 
 def test_localisation_takes_the_configured_heads(pipeline_folder):

@@ -20,7 +20,7 @@ def words(pipeline_folder):
 
 def test_rows_tell_both_times_their_ratio_and_how_equal_results_are(words):
     rows = speed.measure([*words, "sampling.window=0", "sampling.guidance=2", "train.beta=0.1"], rounds=1)
-    found = {what: value for what, value, _ in rows}
+    found = {what: mean.value for what, mean in rows}
     sides = ("seconds, ours", "seconds, published", "ratio ours / published")
     assert list(found) == [
         *(f"{phase}, {side}" for phase in PHASES for side in sides),
@@ -28,7 +28,7 @@ def test_rows_tell_both_times_their_ratio_and_how_equal_results_are(words):
         "images per second, published",
         *(f"{what} apart, millionths" for what in RESULTS),
     ]
-    assert all(error is None for *_, error in rows)  # one round says nothing of their spread
+    assert all(mean.interval is None for _, mean in rows)  # one round says nothing of their spread
     for phase in PHASES:
         own, other, ratio = (found[f"{phase}, {side}"] for side in sides)
         assert own > 0 and ratio == pytest.approx(own / other)
@@ -49,7 +49,7 @@ def test_sides_take_turns_and_ratios_are_of_rounds(words, monkeypatch):
         return taken[side][phase].pop(0)
 
     monkeypatch.setattr(speed, "measured", seconds)
-    rows = {what: (value, error) for what, value, error in speed.measure(words, rounds=2)}
+    rows = {what: (mean.value, mean.stderr) for what, mean in speed.measure(words, rounds=2)}
     assert [side for side, _ in order] == ["Ours", "Published"] * 2 + ["Published", "Ours"] * 2
     assert [phase for _, phase in order] == ["rollouts", "rollouts", "update", "update"] * 2
     assert rows["rollouts, ratio ours / published"] == pytest.approx((0.625, 0.125))
@@ -106,6 +106,6 @@ def test_gradients_may_differ_more_than_rollouts():
 
 
 def test_a_method_without_a_published_loop_is_refused_before_a_model_is_loaded(words, monkeypatch):
-    monkeypatch.setattr(speed.models, "load", lambda *given: pytest.fail("loaded"))
+    monkeypatch.setattr("star.models.load", lambda *given: pytest.fail("loaded"))
     with pytest.raises(UserError, match="method.arm=star"):
         speed.measure([*words, "method=star"])

@@ -8,6 +8,7 @@ from star.common.statistics import Estimate
     "written, expected",
     [
         (number(None), "–"),
+        (number(float("nan")), "–"),
         (number(-1234.5678, 2), "\N{MINUS SIGN}1,234.57"),
         (with_error(-0.5, 0.0312), "\N{MINUS SIGN}0.500 ± 0.031"),
         (with_error(1.104, 0.031, 2, "±"), "1.10±0.03"),

@@ -13,6 +13,8 @@ from evaluators import registry
 from evaluators.score import score
 from star.common.errors import UserError
 from star.config import identity, load
+from star.matrix import run
+from star.matrix.cells import expand
 from star.tasks import load_rewards, load_task
 from star.training import runs
 from star.training.trainer import Trainer
@@ -62,6 +64,27 @@ def test_what_a_reward_of_ones_own_gave_is_reported(star, pipeline_folder):  # n
     code, out, err = star("diff")
     assert code == 0 and "brightness" in out and "STAR minus Flow-GRPO, yours: " in out and "on brightness (seed 0;" in out
     assert "none that can be compared" not in out.split("shipped:")[0]
+
+
+def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypatch, pipeline_folder):
+    """Every task with its rewards, and every arm with what its maps are made of."""
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "~evaluators.ocr=rapidocr", "seed=0"]
+
+    def check(*others):
+        cells = expand([*words, "task=geneval,pickscore", *others])
+        configs = {cell.task: cell.config for cell in cells}
+        arms = {task: {cell.config.method.arm for cell in cells if cell.task == task} for task in configs}
+        run._load_all(configs, arms)
+
+    check("method=star", f"+rewards.others.{OWN}=1")
+    with pytest.raises(UserError, match="method.arm=oracle needs to know where in an image .*, which brightness-v1 does not"):
+        check("method=flow_grpo,oracle", f"evaluators.pickscore={OWN}")
+    first, last = ({prompt.text for prompt in load_task(load(words), name).train} for name in ("geneval", "pickscore"))
+    monkeypatch.setattr("own_reward.Brightness.lacks", lambda judge, asked: "record" if asked.text in last - first else "")
+    with pytest.raises(
+        UserError, match=f"rewards.others.{OWN} cannot judge images of task=pickscore: the prompt .* no record"
+    ):
+        check("method=star", f"+rewards.others.{OWN}=1")
 
 
 def test_a_folder_is_scored_by_an_evaluator_of_ones_own(tmp_path):

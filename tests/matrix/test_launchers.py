@@ -179,6 +179,19 @@ def test_runs_that_fail_everywhere_cost_no_gpu(side_by_side):
     assert tried.count("1") > 3
 
 
+def test_a_place_that_was_shown_to_be_broken_stays_alone():
+    """Of two runs that failed there one goes well elsewhere; that the other fails there too says nothing for the place."""
+    first, second, going = expand(["task=ocr", "method=star", "seed=0..2"])[1:]
+    places = launchers.Places(["0", "1"])
+    places.free.clear()  # both are in use
+    assert places.ended(first, 0, lost=True, going_on=True) == [] and places.free == [0]
+    places.free.clear()
+    assert places.ended(second, 0, lost=True, going_on=True) == [first, second] and places.free == []
+    assert places.ended(first, 1, lost=False, going_on=False) == [] and places.free == [1]
+    places.free.clear()
+    assert places.ended(second, 1, lost=True, going_on=False) == [] and places.free == [1]
+
+
 def test_where_everything_fails_every_run_is_tried_once(side_by_side, capsys):
     ends, tried = side_by_side(lambda place, folder: True)
     assert set(ends.values()) == {State.FAILED} and len(tried) == 8

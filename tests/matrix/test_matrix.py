@@ -99,7 +99,7 @@ def fake_star(monkeypatch, tmp_path):
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setitem(commands.MODULES, "star", "fake_star")
-    monkeypatch.setattr(run, "check_present", lambda config, arms: None)
+    monkeypatch.setattr(run, "check_present", lambda waiting: None)
     return lambda **behaviour: monkeypatch.setenv("BEHAVIOUR", json.dumps(behaviour))
 
 
@@ -398,7 +398,7 @@ PARENT = """
 import sys
 from star.matrix import commands, run
 commands.MODULES["star"] = sys.argv[1]
-run.check_present = lambda config, arms: None
+run.check_present = lambda waiting: None
 sys.exit(run.matrix(sys.argv[2:]))
 """
 
@@ -746,7 +746,7 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     words += ["task=pickscore", "~evaluators.ocr=rapidocr", "method=star", "seed=1"]  # starting a reader takes seconds
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(run, "check_present", lambda config, arms: None)
+    monkeypatch.setattr(run, "check_present", lambda waiting: None)
     monkeypatch.chdir(tmp_path / "whole")
     base, cell = expand(words)
     expected = runs.base(base.config) + runs.trained(cell.config)
@@ -835,14 +835,14 @@ def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path)
 CHECKING = """
 import time
 from star.matrix import run
-def slow(config, arms):
+def slow(configs, arms):
     import os
     print(os.getpid(), flush=True)
     time.sleep(60)
 run._load_all = slow
 if __name__ == "__main__":
-    from star.config import load
-    run.check_present(load([]), {"star"})
+    from star.matrix.cells import expand
+    run.check_present(expand(["task=geneval", "method=star", "seed=0"]))
 """
 
 

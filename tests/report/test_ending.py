@@ -1,5 +1,6 @@
 """The screen at the end: one's own numbers beside the shipped and the published ones."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -114,7 +115,28 @@ def test_the_latest_results_are_found_or_their_absence_is_told(tmp_path, monkeyp
     with pytest.raises(UserError, match="no results of yours in runs/results: run `star reproduce geneval`"):
         latest_own_results()
     own = write_matrix(tmp_path / "runs", arms=(), seeds=(), tasks=("ocr",))
+    measured = own.with_name("paper")
+    measured.mkdir()
+    (measured / "gradient.csv").touch()  # of star bench, which makes no results
     assert latest_own_results().resolve() == own
+
+
+def test_programs_get_the_rows_of_all_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = write_matrix(tmp_path / "runs", arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr", "geneval"))
+    code = screen.overview(as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert {row["task"] for row in document["rows"]} == {"ocr", "geneval"} and document["exit_code"] == code
+    assert screen.overview() == code and own.name in capsys.readouterr().out
+
+
+def test_seeds_that_differ_by_the_same_tell_nothing_of_how_far_trainings_lie_apart(places):
+    own, shipped = places
+    gain = collect(shipped, shipped).difference("ocr", "star", "flow_grpo")
+    same = replace(gain, per_seed=(0.25,) * 3)
+    assert screen._detectable(same, None) == (
+        "All 3 seeds have the same difference: how far trainings lie apart is not known here."
+    )
 
 
 def test_other_budgets_and_protocols_are_named(places):

@@ -42,6 +42,20 @@ def test_gains_stand_task_by_task(results, tmp_path):
     assert star[0] == "star" and star[4].startswith("+0.0300 [+0.0116, +0.0484]") and star[7] == "1.30 ± 0.06"
 
 
+def test_where_no_test_and_no_ratio_can_be_made_there_is_a_dash(results, tmp_path):
+    """All seeds lead by the same, and Flow-GRPO loses."""
+    rewards = {UNTRAINED: 0.4, "flow_grpo": 0.375, "star": 0.5}
+    rows = [
+        ("geneval", arm, seed, epoch, 0, 5e-4, reward if epoch > 1 else 0.5, "c", "0")
+        for seed in range(3)
+        for arm, reward in rewards.items()
+        for epoch in (1, 2)
+    ]
+    write(pd.DataFrame(rows, columns=COLUMNS), results / "first_updates.csv", "first_updates", KEYS)
+    _, table = first_updates(collect(results, tmp_path)).blocks
+    assert table.rows[1][4:] == ["+0.1250 [+0.1250, +0.1250]", *[MISSING] * 3]
+
+
 def test_a_p_that_is_hardly_anything_is_not_called_0(results, tmp_path, monkeypatch):
     measured(results, 200)
     assert first_updates(collect(results, tmp_path)).blocks[1].rows[1][6] == "< 0.0001"

@@ -463,6 +463,8 @@ def test_a_folder_with_only_the_base(tmp_path):
     page, _ = report(write_matrix(tmp_path, arms=(), tasks=("pickscore",)), tmp_path / "runs")
     text = " ".join(Page(page.read_text()).text)
     assert "Nothing was trained here." in text and "GenEval was not measured here." in text
+    table = pd.read_csv(tmp_path / "results" / "mini" / "tables" / "differences.csv")
+    assert table.empty and list(table)[:5] == ["task", "score", "arm", "reference", "difference"]
 
 
 def test_bad_input_is_the_users_error(tmp_path):
@@ -482,6 +484,18 @@ def test_bad_input_is_the_users_error(tmp_path):
     (results / "curves.csv").write_text("epoch,reward\n1,0.5\n")
     with pytest.raises(UserError, match=r"curves\.csv has no column task, method, seed, config_hash"):
         report(results)
+
+
+def test_truth_values_of_one_task_and_numbers_of_another_are_one_column(tmp_path):
+    """As evaluators of one's own may give: the file has ``True`` and ``0.53`` in it, which is text to those who read it."""
+    results = write_matrix(tmp_path, arms=("star", "flow_grpo"), tasks=("geneval", "ocr"))
+    table = pd.read_csv(results / "images.csv.gz", dtype=str)
+    correct = collect(results, tmp_path / "none").difference("geneval", "star", "flow_grpo")
+    table.loc[table["task"] == "ocr", "correct"] = "0.53"
+    table.to_csv(results / "images.csv.gz", index=False)
+    found = collect(results, tmp_path / "none")
+    assert found.difference("geneval", "star", "flow_grpo") == correct
+    report(results)
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "word"])

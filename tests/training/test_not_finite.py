@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_task import RedTask
 
+from evaluators.interface import check_verdicts
 from star import cli
 from star.common.errors import RunStopped
 from star.mini.build import untrained_pipeline
@@ -75,6 +76,12 @@ def test_an_evaluator_that_gives_no_number_stops_the_run(make_config, monkeypatc
     with pytest.raises(RunStopped, match="red-v1/mini/steps=2 gives red=(nan|inf)"):
         runs.base(make_config())
     assert not list(tmp_path.rglob("rows.json"))
+
+
+def test_a_reward_that_is_a_truth_value_is_a_number():
+    verdicts = check_verdicts("red-v1", [{"reward": True, "right": True}, {"reward": np.bool_(False)}, {"reward": 0.25}])
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 0.25] and verdicts[0]["right"] is True
+    assert {type(verdict["reward"]) for verdict in verdicts} == {float}
 
 
 @pytest.mark.parametrize(("what", "told"), [("trained", "the weight"), ("ema", "the average of")])

@@ -111,8 +111,7 @@ def median_seconds(action: Callable[[], object], device: torch.device, warm: int
 def mean_of(what: str, values: Sequence[float], unit: str = "") -> Figure:
     """The mean of independent values, with Student's interval."""
     estimate = mean_interval(values)
-    low, high = estimate.interval or (None, None)
-    return Figure(what, estimate.value, unit, low, high)
+    return Figure(what, estimate.value, unit, *(estimate.interval or ()))
 
 
 def forget_peak(device: torch.device) -> None:

@@ -134,7 +134,8 @@ def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
             else:
                 worker = _ready(worker, asked)
                 found = Measured(step)
-            print(f"\n{step.name}: {step.about}" if found.state != "skipped" else f"\n{step.name}: skipped", flush=True)
+            doing = f"skipped, {found.reason}" if found.state == "skipped" else step.about
+            print(f"\n{step.name}: {doing}", flush=True)
             try:
                 if found.state != "skipped":
                     _measure(worker, found, min(OVERRUN * expected + START, left))

@@ -69,9 +69,8 @@ def _published(bench: Bench, checkpointing: bool) -> Iterator[Figure]:
             torch.set_float32_matmul_precision(before)
     yield Figure("gradient checkpointing", "on" if checkpointing else "off")
     yield Figure("the same results up to rounding", "; ".join(told) or "yes")
-    for what, value, error in rows:
-        spread = (None, None) if error is None else (value - 2 * error, value + 2 * error)
-        yield Figure(what, value, _unit(what), *spread)
+    for what, estimate in rows:
+        yield Figure(what, estimate.value, _unit(what), *(estimate.interval or ()))
 
 
 def _unit(what: str) -> str:
