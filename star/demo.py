@@ -9,7 +9,6 @@ import numpy as np
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
-from star import models
 from star.common.errors import UserError
 from star.common.files import check_file, replacing, write_text
 from star.common.numbers import with_error
@@ -23,7 +22,7 @@ from star.report.blocks import Page, Picture, Section, Table, Text, to_html
 from star.report.pictures import denoised, drawn_weights, spread
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
-from star.training.machine import placed
+from star.training.machine import loaded
 
 ADAPTERS = WEIGHTS / "demo"
 METHODS = ("flow_grpo", "star")
@@ -65,7 +64,9 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     _check_place(page, picture)
     config = load(["task=geneval", *overrides], own_folder=False)
     task, accelerator = load_task(config, "geneval"), joined()
-    base = models.load(placed(config, accelerator), accelerator.device, config.seed)
+    if accelerator.num_processes > 1:
+        raise UserError("star demo takes a minute and one process; start it without a launcher")
+    base = loaded(config)
     found = {"base": _evaluated(base, task, config, accelerator)}
     for method in METHODS:
         with base.weights(lora.read(ADAPTERS / method).values(base)):

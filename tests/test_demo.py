@@ -1,8 +1,21 @@
 """The first thing that one runs: a page from what ships, without training."""
 
+from types import SimpleNamespace
+
+import pytest
 from PIL import Image
 
+from star import demo as module
+from star.common.errors import UserError
 from star.demo import METHODS, METRICS, demo
+
+
+def test_it_is_refused_to_a_launcher(tmp_path, monkeypatch):
+    """Each process would have drawn a part of the pictures."""
+    monkeypatch.setattr(module, "joined", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(UserError, match="one process; start it without a launcher"):
+        demo(tmp_path / "made", [])
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):

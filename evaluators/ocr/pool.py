@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -150,6 +151,7 @@ class Pool:
         """
         self.engine, self.seconds, self.failed_share = engine, seconds, failed_share
         self._workers = workers
+        self._lock = threading.RLock()  # of the executor: one thread submits while another waits, and may replace it
         self._executor: ProcessPoolExecutor | None = None
         self._given = self._finished = 0  # images that workers were given, and that they are done with
         self._renewed_at = 0  # so many given
@@ -176,18 +178,20 @@ class Pool:
 
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)
+        with self._lock:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.shutdown(cancel_futures=True)
 
     def _job(self, image: np.ndarray) -> Callable[[], Lines]:
         if not self._workers:
             return lambda: _checked(self.engine.lines(image))
-        try:
-            return partial(self._wait, self._start(image))
-        except BrokenProcessPool:
-            self.close()
-            return partial(self._wait, self._start(image))
+        with self._lock:
+            try:
+                return partial(self._wait, self._start(image))
+            except BrokenProcessPool:
+                self.close()
+                return partial(self._wait, self._start(image))
 
     def _start(self, image: np.ndarray) -> Future[Lines]:
         if self._executor is None:
@@ -218,11 +222,12 @@ class Pool:
 
     def _kill(self) -> None:
         """End workers at once; what they were given breaks."""
-        if self._executor is not None:
-            for worker in dict(self._executor._processes or {}).values():  # there is no public way before Python 3.14
-                worker.kill()
-            self._executor.shutdown()
-            self._executor = None
+        with self._lock:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                for worker in dict(executor._processes or {}).values():  # there is no public way before Python 3.14
+                    worker.kill()
+                executor.shutdown()
 
     def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
         image, job = work

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from diffusers import StableDiffusion3Pipeline
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
@@ -20,13 +21,14 @@ from star.common.files import read_json
 from star.common.launched import check_launched
 from star.common.plugins import is_path
 from star.config import Config
-from star.models.memory import Need, must_offload, needed
+from star.models.memory import SIZES, Need, needed
 from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
 from star.records.results import commit, is_commit
 from star.tasks import load_rewards, load_task
+from star.training.machine import placed
 
 GIB = 2**30
 
@@ -60,18 +62,17 @@ def check(config: Config) -> list[Finding]:
     model = source(config.model)
     folder = located(model)
     judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
-    others = sum(size for part, size in weights(folder).items() if part != "transformer") if folder else None
     shape = shape_of(model)
-    if config.model.offload is None and torch.cuda.is_available():  # as a run here would decide
-        offload = must_offload(config, shape, _gpu_bytes(), _processes())
-        config = replace(config, model=replace(config.model, offload=offload))
-    need = needed(config, shape, others, _processes())
+    if torch.cuda.is_available():  # as a run here would decide
+        config = replace(config, model=placed(config, torch.device("cuda"), _processes()))
+    pipeline, fault = _on_meta(config, folder) if folder else (None, "")
+    need = needed(config, shape, None if pipeline is None else _beside(pipeline, config.model.dtype), _processes())
     return [
         packages(),
         _code(),
         *_launch(),
         _device(need),
-        _model(config, folder, need),
+        _model(config, folder, pipeline, fault, need),
         *(_task(config, name) for name in judges if not is_path(name)),
         *([_rewards(config)] if config.rewards.others else []),
         _device_memory(config, need),
@@ -167,7 +168,21 @@ def _device(need: Need) -> Finding:
     )
 
 
-def _model(config: Config, folder: Path | None, need: Need) -> Finding:
+def _on_meta(config: Config, folder: Path) -> tuple[StableDiffusion3Pipeline | None, str]:
+    """The pipeline of a folder without its numbers; or None, and what is wrong with it."""
+    try:
+        return load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta"), ""
+    except (OSError, ValueError) as error:
+        return None, f"{folder}: {error}"
+
+
+def _beside(pipeline: StableDiffusion3Pipeline, dtype: str) -> float:
+    """Bytes in memory of all but the transformer, whatever precision their files have."""
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+    return SIZES[dtype] * sum(part.num_parameters() for part in encoders) + 4 * pipeline.vae.num_parameters()
+
+
+def _model(config: Config, folder: Path | None, pipeline: StableDiffusion3Pipeline | None, fault: str, need: Need) -> Finding:
     """Whether the model is there, whole, and what these settings can train: all that loading would find but its numbers."""
     model = source(config.model)
     get = f"{download(model)} (after hf auth login, if it is gated)"
@@ -179,10 +194,8 @@ def _model(config: Config, folder: Path | None, need: Need) -> Finding:
     missing = [name for name, size in sizes.items() if not size]
     if missing or not sizes:
         return Finding("model", False, f"{folder} lacks whole weights of {', '.join(missing) or 'a pipeline'}", get)
-    try:
-        pipeline = load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta")
-    except (OSError, ValueError) as error:
-        return Finding("model", False, f"{folder}: {error}", get)
+    if pipeline is None:
+        return Finding("model", False, fault, get)
     try:
         base = SD3(replace(config.model, offload=False, compile=False), torch.device("meta"), config.seed, pipeline)
         base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from star.models.sources import source
 from star.records.folder import own_results
 from star.records.results import commit
 from star.tasks import Prompt, Task
+from star.training.machine import placed
 from star.training.rollout import Sample, sample
 from star.training.trainer import MicroBatch, Trainer, star_weights
 
@@ -198,12 +199,15 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
     allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding"
     met = "goal met" if run.share <= GOAL else "above the goal"
-    estimate = needed(wanted, shape_of(source(wanted.model))).gpu / GIB
+    as_run = replace(wanted, model=placed(wanted, _device(), 1))  # which without a GPU is what would need most of one
+    estimate = needed(as_run, shape_of(source(wanted.model))).gpu / GIB
+    trained = f"LoRA, rank {config.model.lora_rank}" if config.model.parameters == "lora" else "all"
+    kl = "with" if config.train.beta else "without"
     epoch = wanted.train.groups * wanted.train.group_size
     return [
         ("model", f"the shape of {config.model.path or 'the mini base'}, random weights, {config.model.dtype}"),
         ("parameters", f"{run.parameters / 1e6:,.0f} M, adapters included"),
-        ("trained (LoRA)", f"{run.trained / 1e6:.3f} M parameters, rank {config.model.lora_rank}, float32"),
+        ("trained", f"{run.trained / 1e6:.3f} M parameters ({trained}), float32"),
         ("picture", f"{config.model.resolution} px, guidance {config.sampling.guidance:g}"),
         ("rollouts at once", f"{config.train.micro_batch} (the settings say {wanted.train.micro_batch})"),
         ("gradient checkpointing", "on" if config.model.gradient_checkpointing else "off"),
@@ -211,7 +215,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
         ("rollout step with maps", f"{run.captured:.3f} s"),
         ("maps within it", f"{run.maps:.4f} s, {100 * run.share:.2f} % (goal: at most {100 * GOAL:g} %, {met})"),
         ("rollout of 2 steps, decoded", f"{run.rollout.seconds:.2f} s, {run.rollout.memory:.2f} GiB {memory}"),
-        ("LoRA update on 1 step, with KL", f"{run.update.seconds:.2f} s, {run.update.memory:.2f} GiB {memory}"),
+        (f"update on 1 step, {kl} KL", f"{run.update.seconds:.2f} s, {run.update.memory:.2f} GiB {memory}"),
         (
             "estimated for one GPU",
             f"{estimate:.1f} GiB at most, for {wanted.train.micro_batch} rollouts at once, {epoch} an epoch",
@@ -227,7 +231,9 @@ def _settings(overrides: Sequence[str], wanted: Config) -> Config:
     size = wanted.train.micro_batch if on_gpu else 1
     # In float16 a CPU takes many times as long.
     on_cpu = [] if on_gpu else ["model.gradient_checkpointing=true", "model.dtype=bfloat16"]
-    return settings.load([*overrides, *FIXED, *on_cpu, f"train.micro_batch={size}", f"train.group_size={max(2, size)}"])
+    config = settings.load([*overrides, *FIXED, *on_cpu, f"train.micro_batch={size}", f"train.group_size={max(2, size)}"])
+    config.rewards.others.clear()  # nothing is judged, and their weights need not be here
+    return config
 
 
 def _device() -> torch.device:

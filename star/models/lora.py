@@ -20,7 +20,7 @@ from star.common.errors import UserError
 from star.common.files import replacing
 from star.config import ModelConfig
 from star.models.interface import BaseModel
-from star.models.sources import located, remedy
+from star.models.sources import located, remedy, source
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -62,7 +62,10 @@ class Lora:
         named = {name.replace(".weight", f"{ADAPTER}weight"): value for name, value in self.weights.items()}
         own = base.trained
         if named.keys() != own.keys() or any(named[name].shape != own[name].shape for name in named):
-            raise UserError(f"the LoRA does not fit {base.config.path}: it was made for another base model")
+            raise UserError(
+                f"the LoRA does not fit {source(base.config)}: it has other modules, another rank, or is of another base "
+                "model (model.lora_targets, model.lora_rank, model.path)"
+            )
         return {name: value.to(own[name].device, own[name].dtype) for name, value in named.items()}
 
 

@@ -81,7 +81,8 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
 
     Args:
         folder: in diffusers' layout.
-        dtype: of its weights; by default what the files say.
+        dtype: of its weights; by default what the files say. The autoencoder's are float32 then: in bfloat16 they would lose
+            bits that no later conversion gives back.
         options: of ``from_pretrained`` of every part: with ``device_map="meta"`` nothing is read but what the files hold.
 
     Raises:
@@ -91,8 +92,11 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
     for name, kind in MODULES.items():
         if not isinstance(said := index.get(name), list) or said[-1:] != [kind.__name__]:
             raise ValueError(f"model_index.json says {said!r} for {name}, not {kind.__name__}")
-    options |= {} if dtype is None else {"dtype": dtype}
-    modules = {name: _module(folder, name, kind, options) for name, kind in MODULES.items()}
+    dtypes = {} if dtype is None else dict.fromkeys(MODULES, dtype) | {"vae": torch.float32}
+    modules = {
+        name: _module(folder, name, kind, options | ({"dtype": dtypes[name]} if dtypes else {}))
+        for name, kind in MODULES.items()
+    }
     with loading("tokenizers and scheduler"):
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **modules)
     for number in ("", "_2", "_3"):

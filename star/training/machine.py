@@ -34,26 +34,27 @@ def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Conf
     model, device = config.model, accelerator.device
     if device.type == "cpu":
         model = replace(model, kernels=gather(accelerator, [_kernels(config, folder)])[0])
-    return replace(config, model=replace(model, offload=placed(config, accelerator).offload))
+    return replace(config, model=replace(model, offload=placed(config, device, accelerator.num_processes).offload))
 
 
-def placed(config: Config, accelerator: Accelerator) -> ModelConfig:
+def placed(config: Config, device: torch.device, processes: int) -> ModelConfig:
     """The model's settings with it decided where text encoders and autoencoder rest, as a training of them would.
 
     Args:
         config: the settings.
-        accelerator: the device and the processes.
+        device: that a process computes on.
+        processes: that a run has.
     """
-    model, device = config.model, accelerator.device
+    model = config.model
     if model.offload is not None:
         return model
-    return replace(model, offload=device.type == "cuda" and _must_offload(config, device, accelerator.num_processes))
+    return replace(model, offload=device.type == "cuda" and _must_offload(config, device, processes))
 
 
 def loaded(config: Config) -> BaseModel:
     """The base model on this process's device, where a training would place its parts."""
     accelerator = joined()
-    return models.load(placed(config, accelerator), accelerator.device, config.seed)
+    return models.load(placed(config, accelerator.device, accelerator.num_processes), accelerator.device, config.seed)
 
 
 def decisions(asked: Config, config: Config) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +29,7 @@ from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
-from star.training.machine import loaded, placed
+from star.training.machine import loaded
 from star.training.partial import PARTIAL, Partial
 from star.training.trainer import Trainer
 
@@ -103,7 +103,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        model = models.load(lora.model_config(placed(config, accelerator)), accelerator.device, config.seed)
+        model = loaded(replace(config, model=lora.model_config(config.model)))
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator, partial)
 

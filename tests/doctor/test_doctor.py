@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
@@ -152,9 +152,35 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
         "ratio off 1 by",
         "a run goes on: in bfloat16 up to 1.0e-04 is rounding",
         "for 9 rollouts at once",
+        "update on 1 step, with KL",
+        "M parameters (LoRA, rank 32), float32",
     ):
         assert part in text
+    most = needed(load(["scale=paper", "model.resolution=128", "model.offload=false"]), NARROW).gpu / 2**30
+    assert f"{most:.1f} GiB at most" in text  # as on a GPU with room for all
     assert all(name in text for name, _ in rows)
+
+
+def test_a_dry_run_needs_no_weights_of_rewards_and_says_what_it_ran(monkeypatch, tmp_path, pipeline_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    words = ["task=ocr", f"model.path={pipeline_folder}", "relevance.blocks=[1]", "train.beta=0", "model.parameters=full"]
+    _, rows = dry_run.report(dry_run.dry_run([*words, "+rewards.others.geneval=0.5"]))
+    assert "update on 1 step, without KL" in dict(rows) and "M parameters (all), float32" in dict(rows)["trained"]
+
+
+def test_memory_is_counted_in_the_precision_of_the_run(make_config, pipeline_folder, tmp_path):
+    """Not in that of the files: encoders ship in half precision, say."""
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    for part in (folder / name for name in ("text_encoder", "text_encoder_3")):
+        file = part / "model.safetensors"
+        save_file({name: value.half() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        config = make_config(f"model.path={folder}", f"model.dtype={dtype}")
+        pipeline, _ = checks._on_meta(config, folder)
+        encoders = sum(part.num_parameters() for name, part in pipeline.components.items() if "text_encoder" in name)
+        assert checks._beside(pipeline, dtype) == size * encoders + 4 * pipeline.vae.num_parameters() > size * encoders > 0
 
 
 def test_the_dry_run_of_an_unknown_model_is_one_line():

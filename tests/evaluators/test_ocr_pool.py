@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,17 @@ def test_a_worker_that_dies_once_is_replaced(pool, tmp_path):
     assert one() == [["1", "x"], [str(CRASH), "x"], ["2", "x"]]
     assert two() == [["3", "x"], ["4", "x"]]
     assert len(list(tmp_path.glob("crash*"))) == 1
+
+
+def test_one_thread_submits_while_another_waits(pool, tmp_path):
+    """As beside a GPU; whoever sees first that a worker has died replaces it, and ends nobody's retry."""
+    with ThreadPoolExecutor(1) as waiting:
+        found = [waiting.submit(pool.submit(images(number, CRASH, 2))) for number in range(1, 7)]
+        assert [one.result() for one in found] == [
+            [[str(number), "x"], [str(CRASH), "x"], ["2", "x"]] for number in range(1, 7)
+        ]
+    pool.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

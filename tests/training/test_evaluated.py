@@ -26,6 +26,17 @@ from star.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_autoencoder_keeps_all_bits_of_its_file(make_config, pipeline_folder, dtype):
+    """Whatever the model computes in: pictures would be off by whole grey levels."""
+    base = SD3(make_config(f"model.dtype={dtype}").model, CPU, 0)
+    assert base.transformer.proj_out.weight.dtype == getattr(torch, dtype)
+    kept = load_file(pipeline_folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+    own = base.pipeline.vae.state_dict()
+    assert own.keys() == kept.keys() and all(torch.equal(own[name], value) for name, value in kept.items())
+
+
 @pytest.fixture
 def seen(monkeypatch):
     """The trained parameters' values at every evaluation of a run, instead of scores."""

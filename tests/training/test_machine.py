@@ -62,9 +62,9 @@ def test_encoders_rest_where_they_would_not_fit(monkeypatch):
         assert chosen.model.offload is rests
         (line,) = decisions(config, chosen)
         assert told in line and f"(model.offload={str(rests).lower()})" in line
-        assert placed(config, GPU).offload is rests  # for an evaluation of the base, too
+        assert placed(config, GPU.device, 1).offload is rests  # for an evaluation of the base, too
     kept = load(["scale=paper", "model.offload=true"])
-    assert placed(kept, GPU).offload is True and placed(config, CPU).offload is False
+    assert placed(kept, GPU.device, 1).offload is True and placed(config, CPU.device, 1).offload is False
     assert settled(kept, RunFolder(Path("nowhere")), GPU) == kept and decisions(kept, kept) == []
     assert settled(config, RunFolder(Path("nowhere")), CPU).model.offload is False
 
