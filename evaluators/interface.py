@@ -8,12 +8,13 @@ with the pixels, see :func:`slopes_of`.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from star.common.errors import RunStopped
+from star.common.errors import RunStopped, UserError
 from star.common.statistics import clustered_stderr
 
 
@@ -142,7 +143,7 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
     ]
 
 
-def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
+def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) -> list[dict]:
     """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
 
     A reward may be a truth value and is a number from here on, so that one table can hold it beside other tasks' rewards.
@@ -150,10 +151,16 @@ def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
     Args:
         judge: its protocol or name.
         verdicts: what it gave.
+        images: of how many; None for scores.
 
     Raises:
-        RunStopped: one is not finite.
+        RunStopped: one is not finite, or it gave something else than a verdict for each image.
     """
+    if images is not None and not _are_verdicts(verdicts, images):
+        raise RunStopped(
+            f"{judge}: `submit` must return a function that gives a list of {images} dicts here, one for each image, whose "
+            f"'reward' is a number, not {repr(verdicts)[:100]}"
+        )
     for verdict in verdicts:
         if isinstance(verdict.get("reward"), bool | np.bool_):
             verdict["reward"] = float(verdict["reward"])
@@ -161,3 +168,33 @@ def check_verdicts(judge: str, verdicts: list[dict]) -> list[dict]:
             if isinstance(value, float | np.floating) and not math.isfinite(value):
                 raise RunStopped(f"{judge} gives {name}={value}: its weights are damaged, or it has a fault")
     return verdicts
+
+
+def _are_verdicts(given: Any, images: int) -> bool:
+    """Whether what an evaluator gave has the form of verdicts on so many images."""
+    return (
+        isinstance(given, list)
+        and len(given) == images
+        and all(isinstance(verdict, dict) and isinstance(verdict.get("reward"), Real | np.bool_) for verdict in given)
+    )
+
+
+def try_out(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: int) -> None:
+    """See that an evaluator judges as it must, before an epoch is drawn for it: white images of some prompts.
+
+    Args:
+        judge: what it is called if it does not.
+        evaluator: of somebody's own.
+        prompts: that it can judge.
+        side: of the images, in pixels.
+
+    Raises:
+        UserError: it does not.
+    """
+    wait = evaluator.submit(prompts, [np.full((side, side, 3), 255, np.uint8) for _ in prompts])
+    if not callable(wait):
+        raise UserError(f"{judge}: `submit` must return a function that waits for verdicts, not {repr(wait)[:100]}")
+    try:
+        check_verdicts(judge, wait(), len(prompts))
+    except RunStopped as stopped:
+        raise UserError(str(stopped)) from None

@@ -32,13 +32,14 @@ def create(name: str, engine: str | None = None) -> Evaluator:
 
     Args:
         name: as for :func:`find`.
-        engine: which engine a built-in one uses, e.g. ``rapidocr``, or the path of another class to judge in its place.
+        engine: which engine a built-in one uses, e.g. ``rapidocr``, or the path of another class to judge in its place; of a
+            class of one's own that path again, or None.
 
     Raises:
         UserError: there is none, it lacks weights or packages, or an engine is named for a class of one's own.
     """
     if is_path(name):
-        if engine is not None:
+        if engine not in (None, name):
             raise UserError(f"engine={engine}: {name} is an evaluator of your own, which has no engines; leave it out")
         return find(name)()
     if engine is not None and is_path(engine):

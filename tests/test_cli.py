@@ -118,6 +118,7 @@ def test_every_help_names_one_example_of_its_command(words, command):
         (["train", "model.resolution=4096"], "model.resolution=4096 is more than this model has positions for"),
         (["train", "tracker=nosuch"], "tracker=nosuch is not installed, or not known to accelerate"),
         (["train", "model.lora_targets=[nothing]"], "model.lora_targets"),
+        (["train", "model.lora_targets=[attn.to_q,attn.nope]"], "the transformer has no module attn.nope"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(star, words, message, pipeline_folder, forked_cells):

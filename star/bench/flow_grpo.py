@@ -28,6 +28,7 @@ SETTINGS = {
     "method.reduction": "image",
     "method.steps": "as_sampled",
     "method.clip": "ratio",
+    "model.kind": None,
     "model.parameters": "lora",
     "sampling.kind": "sde",
     "train.schedule": "constant",
@@ -81,7 +82,8 @@ def check(config: Config) -> None:
     """
     for name, value in SETTINGS.items():
         if (given := get(config, name)) != value:
-            raise UserError(f"{name}={given}: the published loop is there for {name}={str(value).lower()} only")
+            wanted = "null" if value is None else str(value).lower()
+            raise UserError(f"{name}={given}: the published loop is there for {name}={wanted} only")
 
 
 class FlowGRPO:

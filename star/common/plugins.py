@@ -25,6 +25,8 @@ def import_path(path: str, setting: str) -> Any:
         UserError: there is no such module or attribute, or importing it fails.
     """
     module, _, name = path.partition(":")
+    if module.endswith(".py"):
+        raise UserError(f"{setting}: it is the name of a module, not of its file: {module.removesuffix('.py')}:{name}")
     if (here := str(Path.cwd())) not in sys.path:  # installed commands do not look where they are called
         sys.path.append(here)
     try:

@@ -30,6 +30,8 @@ def check(config: Config) -> None:
             "model.shard=true shares out the frozen weights, and model.parameters=full leaves none; use model.parameters=lora "
             "or model.shard=false"
         )
+    if config.model.kind and not config.model.name:
+        raise UserError(f"model.kind={config.model.kind}: results need a name for the model, e.g. model.name=flux")
     for name in config.evaluators:
         if name not in options("task"):
             raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")

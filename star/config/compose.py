@@ -68,8 +68,10 @@ def compose(overrides: Sequence[str]) -> Config:
             _check_key(group)
         elif value not in options(group):
             several = value == "all" or "," in value
-            matrix = f"; star matrix takes several, as {word}" if several and group in ("task", "method") else ""
-            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}{matrix}")
+            hint = f"; star matrix takes several, as {word}" if several and group in ("task", "method") else ""
+            if group == "method" and is_path(value):
+                hint = f"; a map of your own: method=star method.name=NAME method.arm={value}"
+            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}{hint}")
     try:
         config: Any = OmegaConf.to_object(_composed(tuple(overrides)))
     except OverrideParseException as error:

@@ -30,7 +30,7 @@ THRIFT = (
 )
 """Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
 
-LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended"}
+LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended", "model.kind": None}
 """Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
 identity, so that older results still match."""
 
@@ -40,7 +40,7 @@ SMALL_CLIP = ("pickscore",)
 OF_UPDATES, OF_MAPS = ("reduction", "steps", "clip", "clip_range", "weighted_kl"), ("cap", "mix", "exponent", "normalise")
 """The settings of a method, less its name and arm."""
 
-UNTRAINED = ("name", "path", "resolution", "text_length", "dtype")
+UNTRAINED = ("name", "kind", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
 
 
@@ -116,7 +116,7 @@ def terms(config: Config) -> str:
 def base_identity(config: Config) -> dict:
     """What an evaluation of the untrained model depends on."""
     known = identity(config, config.task.name)
-    model = {name: known["model"][name] for name in UNTRAINED}
+    model = {name: known["model"][name] for name in UNTRAINED if name in known["model"]}
     evaluation = {name: known["evaluation"][name] for name in (*DRAWING, "images")}
     return {name: known[name] for name in ("task", "scale", "evaluators", "arithmetic")} | {
         "model": model,

@@ -65,6 +65,7 @@ NAME = Rule(
     "Windows calls devices",
 )
 NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a word of letters, digits, '_', '-', '.'")
+PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyModel")
 REDUCTION = one_of("image", "image_weighted", "detached", "position")
 CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
@@ -136,9 +137,11 @@ class ModelConfig:
         dtype: of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
         parameters: ``lora`` or ``full``.
         lora_rank, lora_alpha: of the adapters.
-        lora_targets: module names within a joint block.
+        lora_targets: endings of the names of the modules that get adapters.
         gradient_checkpointing: trade a second forward for memory.
         name: of a base model that is not the scale's own; it becomes part of the method's name in results.
+        kind: a class of one's own to load it by, as ``my_module:MyModel``, which needs a name; null for pipelines that are
+            known.
         offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work; null where they would
             not fit beside the training.
         decode_batch: images that the autoencoder decodes at once.
@@ -166,6 +169,7 @@ class ModelConfig:
     kernels: Annotated[str, KERNELS] = "auto"
     compile: bool = False
     name: Annotated[str | None, NAME_OR_NULL] = None
+    kind: Annotated[str | None, PATH_OR_NULL] = None
     shard: bool = False
 
 

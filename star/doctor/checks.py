@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -15,12 +14,15 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
+from evaluators.interface import try_out
 from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
 from star.common.launched import check_launched
 from star.common.plugins import is_path
 from star.config import Config
+from star.method.arms import map_maker, needs
+from star.models import find
 from star.models.memory import SIZES, Need, needed
 from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
@@ -29,6 +31,7 @@ from star.models.sources import download, located, source
 from star.records.results import commit, is_commit
 from star.tasks import load_rewards, load_task
 from star.training.machine import placed
+from star.training.trainer import check_evaluator
 
 GIB = 2**30
 
@@ -59,27 +62,55 @@ def check(config: Config) -> list[Finding]:
     Raises:
         UserError: the shape of the model is not known.
     """
-    model = source(config.model)
-    folder = located(model)
     judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
-    shape = shape_of(model)
+    return [
+        packages(),
+        _code(),
+        *_launch(),
+        *(_own_model(config) if config.model.kind else _known_model(config)),
+        *(_task(config, name) for name in judges if not is_path(name)),
+        *([_rewards(config)] if config.rewards.others else []),
+        _arm(config),
+        *(Finding("settings", True, f"caution: {line}") for line in settings.cautions(config)),
+    ]
+
+
+def _known_model(config: Config) -> list[Finding]:
+    """Whether there is a device, the model, and room for both."""
+    model = source(config.model)
+    folder, shape = located(model), shape_of(model)
     if torch.cuda.is_available():  # as a run here would decide
         config = replace(config, model=placed(config, torch.device("cuda"), _processes()))
     pipeline, fault = _on_meta(config, folder) if folder else (None, "")
     need = needed(config, shape, None if pipeline is None else _beside(pipeline, config.model.dtype), _processes())
     return [
-        packages(),
-        _code(),
-        *_launch(),
         _device(need),
         _model(config, folder, pipeline, fault, need),
-        *(_task(config, name) for name in judges if not is_path(name)),
-        *([_rewards(config)] if config.rewards.others else []),
         _device_memory(config, need),
         _main_memory(need),
         _disk(config, need),
-        *(Finding("settings", True, f"caution: {line}") for line in settings.cautions(config)),
     ]
+
+
+def _own_model(config: Config) -> list[Finding]:
+    """Whether a class of somebody's own is there; nothing is known of what it needs."""
+    try:
+        find(config.model)
+    except UserError as error:
+        return [Finding("model", False, str(config.model.kind), str(error))]
+    return [Finding("model", True, f"{config.model.kind}: of your own, so what it needs of memory and disk is not known here")]
+
+
+def _arm(config: Config) -> Finding:
+    """Whether the method's map can be made: a function of somebody's own, or what the evaluator tells of images."""
+    arm = config.method.arm
+    try:
+        maker = map_maker(arm)
+        if maker and (needs(maker, "places") or needs(maker, "slopes")):
+            check_evaluator(arm, load_task(config, config.task.name))
+    except UserError as error:
+        return Finding("method", False, config.method.name, str(error))
+    return Finding("method", True, f"{config.method.name} (method.arm={arm})")
 
 
 def packages(distribution: str = "star-rl") -> Finding:
@@ -210,7 +241,7 @@ def _task(config: Config, name: str) -> Finding:
         task = load_task(config, name)
         prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"
         # Some evaluators load their models only now.
-        task.judge(task.test[:1], [np.full((config.model.resolution, config.model.resolution, 3), 255, np.uint8)])
+        try_out(f"evaluators.{name}", task.evaluator, task.test[:1], config.model.resolution)
     except (UserError, RunStopped) as error:
         return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
     return Finding(what, True, f"{task.protocol}, {prompts}")
@@ -221,7 +252,7 @@ def _rewards(config: Config) -> Finding:
     names = ", ".join(config.rewards.others)
     try:
         load_rewards(config, load_task(config, config.task.name))
-    except UserError as error:
+    except (UserError, RunStopped) as error:
         return Finding("rewards", False, names, str(error))
     return Finding("rewards", True, f"{names} beside {config.task.name}")
 

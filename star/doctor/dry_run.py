@@ -17,6 +17,7 @@ from star import config as settings
 from star.bench.gpu.figures import GIB, forget_peak, peak
 from star.bench.reddest import Reddest
 from star.common import markdown
+from star.common.errors import UserError
 from star.common.files import check_file, write_text
 from star.common.machine import versions
 from star.common.progress import bar
@@ -108,6 +109,8 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         UserError: a setting that cannot be used, or a model of an unknown shape.
     """
     wanted = settings.load(overrides, own_folder=False)
+    if wanted.model.kind:
+        raise UserError(f"model.kind={wanted.model.kind}: the dry run builds SD3's transformer; leave it out, or train a step")
     config = _settings(overrides, wanted)
     check_file(_table(config), "the table")
     model = source(config.model)

@@ -22,6 +22,7 @@ Those that follow other published works are in :mod:`baselines.neighbours`.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ from torch import Tensor
 from star.common.errors import RunStopped, UserError
 from star.common.plugins import is_path
 from star.method.arms import Rollouts, map_maker
+
+if TYPE_CHECKING:
+    from star.method.arms import MapMaker
 
 NORMALISE = ("rollout", "step")
 
@@ -101,9 +105,7 @@ def allocate(
     )
     # Relative to its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent
-    maps = maker(powers, known)
-    if maps.shape != powers.shape:
-        raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(powers.shape)}")
+    maps = _made(arm, maker, powers, known)
     # Normalised step by step, every step of a rollout is as a rollout of one step.
     parts = maps.flatten(0, 1)[None] if normalise == "step" else maps
     _check_maps(parts, arm if is_path(arm) else "", rollouts)
@@ -115,6 +117,42 @@ def allocate(
     if not off <= 1e-4:
         raise RuntimeError(f"the mean of the {arm} weights is off 1 by {off}")
     return weights.reshape(maps.shape)
+
+
+def try_out(arm: str, steps: int, tokens: Sequence[int], side: int) -> None:
+    """See that a function of one's own gives maps, before an epoch is drawn for it. Whether their values can be used is seen
+    where they are made.
+
+    Args:
+        arm: its path.
+        steps: T.
+        tokens: (h, w).
+        side: of the images, in pixels.
+
+    Raises:
+        UserError: it does not.
+    """
+    maker, rollouts = map_maker(arm), 4
+    assert maker is not None
+    relevance = torch.linspace(0.1, 1, steps * rollouts * math.prod(tokens), dtype=torch.float64)
+    known = Rollouts(
+        prompts=_ids([0, 0, 1, 1], "prompts", rollouts),
+        keys=_ids(range(rollouts), "keys", rollouts),
+        seed=0,
+        places=torch.full((rollouts, *tokens), 0.5),
+        images=torch.full((rollouts, side, side, 3), 255, dtype=torch.uint8),
+        slopes=torch.ones(rollouts, side, side, 3),
+    )
+    _made(arm, maker, relevance.reshape(steps, rollouts, *tokens), known)
+
+
+def _made(arm: str, maker: "MapMaker", relevance: Tensor, known: Rollouts) -> Tensor:
+    maps = maker(relevance, known)
+    if not isinstance(maps, Tensor):
+        raise UserError(f"method.arm={arm} must give a tensor like its first argument, not {type(maps).__name__}")
+    if maps.shape != relevance.shape:
+        raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(relevance.shape)}")
+    return maps
 
 
 def star(relevance: Tensor, rollouts: Rollouts) -> Tensor:

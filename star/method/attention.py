@@ -149,7 +149,7 @@ def install(transformer: nn.Module, kernel: str | None = None) -> None:
     """
     for block in _blocks(transformer):
         block.attn.processor = JointAttention(kernel)
-        if block.attn2 is not None:
+        if getattr(block, "attn2", None) is not None:
             block.attn2.processor = JointAttention(kernel)
 
 

@@ -1,7 +1,7 @@
 """Base models, and what is trained in them.
 
-A model is found by the class that its ``model_index.json`` names. To add one, write a module that follows
-:class:`star.models.interface.BaseModel` and add a line to :data:`MODELS`.
+A model is found by the class that its ``model_index.json`` names, or is of a class that ``model.kind`` names. To add one,
+write a module that follows :class:`star.models.interface.BaseModel`, and name its class there or in a line of :data:`MODELS`.
 """
 
 from typing import TYPE_CHECKING
@@ -26,10 +26,13 @@ def find(config: ModelConfig) -> "type[BaseModel]":
     Raises:
         UserError: the model cannot be had, or is of a kind that is not known here. That is told before weights are loaded.
     """
+    if config.kind:
+        return import_path(config.kind, f"model.kind={config.kind}")
     kind = pipeline_class(config)
     if kind not in MODELS:
         raise UserError(
-            f"model.path={source(config)} is a {kind or 'folder without a pipeline'}; there are: {', '.join(MODELS)}"
+            f"model.path={source(config)} is a {kind or 'folder without a pipeline'}; there are: {', '.join(MODELS)}, and "
+            "your own with model.kind=my_module:MyModel (docs/extending.md)"
         )
     return import_path(MODELS[kind], f"model.path={source(config)}")
 

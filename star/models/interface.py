@@ -91,6 +91,8 @@ class BaseModel(Protocol):
     def relevance(self, config: RelevanceConfig, mask: Tensor) -> Capture:
         """What reads relevance from the attention while :meth:`velocity` is called inside it.
 
+        It is also asked once before a training, with a mask of one column, whether the model has the blocks and heads.
+
         Args:
             config: blocks, heads and softmax.
             mask: the core words' columns, bool (B, columns).

@@ -65,7 +65,7 @@ class SD3:
         self._choose_computation()
         # Full fine-tuning needs a copy of where it started; adapters are simply left out.
         self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
-        self.encode = TextCache(self.pipeline, config.text_length, device, self._rest)
+        self.encode = TextCache(self.encoded, self.encoders, device, self._rest)
 
     def _freeze(self) -> None:
         """Put all weights where they rest, as constants."""
@@ -114,6 +114,23 @@ class SD3:
             shard(self.transformer, self.trained.values(), self.device)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """What texts are encoded by."""
+        return [self.pipeline.text_encoder, self.pipeline.text_encoder_2, self.pipeline.text_encoder_3]
+
+    def encoded(self, text: str) -> tuple[Tensor, Tensor]:
+        """The embeddings (columns, width) of a text and the pooled one (width), by encoders that are on the device."""
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            text,
+            None,
+            None,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.config.text_length,
+            device=self.device,
+        )
+        return embeds[0], pooled[0]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -271,6 +288,9 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
         init_lora_weights="gaussian",
         target_modules=config.lora_targets,
     )
+    names = [name for name, _ in transformer.named_modules()]
+    if lost := [end for end in config.lora_targets if not any(f".{name}".endswith(f".{end}") for name in names)]:
+        raise UserError(f"model.lora_targets={config.lora_targets}: the transformer has no module {', '.join(lost)}")
     try:
         transformer.add_adapter(adapters)
     except ValueError as error:

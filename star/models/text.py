@@ -1,10 +1,9 @@
 """Text embeddings: every text is encoded once, kept in main memory, and shared by all rollouts of its prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 EMPTY = ""
@@ -14,35 +13,43 @@ KEPT_TEXTS = 3000
 """Embeddings that are kept: more than the 2,048 test prompts of PickScore. One of SD3.5 takes 1.7 MB in half precision."""
 
 
-class TextCache:
-    """Encodes texts with the three encoders of an SD3 pipeline, each text once."""
+Embeddings = tuple[Tensor, Tensor]
+"""Of one text (columns, width) and pooled (width), or of several with another dimension in front."""
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, length: int, device: torch.device, rest: torch.device) -> None:
+
+class TextCache:
+    """Encodes each text once."""
+
+    def __init__(
+        self,
+        encode: Callable[[str], Embeddings],
+        encoders: Sequence[nn.Module],
+        device: torch.device,
+        rest: torch.device,
+    ) -> None:
         """
         Args:
-            pipeline: has the encoders and tokenizers.
-            length: T5 columns.
+            encode: a text's embeddings, of the same shape for all texts; called where the encoders are on the device.
+            encoders: what it computes with.
             device: where texts are encoded and their embeddings are wanted.
             rest: where the encoders are when they have nothing to do.
         """
-        self._pipeline, self._length, self._device, self._rest = pipeline, length, device, rest
-        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-        self._latest: tuple[list[str], tuple[Tensor, Tensor]] | None = None
+        self._encode, self._encoders, self._device, self._rest = encode, encoders, device, rest
+        self._kept: dict[str, Embeddings] = {}
+        self._latest: tuple[list[str], Embeddings] | None = None
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode those of the texts that are not kept yet, in one visit of the encoders to the device."""
         distinct = list(dict.fromkeys(texts))
         if missing := [text for text in distinct if text not in self._kept]:
-            pipeline = self._pipeline
-            encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
-            with visiting(encoders, self._device, self._rest):
+            with visiting(self._encoders, self._device, self._rest):
                 self._kept |= {text: self._encoded(text) for text in missing}
         for text in distinct:  # the last ones used are the last ones to go
             self._kept[text] = self._kept.pop(text)
         while len(self._kept) > max(KEPT_TEXTS, len(distinct)):
             del self._kept[next(iter(self._kept))]
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts travel there once.
 
         The latest ones stay there: all steps of a micro-batch ask for the same.
@@ -52,7 +59,7 @@ class TextCache:
             self._latest = list(texts), self._on_device(texts)
         return self._latest[1]
 
-    def _on_device(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _on_device(self, texts: Sequence[str]) -> Embeddings:
         self.prepare(texts)
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
@@ -61,12 +68,10 @@ class TextCache:
         return torch.stack(embeds).to(self._device)[rows], torch.stack(pooled).to(self._device)[rows]
 
     @torch.no_grad()
-    def _encoded(self, text: str) -> tuple[Tensor, Tensor]:
+    def _encoded(self, text: str) -> Embeddings:
         # One at a time: the result must not depend on which texts happen to be encoded together.
-        embeds, _, pooled, _ = self._pipeline.encode_prompt(
-            text, None, None, do_classifier_free_guidance=False, max_sequence_length=self._length, device=self._device
-        )
-        return embeds[0].cpu(), pooled[0].cpu()
+        embeds, pooled = self._encode(text)
+        return embeds.cpu(), pooled.cpu()
 
 
 @contextmanager

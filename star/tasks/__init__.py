@@ -13,8 +13,9 @@ from types import ModuleType
 import numpy as np
 
 from evaluators import registry
-from evaluators.interface import Evaluator, Score
+from evaluators.interface import Evaluator, Score, try_out
 from star.common.errors import UserError
+from star.common.plugins import is_path
 from star.config import Config, options
 from star.method.tokens import Span
 
@@ -103,7 +104,8 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
     whose evaluators they are, and paths.
 
     Raises:
-        UserError: one lacks weights or packages, or the task's prompts lack what it needs.
+        UserError: one lacks weights or packages, the task's prompts lack what it needs, or one of somebody's own does not
+            judge as it must.
     """
     found = {
         name: registry.create(_find(name).EVALUATOR if name in options("task") else name, config.evaluators.get(name))
@@ -117,6 +119,8 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
                     f"{setting} cannot judge images of task={task.name}: the prompt {prompt.text!r} has no {lack}; choose "
                     "another reward or task"
                 )
+        if is_path(setting.removeprefix("rewards.others.")) or is_path(config.evaluators.get(task.name, "")):
+            try_out(setting, evaluator, task.train[:2], config.model.resolution)
     return found
 
 

@@ -109,7 +109,7 @@ def _judged(
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
         # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
-        judged += _with_verdicts(drawn_before, check_verdicts(task.protocol, before()))
+        judged += _with_verdicts(drawn_before, check_verdicts(task.protocol, before(), len(drawn_before)))
         if partial:
             partial.keep(judged)
         before = beside(task.submit(prompts, list(drawn.numpy())))
@@ -118,7 +118,7 @@ def _judged(
             Judged(job, {}, row.clone(), image.copy() if job[1] == 0 else None)
             for job, row, image in zip(part, thumbnails(drawn), drawn.numpy(), strict=True)
         ]
-    return judged + _with_verdicts(drawn_before, check_verdicts(task.protocol, before()))
+    return judged + _with_verdicts(drawn_before, check_verdicts(task.protocol, before(), len(drawn_before)))
 
 
 def _with_verdicts(drawn: Iterable[Judged], verdicts: Iterable[dict]) -> list[Judged]:

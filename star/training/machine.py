@@ -44,10 +44,15 @@ def placed(config: Config, device: torch.device, processes: int) -> ModelConfig:
         config: the settings.
         device: that a process computes on.
         processes: that a run has.
+
+    Raises:
+        UserError: nobody knows how much memory the model takes.
     """
     model = config.model
     if model.offload is not None:
         return model
+    if model.kind and device.type == "cuda":
+        raise UserError(f"model.offload=null: how much memory a {model.kind} takes is not known here; say true or false")
     return replace(model, offload=device.type == "cuda" and _must_offload(config, device, processes))
 
 

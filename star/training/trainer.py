@@ -28,10 +28,11 @@ from star.common.console import note, tell
 from star.common.errors import UserError
 from star.common.machine import machine, versions
 from star.common.noise import generator
+from star.common.plugins import is_path
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
-from star.method.allocation import allocate, effective_sample_share, overlap, upsample
+from star.method.allocation import allocate, effective_sample_share, overlap, try_out, upsample
 from star.method.arms import map_maker, needs, needs_whole_epoch
 from star.method.objective import (
     Bound,
@@ -153,13 +154,16 @@ class Trainer:
         """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
 
         Raises:
-            UserError: blocks or heads that are not there, prompts whose core words the text encoders never see, or unequal
-                shares for processes that share weights.
+            UserError: blocks or heads that are not there, a function of one's own that makes no maps, prompts whose core words
+                the text encoders never see, or unequal shares for processes that share weights.
         """
         if self.base.sharded:
             self._check_shares()
         self.base.relevance(self.config.relevance, torch.ones(1, 1, dtype=torch.bool))
-        if map_maker(self.config.method.arm):
+        if is_path(arm := self.config.method.arm):
+            tokens = [side // self.base.patch for side in self.base.latent_shape[1:]]
+            try_out(arm, self.config.sampling.trained, tokens, self.config.model.resolution)
+        if map_maker(arm):
             prompts = self.task.train
             self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], self.config.relevance.columns)
 
@@ -311,11 +315,11 @@ class Trainer:
         """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
         scored = []
         for batch in batches:
+            prompts = [s.prompt for s in batch.trajectory.samples]
             rewards = {
-                name: [verdict["reward"] for verdict in check_verdicts(f"the evaluator of {name}", wait())]
+                name: [verdict["reward"] for verdict in check_verdicts(f"the evaluator of {name}", wait(), len(prompts))]
                 for name, wait in batch.verdicts.items()
             }
-            prompts = [s.prompt for s in batch.trajectory.samples]
             scored.append((batch.number, rewards, prompts, thumbnails(batch.trajectory.images)))
         scored = sorted(self._gather(scored), key=lambda item: item[0])
         names = [self.config.task.name, *self.others]

@@ -291,15 +291,31 @@ def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monke
 def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkeypatch, pipeline_folder):
     class Silent:
         protocol, train, test = "none", [], ["b"]
-        name, evaluator = "silent", None
+        name = "silent"
 
-        def judge(self, prompts, images):
+        @property
+        def evaluator(self):
+            return self
+
+        def submit(self, prompts, images):
             raise RunStopped("nor can it read a blank image")
 
     monkeypatch.setattr(checks, "load_task", lambda config, name: Silent())
     words = [*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", "+rewards.others.ocr=0.5"]
     found = by_name(checks.check(load(words)))
     assert not found["task geneval"].fine and "blank image" in found["task ocr"].todo and "task pickscore" not in found
+
+
+def test_the_arm_is_looked_at(pipeline_folder):
+    def found(*words):
+        config = load([*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", *words])
+        return by_name(checks.check(config))["method"]
+
+    assert found("method=oracle").fine and found("method=flow_grpo").found == "flow_grpo (method.arm=uniform)"
+    missing = found("method=star", "method.name=mine", "method.arm=no_module:map")
+    assert not missing.fine and "there is no module 'no_module'" in missing.todo
+    blind = found("task=pickscore", "evaluators.pickscore=own_reward:Brightness", "method=oracle")
+    assert not blind.fine and "which brightness-v1 does not tell" in blind.todo
 
 
 def test_a_small_model_on_this_machine_is_fine(monkeypatch, capsys, tmp_path, pipeline_folder):

@@ -8,6 +8,8 @@ from fake_task import RedTask
 
 from star.common.errors import UserError
 from star.config import identity, label, load
+from star.method.allocation import try_out
+from star.method.arms import whole_epoch, with_images, with_places, with_slopes
 from star.training.trainer import Trainer
 
 
@@ -38,3 +40,46 @@ def test_a_function_that_is_not_there_is_told_before_a_model_is_loaded(make_conf
     with pytest.raises(UserError, match="method.arm=own_arm:nope: the module own_arm has no 'nope'"):
         Trainer(config, RedTask())
     assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda relevance, rollouts: None, "must give a tensor like its first argument, not NoneType"),
+        (lambda relevance, rollouts: relevance.numpy(), "must give a tensor like its first argument, not ndarray"),
+        (lambda relevance, rollouts: relevance[0], r"gives maps of shape \(4, 8, 8\), but it must keep \(2, 4, 8, 8\)"),
+    ],
+)
+def test_what_gives_no_maps_is_told_before_anything_is_drawn(make_config, monkeypatch, made, told):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr("own_arm.peaks", made)
+    config = make_config("method.name=mine", "method.arm=own_arm:peaks")
+    with pytest.raises(UserError, match=f"method.arm=own_arm:peaks {told}"):
+        Trainer(config, RedTask())
+    assert not Path(config.run).exists()
+
+
+def test_a_map_of_ones_own_may_ask_for_all_that_there_is(make_config, monkeypatch):
+    """All of it is there already where it is tried out."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    seen = []
+
+    @whole_epoch
+    @with_places
+    @with_images
+    @with_slopes
+    def curious(relevance, rollouts):
+        seen.append([tuple(one.shape) for one in (relevance, rollouts.places, rollouts.images, rollouts.slopes)])
+        seen.append((list(rollouts.prompts), list(rollouts.keys)))
+        return relevance
+
+    monkeypatch.setattr("own_arm.peaks", curious)
+    try_out("own_arm:peaks", 2, (4, 4), 64)
+    assert seen == [[(2, 4, 4, 4), (4, 4, 4), (4, 64, 64, 3), (4, 64, 64, 3)], ([0, 0, 1, 1], [0, 1, 2, 3])]
+
+
+def test_a_map_named_as_a_method_or_by_its_file_is_told_how(make_config):
+    with pytest.raises(UserError, match="a map of your own: method=star method.name=NAME method.arm=own_arm:peaks"):
+        load(["method=own_arm:peaks"])
+    with pytest.raises(UserError, match="the name of a module, not of its file: own_arm:peaks"):
+        Trainer(make_config("method.name=mine", "method.arm=own_arm.py:peaks"), RedTask())

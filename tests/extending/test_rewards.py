@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
@@ -85,6 +86,33 @@ def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypa
         UserError, match=f"rewards.others.{OWN} cannot judge images of task=pickscore: the prompt .* no record"
     ):
         check("method=star", f"+rewards.others.{OWN}=1")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda images: lambda: [{"stratum": "all"}] * len(images), "a list of 2 dicts .* 'reward' is a number, not"),
+        (lambda images: lambda: [{"reward": 1.0}], r"a list of 2 dicts .*, not \[\{'reward': 1.0\}\]"),
+        (lambda images: lambda: [{"reward": torch.tensor(0.5)}] * len(images), "'reward' is a number, not .*tensor"),
+        (lambda images: lambda: [{"reward": float("nan")}] * len(images), "gives reward=nan: its weights are"),
+        (lambda images: [{"reward": 1.0}] * len(images), "`submit` must return a function that waits"),
+    ],
+)
+@pytest.mark.parametrize("word", [f"+rewards.others.{OWN}=0.5", f"evaluators.pickscore={OWN}"])
+def test_what_judges_otherwise_than_it_must_is_told_before_anything_is_drawn(make_config, monkeypatch, given, told, word):
+    monkeypatch.setattr("own_reward.Brightness.submit", lambda judge, prompts, images: given(images))
+    config = make_config("task=pickscore", word)
+    name = "rewards.others.own_reward:Brightness" if "others" in word else "evaluators.pickscore"
+    with pytest.raises(UserError, match=f"^{name}:? .*{told}"):
+        Trainer(config)
+    assert not Path(config.run).exists()
+
+
+def test_a_tasks_own_evaluator_may_be_a_class_of_ones_own(monkeypatch):
+    """As in a task of one's own: what its module names is what the settings name as its engine."""
+    assert type(registry.create(OWN, OWN)).__name__ == "Brightness" == type(registry.create(OWN)).__name__
+    with pytest.raises(UserError, match="engine=mini: .* has no engines"):
+        registry.create(OWN, "mini")
 
 
 def test_a_folder_is_scored_by_an_evaluator_of_ones_own(tmp_path):

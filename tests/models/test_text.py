@@ -83,7 +83,8 @@ def test_resting_encoders_come_once_for_all_texts(make_config, monkeypatch):
 
     monkeypatch.setattr(text, "visiting", visiting)
     meta = torch.device("meta")
-    cache = TextCache(SD3(make_config().model, CPU, 0).pipeline, 16, CPU, meta)
+    base = SD3(make_config().model, CPU, 0)
+    cache = TextCache(base.encoded, base.encoders, CPU, meta)
     cache.prepare(["a ring", "a star"])
     cache(["a star"])
     assert visits == [(3, CPU, meta)]

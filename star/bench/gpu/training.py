@@ -130,7 +130,7 @@ def _epoch(bench: Bench, label: str, words: tuple[str, ...], first: bool) -> Ite
         if first:
             trainer.epoch(0)  # what the first epoch of a process takes beyond the others is not what is asked
         rest = torch.device("cpu") if config.model.offload else bench.device
-        base.encode = TextCache(pipeline, config.model.text_length, bench.device, rest)  # one that knows no text yet
+        base.encode = TextCache(base.encoded, base.encoders, bench.device, rest)  # one that knows no text yet
         forget_peak(bench.device)
         train = config.train
         samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 1)
