@@ -28,8 +28,10 @@ from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
 from star.records.folder import MACHINE
 from star.tasks import Task, load_task
 from star.training import guards
+from star.training.credit import check_evaluator
 from star.training.machine import loaded
-from star.training.trainer import MicroBatch, Trainer, check_evaluator
+from star.training.rollout import MicroBatch
+from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
 EPOCHS, SEEDS = 6, "0..7"

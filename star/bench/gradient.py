@@ -33,7 +33,9 @@ from star.records.folder import GRADIENT, MACHINE, NEEDED
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
-from star.training.trainer import MicroBatch, Trainer, check_evaluator
+from star.training.credit import check_evaluator
+from star.training.rollout import MicroBatch
+from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS, MOST_EPOCHS = 12, 1000

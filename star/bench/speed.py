@@ -25,8 +25,8 @@ from star.config import load as load_config
 from star.models.interface import BaseModel
 from star.tasks import Task, load_task
 from star.training.machine import loaded
-from star.training.rollout import Sample, plan, starts, step_noise, trained_steps
-from star.training.trainer import MicroBatch, Trainer
+from star.training.rollout import MicroBatch, Sample, plan, starts, step_noise, trained_steps
+from star.training.trainer import Trainer
 
 DEFAULTS = ("method=flow_grpo", "train.schedule=constant")
 ROUNDS = 5

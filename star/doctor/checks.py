@@ -30,8 +30,8 @@ from star.models.shapes import shape_of
 from star.models.sources import download, located, source
 from star.records.results import commit, is_commit
 from star.tasks import load_rewards, load_task
+from star.training.credit import check_evaluator
 from star.training.machine import placed
-from star.training.trainer import check_evaluator
 
 GIB = 2**30
 

@@ -30,9 +30,10 @@ from star.models.sources import source
 from star.records.folder import own_results
 from star.records.results import commit
 from star.tasks import Prompt, Task
+from star.training.credit import star_weights
 from star.training.machine import placed
-from star.training.rollout import Sample, sample
-from star.training.trainer import MicroBatch, Trainer, star_weights
+from star.training.rollout import MicroBatch, Sample, sample
+from star.training.trainer import Trainer
 
 # The method with all of the work, two denoising steps of which the first is trained, and one update.
 FIXED = (

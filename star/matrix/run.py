@@ -117,7 +117,7 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     from star.method.arms import map_maker
     from star.models import find
     from star.tasks import load_rewards, load_task
-    from star.training.trainer import check_evaluator
+    from star.training.credit import check_evaluator
 
     for arm in sorted(set().union(*arms.values())):
         map_maker(arm)

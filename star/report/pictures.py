@@ -30,8 +30,8 @@ from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
 from star.tasks import Prompt, load_task
 from star.training.checkpoint import load_trained
+from star.training.credit import star_weights
 from star.training.rollout import denoise
-from star.training.trainer import star_weights
 
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6

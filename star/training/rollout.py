@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 
 import torch
@@ -15,6 +15,7 @@ from star.method.sampling import Transition, transition
 from star.models.interface import BaseModel, Capture
 from star.tasks import Prompt
 from star.training import guards
+from star.training.judging import Verdicts
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,31 @@ class Trajectory:
     relevance: Tensor | None
     images: Tensor
     alike: list[int] | None = None
+
+
+@dataclass
+class MicroBatch:
+    """What goes through the model at once, on its way from rollout to update.
+
+    Attributes:
+        number: its place among the micro-batches of all processes; sample ``i`` of it is the epoch's ``number B + i``.
+        trajectory: of its B rollouts.
+        verdicts: name of a reward -> what waits for the verdicts on its images.
+        advantages: (B,), once all rewards are known.
+        weights: (steps, B, h, w), once they are allocated; None where they are 1 everywhere.
+    """
+
+    number: int
+    trajectory: Trajectory
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    weights: Tensor | None = None
+
+    @property
+    def span(self) -> slice:
+        """Where its samples stand among those of the epoch."""
+        size = len(self.trajectory.samples)
+        return slice(self.number * size, (self.number + 1) * size)
 
 
 def plan(prompts: int, groups: int, group_size: int, seed: int, epoch: int) -> list[Sample]:

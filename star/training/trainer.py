@@ -10,17 +10,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
-from evaluators.interface import Evaluator, check_verdicts, places_of, slopes_of
+from evaluators.interface import Evaluator, check_verdicts
 from star import config as settings
 from star import models
 from star.common import processes
@@ -32,8 +29,8 @@ from star.common.plugins import is_path
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
-from star.method.allocation import allocate, effective_sample_share, overlap, try_out, upsample
-from star.method.arms import map_maker, needs, needs_whole_epoch
+from star.method.allocation import effective_sample_share, try_out, upsample
+from star.method.arms import map_maker
 from star.method.objective import (
     Bound,
     PolicyLoss,
@@ -57,38 +54,14 @@ from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, digest
+from star.training.credit import check_evaluator, overlaps, weigh
 from star.training.evaluation import evaluate
-from star.training.judging import Beside, Verdicts
+from star.training.judging import Beside
 from star.training.machine import check_deterministic, compute_deterministically, decisions, settled
-from star.training.rollout import Sample, Trajectory, diversity, plan, sample, thumbnails, trained_steps, velocity
+from star.training.rollout import MicroBatch, Sample, diversity, plan, sample, thumbnails, trained_steps, velocity
 
 LARGEST = ("ratio_error", "weight_max")
 """Of these figures an epoch reports the largest value, of the others the mean."""
-
-
-@dataclass
-class MicroBatch:
-    """What goes through the model at once, on its way from rollout to update.
-
-    Attributes:
-        number: its place among the micro-batches of all processes; sample ``i`` of it is the epoch's ``number B + i``.
-        trajectory: of its B rollouts.
-        verdicts: name of a reward -> what waits for the verdicts on its images.
-        advantages: (B,), once all rewards are known.
-        weights: (steps, B, h, w), once they are allocated; None where they are 1 everywhere.
-    """
-
-    number: int
-    trajectory: Trajectory
-    verdicts: dict[str, Verdicts] = field(default_factory=dict)
-    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
-    weights: Tensor | None = None
-
-    @property
-    def span(self) -> slice:
-        """Where its samples stand among those of the epoch."""
-        size = len(self.trajectory.samples)
-        return slice(self.number * size, (self.number + 1) * size)
 
 
 class Trainer:
@@ -336,62 +309,8 @@ class Trainer:
         return mixed_rewards(scores, {self.config.task.name: 1.0, **config.others}, groups, config.normalise)
 
     def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
-        """Give this process's micro-batches their weights, where they are not 1 everywhere.
-
-        Maps stay on their process, unless one's map is made of others': then the whole epoch is allocated at once.
-        """
-        method = self.config.method
-        maker = map_maker(method.arm)
-        if maker is None:
-            return
-        collect = self._gather if needs_whole_epoch(maker) else list
-        own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
-        maps = dict(sorted(collect(own)))
-        known = {
-            what: dict(collect([(batch.number, make(batch)) for batch in batches]))
-            for what, make in (("places", self._covered), ("images", self._images), ("slopes", self._slopes))
-            if needs(maker, what)
-        }
-        if not maps:
-            return  # no micro-batch for this process
-        size = self.config.train.micro_batch
-        positions = [number * size + place for number in maps for place in range(size)]
-        weights = allocate(
-            torch.cat(list(maps.values()), dim=1),
-            method.arm,
-            cap=method.cap,
-            mix=method.mix,
-            exponent=method.exponent,
-            normalise=method.normalise,
-            prompts=[groups[position] for position in positions],
-            keys=[epoch * len(groups) + position for position in positions],
-            seed=self.config.seed,
-            **{what: torch.cat([parts[number] for number in maps]) for what, parts in known.items()},
-        )
-        parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
-        for batch in batches:
-            batch.weights = parts[batch.number].to(self.base.device)
-
-    def _covered(self, batch: MicroBatch) -> Tensor:
-        """The share of each image token where the task's own verdict comes from, (B, h, w)."""
-        trajectory = batch.trajectory
-        places = places_of(self.task.evaluator)
-        assert places is not None and trajectory.relevance is not None
-        masks = places([self.task.train[s.prompt] for s in trajectory.samples], list(trajectory.images.numpy()))
-        height, width = trajectory.relevance.shape[2:]
-        return adaptive_avg_pool2d(torch.from_numpy(np.stack(masks)).float(), (height, width))
-
-    def _images(self, batch: MicroBatch) -> Tensor:
-        """The final images, uint8 (B, H, W, 3)."""
-        return batch.trajectory.images
-
-    def _slopes(self, batch: MicroBatch) -> Tensor:
-        """How the task's own reward rises with the pixels of the final images, (B, H, W, 3)."""
-        trajectory = batch.trajectory
-        slopes = slopes_of(self.task.evaluator)
-        assert slopes is not None
-        prompts = [self.task.train[s.prompt] for s in trajectory.samples]
-        return torch.from_numpy(np.stack(slopes(prompts, list(trajectory.images.numpy()))))
+        """Give this process's micro-batches their weights, see :func:`star.training.credit.weigh`."""
+        weigh(batches, groups, epoch, self.config, self.task, self._gather)
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
         """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
@@ -425,21 +344,12 @@ class Trainer:
             if batch.weights is not None:
                 figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())
                 figures["weight_max"].append(batch.weights.max().item())
-                figures["overlap"] += self._overlap(batch)
+                figures["overlap"] += overlaps(self.config.method, batch)
         pooled: dict[str, list[float]] = defaultdict(list)
         for part in self._gather([dict(figures)]):
             for name, values in part.items():
                 pooled[name] += values
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
-
-    def _overlap(self, batch: MicroBatch) -> list[float]:
-        """How much of the arm's map lies where STAR's does, see :func:`overlap`; nothing where all is uniform."""
-        method, relevance = self.config.method, batch.trajectory.relevance
-        if batch.weights is None or relevance is None or method.mix == 0:
-            return []
-        # The uniform part is common to all arms and would hide how they differ.
-        star = star_weights(replace(method, mix=1.0), relevance.cpu())
-        return [overlap((batch.weights.cpu() - (1 - method.mix)) / method.mix, star).mean().item()]
 
     def _check_shares(self) -> None:
         """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""
@@ -657,33 +567,6 @@ class Trainer:
 
     def _text(self, s: Sample) -> str:
         return self.task.train[s.prompt].text
-
-
-def star_weights(method: MethodConfig, relevance: Tensor) -> Tensor:
-    """STAR's weights (steps, B, h, w) of the relevance of B rollouts, whatever the arm, made as the method says."""
-    return allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
-
-
-def check_evaluator(arm: str, task: Task) -> None:
-    """Refuse an arm whose maps are made of what the task's evaluator cannot tell: places or slopes.
-
-    Args:
-        arm: a value of ``method.arm``.
-        task: what judges.
-
-    Raises:
-        UserError: it cannot.
-    """
-    maker = map_maker(arm)
-    for what, method, words in (
-        ("places", places_of, "where in an image the verdict comes from"),
-        ("slopes", slopes_of, "how the reward rises with an image's pixels"),
-    ):
-        if maker and needs(maker, what) and method(task.evaluator) is None:
-            raise UserError(
-                f"method.arm={arm} needs to know {words}, which {task.protocol} does not tell; use another method, or an "
-                f"evaluator with {what} (evaluators/interface.py)"
-            )
 
 
 def _mean(values: Sequence[float]) -> float:

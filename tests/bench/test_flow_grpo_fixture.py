@@ -105,7 +105,10 @@ def test_its_figures_are_those_of_each_update(make_config):
     ("words", "told"),
     [
         (("sampling.kind=cps",), "sampling.kind=cps: the published loop is there for sampling.kind=sde only"),
-        (("model.kind=my:Model", "model.name=mine"), "model.kind=my:Model: the published loop is there for model.kind=null only"),
+        (
+            ("model.kind=my:Model", "model.name=mine"),
+            "model.kind=my:Model: the published loop is there for model.kind=null only",
+        ),
         (("train.guard=true",), "train.guard=True: the published loop is there for train.guard=false only"),
         (("train.kl=paper",), "train.kl=paper"),
         (("train.schedule=linear",), "train.schedule=linear"),

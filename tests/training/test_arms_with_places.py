@@ -10,8 +10,8 @@ from fake_task import RedTask
 
 from star.common.errors import UserError
 from star.method.arms import with_places
-from star.training.rollout import Sample, Trajectory
-from star.training.trainer import MicroBatch, Trainer
+from star.training.rollout import MicroBatch, Sample, Trajectory
+from star.training.trainer import Trainer
 
 
 class PlacedTask(RedTask):
@@ -59,7 +59,7 @@ def test_a_map_of_ones_own_may_need_places_and_the_whole_epoch(make_config, monk
 
     own.whole_epoch = True
     monkeypatch.setattr("star.method.allocation.map_maker", lambda arm: own)
-    monkeypatch.setattr("star.training.trainer.map_maker", lambda arm: own)
+    monkeypatch.setattr("star.training.credit.map_maker", lambda arm: own)
     trainer = Trainer(make_config("train.micro_batch=4"), PlacedTask())
     trainer.allocate(batches_of([4, 2, 64, 0, 8, 4, 20, 1], 4)[::-1], [0, 0, 1, 1, 2, 2, 3, 3], 0)
     assert seen == [(8, [0.5, 0.25, 1, 0, 1, 0.5, 1, 0.125])]  # in the order of the epoch

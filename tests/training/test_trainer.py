@@ -17,11 +17,11 @@ from star.config import to_yaml
 from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.tasks import Prompt
-from star.training import rollout
+from star.training import credit, rollout
 from star.training import trainer as trainer_module
 from star.training.judging import Beside
-from star.training.rollout import Sample, Trajectory, plan, sample, thumbnails, trained_steps
-from star.training.trainer import MicroBatch, Trainer
+from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, thumbnails, trained_steps
+from star.training.trainer import Trainer
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
 
@@ -142,7 +142,7 @@ def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
 
 def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_config, monkeypatch):
     made = []
-    real = trainer_module.allocate
+    real = credit.allocate
 
     def of_equal_maps(relevance, arm, **known):
         """So that nothing but the field tells rollouts and epochs apart."""
@@ -152,7 +152,7 @@ def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_c
             made.append(weights)
         return weights
 
-    monkeypatch.setattr(trainer_module, "allocate", of_equal_maps)
+    monkeypatch.setattr(credit, "allocate", of_equal_maps)
     trainer = Trainer(make_config("method=star_random"), RedTask())
     trainer.epoch(0)
     first = torch.cat(made, dim=1)
@@ -219,7 +219,7 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(make_config, tmp_path, m
         "import time\n"
         "from omegaconf import OmegaConf\n"
         "from star.config import Config\n"
-        "from star.training.trainer import MicroBatch, Trainer\n"
+        "from star.training.trainer import Trainer\n"
         "from fake_task import RedTask\n"
         f"config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load({str(overrides)!r})))\n"
         "class Slow(RedTask):\n"

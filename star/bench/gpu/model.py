@@ -27,8 +27,8 @@ from star.method.attention import KERNELS, install
 from star.models.interface import Capture
 from star.models.memory import GPU_OVERHEAD, needed
 from star.models.sd3 import SD3
-from star.training.rollout import Sample, sample
-from star.training.trainer import MicroBatch, Trainer
+from star.training.rollout import MicroBatch, Sample, sample
+from star.training.trainer import Trainer
 
 FLOW = ("method=flow_grpo",)
 STAR = ("method=star",)

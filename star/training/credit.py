@@ -1,0 +1,134 @@
+"""Where and when the advantage of a rollout counts: the weights of an epoch's micro-batches."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from evaluators.interface import places_of, slopes_of
+from star.common.errors import UserError
+from star.config import Config
+from star.config.schema import MethodConfig
+from star.method.allocation import allocate, overlap
+from star.method.arms import map_maker, needs, needs_whole_epoch
+from star.tasks import Task
+from star.training.rollout import MicroBatch
+
+
+def weigh(
+    batches: Sequence[MicroBatch],
+    groups: Sequence[int],
+    epoch: int,
+    config: Config,
+    task: Task,
+    gather: Callable[[list], list],
+) -> None:
+    """Give a process's micro-batches their weights, where they are not 1 everywhere.
+
+    Maps stay on their process, unless one's map is made of others': then the whole epoch is allocated at once.
+
+    Args:
+        batches: this process's, drawn.
+        groups: the group of each sample of the epoch.
+        epoch: its number, from 0.
+        config: the settings.
+        task: whose evaluator tells what some maps are made of.
+        gather: the items of all processes.
+    """
+    method = config.method
+    maker = map_maker(method.arm)
+    if maker is None:
+        return
+    collect = gather if needs_whole_epoch(maker) else list
+    maps = dict(
+        sorted(collect([(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]))
+    )
+    known = {
+        what: dict(collect([(batch.number, make(task, batch)) for batch in batches]))
+        for what, make in (("places", _places), ("images", _images), ("slopes", _slopes))
+        if needs(maker, what)
+    }
+    if not maps:
+        return  # no micro-batch for this process
+    size = config.train.micro_batch
+    positions = [number * size + place for number in maps for place in range(size)]
+    weights = allocate(
+        torch.cat(list(maps.values()), dim=1),
+        method.arm,
+        cap=method.cap,
+        mix=method.mix,
+        exponent=method.exponent,
+        normalise=method.normalise,
+        prompts=[groups[position] for position in positions],
+        keys=[epoch * len(groups) + position for position in positions],
+        seed=config.seed,
+        **{what: torch.cat([parts[number] for number in maps]) for what, parts in known.items()},
+    )
+    parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
+    for batch in batches:
+        batch.weights = parts[batch.number].to(batch.trajectory.latents.device)
+
+
+def _places(task: Task, batch: MicroBatch) -> Tensor:
+    """The share of each image token where the task's own verdict comes from, (B, h, w)."""
+    trajectory = batch.trajectory
+    places = places_of(task.evaluator)
+    assert places is not None and trajectory.relevance is not None
+    masks = places([task.train[s.prompt] for s in trajectory.samples], list(trajectory.images.numpy()))
+    height, width = trajectory.relevance.shape[2:]
+    return adaptive_avg_pool2d(torch.from_numpy(np.stack(masks)).float(), (height, width))
+
+
+def _images(task: Task, batch: MicroBatch) -> Tensor:
+    """The final images, uint8 (B, H, W, 3)."""
+    return batch.trajectory.images
+
+
+def _slopes(task: Task, batch: MicroBatch) -> Tensor:
+    """How the task's own reward rises with the pixels of the final images, (B, H, W, 3)."""
+    trajectory = batch.trajectory
+    slopes = slopes_of(task.evaluator)
+    assert slopes is not None
+    prompts = [task.train[s.prompt] for s in trajectory.samples]
+    return torch.from_numpy(np.stack(slopes(prompts, list(trajectory.images.numpy()))))
+
+
+def overlaps(method: MethodConfig, batch: MicroBatch) -> list[float]:
+    """How much of the arm's map lies where STAR's does, mean over a micro-batch, see :func:`star.method.allocation.overlap`;
+    nothing where all is uniform."""
+    relevance = batch.trajectory.relevance
+    if batch.weights is None or relevance is None or method.mix == 0:
+        return []
+    # The uniform part is common to all arms and would hide how they differ.
+    star = star_weights(replace(method, mix=1.0), relevance.cpu())
+    return [overlap((batch.weights.cpu() - (1 - method.mix)) / method.mix, star).mean().item()]
+
+
+def star_weights(method: MethodConfig, relevance: Tensor) -> Tensor:
+    """STAR's weights (steps, B, h, w) of the relevance of B rollouts, whatever the arm, made as the method says."""
+    return allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
+
+
+def check_evaluator(arm: str, task: Task) -> None:
+    """Refuse an arm whose maps are made of what the task's evaluator cannot tell: places or slopes.
+
+    Args:
+        arm: a value of ``method.arm``.
+        task: what judges.
+
+    Raises:
+        UserError: it cannot.
+    """
+    maker = map_maker(arm)
+    for what, method, words in (
+        ("places", places_of, "where in an image the verdict comes from"),
+        ("slopes", slopes_of, "how the reward rises with an image's pixels"),
+    ):
+        if maker and needs(maker, what) and method(task.evaluator) is None:
+            raise UserError(
+                f"method.arm={arm} needs to know {words}, which {task.protocol} does not tell; use another method, or an "
+                f"evaluator with {what} (evaluators/interface.py)"
+            )
