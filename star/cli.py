@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from star.common.console import UNREAD, console, console_for_tables, let_go, note, table, unread, written_out
+from star.common.console import UNREAD, console, let_go, note, print_table, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
@@ -223,7 +223,7 @@ def demo(
     from star.demo import demo as run
 
     found = run(out, overrides or [])
-    _print_table("one image of each held-out prompt, ± standard error", ("method", *METRICS.values()), found.rows)
+    print_table("one image of each held-out prompt, ± standard error", ("method", *METRICS.values()), found.rows)
     console().print(f"pictures and maps: {found.page}", soft_wrap=True)
 
 
@@ -280,7 +280,7 @@ def doctor(
         from star.doctor.dry_run import report
 
         file, rows = report(run(overrides))
-        _print_table("dry run", ("what", "measured"), rows)
+        print_table("dry run", ("what", "measured"), rows)
         console().print(f"written to {file}", soft_wrap=True)
         return
     from star import config
@@ -288,7 +288,7 @@ def doctor(
 
     findings = check(config.load(overrides))
     lines = [(finding.what, "fine" if finding.fine else "missing", finding.found) for finding in findings]
-    _print_table("doctor", ("what", "", "found"), lines)
+    print_table("doctor", ("what", "", "found"), lines)
     if todo := [f"- {finding.what}: {finding.todo}" for finding in findings if finding.todo]:
         console().print("\n".join(["what to do:", *todo]), soft_wrap=True)  # not in the table, which would break commands
     raise typer.Exit(0 if all(finding.fine for finding in findings) else 1)
@@ -317,7 +317,7 @@ def calibrate(words: Settings = None) -> None:
         for row, published, again in found
     ]
     columns = ("metric", "value", "± standard error", "published for Flow-GRPO", "measured by others on its LoRA")
-    _print_table(f"{first.method}, {first.protocol}", columns, rows)
+    print_table(f"{first.method}, {first.protocol}", columns, rows)
 
 
 @app.command()
@@ -577,7 +577,7 @@ def localisation(
         for block, found in enumerate(zip(mean, stderr, strict=True))
     ]
     title = f"concentration on the objects ± standard error, {len(result.images)} pictures"
-    _print_table(title, ("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps"), rows)
+    print_table(title, ("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps"), rows)
     if image:
         picture(result, load(overrides or []).relevance.blocks, image)
 
@@ -672,15 +672,8 @@ def _at_home(word: str) -> str:
     return name + equals + os.path.expanduser(value)
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    drawn = table(title, columns)
-    for row in rows:
-        drawn.add_row(*row)
-    console_for_tables().print(drawn)
-
-
 def _print_measured(found: "Shown") -> None:
-    _print_table(found.title, found.columns, found.rows)
+    print_table(found.title, found.columns, found.rows)
     console().print(found.below, soft_wrap=True)
 
 
@@ -691,6 +684,6 @@ def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: 
         (metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
         for metric, value, stderr in scores
     ]
-    _print_table(title, ("metric", "value", "± standard error"), rows)
+    print_table(title, ("metric", "value", "± standard error"), rows)
     if below:
         console().print(below, soft_wrap=True)

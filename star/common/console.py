@@ -3,7 +3,7 @@
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -33,6 +33,14 @@ def console_for_tables() -> Console:
 def table(title: str, columns: Iterable[str]) -> Table:
     """A table of rich whose cells, where there is no room, go on below and lose nothing."""
     return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a :func:`table` of these rows."""
+    drawn = table(title, columns)
+    for row in rows:
+        drawn.add_row(*row)
+    console_for_tables().print(drawn)
 
 
 def tell(line: str) -> None:

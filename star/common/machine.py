@@ -50,10 +50,12 @@ def _processor() -> str:
 @cache
 def versions() -> str:
     """``torch 2.13.0, diffusers 0.38.0, ...``: which :data:`PACKAGES` are installed."""
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
+    return ", ".join(f"{name} {found}" for name in PACKAGES if (found := installed(name)))
+
+
+def installed(package: str) -> str | None:
+    """The version of a package that is installed; None if it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,5 +1,6 @@
 """How numbers are written, in reports, tables and on the screen."""
 
+from collections.abc import Sequence
 from math import isfinite, isnan
 
 from star.common.statistics import Estimate
@@ -20,10 +21,21 @@ def estimate(value: Estimate, digits: int = 3) -> str:
     return f"{number(value.value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
-def signed(value: Estimate, digits: int = 3) -> str:
-    """``+0.021 [−0.002, +0.044]``."""
-    texts = [f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in (value.value, *(value.interval or ()))]
-    return texts[0] if value.interval is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+def signed(value: Estimate | float, digits: int = 3) -> str:
+    """``+0.021 [−0.002, +0.044]``, or ``+0.021`` of what has no interval."""
+    parts = (value.value, *(value.interval or ())) if isinstance(value, Estimate) else (value,)
+    first, *ends = (f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in parts)
+    return f"{first} [{', '.join(ends)}]" if ends else first
+
+
+def counted(count: int, what: str) -> str:
+    """``1 training seed``, ``3 training seeds``."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def named_seeds(seeds: Sequence[int]) -> str:
+    """``seed 0``, ``seeds 0, 1, 2``."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def with_error(value: float, stderr: float | None, digits: int = 3, between: str = " ± ") -> str:

@@ -44,8 +44,8 @@ class Bar:
     def _line(self) -> str:
         task = next(task for task in self._display.tasks if task.id == self._task)
         total = "?" if task.total is None else f"{task.total:.0f}"
-        left = "" if task.time_remaining is None else f", {_clock(task.time_remaining)} left"
-        return f"{task.description}: {task.completed:.0f}/{total}, {_clock(task.elapsed or 0.0)} elapsed{left}"
+        left = "" if task.time_remaining is None else f", {clock(task.time_remaining)} left"
+        return f"{task.description}: {task.completed:.0f}/{total}, {clock(task.elapsed or 0.0)} elapsed{left}"
 
 
 @contextmanager
@@ -98,5 +98,6 @@ def _new_display() -> Progress:
     )
 
 
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))
+def clock(seconds: float) -> str:
+    """A time as ``1:23:45``."""
+    return str(timedelta(seconds=round(seconds)))

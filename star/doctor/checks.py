@@ -4,7 +4,7 @@ import platform
 import shutil
 import zipfile
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,7 @@ from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
 from star.common.launched import check_launched
+from star.common.machine import installed
 from star.common.plugins import is_path
 from star.config import Config
 from star.method.arms import map_maker, needs
@@ -167,9 +168,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def _problem(wanted: Requirement) -> str | None:
-    try:
-        found = version(wanted.name)
-    except PackageNotFoundError:
+    if (found := installed(wanted.name)) is None:
         return f"{wanted.name} is missing"
     return None if wanted.specifier.contains(found, prereleases=True) else f"{wanted} is wanted, {found} is installed"
 

@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from star.common.progress import clock
 from star.matrix.cells import Cell, State
-from star.matrix.estimate import clock, total
+from star.matrix.estimate import total
 from star.training.checkpoint import RunFolder
 
 DRAW_SECONDS = 1.0

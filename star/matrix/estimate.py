@@ -1,10 +1,10 @@
 """How long the cells of a matrix take, judged by those that ran before."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from star.common.progress import clock
 from star.matrix.cells import Cell, State, attempts
 from star.records import results
 from star.records.folder import own_results, shipped_results
@@ -92,11 +92,6 @@ def took(folder: Path) -> str:
         return clock(_seconds(tries))
     summary = RunFolder(folder).summary()
     return f"{clock(summary['seconds'])} of training" if summary else "?"
-
-
-def clock(seconds: float) -> str:
-    """A time as ``1:23:45``."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _finished(folder: Path) -> tuple[float, int] | None:

@@ -11,13 +11,14 @@ from star.common.children import end_with_parent
 from star.common.console import console, tell
 from star.common.errors import UserError, one_line
 from star.common.files import check_room
+from star.common.progress import clock
 from star.common.signals import ending_like_ctrl_c
 from star.config import Config
 from star.matrix import launchers
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, put
-from star.matrix.estimate import clock, left, pace, took
+from star.matrix.estimate import left, pace, took
 from star.records.folder import own_results
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from star.method.arms import METHODS
 from star.records.comparison import IMAGE
 from star.records.folder import AS_TEXT, EVALUATION, IMAGES, read_file
-from star.records.names import measured_on_own_task
+from star.records.names import measured_on_own_task, reading_order
 from star.records.results import PaperRow, Row, read
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
@@ -64,12 +63,12 @@ def lines(task: str, own: Sequence[Row], shipped: Sequence[Row], paper: Iterable
     """
     mine, theirs = (_summaries(rows, task) for rows in (own, shipped))
     published = {row.key: row for row in paper}
-    order = {method: place for place, method in enumerate(METHODS)}
     measured = {summary.metric for summary in mine.values()}
     # An evaluator of somebody's own has other metrics, all of which are shown.
     shown = measured & set(HEADLINES.get(task, (task,))) or measured - {DIVERSITY}
     found = [summary for summary in mine.values() if summary.metric in shown]
-    found.sort(key=lambda summary: (summary.metric, order.get(summary.method, len(order)), summary.method))
+    order = reading_order(summary.method for summary in found)
+    found.sort(key=lambda summary: (summary.metric, order.index(summary.method)))
     return [Beside(s, theirs.get(_place(s)), published.get((task, s.metric, s.method))) for s in found]
 
 

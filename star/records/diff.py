@@ -36,7 +36,7 @@ from star.method.arms import REFERENCE
 from star.records.names import ProtocolName, is_mini, method_label
 from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
 from star.records.summary import NORMAL_95, Summary, summarise
-from star.records.tables import OF_THE_PAPER, columns, metric_labels
+from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
 
 REPRODUCED = "reproduced"
 WITHIN_NOISE = "within noise"
@@ -334,8 +334,15 @@ def _cells(row: DiffRow) -> list[str]:
         ours += f" [{row.low:.4f}, {row.high:.4f}]"
     delta = MISSING if row.delta is None else f"{row.delta:+.4f}"
     counts = [f"{row.seeds}", f"{row.images:,}"] if row.seeds else [MISSING, MISSING]
-    metric = metric_labels(row.task, [row.metric]).get(row.metric, row.metric)
-    return [method_label(row.method), metric, row.reference or MISSING, ours, delta, *counts, row.status]
+    return [
+        method_label(row.method),
+        metric_label(row.task, row.metric),
+        row.reference or MISSING,
+        ours,
+        delta,
+        *counts,
+        row.status,
+    ]
 
 
 def _place(row: DiffRow) -> tuple[Any, ...]:

@@ -1,13 +1,14 @@
 """The names in result files: what a method's and a protocol's parts mean. Nothing else takes them apart."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
 
 from star.common.errors import UserError
 from star.config.schema import WORD
-from star.method.arms import ARMS
+from star.method.arms import ARMS, METHODS
 
 _W = WORD.pattern
 METHOD = re.compile(
@@ -118,6 +119,12 @@ class ProtocolName:
     def mini(self) -> bool:
         """Whether any part of it is the embedded world's: the model, the prompts or the evaluator."""
         return any(part == "mini" or part.startswith("mini-") for part in (self.evaluation, *self.parts))
+
+
+def reading_order(methods: Iterable[str]) -> list[str]:
+    """Each method once: those of this project in their own order, then the others by name."""
+    found = set(methods)
+    return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
 
 
 def method_label(method: str) -> str:

@@ -76,6 +76,11 @@ def metric_labels(task: str, found: Iterable[str]) -> dict[str, str]:
     return METRICS.get(task) or {metric: metric for metric in sorted(set(found))}
 
 
+def metric_label(task: str, metric: str) -> str:
+    """The heading of one metric."""
+    return metric_labels(task, [metric]).get(metric, metric)
+
+
 def columns(task: str, found: Collection[str]) -> dict[str, str]:
     """:func:`metric_labels`, but all that was found where another evaluator than the task's own has judged."""
     labels, judged = metric_labels(task, found), set(found) - {DIVERSITY}

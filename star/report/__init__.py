@@ -5,6 +5,7 @@ from pathlib import Path
 
 from star.common.errors import UserError
 from star.common.files import check_file, check_room, write_text
+from star.common.numbers import named_seeds
 from star.records.comparison import Comparison
 from star.report import csv_export as numbers
 from star.report.ablation import comparisons
@@ -67,10 +68,10 @@ def _is_report(file: Path) -> bool:
 
 def _page(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> Page:
     seeds = sorted({row.seed for row in found.rows if row.updates})
-    counted = f"training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "nothing trained"
+    trained = f"training {named_seeds(seeds)}" if seeds else "nothing trained"
     return Page(
         title=f"{TITLE}, scale {found.scale}",
-        subtitle=f"Tasks: {', '.join(found.tasks)}; {counted}. An open reproduction of STAR (arXiv 2606.17979).",
+        subtitle=f"Tasks: {', '.join(found.tasks)}; {trained}. An open reproduction of STAR (arXiv 2606.17979).",
         warning=MINI if found.mini else "",
         sections=sections(found, compared),
     )

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.common.numbers import MISSING, signed
-from star.common.statistics import Estimate
 from star.method.arms import ARMS, METHODS, RATIOS, REFERENCE
 from star.records.comparison import Comparison, compare
 from star.records.names import family, method_label
@@ -56,7 +55,7 @@ def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
 
 def difference_row(c: Comparison, name: str) -> list[str]:
     """A line of a table: the difference with its interval, and that of every seed."""
-    seeds = ", ".join(signed(Estimate(value, None, None)) for value in c.per_seed)
+    seeds = ", ".join(signed(value) for value in c.per_seed)
     return [name, signed(c.delta), seeds]
 
 

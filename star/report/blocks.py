@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 from star.common import markdown
+from star.records.comparison import Comparison
+from star.records.summary import Summary
 
 UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
 """Spaces at which a number must not part from its unit or error, nor what is in brackets."""
@@ -98,20 +99,6 @@ class Page:
     sections: Sequence[Section]
 
 
-class Sized(Protocol):
-    """A number that was measured on images of prompts."""
-
-    @property
-    def images(self) -> int:
-        """How many images."""
-        ...
-
-    @property
-    def prompts(self) -> int:
-        """Of how many distinct prompts."""
-        ...
-
-
 def to_html(page: Page) -> str:
     """The page as one HTML file that needs nothing else: no network, no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -133,7 +120,7 @@ def to_markdown(page: Page, folder: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def sizes(measured: Iterable[Sized]) -> str:
+def sizes(measured: Iterable[Comparison | Summary]) -> str:
     """``788 images of 197 prompts``, or all such sizes if they differ."""
     return " or ".join(dict.fromkeys(f"{m.images:,} images of {m.prompts:,} prompts" for m in measured))
 

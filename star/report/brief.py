@@ -1,8 +1,7 @@
 """A task on one screen, beside its result file: the table, STAR minus Flow-GRPO in a sentence, and their curves."""
 
 from star.common.files import write_text
-from star.common.numbers import signed
-from star.common.statistics import Estimate
+from star.common.numbers import named_seeds, signed
 from star.method.arms import REFERENCE
 from star.records import tables
 from star.records.comparison import Comparison, compare
@@ -46,10 +45,9 @@ def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     if not gains:
         return ""
     seeds = gains[0].seeds
-    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing of others"
     return (
-        f"{method_label(arm)} minus {method_label(reference)}, {named}, paired by prompt and noise "
+        f"{method_label(arm)} minus {method_label(reference)}, {named_seeds(seeds)}, paired by prompt and noise "
         f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
         + " They were not trained alike, so this is not of the method alone."
         * (not gains[0].equal_terms)
@@ -60,4 +58,4 @@ def _told(gain: Comparison) -> str:
     text = f"{gain.label} {signed(gain.delta, 4)}"
     if len(gain.seeds) == 1:
         return text
-    return f"{text} (by seed {', '.join(signed(Estimate(value, None, None), 4) for value in gain.per_seed)})"
+    return f"{text} (by seed {', '.join(signed(value, 4) for value in gain.per_seed)})"

@@ -13,7 +13,7 @@ from star.common.errors import UserError, short
 from star.common.files import fault, last_of_jsonl, visible
 from star.config import options
 from star.config.compose import of_scale
-from star.method.arms import METHODS, REFERENCE
+from star.method.arms import REFERENCE
 from star.records.comparison import Comparison, Trained, compare
 from star.records.diff import find_paper
 from star.records.folder import (
@@ -32,7 +32,7 @@ from star.records.folder import (
     read_file,
     shipped_results,
 )
-from star.records.names import MethodName, family, is_mini, measured_on_own_task, method_label
+from star.records.names import MethodName, family, is_mini, measured_on_own_task, method_label, reading_order
 from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_commit, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
@@ -91,8 +91,7 @@ class Collection:
 
     def methods(self, task: str) -> list[str]:
         """The methods that were measured on the task they were trained for, in reading order."""
-        found = {row.method for row in self.rows if row.task == task and measured_on_own_task(row.method)}
-        return [method for method in METHODS if method in found] + sorted(found - set(METHODS))
+        return reading_order(row.method for row in self.rows if row.task == task and measured_on_own_task(row.method))
 
     def trained(self, task: str, method: str) -> bool:
         """Whether this project trained it, unlike the base and released weights."""
@@ -126,8 +125,7 @@ class Collection:
         """Arm minus reference on the task's main score; None if they cannot be compared."""
         if self.images is None:
             return None
-        column, label = next(iter(self.paired(task).items()), ("", ""))
-        return compare(self.images[self.images["task"] == task], arm, reference, column, label)
+        return compare(self.images[self.images["task"] == task], arm, reference, *self.main_score(task))
 
     def main_metric(self, task: str) -> str | None:
         """The metric that methods are compared by: the task's, or of an evaluator of somebody's own its only one."""
@@ -140,6 +138,10 @@ class Collection:
         evaluator of somebody's own the reward."""
         known, metric = paired_scores(task), self.main_metric(task)
         return known if metric == primary(task) else {"reward": metric or "reward"}
+
+    def main_score(self, task: str) -> tuple[str, str]:
+        """Column and label of the first of :meth:`paired`; empty if there is none."""
+        return next(iter(self.paired(task).items()), ("", ""))
 
     @cached_property
     def shipped(self) -> "Collection | None":

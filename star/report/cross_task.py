@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from star.common.numbers import MISSING, estimate, number, signed
 from star.records.names import family, method_label, on_task
-from star.records.tables import metric_labels
+from star.records.tables import metric_label
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.figures import dots_svg
@@ -78,7 +78,7 @@ def _scores(found: Collection, task: str, metric: str, variant: str, arms: list[
             dots.setdefault(method_label(method), {})[f"trained for {trained}"] = summary.values
     if not dots:
         return None
-    label = metric_labels(task, [metric]).get(metric, metric)
+    label = metric_label(task, metric)
     told = "; ".join(f"{m} {name} {', '.join(map(number, v))}" for m, of in dots.items() for name, v in of.items())
     base = found.summary(task, metric, base_of(found, task, variant))
     line = ("base, all its images", base.estimate.value) if base else None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from star.common.console import console_for_tables, table
+from star.common.console import console_for_tables, print_table
 from star.common.errors import UserError
-from star.common.numbers import MISSING, signed, with_error
+from star.common.numbers import MISSING, counted, named_seeds, signed, with_error
 from star.common.statistics import detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -16,7 +16,7 @@ from star.records.comparison import Comparison
 from star.records.folder import latest_own_results, shipped_results
 from star.records.names import is_mini, method_label
 from star.records.summary import Summary
-from star.records.tables import metric_labels
+from star.records.tables import metric_label
 from star.report.blocks import Table, Text
 from star.report.collection import Collection, collect
 
@@ -61,10 +61,9 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     """
     theirs = found.shipped
     beside = lines(task, found.rows, theirs.rows if theirs else [], found.paper)
-    labels = metric_labels(task, [line.own.metric for line in beside])
     several = len({line.own.protocol for line in beside}) > 1
     small = any(is_mini(line.own.protocol) for line in beside)
-    rows = [_line(line, labels, several) for line in beside]
+    rows = [_line(line, several) for line in beside]
     if not small:  # a row of the diff for each of these, in their order, and then those that were not run
         statuses = [row.status for row in diff.against_paper([line.own for line in beside], found.paper)]
         rows = [[*row, status] for row, status in zip(rows, statuses, strict=False)]
@@ -91,16 +90,13 @@ def show(blocks: Sequence[Table | Text]) -> None:
         if isinstance(block, Text):
             screen.print(block.text, soft_wrap=True)
             continue
-        drawn = table(block.caption, block.head)
-        for row in block.rows:
-            drawn.add_row(*row)
-        screen.print(drawn)
+        print_table(block.caption, block.head, block.rows)
 
 
-def _line(line: Beside, labels: dict[str, str], several: bool) -> list[str]:
+def _line(line: Beside, several: bool) -> list[str]:
     published = str(line.paper.value) if line.paper and line.paper.value is not None else MISSING
     own = line.own
-    score = labels.get(own.metric, own.metric) + (f", {own.protocol}" if several else "")
+    score = metric_label(own.task, own.metric) + (f", {own.protocol}" if several else "")
     return [method_label(own.method), score, _told(own), _told(line.shipped), published]
 
 
@@ -117,10 +113,7 @@ def _told(summary: Summary | None) -> str:
 def _difference(gain: Comparison | None) -> str:
     if gain is None:
         return "none that can be compared"
-    if len(gain.seeds) > SEEDS_TO_NAME:
-        seeds = f"{len(gain.seeds)} seeds"
-    else:
-        seeds = f"seed{'s' * (len(gain.seeds) > 1)} {', '.join(map(str, gain.seeds))}"
+    seeds = counted(len(gain.seeds), "seed") if len(gain.seeds) > SEEDS_TO_NAME else named_seeds(gain.seeds)
     unlike = "" if gain.equal_terms else "; not trained alike, so not of the method alone"
     return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval{unlike})"
 
@@ -137,7 +130,7 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
     freedom = len(largest.seeds) - 1
     spread = float(np.std(largest.per_seed, ddof=1))
     counts = sorted({len(own.seeds), len(largest.seeds)})
-    shown = " and ".join(f"{detectable(spread, n, freedom):.3f} with {n} seed{'s' * (n > 1)}" for n in counts)
+    shown = " and ".join(f"{detectable(spread, n, freedom):.3f} with {counted(n, 'seed')}" for n in counts)
     return (
         f"Trainings lie apart: the difference varies by {spread:.3f} between seeds ({len(largest.seeds)} of them). What could "
         f"have been found, in four of five cases: {shown}."

@@ -7,9 +7,9 @@ import pandas as pd
 
 from star.common.numbers import estimate, number
 from star.common.statistics import mean_interval
-from star.method.arms import ARMS, METHODS, REFERENCE
+from star.method.arms import ARMS, REFERENCE
 from star.records.learning_curves import WINDOW, Reach, area_under_curve, cost_to_reach, levels, running_mean
-from star.records.names import MethodName, family, method_label
+from star.records.names import MethodName, family, method_label, reading_order
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection, families, titled
 from star.report.figures import INK, Curve, curves_svg
@@ -36,9 +36,7 @@ def learning(found: Collection) -> Section:
 def by_seed(curves: pd.DataFrame, task: str) -> dict[str, dict[int, pd.DataFrame]]:
     """Method -> seed -> its lines in order of epochs."""
     own = curves[curves["task"] == task]
-    ordered = [method for method in METHODS if method in set(own["method"])]
-    ordered += sorted(set(own["method"]) - set(METHODS))
-    by_method = {method: own[own["method"] == method].sort_values("epoch") for method in ordered}
+    by_method = {method: own[own["method"] == method].sort_values("epoch") for method in reading_order(own["method"])}
     return {
         method: {seed: part[part["seed"] == seed] for seed in sorted(set(part["seed"].tolist()))}
         for method, part in by_method.items()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from star.common.numbers import signed, with_error
+from star.common.numbers import counted, signed, with_error
 from star.records.first_updates import gains
 from star.records.folder import INITIAL
 from star.records.names import is_mini
@@ -103,7 +103,7 @@ def _beginnings(found: Collection) -> str:
         star = next((one for one in gains(part) if one.arm == "star"), None)
         if star and star.difference:
             times = "" if math.isnan(star.ratio) else f", {with_error(star.ratio, star.stderr, 2)} times Flow-GRPO's gain"
-            told.append(f"{part['task'].iloc[0]} ({_seeds(star.seeds)}) {signed(star.difference, 4)}{times}")
+            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {signed(star.difference, 4)}{times}")
     return "; ".join(told)
 
 
@@ -113,17 +113,13 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
     for task in found.tasks:
         own = {one.measure: one for one in made if one.task == task and (one.arm, one.reference) == QUESTION}
         both = [own[measure] for measure in (LEARNING, SCORE) if measure in own]
-        counts = [f" ({_seeds(len(one.seeds))})" for one in both]
+        counts = [f" ({counted(len(one.seeds), 'seed')})" for one in both]
         if len(set(counts)) == 1:  # said once
             told.append(f"{task}{counts[0]}: {', '.join(f'{one.measure} {_difference(one)}' for one in both)}")
         elif both:
             each = (f"{one.measure} {_difference(one)}{of}" for one, of in zip(both, counts, strict=True))
             told.append(f"{task}: {', '.join(each)}")
     return "; ".join(told)
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _difference(one: Planned) -> str:

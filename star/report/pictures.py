@@ -71,7 +71,7 @@ def samples(found: Collection, task: str) -> Block:
     )
 
     def draw() -> tuple[Figure, str]:
-        return _grid({method: path / "final" for method, path in runs.items()}, next(iter(found.paired(task))))
+        return _grid({method: path / "final" for method, path in runs.items()}, found.main_score(task)[0])
 
     return _kept(
         found.folder / "figures" / f"samples-{task}.png", _source(runs), draw if len(runs) == len(SHOWN) else None, caption

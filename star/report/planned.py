@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from star.common.numbers import MISSING, number, signed
+from star.common.numbers import MISSING, counted, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.comparison import Trained
@@ -140,8 +140,9 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     if gain is None:
         return None
     p = tests.get((task, LEARNING))
-    seeds = f"{len(gain.seeds)} training seed{'s' * (len(gain.seeds) > 1)}"
-    text = f"Mean over all epochs, {seeds}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
+    text = (
+        f"Mean over all epochs, {counted(len(gain.seeds), 'training seed')}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
+    )
     text += "." if p is None else f"; the planned test, corrected for all tests of the question, has p = {p:.2g}."
     if gain.detectable is not None:
         text += f" So many trainings find {gain.detectable:.4f} in four of five cases."

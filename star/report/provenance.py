@@ -5,12 +5,12 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from star import config as settings
 from star.common.errors import UserError
+from star.common.machine import installed
 from star.common.numbers import MISSING
 from star.records.folder import shipped_results
 from star.records.names import MethodName, measured_on_own_task, method_label
@@ -66,12 +66,7 @@ def _versions() -> list[list[str]]:
         ["system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"],
         ["python", platform.python_version()],
     ]
-    for name in PACKAGES:
-        try:
-            rows.append([name, metadata.version(name)])
-        except metadata.PackageNotFoundError:
-            rows.append([name, "not installed"])
-    return rows
+    return [*rows, *([name, installed(name) or "not installed"] for name in PACKAGES)]
 
 
 def _commands(found: Collection) -> tuple[list[str], list[str]]:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.common.numbers import MISSING, estimate, number
-from star.method.arms import ABLATION, METHODS, REFERENCE
+from star.method.arms import ABLATION, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
 from star.records.folder import shipped_results
-from star.records.names import measured_on_own_task, method_label
+from star.records.names import measured_on_own_task, method_label, reading_order
 from star.report import pictures
 from star.report.ablation import ablation
 from star.report.blocks import Block, Section, Table, Text, sizes
@@ -149,12 +149,12 @@ def _main_rows(found: Collection, task: str) -> list[diff.DiffRow]:
         for row in diff.against_paper(own, found.paper)
         if row.metric == found.main_metric(task) and (row.seeds or row.method in tables.OF_THE_PAPER)
     ]
-    order = [*METHODS, *sorted(row.method for row in rows if row.method not in METHODS)]
+    order = reading_order(row.method for row in rows)
     return sorted(rows, key=lambda row: order.index(row.method))
 
 
 def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> list[Block]:
-    label = tables.metric_labels(task, [rows[0].metric]).get(rows[0].metric, rows[0].metric)
+    label = tables.metric_label(task, rows[0].metric)
     head = ["method", "status", "paper", "this project [95 %]", "every seed"]
     lines = [_paper_line(found, row) for row in rows]
     size = sizes(s for row in rows if (s := found.summary(row.task, row.metric, row.method, row.protocol)))

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from scipy.stats import norm
 
-from star.common.numbers import signed
+from star.common.numbers import counted, signed
 from star.common.statistics import Estimate, detectable_among
 from star.records.comparison import Comparison
 from star.report.blocks import Text
@@ -146,7 +146,7 @@ def _gain(gain: Comparison | None) -> str:
         )
     text = (
         f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
-        f"({gain.images:,} images of {gain.prompts:,} prompts, {_training_seeds(gain)})"
+        f"({gain.images:,} images of {gain.prompts:,} prompts, {counted(len(gain.seeds), 'training seed')})"
     )
     if not gain.equal_terms:
         return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."
@@ -182,7 +182,9 @@ def _could(found: str, gain: Comparison | None, oracle: Comparison | None, paper
         what = "maps can be seen to help" if _helps(oracle) else "no map can be seen to help, so this says nothing of STAR's"
         if len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
             what = "too few to say whether maps can be seen to help"
-        sentences.append(f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)} ({_training_seeds(oracle)}): {what}.")
+        sentences.append(
+            f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)} ({counted(len(oracle.seeds), 'training seed')}): {what}."
+        )
     return " ".join(sentences)
 
 
@@ -201,7 +203,7 @@ def _control(found: str, gain: Comparison | None, control: Comparison | None, ab
         return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be put down to the map."
     text = f"STAR minus star_shuffled is {signed(control.delta)}"
     if gain is None or control.seeds != gain.seeds:
-        text += f" ({_training_seeds(control)})"
+        text += f" ({counted(len(control.seeds), 'training seed')})"
     if not control.equal_terms:
         return f"{text}, but {_unequal(control, 'star_shuffled')}."
     if found == GAIN:
@@ -229,10 +231,6 @@ def _trained(trained: Comparison | None) -> str:
     if low <= 0 <= high and len(trained.seeds) == 2:
         effect = "the interval of two seeds is too wide to tell"
     return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
-
-
-def _training_seeds(c: Comparison) -> str:
-    return "1 training seed" if len(c.seeds) == 1 else f"{len(c.seeds)} training seeds"
 
 
 def _seeds(count: int) -> str:

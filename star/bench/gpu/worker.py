@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from star.bench.gpu.figures import finite, forget_peak, free, reason
 from star.bench.gpu.steps import Step
 from star.common.errors import RunStopped
-from star.common.machine import PACKAGES
+from star.common.machine import PACKAGES, installed
 from star.common.plugins import import_path
 
 CONTEXT = multiprocessing.get_context("spawn")  # a CUDA device is not to be had in a forked process
@@ -149,7 +148,7 @@ def _facts(device: torch.device) -> dict[str, Any]:
         "device": f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in PACKAGES},
+        **{name: installed(name) or "unknown" for name in PACKAGES},
         "torch": torch.__version__,  # with the CUDA that it was built for
     }
     if device.type == "cuda":
@@ -162,13 +161,6 @@ def _facts(device: torch.device) -> dict[str, Any]:
             "cuDNN": torch.backends.cudnn.version(),
         }
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _driver() -> str:
