@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, groupby
 from math import isfinite
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from star.common.console import tell
 from star.common.errors import UserError
 from star.common.files import locked, read_jsonl, replacing
 from star.config import options
@@ -39,20 +40,25 @@ def put(cell: Cell, folder: Path) -> None:
 
 
 def _put(cell: Cell, folder: Path) -> None:
+    for file, new in _by_file(cell, folder):
+        left_out = results.upsert(file, new, _outdated(new, cell))
+        if seeds := sorted({row.seed for row in left_out}):
+            told = f"{new[0].method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
+            print(f"star: {file}: {told}", file=sys.stderr)
+
+
+def _by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
+    """Each result file of a folder that a cell has rows for, and these."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
-        _upsert(list(part), cell, folder / f"{task}.csv")
+        yield folder / f"{task}.csv", list(part)
 
 
 def leaving(cell: Cell, folder: Path) -> dict[Path, list[Row]]:
     """The rows of a folder's result files that would leave them if a cell's were put there: of other settings, or of an older
     evaluator."""
-    found = {}
-    for task, part in groupby(rows(cell), key=lambda row: row.task):
-        if (file := folder / f"{task}.csv").exists() and (
-            out := list(filter(_outdated(list(part), cell), results.read(file)))
-        ):
-            found[file] = out
-    return found
+    there = ((file, new) for file, new in _by_file(cell, folder) if file.exists())
+    found = {file: list(filter(_outdated(new, cell), results.read(file))) for file, new in there}
+    return {file: out for file, out in found.items() if out}
 
 
 def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:
@@ -68,15 +74,6 @@ def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:
         return (row.method, row.seed, row.config_hash) in again
 
     return outdated
-
-
-def _upsert(new: Sequence[Row], cell: Cell, file: Path) -> None:
-    """Put a cell's rows of one task into its result file, in place of the same method's with other settings."""
-    method = new[0].method
-    left_out = results.upsert(file, new, _outdated(new, cell))
-    if seeds := sorted({row.seed for row in left_out}):
-        told = f"{method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
-        print(f"star: {file}: {told}", file=sys.stderr)
 
 
 def collect(cells: Sequence[Cell], folder: Path) -> None:
@@ -133,7 +130,7 @@ def _older(file: Path) -> pd.DataFrame:
     except UserError as error:
         aside = next(path for n in count(1) if not (path := file.with_name(f"{file.name}.damaged{n}")).exists())
         os.replace(file, aside)
-        print(f"star: caution: {error}; put aside as {aside.name}", file=sys.stderr)
+        tell(f"{error}; put aside as {aside.name}")
         return pd.DataFrame(columns=EVALUATION)
 
 

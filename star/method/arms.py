@@ -284,11 +284,6 @@ def whole_epoch(maker: Function) -> Function:
     return maker
 
 
-def needs_whole_epoch(maker: "MapMaker") -> bool:
-    """Whether a maker carries the mark of :func:`whole_epoch`."""
-    return getattr(maker, "whole_epoch", False)
-
-
 def with_places(maker: Function) -> Function:
     """Marks a :data:`MapMaker` that must be told where the verdict comes from (:attr:`Rollouts.places`)."""
     maker.places = True  # type: ignore[attr-defined]
@@ -308,5 +303,6 @@ def with_slopes(maker: Function) -> Function:
 
 
 def needs(maker: "MapMaker", what: str) -> bool:
-    """Whether a maker carries the mark of what :class:`Rollouts` tell only those that ask: places, images or slopes."""
+    """Whether a maker carries a mark: ``whole_epoch``, or what :class:`Rollouts` tell only those that ask, ``places``,
+    ``images`` or ``slopes``."""
     return getattr(maker, what, False)

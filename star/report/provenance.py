@@ -25,7 +25,8 @@ PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft
 def made(found: Collection) -> Section:
     """The chapter."""
     section = Section("made", "How these numbers were made")
-    sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == found.main_metric(r.task)})
+    main = {task: found.main_metric(task) for task in {row.task for row in found.rows}}
+    sizes = sorted({(r.protocol, r.images, r.prompts) for r in found.rows if r.metric == main[r.task]})
     rows = [[protocol, f"{images:,}", f"{prompts:,}"] for protocol, images, prompts in sizes]
     section.blocks += [
         Table("Evaluation protocols", ["protocol", "images of a run", "prompts"], rows),

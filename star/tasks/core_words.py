@@ -7,21 +7,7 @@ from star.common.errors import UserError
 from star.method.tokens import Span
 
 TASKS = ("geneval", "ocr", "pickscore")
-NUMBER_WORDS = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
+NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # Words that name nothing in a picture: articles, pronouns, auxiliaries, conjunctions, prepositions, and the ends of
 # contractions.
 STOP_WORDS = frozenset(

@@ -13,7 +13,7 @@ from star.common.errors import UserError
 from star.config import Config
 from star.config.schema import MethodConfig
 from star.method.allocation import allocate, overlap
-from star.method.arms import map_maker, needs, needs_whole_epoch
+from star.method.arms import map_maker, needs
 from star.tasks import Task
 from star.training.rollout import MicroBatch
 
@@ -42,7 +42,7 @@ def weigh(
     maker = map_maker(method.arm)
     if maker is None:
         return
-    collect = gather if needs_whole_epoch(maker) else list
+    collect = gather if needs(maker, "whole_epoch") else list
     maps = dict(
         sorted(collect([(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]))
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baselines.controls import donors
 from star.common.errors import RunStopped, UserError
 from star.method.allocation import allocate, effective_sample_share, overlap, upsample
-from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs, needs_whole_epoch
+from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs
 
 MAPPED = [arm for arm in MAPS if map_maker(arm)]
 PROMPTS = [3, 3, 8, 8, 5, 5]
@@ -165,7 +165,7 @@ def test_a_map_may_be_at_the_cap_wherever_it_is_not_zero():
 
 
 def test_a_rollout_does_not_depend_on_its_batch():
-    arms = [arm for arm in MAPPED if not needs_whole_epoch(map_maker(arm))]
+    arms = [arm for arm in MAPPED if not needs(map_maker(arm), "whole_epoch")]
     whole = {arm: allocate(relevance(), arm, cap=2.0, keys=range(10, 16), **seen()) for arm in arms}
     for arm, weights in whole.items():
         part = allocate(relevance()[:, [4, 1]], arm, cap=2.0, keys=[14, 11], **seen([4, 1]))
@@ -367,7 +367,7 @@ def test_the_table_of_arms_is_the_one_place():
     assert ("base", *ARMS) == METHODS and all(name == arm.name for name, arm in ARMS.items())
     assert {arm.map for arm in ARMS.values()} == set(MAPS)
     assert [name for name, arm in ARMS.items() if arm.published] == ["flow_grpo", "spatial", "temporal", "star"]
-    assert [arm for arm in MAPPED if needs_whole_epoch(map_maker(arm))] == ["star_shuffled", "oracle_twins"]
+    assert [arm for arm in MAPPED if needs(map_maker(arm), "whole_epoch")] == ["star_shuffled", "oracle_twins"]
     told = {"places": ["oracle", "oracle_twins", "background"], "images": ["vipo"], "slopes": ["sga", "sga_flipped"]}
     for what, arms in told.items():
         assert [arm for arm in MAPPED if needs(map_maker(arm), what)] == arms
