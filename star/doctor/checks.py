@@ -24,7 +24,7 @@ from star.common.plugins import is_path
 from star.config import Config
 from star.method.arms import map_maker, needs
 from star.models import find
-from star.models.memory import SIZES, Need, needed
+from star.models.memory import SIZES, Need, left_on_disk, needed
 from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
@@ -35,9 +35,6 @@ from star.training.credit import check_evaluator
 from star.training.machine import placed
 
 GIB = 2**30
-
-RESULTS_BYTES = 2 * GIB
-"""Sample images, verdicts and logs of a run: a rule of thumb."""
 
 
 @dataclass(frozen=True)
@@ -285,11 +282,10 @@ def _main_memory(need: Need) -> Finding:
 
 def _disk(config: Config, need: Need) -> Finding:
     have = shutil.disk_usage(Path.cwd()).free
-    # One more is being written, and one more stays while epochs are bad.
-    wanted = (config.train.keep + 2) * need.checkpoint + RESULTS_BYTES
+    wanted = left_on_disk(config, need)
     found = f"{_gib(have)} free here, {_gib(wanted)} needed by a run (estimate); weights lie in {constants.HF_HUB_CACHE}"
     return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"

@@ -1,6 +1,7 @@
 """``star matrix``: all cells of a matrix, whatever was done of them before, and the result files that come of them."""
 
 import shlex
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -110,13 +111,27 @@ def check_present(waiting: Sequence[Cell]) -> None:
         if cell.seed is not None:
             arms[cell.task].add(cell.config.method.arm)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        pool.submit(_load_all, configs, arms).result()
+        takes = pool.submit(_load_all, configs, arms).result()
+    runs = [takes[cell.task] for cell in waiting if cell.seed is not None]
+    free = shutil.disk_usage(Path.cwd()).free
+    if sum(runs) > free:
+        tell(
+            f"{len(runs)} runs may need {sum(runs) / 2**30:,.0f} GiB on this disk (estimate), where {free / 2**30:,.0f} are "
+            "free; what stops for want of room goes on by the same command when there is some; train.keep lowers it"
+        )
 
 
-def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> None:
-    """Load what runs of these tasks need, and see that each task's evaluator tells its arms what their maps are made of."""
+def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> dict[str, float]:
+    """Load what runs of these tasks need, and see that each task's evaluator tells its arms what their maps are made of.
+
+    Returns:
+        task -> the most bytes that a run of it takes on disk; 0 of models of somebody's own, of which nobody knows.
+    """
     from star.method.arms import map_maker
     from star.models import find
+    from star.models.memory import left_on_disk, needed
+    from star.models.shapes import shape_of
+    from star.models.sources import source
     from star.tasks import load_rewards, load_task
     from star.training.credit import check_evaluator
 
@@ -131,6 +146,10 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
             load_rewards(config, task)
             for arm in sorted(arms[name]):
                 check_evaluator(arm, task)
+    return {
+        task: 0.0 if config.model.kind else left_on_disk(config, needed(config, shape_of(source(config.model))))
+        for task, config in configs.items()
+    }
 
 
 def _report(board: Board, folder: Path) -> None:

@@ -27,6 +27,9 @@ GPU_OVERHEAD = 1.5 * 2**30
 CHECKPOINT_BYTES = 20
 """Of a trained parameter: itself, two moments, and its average twice, once for others to load."""
 
+RESULTS_BYTES = 2 * 2**30
+"""Sample images, verdicts and logs of a run at 512 pixels: a rule of thumb."""
+
 PROCESS_OVERHEAD = 4 * 2**30
 """Libraries and images: a rule of thumb."""
 
@@ -106,6 +109,11 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
     )
+
+
+def left_on_disk(config: Config, need: Need) -> float:
+    """The most bytes that a run takes on disk: one checkpoint more is being written, one more stays while epochs are bad."""
+    return (config.train.keep + 2) * need.checkpoint + RESULTS_BYTES * (config.model.resolution / 512) ** 2
 
 
 SAFE_SHARE = 0.9

@@ -75,9 +75,9 @@ def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypa
         cells = expand([*words, "task=geneval,pickscore", *others])
         configs = {cell.task: cell.config for cell in cells}
         arms = {task: {cell.config.method.arm for cell in cells if cell.task == task} for task in configs}
-        run._load_all(configs, arms)
+        return run._load_all(configs, arms)
 
-    check("method=star", f"+rewards.others.{OWN}=1")
+    assert check("method=star", f"+rewards.others.{OWN}=1").keys() == {"geneval", "pickscore"}
     with pytest.raises(UserError, match="method.arm=oracle needs to know where in an image .*, which brightness-v1 does not"):
         check("method=flow_grpo,oracle", f"evaluators.pickscore={OWN}")
     first, last = ({prompt.text for prompt in load_task(load(words), name).train} for name in ("geneval", "pickscore"))
