@@ -30,7 +30,7 @@ from star.models.ema import EMA, swapped
 from star.models.pipeline import load_pipeline
 from star.models.sources import reason
 from star.models.tokenizers import TEXT_LENGTH
-from star.training.checkpoint import BESIDE, DAMAGE
+from star.training.checkpoint import BESIDE
 
 METRICS = "metrics.jsonl"
 
@@ -299,7 +299,7 @@ def _whole(file: Path) -> Iterator[None]:
     """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
     try:
         yield
-    except DAMAGE as error:
+    except Exception as error:  # of whatever kind reading a damaged file raises
         raise UserError(
             f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
         ) from None

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -346,8 +345,9 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
         Damaged: it is.
         RunStopped: it is not, but cannot be read, for want of memory or of a file system that answers, or does not fit.
     """
-    checked = (folder / SUMS).exists()  # older versions left no digests: there whatever fails is damage
     try:
+        if not (folder / SUMS).exists():
+            raise Damaged(f"{SUMS} is missing")
         if told := fault(folder, "trained.safetensors", "state.pt", "progress.json"):
             raise Damaged(told)
         _copy(folder / "trained.safetensors", trained)
@@ -355,21 +355,17 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return json.loads((folder / "progress.json").read_text()) | {"epoch": int(folder.name[-6:])}
-    except torch.OutOfMemoryError:
+    except (Damaged, torch.OutOfMemoryError):
         raise
     except FileNotFoundError as error:
         raise Damaged(f"{error.filename} is missing") from error
     except OSError as error:
-        if not checked:
-            raise Damaged(error.strerror or str(error)) from error
         raise RunStopped(
             f"{error.filename or folder} cannot be read now ({error.strerror or error}); nothing was changed, and the same "
             "command tries again"
         ) from error
-    except DAMAGE as error:
+    except Exception as error:  # of any kind, and no damage: digests are right
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if not checked:
-            raise Damaged(reason) from error
         versions = (read_json(folder / "progress.json") or {}).get("versions", "unknown versions")
         raise RunStopped(
             f"{folder} is as it was written, by {versions}, and could not be loaded ({reason}); nothing was changed"
@@ -379,13 +375,6 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
 def _adapters(folder: Path) -> list[str]:
     """The exported files in it, as paths from it."""
     return [file.relative_to(folder).as_posix() for file in visible(folder.glob("lora/*.safetensors"))]
-
-
-DAMAGE = (
-    *(UserError, OSError, UnpicklingError, RuntimeError),
-    *(ValueError, LookupError, TypeError, AttributeError, EOFError),
-)
-"""What reading a damaged checkpoint raises, or one that an older version wrote without digests."""
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -164,6 +164,7 @@ DAMAGES = {
     "a flipped bit of the state": ("state.pt", flip),
     "no state": ("state.pt", Path.unlink),
     "no progress": ("progress.json", lambda file: file.write_text("")),
+    "no digests": ("SHA256SUMS", Path.unlink),
 }
 
 
@@ -172,8 +173,6 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(cut_off, capsys,
     config, folder, final = cut_off
     name, spoil = DAMAGES[damage]
     newest = folder / "checkpoints" / "epoch-000002"
-    if "bit" not in damage:
-        (newest / "SHA256SUMS").unlink()  # as older versions wrote checkpoints: all but a flipped bit is seen
     spoil(newest / name)
     capsys.readouterr()
     Trainer(config, RedTask()).run()
