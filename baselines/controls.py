@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from star.common.errors import UserError
-from star.method.arms import Rollouts, whole_epoch, with_places
+from star.method.arms import Rollouts, needing
 
 SMOOTHNESS = 1 / 8
 """Correlation length of the random field, as a share of each axis."""
@@ -20,7 +20,7 @@ FLOOR = 1e-3
 of mean 1 stay below a cap where theirs are a small part of the canvas. Where they are none of it, the map is uniform."""
 
 
-@whole_epoch
+@needing("whole_epoch")
 def shuffled(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Each rollout gets the map of a rollout of another prompt, see :func:`donors`; (T, B, h, w) in and out.
 
@@ -52,7 +52,7 @@ def shifted(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return relevance.roll((height // 2, width // 2), (2, 3))
 
 
-@with_places
+@needing("places")
 def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image comes from, the same at every step, (T, B, h, w); uniform where nothing was found.
 
@@ -64,8 +64,7 @@ def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return _above_floor(_places(rollouts, "oracle")).expand_as(relevance)
 
 
-@whole_epoch
-@with_places
+@needing("whole_epoch", "places")
 def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdicts on the other rollouts of the same prompt come from, their mean, the same at every step, (T, B, h, w);
     uniform where nothing was found, and for a rollout without others.
@@ -87,7 +86,7 @@ def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return _above_floor(others).expand_as(relevance)
 
 
-@with_places
+@needing("places")
 def background(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w); uniform where nothing was
     found.

@@ -14,13 +14,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.pickscore.score import PickScore, engine
 from star.common.errors import UserError
-from star.method.arms import Rollouts, with_images, with_slopes
+from star.method.arms import Rollouts, needing
 
 TEMPERATURE = 0.1
 """Of SGA's sigmoid, as published."""
 
 
-@with_images
+@needing("images")
 def vipo(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """What stands out in a frozen network's features of the final image, after ViPO (arXiv 2511.18719); (T, B, h, w).
 
@@ -40,7 +40,7 @@ def vipo(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return adaptive_avg_pool2d(maps, (height, width)).to(relevance).expand_as(relevance)
 
 
-@with_slopes
+@needing("slopes")
 def sga(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Less where the reward's gradient with respect to the final image is large, as SGA-Flow-GRPO's code has it; (T, B, h, w).
 
@@ -52,7 +52,7 @@ def sga(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     return _gradient_map(relevance, rollouts, -1.0)
 
 
-@with_slopes
+@needing("slopes")
 def sga_flipped(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """:func:`sga` with the other sign: more where the gradient is large; (T, B, h, w).
 

@@ -26,10 +26,9 @@ class Rollouts:
         keys: an id >= 0 of each, for random numbers that do not depend on the batch.
         seed: of random numbers, >= 0.
         places: (B, h, w), the share of each image token's area where the verdict on the final image comes from, in [0, 1]; 0
-            everywhere if nothing was found. None unless the maker carries the mark of :func:`with_places`.
-        images: the final ones, uint8 (B, H, W, 3) in RGB. None without the mark of :func:`with_images`.
-        slopes: how the reward of the final image rises with each of its pixels, float32 (B, H, W, 3). None without the mark of
-            :func:`with_slopes`.
+            everywhere if nothing was found. None unless the maker is marked by :func:`needing`, as are the next.
+        images: the final ones, uint8 (B, H, W, 3) in RGB.
+        slopes: how the reward of the final image rises with each of its pixels, float32 (B, H, W, 3).
     """
 
     prompts: Sequence[int]
@@ -278,31 +277,29 @@ def map_maker(arm: str) -> "MapMaker | None":
 Function = TypeVar("Function", bound="MapMaker")
 
 
-def whole_epoch(maker: Function) -> Function:
-    """Marks a :data:`MapMaker` that must be given all rollouts of an epoch at once, because it makes one's map of others'."""
-    maker.whole_epoch = True  # type: ignore[attr-defined]
-    return maker
+NEEDS = ("whole_epoch", "places", "images", "slopes")
 
 
-def with_places(maker: Function) -> Function:
-    """Marks a :data:`MapMaker` that must be told where the verdict comes from (:attr:`Rollouts.places`)."""
-    maker.places = True  # type: ignore[attr-defined]
-    return maker
+def needing(*what: str) -> Callable[[Function], Function]:
+    """Marks a :data:`MapMaker` that needs more than the relevance of some rollouts.
 
+    Args:
+        what: ``whole_epoch``, all rollouts of an epoch at once, because it makes one's map of others'; or what of
+            :class:`Rollouts` is there for those alone that ask: ``places``, ``images`` or ``slopes``.
 
-def with_images(maker: Function) -> Function:
-    """Marks a :data:`MapMaker` that must be shown the final images (:attr:`Rollouts.images`)."""
-    maker.images = True  # type: ignore[attr-defined]
-    return maker
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    if unknown := [name for name in what if name not in NEEDS]:
+        raise ValueError(f"a map may need {', '.join(NEEDS)}, and not {unknown[0]}")
 
+    def mark(maker: Function) -> Function:
+        maker.needs = what  # type: ignore[attr-defined]
+        return maker
 
-def with_slopes(maker: Function) -> Function:
-    """Marks a :data:`MapMaker` that must be told how the reward rises with the pixels (:attr:`Rollouts.slopes`)."""
-    maker.slopes = True  # type: ignore[attr-defined]
-    return maker
+    return mark
 
 
 def needs(maker: "MapMaker", what: str) -> bool:
-    """Whether a maker carries a mark: ``whole_epoch``, or what :class:`Rollouts` tell only those that ask, ``places``,
-    ``images`` or ``slopes``."""
-    return getattr(maker, what, False)
+    """Whether a maker was marked by :func:`needing`."""
+    return what in getattr(maker, "needs", ())

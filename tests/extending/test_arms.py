@@ -9,7 +9,7 @@ from fake_task import RedTask
 from star.common.errors import UserError
 from star.config import identity, label, load
 from star.method.allocation import try_out
-from star.method.arms import whole_epoch, with_images, with_places, with_slopes
+from star.method.arms import needing
 from star.training.trainer import Trainer
 
 
@@ -64,10 +64,7 @@ def test_a_map_of_ones_own_may_ask_for_all_that_there_is(make_config, monkeypatc
     monkeypatch.syspath_prepend(Path(__file__).parent)
     seen = []
 
-    @whole_epoch
-    @with_places
-    @with_images
-    @with_slopes
+    @needing("whole_epoch", "places", "images", "slopes")
     def curious(relevance, rollouts):
         seen.append([tuple(one.shape) for one in (relevance, rollouts.places, rollouts.images, rollouts.slopes)])
         seen.append((list(rollouts.prompts), list(rollouts.keys)))
@@ -83,3 +80,8 @@ def test_a_map_named_as_a_method_or_by_its_file_is_told_how(make_config):
         load(["method=own_arm:peaks"])
     with pytest.raises(UserError, match="the name of a module, not of its file: own_arm:peaks"):
         Trainer(make_config("method.name=mine", "method.arm=own_arm.py:peaks"), RedTask())
+
+
+def test_what_no_map_can_need_is_refused():
+    with pytest.raises(ValueError, match="a map may need whole_epoch, places, images, slopes, and not place"):
+        needing("places", "place")

@@ -9,7 +9,7 @@ import torch
 from fake_task import RedTask
 
 from star.common.errors import UserError
-from star.method.arms import with_places
+from star.method.arms import needing
 from star.training.rollout import MicroBatch, Sample, Trajectory
 from star.training.trainer import Trainer
 
@@ -52,12 +52,11 @@ def test_tokens_get_the_share_that_is_covered(make_config):
 def test_a_map_of_ones_own_may_need_places_and_the_whole_epoch(make_config, monkeypatch):
     seen = []
 
-    @with_places
+    @needing("whole_epoch", "places")
     def own(relevance, rollouts):
         seen.append((relevance.shape[1], rollouts.places[:, 0, 0].tolist()))
         return relevance
 
-    own.whole_epoch = True
     monkeypatch.setattr("star.method.allocation.map_maker", lambda arm: own)
     monkeypatch.setattr("star.training.credit.map_maker", lambda arm: own)
     trainer = Trainer(make_config("train.micro_batch=4"), PlacedTask())
