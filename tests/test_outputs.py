@@ -9,8 +9,8 @@ import pytest
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
-from star import cli
-from star.common.console import console
+from star.common import console as module
+from star.common.console import console, print_table
 from star.common.errors import UserError
 from star.common.files import check_file
 
@@ -138,9 +138,9 @@ def test_a_reader_that_left_is_no_difference(tmp_path, words):
 @pytest.mark.parametrize("width", [None, 40])
 def test_a_table_cuts_no_number_short(capsys, monkeypatch, width):
     if width:  # a narrow terminal, where what does not fit goes on below
-        monkeypatch.setattr(cli, "console_for_tables", lambda: console(width=width))
+        monkeypatch.setattr(module, "console_for_tables", lambda: console(width=width))
     numbers = [f"{place}.{'123456789'}" for place in range(10)]
-    cli._print_table("geneval_continuous_macro", [f"step {place}" for place in range(10)], [numbers])
+    print_table("geneval_continuous_macro", [f"step {place}" for place in range(10)], [numbers])
     out = capsys.readouterr().out
     assert "…" not in out
     assert width or all(number in out for number in numbers)

@@ -171,9 +171,10 @@ class Pool:
             :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills
             its worker or makes it hang.
         """
-        if self._given >= self._renewed_at and self._given == self._finished:
-            self.close()
-        jobs = [self._job(image) for image in images]
+        with self._lock:
+            if self._given >= self._renewed_at and self._given == self._finished:
+                self.close()
+            jobs = [self._job(image) for image in images]
         return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
 
     def close(self) -> None:

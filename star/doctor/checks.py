@@ -94,6 +94,8 @@ def _own_model(config: Config) -> list[Finding]:
     """Whether a class of somebody's own is there; nothing is known of what it needs."""
     try:
         find(config.model)
+        if torch.cuda.is_available():
+            placed(config, torch.device("cuda"), _processes())
     except UserError as error:
         return [Finding("model", False, str(config.model.kind), str(error))]
     return [Finding("model", True, f"{config.model.kind}: of your own, so what it needs of memory and disk is not known here")]

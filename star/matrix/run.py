@@ -4,7 +4,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from star.common.children import end_with_parent
 from star.common.console import console, tell
 from star.common.errors import UserError, one_line
 from star.common.files import check_room
+from star.common.numbers import counted
 from star.common.progress import clock
 from star.common.signals import ending_like_ctrl_c
 from star.config import Config
@@ -116,8 +117,9 @@ def check_present(waiting: Sequence[Cell]) -> None:
     free = shutil.disk_usage(Path.cwd()).free
     if sum(runs) > free:
         tell(
-            f"{len(runs)} runs may need {sum(runs) / 2**30:,.0f} GiB on this disk (estimate), where {free / 2**30:,.0f} are "
-            "free; what stops for want of room goes on by the same command when there is some; train.keep lowers it"
+            f"{counted(len(runs), 'run')} may need {sum(runs) / 2**30:,.0f} GiB on this disk (estimate), where "
+            f"{free / 2**30:,.0f} are free; what stops for want of room goes on by the same command when there is some; "
+            "train.keep lowers it"
         )
 
 
@@ -125,14 +127,14 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     """Load what runs of these tasks need, and see that each task's evaluator tells its arms what their maps are made of.
 
     Returns:
-        task -> the most bytes that a run of it takes on disk; 0 of models of somebody's own, of which nobody knows.
+        task -> the most bytes that a run of it takes on disk; 0 where nobody knows.
     """
     from star.method.arms import map_maker
     from star.models import find
     from star.models.memory import left_on_disk, needed
     from star.models.shapes import shape_of
     from star.models.sources import source
-    from star.tasks import load_rewards, load_task
+    from star.tasks import load_rewards, load_task, try_evaluator
     from star.training.credit import check_evaluator
 
     for arm in sorted(set().union(*arms.values())):
@@ -142,14 +144,16 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     wanted = {name: config for config in configs.values() for name in config.evaluators} | dict(configs)
     for name, config in wanted.items():
         task = load_task(config, name)
+        try_evaluator(config, task)
         if name in configs:
             load_rewards(config, task)
             for arm in sorted(arms[name]):
                 check_evaluator(arm, task)
-    return {
-        task: 0.0 if config.model.kind else left_on_disk(config, needed(config, shape_of(source(config.model))))
-        for task, config in configs.items()
-    }
+    takes = dict.fromkeys(configs, 0.0)
+    for own, config in configs.items():
+        with suppress(UserError):  # of a model of another kind nobody knows
+            takes[own] = left_on_disk(config, needed(config, shape_of(source(config.model))))
+    return takes
 
 
 def _report(board: Board, folder: Path) -> None:

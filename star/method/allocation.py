@@ -29,7 +29,7 @@ from torch import Tensor
 
 from star.common.errors import RunStopped, UserError
 from star.common.plugins import is_path
-from star.method.arms import Rollouts, map_maker
+from star.method.arms import Rollouts, map_maker, needs
 
 if TYPE_CHECKING:
     from star.method.arms import MapMaker
@@ -119,29 +119,33 @@ def allocate(
     return weights.reshape(maps.shape)
 
 
-def try_out(arm: str, steps: int, tokens: Sequence[int], side: int) -> None:
+def try_out(arm: str, steps: int, group: int, tokens: Sequence[int], side: int) -> None:
     """See that a function of one's own gives maps, before an epoch is drawn for it. Whether their values can be used is seen
     where they are made.
 
     Args:
         arm: its path.
         steps: T.
+        group: rollouts of a prompt; it is given those of two.
         tokens: (h, w).
         side: of the images, in pixels.
 
     Raises:
         UserError: it does not.
     """
-    maker, rollouts = map_maker(arm), 4
+    maker, rollouts = map_maker(arm), 2 * group
     assert maker is not None
+    given = {
+        "places": torch.full((rollouts, *tokens), 0.5),
+        "images": torch.full((rollouts, side, side, 3), 255, dtype=torch.uint8),
+        "slopes": torch.ones(rollouts, side, side, 3),
+    }
     relevance = torch.linspace(0.1, 1, steps * rollouts * math.prod(tokens), dtype=torch.float64)
     known = Rollouts(
-        prompts=_ids([0, 0, 1, 1], "prompts", rollouts),
+        prompts=_ids([number // group for number in range(rollouts)], "prompts", rollouts),
         keys=_ids(range(rollouts), "keys", rollouts),
         seed=0,
-        places=torch.full((rollouts, *tokens), 0.5),
-        images=torch.full((rollouts, side, side, 3), 255, dtype=torch.uint8),
-        slopes=torch.ones(rollouts, side, side, 3),
+        **{what: value for what, value in given.items() if needs(maker, what)},
     )
     _made(arm, maker, relevance.reshape(steps, rollouts, *tokens), known)
 

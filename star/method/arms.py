@@ -294,7 +294,7 @@ def needing(*what: str) -> Callable[[Function], Function]:
         raise ValueError(f"a map may need {', '.join(NEEDS)}, and not {unknown[0]}")
 
     def mark(maker: Function) -> Function:
-        maker.needs = what  # type: ignore[attr-defined]
+        maker.needs = (*getattr(maker, "needs", ()), *what)  # type: ignore[attr-defined]
         return maker
 
     return mark

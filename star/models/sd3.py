@@ -290,7 +290,8 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
     )
     names = [name for name, _ in transformer.named_modules()]
     if lost := [end for end in config.lora_targets if not any(f".{name}".endswith(f".{end}") for name in names)]:
-        raise UserError(f"model.lora_targets={config.lora_targets}: the transformer has no module {', '.join(lost)}")
+        more = f" and {len(lost) - 1} more" * (len(lost) > 1)
+        raise UserError(f"model.lora_targets: the transformer has no module {lost[0]}{more}")
     try:
         transformer.add_adapter(adapters)
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,9 @@ class TextCache:
             device: where texts are encoded and their embeddings are wanted.
             rest: where the encoders are when they have nothing to do.
         """
-        self._encode, self._encoders, self._device, self._rest = encode, encoders, device, rest
+        # Not held by what it holds: a model that nobody has any more goes at once, with all that it takes of a GPU.
+        self._encode = WeakMethod(encode) if isinstance(encode, MethodType) else lambda: encode
+        self._encoders, self._device, self._rest = encoders, device, rest
         self._kept: dict[str, Embeddings] = {}
         self._latest: tuple[list[str], Embeddings] | None = None
 
@@ -70,7 +74,9 @@ class TextCache:
     @torch.no_grad()
     def _encoded(self, text: str) -> Embeddings:
         # One at a time: the result must not depend on which texts happen to be encoded together.
-        embeds, pooled = self._encode(text)
+        encode = self._encode()
+        assert encode is not None
+        embeds, pooled = encode(text)
         return embeds.cpu(), pooled.cpu()
 
 

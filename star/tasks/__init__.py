@@ -119,9 +119,21 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
                     f"{setting} cannot judge images of task={task.name}: the prompt {prompt.text!r} has no {lack}; choose "
                     "another reward or task"
                 )
-        if is_path(setting.removeprefix("rewards.others.")) or is_path(config.evaluators.get(task.name, "")):
+        name = setting.removeprefix("rewards.others.").removeprefix("evaluators.")
+        if is_path(name) or is_path(config.evaluators.get(name, "")):
             try_out(setting, evaluator, task.train[:2], config.model.resolution)
     return found
+
+
+def try_evaluator(config: Config, task: Task) -> None:
+    """See that a task's evaluator judges as it must, if it is a class of somebody's own.
+
+    Raises:
+        UserError: it does not.
+    """
+    if is_path(config.evaluators.get(task.name, "")):
+        asked = [prompt for prompt in task.test[:2] if not task.evaluator.lacks(prompt)]
+        try_out(f"evaluators.{task.name}", task.evaluator, asked, config.model.resolution)
 
 
 def paired_scores(task: str) -> dict[str, str]:

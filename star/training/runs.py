@@ -25,7 +25,7 @@ from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.names import ProtocolName, on_task
 from star.records.results import ROWS, VERDICTS, Row, commit, is_commit, read_rows
-from star.tasks import Task, load_task
+from star.tasks import Task, load_task, try_evaluator
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
@@ -51,7 +51,7 @@ def trained(config: Config) -> list[Row]:
         for name in settings.other_tasks(config):
             if name not in trainer.others:
                 # What an evaluator lacks is told before hours of work, not after. It is not kept: its weights take memory.
-                load_task(config, name)
+                try_evaluator(config, load_task(config, name))
         main = trainer.accelerator.is_main_process
         for line in settings.cautions(config) if main else ():
             tell(line)

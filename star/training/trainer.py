@@ -135,7 +135,8 @@ class Trainer:
         self.base.relevance(self.config.relevance, torch.ones(1, 1, dtype=torch.bool))
         if is_path(arm := self.config.method.arm):
             tokens = [side // self.base.patch for side in self.base.latent_shape[1:]]
-            try_out(arm, self.config.sampling.trained, tokens, self.config.model.resolution)
+            config = self.config
+            try_out(arm, config.sampling.trained, config.train.group_size, tokens, config.model.resolution)
         if map_maker(arm):
             prompts = self.task.train
             self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], self.config.relevance.columns)

@@ -9,7 +9,7 @@ from fake_task import RedTask
 from star.common.errors import UserError
 from star.config import identity, label, load
 from star.method.allocation import try_out
-from star.method.arms import needing
+from star.method.arms import needing, needs
 from star.training.trainer import Trainer
 
 
@@ -47,7 +47,7 @@ def test_a_function_that_is_not_there_is_told_before_a_model_is_loaded(make_conf
     [
         (lambda relevance, rollouts: None, "must give a tensor like its first argument, not NoneType"),
         (lambda relevance, rollouts: relevance.numpy(), "must give a tensor like its first argument, not ndarray"),
-        (lambda relevance, rollouts: relevance[0], r"gives maps of shape \(4, 8, 8\), but it must keep \(2, 4, 8, 8\)"),
+        (lambda relevance, rollouts: relevance[0], r"gives maps of shape \(8, 8, 8\), but it must keep \(2, 8, 8, 8\)"),
     ],
 )
 def test_what_gives_no_maps_is_told_before_anything_is_drawn(make_config, monkeypatch, made, told):
@@ -71,7 +71,7 @@ def test_a_map_of_ones_own_may_ask_for_all_that_there_is(make_config, monkeypatc
         return relevance
 
     monkeypatch.setattr("own_arm.peaks", curious)
-    try_out("own_arm:peaks", 2, (4, 4), 64)
+    try_out("own_arm:peaks", 2, 2, (4, 4), 64)
     assert seen == [[(2, 4, 4, 4), (4, 4, 4), (4, 64, 64, 3), (4, 64, 64, 3)], ([0, 0, 1, 1], [0, 1, 2, 3])]
 
 
@@ -80,6 +80,20 @@ def test_a_map_named_as_a_method_or_by_its_file_is_told_how(make_config):
         load(["method=own_arm:peaks"])
     with pytest.raises(UserError, match="the name of a module, not of its file: own_arm:peaks"):
         Trainer(make_config("method.name=mine", "method.arm=own_arm.py:peaks"), RedTask())
+
+
+def test_a_map_gets_what_it_asked_for_and_whole_groups(make_config, monkeypatch):
+    """Where it is tried out as where it is made: one that forgot to ask fails at once, and one may count on its group."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr("own_arm.peaks", lambda relevance, rollouts: relevance * rollouts.places)
+    with pytest.raises(TypeError):
+        try_out("own_arm:peaks", 2, 3, (4, 4), 64)
+    grouped = needing("whole_epoch")(
+        needing("places")(lambda relevance, rollouts: relevance.unflatten(1, (-1, 3)).flatten(1, 2))
+    )
+    assert needs(grouped, "places") and needs(grouped, "whole_epoch")
+    monkeypatch.setattr("own_arm.peaks", grouped)
+    try_out("own_arm:peaks", 2, 3, (4, 4), 64)
 
 
 def test_what_no_map_can_need_is_refused():

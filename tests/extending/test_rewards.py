@@ -108,6 +108,15 @@ def test_what_judges_otherwise_than_it_must_is_told_before_anything_is_drawn(mak
     assert not Path(config.run).exists()
 
 
+@pytest.mark.parametrize("others", [(), ("+rewards.others.pickscore=0.5",)], ids=["judged in the end", "mixed in"])
+def test_so_is_the_evaluator_of_another_task(make_config, monkeypatch, others):
+    monkeypatch.setattr("own_reward.Brightness.submit", lambda judge, prompts, images: lambda: [])
+    config = make_config("task=geneval", "~evaluators.ocr=rapidocr", f"evaluators.pickscore={OWN}", *others)
+    with pytest.raises(UserError, match="(evaluators|rewards.others).pickscore: `submit` must return"):
+        runs.trained(config)
+    assert not Path(config.run).exists()
+
+
 def test_a_tasks_own_evaluator_may_be_a_class_of_ones_own(monkeypatch):
     """As in a task of one's own: what its module names is what the settings name as its engine."""
     assert type(registry.create(OWN, OWN)).__name__ == "Brightness" == type(registry.create(OWN)).__name__

@@ -1,5 +1,7 @@
 """Text embeddings are made once per text, whatever the batch, and encoders that are out of use leave the device."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -91,8 +93,22 @@ def test_resting_encoders_come_once_for_all_texts(make_config, monkeypatch):
 
 
 def test_the_embeddings_of_a_micro_batch_travel_once(make_config):
-    cache = SD3(make_config().model, CPU, 0).encode
+    base = SD3(make_config().model, CPU, 0)
+    cache = base.encode
     first = cache(["a ring", "a star"])
     assert cache(("a ring", "a star")) is first
     other = cache(["a star", "a ring"])
     assert torch.equal(other[0], first[0].flip(0)) and torch.equal(other[1], first[1].flip(0))
+
+
+def test_a_model_that_nobody_has_goes_at_once(make_config):
+    """Whatever the garbage collector is doing: two of the paper's do not fit on a GPU."""
+    base = SD3(make_config().model, CPU, 0)
+    base.encode(["a ring"])
+    left = [weakref.ref(part) for part in (base.transformer, base.pipeline.text_encoder_3, base.pipeline.vae)]
+    gc.disable()
+    try:
+        del base
+        assert [part() for part in left] == [None] * 3
+    finally:
+        gc.enable()

@@ -74,7 +74,9 @@ def parse(words: Sequence[str]) -> Asked:
     only = own["only"].split(",") if "only" in own else names
     if wrong := [name for name in only if name not in names]:
         raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
-    config.load(["scale=paper", *overrides], own_folder=False)  # whatever is wrong is told before anything is built
+    settings = config.load(["scale=paper", *overrides], own_folder=False)  # what is wrong is told before anything is built
+    if settings.model.kind:
+        raise UserError(f"model.kind={settings.model.kind}: star bench gpu measures SD3.5's shape alone; leave it out")
     return Asked(
         steps=tuple(step for step in STEPS if step.name in only),
         budget=_seconds(own.get("budget", str(BUDGET))),
