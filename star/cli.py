@@ -24,6 +24,7 @@ from star.method.arms import ARMS
 
 if TYPE_CHECKING:
     from star.bench.table import Shown
+    from star.common.statistics import Estimate
 
 SETTINGS_HELP = (
     f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and any key "
@@ -440,8 +441,7 @@ def overhead(overrides: Settings = None) -> None:
     """
     from star.bench.overhead import measure
 
-    rows = measure(overrides or [])
-    _show("seconds of an epoch, and their ratio", [(what, mean.value, mean.stderr) for what, mean in rows])
+    _show_means("seconds of an epoch, and their ratio", measure(overrides or []))
 
 
 @bench.command(epilog=SETTINGS_HELP)
@@ -455,8 +455,7 @@ def speed(
     """
     from star.bench.speed import measure
 
-    found = [(what, mean.value, mean.stderr) for what, mean in measure(overrides or [], rounds)]
-    _show("ours and Flow-GRPO's loop as published, without judging", found)
+    _show_means("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
 
 
 GRADIENT_HELP = f"""arms= takes the place of method=: flow_grpo and any others, functions as my_module:my_map among them;
@@ -675,6 +674,10 @@ def _at_home(word: str) -> str:
 def _print_measured(found: "Shown") -> None:
     print_table(found.title, found.columns, found.rows)
     console().print(found.below, soft_wrap=True)
+
+
+def _show_means(title: str, means: Sequence[tuple[str, "Estimate"]]) -> None:
+    _show(title, [(what, mean.value, mean.stderr) for what, mean in means])
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:

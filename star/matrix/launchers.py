@@ -243,16 +243,13 @@ class Places:
         Returns:
             runs that are to be tried again.
         """
-        if lost and cell in self._moved:
-            # It fails everywhere, so it is not the place: both can be had again.
-            back = self._moved.pop(cell)
-            self._moved = {other: where for other, where in self._moved.items() if where != back}
-            self.free += [place, back]
-            return []
+        if (origin := self._moved.pop(cell, None)) is not None:
+            # Now it is known of the place that it came from, whatever becomes of the others from there.
+            self._moved = {other: where for other, where in self._moved.items() if where != origin}
+            if lost:  # it fails everywhere, so it was not the place: both can be had again
+                self.free += [place, origin]
+                return []
         failed = self._failed[place]
-        if not lost and (broken := self._moved.pop(cell, None)) is not None:
-            # It goes well elsewhere, so it was the place: whatever becomes of the others from there, it stays alone.
-            self._moved = {other: where for other, where in self._moved.items() if where != broken}
         if lost:
             failed.append(cell)
         else:

@@ -144,11 +144,12 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     wanted = {name: config for config in configs.values() for name in config.evaluators} | dict(configs)
     for name, config in wanted.items():
         task = load_task(config, name)
-        try_evaluator(config, task)
-        if name in configs:
-            load_rewards(config, task)
-            for arm in sorted(arms[name]):
-                check_evaluator(arm, task)
+        if name not in configs:
+            try_evaluator(config, task)
+            continue
+        load_rewards(config, task)
+        for arm in sorted(arms[name]):
+            check_evaluator(arm, task)
     takes = dict.fromkeys(configs, 0.0)
     for own, config in configs.items():
         with suppress(UserError):  # of a model of another kind nobody knows

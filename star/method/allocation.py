@@ -21,7 +21,7 @@ Those that follow other published works are in :mod:`baselines.neighbours`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,17 +135,17 @@ def try_out(arm: str, steps: int, group: int, tokens: Sequence[int], side: int) 
     """
     maker, rollouts = map_maker(arm), 2 * group
     assert maker is not None
-    given = {
-        "places": torch.full((rollouts, *tokens), 0.5),
-        "images": torch.full((rollouts, side, side, 3), 255, dtype=torch.uint8),
-        "slopes": torch.ones(rollouts, side, side, 3),
+    given: dict[str, Callable[[], Tensor]] = {
+        "places": lambda: torch.full((rollouts, *tokens), 0.5),
+        "images": lambda: torch.full((rollouts, side, side, 3), 255, dtype=torch.uint8),
+        "slopes": lambda: torch.ones(rollouts, side, side, 3),
     }
     relevance = torch.linspace(0.1, 1, steps * rollouts * math.prod(tokens), dtype=torch.float64)
     known = Rollouts(
         prompts=_ids([number // group for number in range(rollouts)], "prompts", rollouts),
         keys=_ids(range(rollouts), "keys", rollouts),
         seed=0,
-        **{what: value for what, value in given.items() if needs(maker, what)},
+        **{what: make() for what, make in given.items() if needs(maker, what)},
     )
     _made(arm, maker, relevance.reshape(steps, rollouts, *tokens), known)
 

@@ -299,7 +299,9 @@ def _whole(file: Path) -> Iterator[None]:
     """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
     try:
         yield
-    except Exception as error:  # of whatever kind reading a damaged file raises
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever other kind reading a damaged file raises
         raise UserError(
             f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
         ) from None

@@ -92,11 +92,10 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
     for name, kind in MODULES.items():
         if not isinstance(said := index.get(name), list) or said[-1:] != [kind.__name__]:
             raise ValueError(f"model_index.json says {said!r} for {name}, not {kind.__name__}")
-    dtypes = {} if dtype is None else dict.fromkeys(MODULES, dtype) | {"vae": torch.float32}
-    modules = {
-        name: _module(folder, name, kind, options | ({"dtype": dtypes[name]} if dtypes else {}))
-        for name, kind in MODULES.items()
-    }
+    modules = {}
+    for name, kind in MODULES.items():
+        precision = {} if dtype is None else {"dtype": torch.float32 if name == "vae" else dtype}
+        modules[name] = _module(folder, name, kind, options | precision)
     with loading("tokenizers and scheduler"):
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **modules)
     for number in ("", "_2", "_3"):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
 from weakref import WeakMethod
 
 import torch
@@ -31,13 +30,14 @@ class TextCache:
     ) -> None:
         """
         Args:
-            encode: a text's embeddings, of the same shape for all texts; called where the encoders are on the device.
+            encode: a text's embeddings, of the same shape for all texts: a method of the model that has this cache, called
+                where the encoders are on the device.
             encoders: what it computes with.
             device: where texts are encoded and their embeddings are wanted.
             rest: where the encoders are when they have nothing to do.
         """
-        # Not held by what it holds: a model that nobody has any more goes at once, with all that it takes of a GPU.
-        self._encode = WeakMethod(encode) if isinstance(encode, MethodType) else lambda: encode
+        # The model is not held by what it holds: when nobody has it any more it goes at once, with what it takes of a GPU.
+        self._encode = WeakMethod(encode)
         self._encoders, self._device, self._rest = encoders, device, rest
         self._kept: dict[str, Embeddings] = {}
         self._latest: tuple[list[str], Embeddings] | None = None

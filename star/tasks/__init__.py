@@ -111,15 +111,14 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
         name: registry.create(_find(name).EVALUATOR if name in options("task") else name, config.evaluators.get(name))
         for name in config.rewards.others
     }
-    judges = {f"evaluators.{task.name}": task.evaluator} | {f"rewards.others.{name}": made for name, made in found.items()}
-    for setting, evaluator in judges.items():
+    for name, evaluator in {task.name: task.evaluator, **found}.items():
+        setting = f"rewards.others.{name}" if name in found else f"evaluators.{name}"
         for prompt in task.train:
             if lack := evaluator.lacks(prompt):
                 raise UserError(
                     f"{setting} cannot judge images of task={task.name}: the prompt {prompt.text!r} has no {lack}; choose "
                     "another reward or task"
                 )
-        name = setting.removeprefix("rewards.others.").removeprefix("evaluators.")
         if is_path(name) or is_path(config.evaluators.get(name, "")):
             try_out(setting, evaluator, task.train[:2], config.model.resolution)
     return found

@@ -43,9 +43,8 @@ def weigh(
     if maker is None:
         return
     collect = gather if needs(maker, "whole_epoch") else list
-    maps = dict(
-        sorted(collect([(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]))
-    )
+    own = [(b.number, b.trajectory.relevance.cpu()) for b in batches if b.trajectory.relevance is not None]
+    maps = dict(sorted(collect(own)))
     known = {
         what: dict(collect([(batch.number, make(task, batch)) for batch in batches]))
         for what, make in (("places", _places), ("images", _images), ("slopes", _slopes))

@@ -130,16 +130,16 @@ class Trainer:
             UserError: blocks or heads that are not there, a function of one's own that makes no maps, prompts whose core words
                 the text encoders never see, or unequal shares for processes that share weights.
         """
+        config, arm = self.config, self.config.method.arm
         if self.base.sharded:
             self._check_shares()
-        self.base.relevance(self.config.relevance, torch.ones(1, 1, dtype=torch.bool))
-        if is_path(arm := self.config.method.arm):
+        self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        if is_path(arm):
             tokens = [side // self.base.patch for side in self.base.latent_shape[1:]]
-            config = self.config
             try_out(arm, config.sampling.trained, config.train.group_size, tokens, config.model.resolution)
         if map_maker(arm):
             prompts = self.task.train
-            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], self.config.relevance.columns)
+            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
 
     @property
     def state(self) -> dict:

@@ -306,7 +306,9 @@ def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkey
     assert not found["task geneval"].fine and "blank image" in found["task ocr"].todo and "task pickscore" not in found
 
 
-def test_the_arm_is_looked_at(pipeline_folder):
+def test_the_arm_is_looked_at(pipeline_folder, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "extending")
+
     def found(*words):
         config = load([*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", *words])
         return by_name(checks.check(config))["method"]

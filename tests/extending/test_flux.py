@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
 from fake_task import RedTask
 from own_flux import Flux
 from tiny import FAST
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextModel
 
 from star import models
 from star.common.errors import UserError
@@ -19,7 +19,7 @@ from star.common.noise import normal
 from star.config import identity, load
 from star.doctor.checks import check
 from star.doctor.dry_run import dry_run
-from star.models.tokenizers import clip_tokenizer, t5_tokenizer
+from star.mini.build import TEXT_WIDTH, untrained_pipeline
 from star.training import machine
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -32,34 +32,23 @@ TEXTS = ["a photo of a red circle", "two stars"]
 def flux(tmp_path_factory) -> Path:
     """Two blocks of each kind, guidance as an input, and a shift by resolution, in diffusers' folder format."""
     torch.manual_seed(0)
-    clip, t5 = clip_tokenizer(77), t5_tokenizer()
-    marks = {f"{mark}_token_id": getattr(clip, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
-    narrow = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    parts = untrained_pipeline(width=32, blocks=1)
+    parts.vae.register_to_config(scaling_factor=0.36, shift_factor=0.1)
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            latent_channels=4,
-            norm_num_groups=8,
-            scaling_factor=0.36,
-            shift_factor=0.1,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
-        text_encoder=CLIPTextModel(CLIPTextConfig(vocab_size=len(clip), max_position_embeddings=77, **narrow, **marks)),
-        tokenizer=clip,
-        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(t5), d_model=16, d_kv=8, d_ff=8, num_layers=1, num_heads=1)),
-        tokenizer_2=t5,
+        vae=parts.vae,
+        text_encoder=CLIPTextModel(parts.text_encoder.config),
+        tokenizer=parts.tokenizer,
+        text_encoder_2=parts.text_encoder_3,
+        tokenizer_2=parts.tokenizer_3,
         transformer=FluxTransformer2DModel(
             in_channels=16,
             num_layers=2,
             num_single_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
+            joint_attention_dim=TEXT_WIDTH,
+            pooled_projection_dim=parts.text_encoder.config.hidden_size,
             guidance_embeds=True,
             axes_dims_rope=(4, 6, 6),
         ),
