@@ -67,9 +67,10 @@ class TextCache:
         self.prepare(texts)
         distinct = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(distinct)}
-        rows = torch.tensor([place[text] for text in texts], device=self._device)
-        embeds, pooled = zip(*(self._kept[text] for text in distinct), strict=True)
-        return torch.stack(embeds).to(self._device)[rows], torch.stack(pooled).to(self._device)[rows]
+        kept = zip(*(self._kept[text] for text in distinct), strict=True)
+        parts = torch.tensor([place[text] for text in texts]), *map(torch.stack, kept)
+        rows, embeds, pooled = (part.to(self._device, non_blocking=True) for part in parts)
+        return embeds[rows], pooled[rows]
 
     @torch.no_grad()
     def _encoded(self, text: str) -> Embeddings:

@@ -68,7 +68,7 @@ def weigh(
     )
     parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
     for batch in batches:
-        batch.weights = parts[batch.number].to(batch.trajectory.latents.device)
+        batch.weights = parts[batch.number].to(batch.trajectory.latents.device, non_blocking=True)
 
 
 def _places(task: Task, batch: MicroBatch) -> Tensor:

@@ -141,7 +141,8 @@ def velocity(
     if alike is None:
         return base.velocity(x, sigma, texts, guidance)
     first = _first(alike)
-    return _spread(base.velocity(x[first], sigma, [texts[row] for row in first], guidance), alike)
+    rows = torch.stack([x[row] for row in first])  # a list as the index would be copied to the GPU, and waited for
+    return _spread(base.velocity(rows, sigma, [texts[row] for row in first], guidance), alike)
 
 
 def _first(alike: Sequence[int]) -> list[int]:
@@ -277,7 +278,7 @@ def generate(
     base: BaseModel, texts: Sequence[str], keys: Sequence[tuple[int | str, ...]], steps: int, guidance: float
 ) -> Tensor:
     """Images for evaluation, uint8 (B, H, W, 3) on the CPU: the deterministic flow from noise with the given keys."""
-    x = torch.stack([normal(base.latent_shape, *key) for key in keys]).to(base.device)
+    x = _on_device(base, torch.stack([normal(base.latent_shape, *key) for key in keys]))
     for step in denoise(base, x, texts, guidance, ["ode"] * steps):
         x = step.following
     return base.decode(x).cpu()
@@ -289,7 +290,7 @@ def starts(base: BaseModel, samples: Sequence[Sample], same_latent: bool, seed: 
     rows = [
         normal(base.latent_shape, seed, epoch, "start", s.prompt, index) for s, index in zip(samples, indices, strict=True)
     ]
-    return torch.stack(rows).to(base.device)
+    return _on_device(base, torch.stack(rows))
 
 
 def step_noise(base: BaseModel, samples: Sequence[Sample], seed: int, epoch: int) -> Callable[[], Tensor]:
@@ -302,11 +303,14 @@ def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Calla
     sources = [generator(*key) for key in keys]
 
     def draw() -> Tensor:
-        rows = torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources])
-        # From pinned memory a copy waits for nothing: the next noise is drawn while the GPU computes.
-        return rows.pin_memory().to(base.device, non_blocking=True) if base.device.type == "cuda" else rows.to(base.device)
+        return _on_device(base, torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources]))
 
     return draw
+
+
+def _on_device(base: BaseModel, rows: Tensor) -> Tensor:
+    """Noise on the model's device. From pinned memory a copy waits for nothing: the next is drawn while the GPU computes."""
+    return rows.pin_memory().to(base.device, non_blocking=True) if base.device.type == "cuda" else rows.to(base.device)
 
 
 def diversity(rows: Tensor, groups: Sequence[int]) -> float:

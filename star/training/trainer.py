@@ -447,7 +447,7 @@ class Trainer:
         if train.guard:
             new, old = guarded(new, old, moved.mean, before, moved.std, method.reduction)
         per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-        gains = batch.advantages.to(self.base.device)
+        gains = batch.advantages.to(self.base.device, non_blocking=True)
         policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction, bound)
         return policy, policy.loss / -moved.dt if train.guard else policy.loss
 

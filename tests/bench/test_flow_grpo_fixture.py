@@ -16,7 +16,7 @@ SMALL = ("method=flow_grpo", "train.schedule=constant", "train.groups=2", "train
 def pair(config):
     """Our trainer and the published loop with equal adapters that are not 0, and a first epoch."""
     trainer = Trainer(config, RedTask())
-    loop = FlowGRPO(load(config.model), config, CPU)
+    loop = FlowGRPO(load(config.model), config, trainer.base.device)
     torch.manual_seed(1)
     for name, parameter in trainer.base.trained.items():
         parameter.data = 0.1 * torch.randn_like(parameter)

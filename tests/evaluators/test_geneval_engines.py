@@ -129,11 +129,13 @@ def test_a_folder_is_scored_by_the_engines(tmp_path, tiny, folders, monkeypatch)
         "mask2former_flow_grpo_compat": f"geneval-v1/mask2former-{digest}-unofficial+random_clip@",
         "hf-coco": "geneval-v1/proxy-hf-coco-detector@",
     }
+    precision = "fp16" if torch.cuda.is_available() else "fp32"
     for engine, protocol in protocols.items():
         scores = score("geneval", str(tmp_path / "run"), engine=engine)
         assert scores["protocol"][0].startswith(protocol)
         assert scores["images"].max() == 3
-        assert scores["protocol"][0].endswith("-gelu-fp32+flow_grpo_compat" if "compat" in engine else "-quick_gelu-fp32")
+        clip = ("-gelu-{}+flow_grpo_compat" if "compat" in engine else "-quick_gelu-{}").format(precision)
+        assert scores["protocol"][0].endswith(clip)
     assert len(pd.read_csv(tmp_path / "run" / "geneval.csv")) == 3
 
 

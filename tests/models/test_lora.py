@@ -162,7 +162,7 @@ def test_what_a_run_has_learnt_so_far_can_be_judged(make_config):
     save = trainer.folder.save
 
     def saved(*given):
-        averages.append({name: value.clone() for name, value in trainer.ema.values.items()})
+        averages.append({name: value.cpu().clone() for name, value in trainer.ema.values.items()})
         save(*given)
 
     trainer.folder.save = saved
@@ -171,7 +171,7 @@ def test_what_a_run_has_learnt_so_far_can_be_judged(make_config):
     places = [*trainer.folder.checkpoints(), run]
     assert len(places) == 3
     for place, average in zip(places, [*averages, load_file(run / "final" / "trained.safetensors")], strict=True):
-        own = lora.read(lora.locate(str(place))).values(trainer.base)
+        own = {name: value.cpu() for name, value in lora.read(lora.locate(str(place))).values(trainer.base).items()}
         assert own.keys() == average.keys() and all(torch.equal(own[name], average[name]) for name in own)
     assert not all(torch.equal(averages[0][name], load_file(places[0] / "trained.safetensors")[name]) for name in averages[0])
     (adapters,) = (places[0] / "lora").iterdir()

@@ -23,11 +23,16 @@ def naive_shares(sigma, steps, noise_level, equal):
     return [value / (sum(inverse) / len(inverse)) if equal else 1.0 for value in inverse]
 
 
+def exact(values):
+    """In float64 on the CPU, whatever computed them."""
+    return values.cpu().double()
+
+
 def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
     """Loops over everything, in float64, from the formulas as the papers print them."""
     config = trainer.config
-    model = copy.deepcopy(trainer.base.transformer).double()
-    embed = {text: trainer.base.encode([text]) for text in set(prompts)}
+    model = copy.deepcopy(trainer.base.transformer).cpu().double()
+    embed = {text: [exact(part) for part in trainer.base.encode([text])] for text in set(prompts)}
     steps = config.sampling.steps
     low = 3 * 0.001 / (1 + 2 * 0.001)
     u = [1 + (low - 1) * i / (steps - 1) for i in range(steps)]
@@ -46,7 +51,7 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
             prompt, reward = prompts[place], rewards[place]
             advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (spread[prompt] + 1e-4)
             advantage = max(-5.0, min(5.0, advantage))
-            maps = None if relevance is None else relevance[:, place].double()
+            maps = None if relevance is None else exact(relevance[:, place])
             shares = naive_shares(sigma, trajectory.steps, config.sampling.noise_level, config.method.steps == "equal")
             for k, step in enumerate(trajectory.steps):
                 s, nxt = sigma[step], sigma[step + 1]
@@ -54,10 +59,10 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
                 tilde = sigma[1] if step == 0 else s
                 std = config.sampling.noise_level * math.sqrt(s / (1 - tilde))
                 tau = std * math.sqrt(-dt)
-                x, after = trajectory.latents[k, row].double(), trajectory.latents[k + 1, row].double()
+                x, after = exact(trajectory.latents[k, row]), exact(trajectory.latents[k + 1, row])
 
                 def mean(x=x, s=s, dt=dt, std=std, prompt=prompt):
-                    embeds, pooled = (e.double() for e in embed[prompt])
+                    embeds, pooled = embed[prompt]
                     time = torch.tensor([1000 * s], dtype=torch.float64)
                     v = model(x[None], embeds, pooled, time, return_dict=False)[0][0]
                     return x * (1 + std**2 * dt / (2 * s)) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
@@ -69,9 +74,9 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
                     model.enable_adapters()
                 logp = -((after - mu) ** 2) / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
                 logp = logp.mean(0) if position else logp.mean()
-                difference = logp - trajectory.log_probs[k, row].double()
+                difference = logp - exact(trajectory.log_probs[k, row])
                 if config.train.guard:
-                    squared = (mu - trajectory.means[k, row].double()) ** 2
+                    squared = (mu - exact(trajectory.means[k, row])) ** 2
                     difference = (difference + (squared.mean(0) if position else squared.mean()) / (2 * tau**2)) * tau
                 weight = torch.ones_like(difference)
                 if maps is not None:
@@ -156,7 +161,7 @@ def test_epoch_is_the_naive_one(make_config, words):
     assert grads.keys() == trainer.base.trained.keys()
     largest = max(grad.abs().max().item() for grad in grads.values())
     for name, parameter in trainer.base.trained.items():
-        assert torch.allclose(parameter.grad.double(), grads[name], atol=1e-5 * largest), name
+        assert torch.allclose(exact(parameter.grad), grads[name], atol=1e-5 * largest), name
 
 
 @pytest.mark.parametrize(("std", "weighted_kl"), [("batch", False), ("group", True)])
@@ -197,4 +202,4 @@ def test_the_optimizer_steps_on_the_clipped_naive_gradient(make_config, monkeypa
     clip = 1e-4 / (norm + 1e-6)  # torch's own rule
     largest = clip * max(grad.abs().max().item() for grad in grads.values())
     for name, grad in given.items():
-        assert torch.allclose(grad.double(), clip * grads[name], atol=1e-4 * largest), name
+        assert torch.allclose(exact(grad), clip * grads[name], atol=1e-4 * largest), name

@@ -34,7 +34,7 @@ def test_the_autoencoder_keeps_all_bits_of_its_file(make_config, pipeline_folder
     kept = load_file(pipeline_folder / "vae" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in kept.values()} == {torch.float32}
     own = base.pipeline.vae.state_dict()
-    assert own.keys() == kept.keys() and all(torch.equal(own[name], value) for name, value in kept.items())
+    assert own.keys() == kept.keys() and all(torch.equal(own[name].cpu(), value.cpu()) for name, value in kept.items())
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def seen(monkeypatch):
 
 
 def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
 
 
 def test_a_run_is_judged_by_the_average_that_it_saved(make_config, monkeypatch, seen):
