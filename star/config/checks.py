@@ -32,14 +32,16 @@ def check(config: Config) -> None:
         )
     if config.model.kind and not config.model.name:
         raise UserError(f"model.kind={config.model.kind}: results need a name for the model, e.g. model.name=flux")
+    if config.task.prompts and config.task.name in options("task"):
+        raise UserError(f"task.prompts={config.task.prompts}: results need another name for this task, e.g. task.name=own")
     for name in config.evaluators:
-        if name not in options("task"):
+        if name not in options("task") and not (config.task.prompts and name == config.task.name):
             raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")
     if config.task.name not in config.evaluators:
         name, known = config.task.name, ", ".join(config.evaluators)
         raise UserError(
             f"task={name}: scale={config.scale} has no evaluator for it, only for {known}; name an engine, "
-            f"evaluators.{name}=ENGINE"
+            f"+evaluators.{name}=ENGINE"
         )
     for name in config.rewards.others:
         if name == config.task.name or not (name in config.evaluators or is_path(name)):

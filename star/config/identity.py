@@ -30,7 +30,7 @@ THRIFT = (
 )
 """Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
 
-LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended", "model.kind": None}
+LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended", "model.kind": None, "task.prompts": None}
 """Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
 identity, so that older results still match."""
 

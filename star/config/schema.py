@@ -64,8 +64,15 @@ NAME = Rule(
     "is no name for results: write letters, digits, '_', '-' and '.', with changes behind '+'; 'base' is taken, and what "
     "Windows calls devices",
 )
+TABLES = ("curves", "commands", "images", "gradient", "influence", "first_updates")
+"""What lies beside the result files of tasks, see :mod:`star.records.folder`."""
+
+TASK = Rule(
+    lambda value: _is_word(value) and value not in TABLES,
+    f"is no name for a task: write letters, digits, '_', '-' and '.'; {', '.join(TABLES)} are other tables' names",
+)
 NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a word of letters, digits, '_', '-', '.'")
-PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyModel")
+PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyClass")
 REDUCTION = one_of("image", "image_weighted", "detached", "position")
 CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
@@ -87,10 +94,18 @@ ARM = Rule(
 
 @dataclass
 class TaskConfig:
-    """What is rewarded. ``beta`` is the KL coefficient that Flow-GRPO published for the task."""
+    """What is rewarded.
 
-    name: str
+    Attributes:
+        name: in results.
+        beta: the KL coefficient that Flow-GRPO published for the task.
+        prompts: a class of one's own with the prompts, as ``my_module:MyTask``, which needs a name that no other task has;
+            null for the task's own.
+    """
+
+    name: Annotated[str, TASK]
     beta: Annotated[float, NOT_NEGATIVE]
+    prompts: Annotated[str | None, PATH_OR_NULL] = None
 
 
 @dataclass

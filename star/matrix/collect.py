@@ -91,7 +91,10 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     with locked(folder):
         for cell in cells:
             _put(cell, folder)
-        files = [file for task in options("task") if (file := folder / f"{task}.csv").exists()]
+        # Tasks of somebody's own are known by what was run of them.
+        run = _older(folder / COMMANDS)["task"] if (folder / COMMANDS).exists() else ()
+        tasks = sorted({*options("task"), *(cell.task for cell in cells), *run})
+        files = [file for task in tasks if (file := folder / f"{task}.csv").exists()]
         known = [row for file in files for row in results.read(file)]
         _replace(folder / CURVES, curves, known, KEY)
         _replace(folder / IMAGES, images, known, EVALUATION)  # one training may be judged under several protocols

@@ -37,7 +37,7 @@ from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_comm
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
-from star.tasks import paired_scores, primary
+from star.tasks import main_metric, paired_scores, score_columns
 from star.training.checkpoint import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -128,16 +128,12 @@ class Collection:
         return compare(self.images[self.images["task"] == task], arm, reference, *self.main_score(task))
 
     def main_metric(self, task: str) -> str | None:
-        """The metric that methods are compared by: the task's, or of an evaluator of somebody's own its only one."""
-        found = {row.metric for row in self.rows if row.task == task} - {DIVERSITY}
-        known = primary(task)
-        return known if known in found or len(found) != 1 else next(iter(found))
+        """The metric that methods are compared by, see :func:`star.tasks.main_metric`."""
+        return main_metric(task, {row.metric for row in self.rows if row.task == task} - {DIVERSITY})
 
     def paired(self, task: str) -> dict[str, str]:
-        """The scores that the task's images are compared by, column -> label, the main one first: the task's, or of an
-        evaluator of somebody's own the reward."""
-        known, metric = paired_scores(task), self.main_metric(task)
-        return known if metric == primary(task) else {"reward": metric or "reward"}
+        """What a task's images are compared by, column -> label, the main one first: :func:`star.tasks.paired_scores`."""
+        return paired_scores(self.main_metric(task))
 
     def main_score(self, task: str) -> tuple[str, str]:
         """Column and label of the first of :meth:`paired`; empty if there is none."""
@@ -261,7 +257,7 @@ def _with_numbers(images: pd.DataFrame, file: Path) -> pd.DataFrame:
         UserError: a score is none of these; names the image.
     """
     for task, part in images.groupby("task"):
-        for column in (name for name in dict.fromkeys([*paired_scores(str(task)), "reward"]) if name in part):
+        for column in (name for name in score_columns() if name in part):
             scores = pd.to_numeric(part[column].replace({"True": 1, "False": 0}).astype(object), errors="coerce")
             for line in part[~(np.isfinite(scores) | part[column].isna())].itertuples():
                 raise UserError(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.prompts import TAGS
 from star.common.numbers import MISSING, number, signed
 from star.common.statistics import Estimate
@@ -18,7 +19,6 @@ from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
 from star.report.figures import dots_svg, forest_svg
 from star.report.pictures import SHOWN
-from star.tasks import paired_scores
 
 # Of fewer prompts, many of which are as often right under both arms, a bootstrap's 95 % interval can cover as little as 64 %.
 ENOUGH_PROMPTS = 15
@@ -50,7 +50,7 @@ def by_tag(images: pd.DataFrame | None) -> dict[str, Comparison]:
     if images is None:
         return {}
     own = images[images["task"] == "geneval"]
-    column, label = next(iter(paired_scores("geneval").items()))
+    column, label = next(iter(GenEval.paired.items()))
     made = {tag: compare(own[own["stratum"] == tag], "star", REFERENCE, column, label) for tag in TAGS}
     return {tag: _without_interval(c) if c.prompts < ENOUGH_PROMPTS else c for tag, c in made.items() if c}
 

@@ -1,21 +1,22 @@
 """What is trained for: prompts with their core words, and the evaluator that judges their images.
 
 A task is a module here, found by its name. It has ``EVALUATOR``, the name of its evaluator, and the functions
-``train(scale)`` and ``test(scale)``, which give lists of :class:`Prompt`; no test prompt is among the training prompts.
+``train(scale)`` and ``test(scale)``, which give lists of :class:`Prompt`; no test prompt is among the training prompts. One of
+somebody's own is a class, found by the path in ``task.prompts``: :class:`OwnTask`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
-from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from evaluators import registry
 from evaluators.interface import Evaluator, Score, try_out
-from star.common.errors import UserError
-from star.common.plugins import is_path
+from star.common.errors import UserError, one_line
+from star.common.plugins import import_path, is_path
 from star.config import Config, options
 from star.method.tokens import Span
 
@@ -30,6 +31,33 @@ class Prompt:
 
 
 Prompts = Callable[[], list[Prompt]]
+
+
+class OwnTask(Protocol):
+    """What ``task.prompts`` names: a class that is made without arguments.
+
+    Attributes:
+        evaluator: the name or path of its evaluator; the engine of one that has several is ``evaluators.NAME``.
+    """
+
+    evaluator: str
+
+    def train(self, scale: str) -> list[Prompt]:
+        """The training prompts, each with a core word."""
+        ...
+
+    def test(self, scale: str) -> list[Prompt]:
+        """The held-out prompts, none of which is a training prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a task's prompts come from, and what judges their images."""
+
+    evaluator: str
+    train: Callable[[str], list[Prompt]]
+    test: Callable[[str], list[Prompt]]
 
 
 class Task:
@@ -94,9 +122,9 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     Raises:
         UserError: there is no such task, its evaluator lacks weights or packages, or cannot judge its prompts.
     """
-    module = _find(name)
-    evaluator = evaluator or registry.create(module.EVALUATOR, config.evaluators[name])
-    return Task(name, evaluator, partial(module.train, config.scale), partial(module.test, config.scale))
+    source = _own(config.task.prompts, config.scale) if config.task.prompts and name == config.task.name else _find(name)
+    evaluator = evaluator or registry.create(source.evaluator, config.evaluators[name])
+    return Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
 
 
 def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
@@ -108,7 +136,7 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
             judge as it must.
     """
     found = {
-        name: registry.create(_find(name).EVALUATOR if name in options("task") else name, config.evaluators.get(name))
+        name: registry.create(_find(name).evaluator if name in options("task") else name, config.evaluators.get(name))
         for name in config.rewards.others
     }
     for name, evaluator in {task.name: task.evaluator, **found}.items():
@@ -135,18 +163,65 @@ def try_evaluator(config: Config, task: Task) -> None:
         try_out(f"evaluators.{task.name}", task.evaluator, asked, config.model.resolution)
 
 
-def paired_scores(task: str) -> dict[str, str]:
-    """The scores that a task's images are compared by, column -> label, the main one first; none for an unknown task."""
-    return dict(registry.find(_find(task).EVALUATOR).paired) if task in options("task") else {}
+def main_metric(task: str, measured: Collection[str]) -> str | None:
+    """The metric that a task's methods are compared by, of those that were measured: its evaluator's main one.
+
+    Where an evaluator of somebody's own judges it is the only one, on a task of somebody's own that of an evaluator here; None
+    if nobody knows.
+    """
+    if len(measured) == 1:
+        return next(iter(measured))
+    known = [registry.find(_find(task).evaluator).primary] if task in options("task") else _by_metric()
+    return next((metric for metric in known if metric in measured), None)
 
 
-def primary(task: str) -> str | None:
-    """The metric that methods are compared by, or None for an unknown task."""
-    return registry.find(_find(task).EVALUATOR).primary if task in options("task") else None
+def paired_scores(metric: str | None) -> dict[str, str]:
+    """What the images are compared by where methods are by a metric, column -> label, the main one first: the scores of the
+    evaluator here whose main metric it is, or else the reward, whose unit may be another than the metric's."""
+    return dict(_by_metric()[metric].paired) if metric in _by_metric() else {"reward": "reward"}
 
 
-def _find(name: str) -> ModuleType:
-    """The module of a task."""
+def score_columns() -> list[str]:
+    """All columns of verdicts that images may be compared by."""
+    return list(dict.fromkeys(["reward", *(column for evaluator in _by_metric().values() for column in evaluator.paired)]))
+
+
+def _by_metric() -> dict[str, type[Evaluator]]:
+    """The evaluators here by their main metrics."""
+    return {evaluator.primary: evaluator for evaluator in map(registry.find, registry.EVALUATORS)}
+
+
+def _find(name: str) -> _Source:
+    """The task of a module here."""
     if name not in options("task"):
         raise UserError(f"no task {name!r}; there are: {', '.join(options('task'))}")
-    return import_module(f"star.tasks.{name}")
+    module = import_module(f"star.tasks.{name}")
+    return _Source(module.EVALUATOR, module.train, module.test)
+
+
+def _own(path: str, scale: str) -> _Source:
+    """The task of a class of somebody's own, whose prompts are looked at before anything else is done.
+
+    Raises:
+        UserError: there is no such class, or it is not what :class:`OwnTask` says.
+    """
+    setting = f"task.prompts={path}"
+    made: OwnTask = import_path(path, setting)
+    try:
+        task = made()  # type: ignore[operator]
+        train, test = task.train(scale), task.test(scale)
+        evaluator = task.evaluator
+    except Exception as error:
+        raise UserError(f"{setting} gives no prompts: {type(error).__name__}: {one_line(error)}") from error
+    for what, prompts in {"train": train, "test": test}.items():
+        if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts)):
+            raise UserError(f"{setting}: {what}({scale!r}) must give a list of star.tasks.Prompt, and at least one")
+    for prompt in train:
+        if not prompt.spans or any(not 0 <= start < end <= len(prompt.text) for start, end in prompt.spans):
+            raise UserError(
+                f"{setting}: the training prompt {prompt.text!r} needs the spans of its core words, (first, last + 1) of its "
+                f"characters, not {prompt.spans}"
+            )
+    if shared := {prompt.text for prompt in train} & {prompt.text for prompt in test}:
+        raise UserError(f"{setting}: {min(shared)!r} is a training prompt and a test prompt; a score of it would say nothing")
+    return _Source(evaluator, lambda scale: train, lambda scale: test)

@@ -89,6 +89,10 @@ class OnGpu(Tensor):
     def __repr__(self) -> str:
         return f"OnGpu({self.held!r})"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A file has it as one of the CPU."""
+        return self.held.__reduce_ex__(protocol)
+
     def tolist(self) -> list:
         """Torch would look into its storage."""
         waited("tolist")

@@ -63,7 +63,7 @@ def test_what_a_reward_of_ones_own_gave_is_reported(star, pipeline_folder):  # n
     assert "pickscore, brightness" in report and "STAR minus Flow-GRPO is" in report
     assert Path("runs/results/mini/figures/samples-pickscore.png").exists()
     code, out, err = star("diff")
-    assert code == 0 and "brightness" in out and "STAR minus Flow-GRPO, yours: " in out and "on brightness (seed 0;" in out
+    assert code == 0 and "brightness" in out and "STAR minus Flow-GRPO, yours: " in out and "on reward (seed 0;" in out
     assert "none that can be compared" not in out.split("shipped:")[0]
 
 

@@ -16,7 +16,6 @@ from star.records.first_updates import gains
 from star.report.collection import collect
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, SCORE, planned
-from star.tasks import primary
 
 MINI = Path(__file__).parents[2] / "results" / "mini"
 SCORES = {"geneval": "geneval_official_macro", "ocr": "ocr_accuracy", "pickscore": "pickscore"}
@@ -99,7 +98,7 @@ def test_paired_differences_are_those_of_the_images(found, task, column):
 
 @pytest.mark.parametrize("task", [*SCORES, "vivid"])
 def test_paired_differences_are_those_of_the_scores(found, task):
-    scores = {(row.method, row.seed): row.value for row in found.rows if (row.task, row.metric) == (task, primary(task))}
+    scores = {(row.method, row.seed): row.value for row in found.rows if (row.task, row.metric) == (task, found.main_metric(task))}
     for arm in ("star", "oracle_twins"):
         gain = found.difference(task, arm, "flow_grpo")
         apart = [scores[arm, seed] - scores["flow_grpo", seed] for seed in gain.seeds]

@@ -1,0 +1,106 @@
+"""Prompts of one's own by their path: from training to the report."""
+
+from pathlib import Path
+
+import pytest
+from test_cli import star  # noqa: F401 (a fixture)
+from tiny import FAST
+
+from star.common.errors import UserError
+from star.config import load
+from star.config.schema import TABLES
+from star.records.folder import IMAGES, NO_RESULTS
+from star.tasks import Prompt, load_rewards, load_task, main_metric, paired_scores
+from star.training.trainer import Trainer
+
+OWN = ["task=pickscore", "task.prompts=own_task:Rings", "task.name=rings", "+evaluators.rings=mini"]
+
+
+@pytest.fixture(autouse=True)
+def beside_the_example(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+def test_it_is_judged_by_the_evaluator_that_it_names():
+    config = load(OWN)
+    task = load_task(config, "rings")
+    assert [prompt.text for prompt in task.test] == ["a photo of a ring"] and len(task.train) == 4
+    assert task.name == "rings" and task.primary == "pickscore" and load_rewards(config, task) == {}
+    assert load_task(config, "geneval").primary == "geneval_official_macro"  # which its checkpoints are measured on too
+    assert load_task(load([*OWN[:3], "+evaluators.rings=own_reward:Brightness"]), "rings").primary == "brightness"
+
+
+def test_it_trains(make_config):
+    config = make_config(*OWN, "train.epochs=1")
+    trainer = Trainer(config)
+    trainer.run()
+    assert trainer.task.train[0].text == "a photo of a red ring"
+    assert trainer.evaluate(1)[0].metric == "pickscore"
+
+
+def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
+    words = [*OWN, *FAST.split(), f"model.path={pipeline_folder}"]
+    words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
+    assert star("base", *words)[0] == 0
+    for method in ("flow_grpo", "star"):
+        assert star("train", *words, f"method={method}")[0] == 0
+    assert star("matrix", *words, "method=flow_grpo,star", "seed=0")[0] == 0  # which has nothing left to do
+    assert Path("runs/results/mini/rings.csv").exists()
+    code, out, err = star("diff")
+    assert code == 0 and "rings, mini" in out and "on PickScore (seed 0;" in out, out
+    # What is collected later leaves its lines where they are.
+    kept = Path("runs/results/mini", IMAGES).read_bytes()
+    assert star("base", "task=vivid", *words[len(OWN) :])[0] == 0
+    assert star("matrix", "task=vivid", *words[len(OWN) :], "method=flow_grpo", "seed=0")[0] == 0
+    assert len(Path("runs/results/mini", IMAGES).read_bytes()) > len(kept)
+    assert star("report")[0] == 0 and "rings" in Path("runs/results/mini/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["task.prompts=own_task:Rings"], "task.prompts=own_task:Rings: results need another name for this task"),
+        (["task.prompts=rings.txt", "task.name=rings"], "task.prompts=rings.txt is no path of a class of one's own"),
+        (["task.prompts=own_task:Rings", "task.name=rings"], r"name an engine, \+evaluators.rings=ENGINE"),
+        ([*OWN[1:], "task.name=curves"], "task.name=curves is no name for a task"),
+        ([*OWN[1:], "task.name=../rings"], "is no name for a task"),
+        (["task.name=rings", "+evaluators.rings=mini"], "evaluators.rings: there is no such task"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(words, told):
+    with pytest.raises(UserError, match=told):
+        load(["task=pickscore", *words])
+
+
+@pytest.mark.parametrize(
+    ("split", "prompts", "told"),
+    [
+        ("train", [], "train.'mini'. must give a list of star.tasks.Prompt, and at least one"),
+        ("test", ["a ring"], "test.'mini'. must give a list of star.tasks.Prompt"),
+        ("train", [Prompt("a ring", ())], "'a ring' needs the spans of its core words"),
+        ("train", [Prompt("a ring", ((2, 9),))], r"'a ring' needs the spans .* not \(\(2, 9\),\)"),
+        ("train", [Prompt("a photo of a ring", ((13, 17),))], "'a photo of a ring' is a training prompt and a test prompt"),
+        ("train", None, "gives no prompts: TypeError"),
+    ],
+)
+def test_prompts_that_nothing_can_be_learnt_from_are_one_line(monkeypatch, split, prompts, told):
+    given = (lambda task, scale: prompts) if prompts is not None else (lambda task: [])
+    monkeypatch.setattr(f"own_task.Rings.{split}", given)
+    with pytest.raises(UserError, match=told):
+        load_task(load(OWN), "rings")
+
+
+def test_no_class_is_one_line():
+    with pytest.raises(UserError, match="the module own_task has no 'Balls'"):
+        load_task(load([*OWN, "task.prompts=own_task:Balls"]), "rings")
+
+
+def test_the_metric_of_a_comparison_is_known_by_its_name():
+    assert main_metric("rings", {"geneval_official_micro", "geneval_official_macro"}) == "geneval_official_macro"
+    assert main_metric("rings", {"brightness"}) == "brightness" == main_metric("pickscore", {"brightness"})
+    assert main_metric("rings", {"brightness", "contrast"}) is None
+    assert paired_scores("ocr_accuracy") != paired_scores("brightness") == {"reward": "reward"}
+
+
+def test_the_names_of_tables_are_kept_for_them():
+    assert {f"{name}.csv" for name in TABLES} == {*NO_RESULTS, "images.csv"}
