@@ -98,7 +98,9 @@ def test_paired_differences_are_those_of_the_images(found, task, column):
 
 @pytest.mark.parametrize("task", [*SCORES, "vivid"])
 def test_paired_differences_are_those_of_the_scores(found, task):
-    scores = {(row.method, row.seed): row.value for row in found.rows if (row.task, row.metric) == (task, found.main_metric(task))}
+    scores = {
+        (row.method, row.seed): row.value for row in found.rows if (row.task, row.metric) == (task, found.main_metric(task))
+    }
     for arm in ("star", "oracle_twins"):
         gain = found.difference(task, arm, "flow_grpo")
         apart = [scores[arm, seed] - scores["flow_grpo", seed] for seed in gain.seeds]
