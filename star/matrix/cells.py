@@ -132,7 +132,14 @@ def expand(words: Sequence[str]) -> list[Cell]:
     others = [word for word in words if not word.startswith(axes)]
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
-    tasks = _names(given.get("task", "task=all"), sorted(settings.load(others).evaluators))
+    known = settings.load(others)
+    asked = given.get("task", "task=all")
+    if known.task.prompts and ("," in asked or asked == "task=all"):
+        raise UserError(
+            f"task.prompts={known.task.prompts}: one task gives the other settings of these prompts, and {asked} means "
+            "several; say task=pickscore, for instance"
+        )
+    tasks = _names(asked, sorted(known.evaluators))
     methods = _names(given.get("method", "method=all"), ABLATION)
     seeds = seeds_of(given["seed"]) if "seed" in given else SEEDS
     bases = [_base(task, others) for task in tasks]

@@ -46,7 +46,7 @@ class Toy:
         self.config, self.device = config, device
         start = torch.randn(3, generator=torch.Generator().manual_seed(seed)) / 10
         self.trained = {"colour": torch.nn.Parameter(start.to(device))}
-        self._start = start.clone()
+        self._start = self.trained["colour"].detach().clone()
 
     def schedule(self, steps: int) -> Tensor:
         return sigmas(steps, 1.0)

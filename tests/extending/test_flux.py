@@ -149,12 +149,12 @@ def test_it_trains_and_its_adapters_load_in_plain_diffusers(words, tmp_path, met
     assert len(lines) == 2 and lines[0]["ratio_error"] < 1e-4 and lines[0]["grad_norm"] > 0
     if method == "star":
         assert lines[0]["weight_max"] > 1
-    base, latents = trainer.base, normal((1, 4, 8, 8), 0, "x")
+    base, latents = trainer.base, normal((1, 4, 8, 8), 0, "x").to(trainer.base.device)
     with torch.no_grad(), base.weights(trainer.ema.values):
         trained = base.velocity(latents, torch.tensor(0.5), TEXTS[:1], 3.5)
     with torch.no_grad(), base.reference():
         untrained = base.velocity(latents, torch.tensor(0.5), TEXTS[:1], 3.5)
-    again = models.load(trainer.config.model, CPU, 1)
+    again = models.load(trainer.config.model, base.device, 1)
     again.transformer.delete_adapters("default")
     again.pipeline.load_lora_weights(tmp_path / "run" / "final" / "lora")
     with torch.no_grad():

@@ -9,6 +9,7 @@ from tiny import FAST
 from star.common.errors import UserError
 from star.config import load
 from star.config.schema import TABLES
+from star.matrix.cells import expand
 from star.records.folder import IMAGES, NO_RESULTS
 from star.tasks import Prompt, load_rewards, load_task, main_metric, paired_scores
 from star.training.trainer import Trainer
@@ -70,6 +71,14 @@ def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
 def test_settings_that_do_not_fit_are_one_line(words, told):
     with pytest.raises(UserError, match=told):
         load(["task=pickscore", *words])
+
+
+@pytest.mark.parametrize("words", [[], ["task=all"], ["task=geneval,ocr"]], ids=str)
+def test_a_matrix_of_it_is_of_one_task(words):
+    with pytest.raises(UserError, match="task.prompts=own_task:Rings: one task gives the other settings"):
+        expand([*OWN[1:], *words, "method=star", "seed=0"])
+    cells = expand([*OWN, "method=flow_grpo,star", "seed=0"])
+    assert [cell.task for cell in cells] == ["rings"] * 3
 
 
 @pytest.mark.parametrize(
