@@ -89,7 +89,9 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     kept = T5_OUTPUT_PARAMETERS / TEXT_ENCODER_PARAMETERS if config.model.dtype == "float16" else 0
     resident = others * (1 + kept)
     rewards = [config.task.name, *config.rewards.others]
-    judges = 4 * sum(EVALUATOR_PARAMETERS.get(name, 0) for name in rewards if config.evaluators.get(name) != "mini")
+    # Whose evaluator judges prompts of one's own is known when their class is imported: at most it is the largest.
+    sizes = EVALUATOR_PARAMETERS | ({config.task.name: max(EVALUATOR_PARAMETERS.values())} if config.task.prompts else {})
+    judges = 4 * sum(sizes.get(name, 0) for name in rewards if config.evaluators.get(name) != "mini")
     # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
     activations = activation_bytes(config, shape)
     beside = activations + resident if config.model.offload is False else max(activations, resident)

@@ -37,7 +37,7 @@ from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_comm
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
-from star.tasks import main_metric, paired_scores, score_columns
+from star.tasks import main_metric, paired_scores
 from star.training.checkpoint import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -209,7 +209,7 @@ def collect(folder: Path, runs: Path) -> Collection:
             found.commands[cell], found.terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
-        found.images = _with_terms(_with_numbers(images, folder / IMAGES), rows, found.terms)
+        found.images = _with_terms(_with_numbers(found, images), rows, found.terms)
     found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
     if not found.runs:
         found.missing.append(
@@ -248,7 +248,7 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     return found
 
 
-def _with_numbers(images: pd.DataFrame, file: Path) -> pd.DataFrame:
+def _with_numbers(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
     """Verdicts whose scores that methods are compared by are numbers or truth values, or empty.
 
     A column that has truth values on one task and numbers on another is text in a file.
@@ -256,8 +256,9 @@ def _with_numbers(images: pd.DataFrame, file: Path) -> pd.DataFrame:
     Raises:
         UserError: a score is none of these; names the image.
     """
+    file = found.folder / IMAGES
     for task, part in images.groupby("task"):
-        for column in (name for name in score_columns() if name in part):
+        for column in (name for name in dict.fromkeys([*found.paired(str(task)), "reward"]) if name in part):
             scores = pd.to_numeric(part[column].replace({"True": 1, "False": 0}).astype(object), errors="coerce")
             for line in part[~(np.isfinite(scores) | part[column].isna())].itertuples():
                 raise UserError(

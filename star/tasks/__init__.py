@@ -181,11 +181,6 @@ def paired_scores(metric: str | None) -> dict[str, str]:
     return dict(_by_metric()[metric].paired) if metric in _by_metric() else {"reward": "reward"}
 
 
-def score_columns() -> list[str]:
-    """All columns of verdicts that images may be compared by."""
-    return list(dict.fromkeys(["reward", *(column for evaluator in _by_metric().values() for column in evaluator.paired)]))
-
-
 def _by_metric() -> dict[str, type[Evaluator]]:
     """The evaluators here by their main metrics."""
     return {evaluator.primary: evaluator for evaluator in map(registry.find, registry.EVALUATORS)}
@@ -213,11 +208,15 @@ def _own(path: str, scale: str) -> _Source:
         evaluator = task.evaluator
     except Exception as error:
         raise UserError(f"{setting} gives no prompts: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(evaluator, str):
+        raise UserError(
+            f"{setting}: evaluator must be the name of one, as 'pickscore', or the path of a class, not {evaluator!r}"
+        )
     for what, prompts in {"train": train, "test": test}.items():
         if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts)):
             raise UserError(f"{setting}: {what}({scale!r}) must give a list of star.tasks.Prompt, and at least one")
     for prompt in train:
-        if not prompt.spans or any(not 0 <= start < end <= len(prompt.text) for start, end in prompt.spans):
+        if not _has_core_words(prompt):
             raise UserError(
                 f"{setting}: the training prompt {prompt.text!r} needs the spans of its core words, (first, last + 1) of its "
                 f"characters, not {prompt.spans}"
@@ -225,3 +224,11 @@ def _own(path: str, scale: str) -> _Source:
     if shared := {prompt.text for prompt in train} & {prompt.text for prompt in test}:
         raise UserError(f"{setting}: {min(shared)!r} is a training prompt and a test prompt; a score of it would say nothing")
     return _Source(evaluator, lambda scale: train, lambda scale: test)
+
+
+def _has_core_words(prompt: Prompt) -> bool:
+    """Whether a prompt's spans are some, and of its text."""
+    try:
+        return bool(prompt.spans) and all(0 <= start < end <= len(prompt.text) for start, end in prompt.spans)
+    except (TypeError, ValueError):
+        return False

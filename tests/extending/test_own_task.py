@@ -10,6 +10,8 @@ from star.common.errors import UserError
 from star.config import load
 from star.config.schema import TABLES
 from star.matrix.cells import expand
+from star.models.memory import needed
+from star.models.shapes import SD35_MEDIUM
 from star.records.folder import IMAGES, NO_RESULTS
 from star.tasks import Prompt, load_rewards, load_task, main_metric, paired_scores
 from star.training.trainer import Trainer
@@ -87,6 +89,7 @@ def test_a_matrix_of_it_is_of_one_task(words):
         ("train", [], "train.'mini'. must give a list of star.tasks.Prompt, and at least one"),
         ("test", ["a ring"], "test.'mini'. must give a list of star.tasks.Prompt"),
         ("train", [Prompt("a ring", ())], "'a ring' needs the spans of its core words"),
+        ("train", [Prompt("a ring", (2, 6))], "needs the spans"),
         ("train", [Prompt("a ring", ((2, 9),))], r"'a ring' needs the spans .* not \(\(2, 9\),\)"),
         ("train", [Prompt("a photo of a ring", ((13, 17),))], "'a photo of a ring' is a training prompt and a test prompt"),
         ("train", None, "gives no prompts: TypeError"),
@@ -97,6 +100,18 @@ def test_prompts_that_nothing_can_be_learnt_from_are_one_line(monkeypatch, split
     monkeypatch.setattr(f"own_task.Rings.{split}", given)
     with pytest.raises(UserError, match=told):
         load_task(load(OWN), "rings")
+
+
+def test_an_evaluator_that_is_none_is_one_line(monkeypatch):
+    monkeypatch.setattr("own_task.Rings.evaluator", None)
+    with pytest.raises(UserError, match="evaluator must be the name of one, as 'pickscore', .* not None"):
+        load_task(load(OWN), "rings")
+
+
+def test_its_judge_is_counted_as_the_largest():
+    words = ["scale=paper", *OWN[:3]]
+    needs = [needed(load([*words, f"+evaluators.rings={engine}"]), SD35_MEDIUM).gpu for engine in ("mini", "other")]
+    assert needs[1] - needs[0] == 4 * 986e6
 
 
 def test_no_class_is_one_line():
