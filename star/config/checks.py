@@ -32,7 +32,12 @@ def check(config: Config) -> None:
         )
     if config.model.kind and not config.model.name:
         raise UserError(f"model.kind={config.model.kind}: results need a name for the model, e.g. model.name=flux")
-    if config.task.prompts and config.task.name in options("task"):
+    if not config.task.prompts and config.task.name not in options("task"):
+        raise UserError(
+            f"task.name={config.task.name}: there is no such task; there are: {', '.join(options('task'))}, and prompts of "
+            "your own by task.prompts=my_module:MyTask"
+        )
+    if config.task.prompts and config.task.name.lower() in options("task"):
         raise UserError(f"task.prompts={config.task.prompts}: results need another name for this task, e.g. task.name=own")
     for name in config.evaluators:
         if name not in options("task") and not (config.task.prompts and name == config.task.name):

@@ -85,7 +85,7 @@ def identity(config: Config, measured: str | None = None) -> dict:
     known["arithmetic"] = ARITHMETIC
     used = {config.task.name, measured, *config.rewards.others}
     known["evaluators"] = {name: engine for name, engine in config.evaluators.items() if name in used}
-    for name in SMALL_CLIP:
+    for name in (*SMALL_CLIP, *([config.task.name] if config.task.prompts else [])):
         if known["evaluators"].get(name) == "mini":
             known["evaluators"][name] = MINI_PICKSCORE.identity
     return known

@@ -68,8 +68,8 @@ TABLES = ("curves", "commands", "images", "gradient", "influence", "first_update
 """What lies beside the result files of tasks, see :mod:`star.records.folder`."""
 
 TASK = Rule(
-    lambda value: _is_word(value) and value not in TABLES,
-    f"is no name for a task: write letters, digits, '_', '-' and '.'; {', '.join(TABLES)} are other tables' names",
+    lambda value: _is_word(value) and "." not in value and value.lower() not in TABLES,
+    f"is no name for a task: write letters, digits, '_' and '-'; {', '.join(TABLES)} are other tables' names",
 )
 NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a word of letters, digits, '_', '-', '.'")
 PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyClass")

@@ -20,7 +20,7 @@ import pandas as pd
 
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import locked, read_jsonl, replacing
+from star.common.files import locked, read_jsonl, replacing, visible
 from star.config import options
 from star.matrix.cells import Cell
 from star.records import results
@@ -91,10 +91,7 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     with locked(folder):
         for cell in cells:
             _put(cell, folder)
-        # Tasks of somebody's own are known by what was run of them.
-        run = _older(folder / COMMANDS)["task"] if (folder / COMMANDS).exists() else ()
-        tasks = sorted({*options("task"), *(cell.task for cell in cells), *run})
-        files = [file for task in tasks if (file := folder / f"{task}.csv").exists()]
+        files = [file for file in visible(folder.glob("*.csv")) if file.stem in options("task") or results.is_of_rows(file)]
         known = [row for file in files for row in results.read(file)]
         _replace(folder / CURVES, curves, known, KEY)
         _replace(folder / IMAGES, images, known, EVALUATION)  # one training may be judged under several protocols

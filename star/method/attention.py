@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from star.common.devices import sent
 from star.common.errors import UserError
 
 SOFTMAX_OVER = ("joint", "text")
@@ -210,7 +211,7 @@ class Relevance:
         self._heads = None if heads == "mean" else _checked("head", list(heads), blocks_there[0].attn.heads)
         self._mask = mask
         device = next(transformer.parameters()).device
-        self._columns, self._valid = (part.to(device, non_blocking=True) for part in _gatherable(mask))
+        self._columns, self._valid = (sent(part, device) for part in _gatherable(mask))
         self._softmax_over, self._columns_count = softmax_over, columns_count
         self._grid = grid
 

@@ -7,6 +7,8 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor, nn
 
+from star.common.devices import sent
+
 EMPTY = ""
 """The negative prompt of classifier-free guidance, as in Flow-GRPO: an encoded empty text."""
 
@@ -69,7 +71,7 @@ class TextCache:
         place = {text: number for number, text in enumerate(distinct)}
         kept = zip(*(self._kept[text] for text in distinct), strict=True)
         parts = torch.tensor([place[text] for text in texts]), *map(torch.stack, kept)
-        rows, embeds, pooled = (part.to(self._device, non_blocking=True) for part in parts)
+        rows, embeds, pooled = (sent(part, self._device) for part in parts)
         return embeds[rows], pooled[rows]
 
     @torch.no_grad()

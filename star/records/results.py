@@ -156,6 +156,12 @@ def read(path: Path) -> list[Row]:
     return _parse(path, Row, PARSERS)
 
 
+def is_of_rows(path: Path) -> bool:
+    """Whether a file is a result file, by its header."""
+    with path.open("rb") as file:
+        return file.readline().rstrip() == ",".join(COLUMNS).encode()
+
+
 def read_together(paths: Iterable[Path]) -> list[Row]:
     """The rows of several result files, in their order.
 

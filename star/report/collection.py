@@ -136,8 +136,8 @@ class Collection:
         return paired_scores(self.main_metric(task))
 
     def main_score(self, task: str) -> tuple[str, str]:
-        """Column and label of the first of :meth:`paired`; empty if there is none."""
-        return next(iter(self.paired(task).items()), ("", ""))
+        """Column and label of the first of :meth:`paired`."""
+        return next(iter(self.paired(task).items()))
 
     @cached_property
     def shipped(self) -> "Collection | None":

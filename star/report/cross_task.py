@@ -21,7 +21,8 @@ def elsewhere(found: Collection) -> Section:
             "seed knows nothing of other trainings."
         )
     )
-    measured = {task: found.main_metric(task) or "" for task in TASKS if any(row.task == task for row in found.rows)}
+    tasks = dict.fromkeys(task for task in (*TASKS, *found.tasks) if task not in found.checks)
+    measured = {task: found.main_metric(task) or "" for task in tasks if any(row.task == task for row in found.rows)}
     section.blocks += _across(found, measured)
     section.blocks += _diversity(found)
     return section

@@ -123,7 +123,8 @@ def planned_tests(found: Collection) -> Section:
         return section
     section.blocks.append(Text((PLANNED if found.mini else NOT_PLANNED) + MEANING))
     p = corrected(made)
-    section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in found.tasks]
+    tasks = [task for task in found.tasks if task in (*ASKED_ON, *found.checks)]  # nobody's own was planned
+    section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in tasks]
     return section
 
 

@@ -36,8 +36,10 @@ Prompts = Callable[[], list[Prompt]]
 class OwnTask(Protocol):
     """What ``task.prompts`` names: a class that is made without arguments.
 
+    Every process of a run asks for the prompts, and again when it goes on: they must be the same lists each time.
+
     Attributes:
-        evaluator: the name or path of its evaluator; the engine of one that has several is ``evaluators.NAME``.
+        evaluator: the name of one here; ``evaluators.NAME`` says with which engine, or the path of a class to judge instead.
     """
 
     evaluator: str
@@ -122,9 +124,17 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     Raises:
         UserError: there is no such task, its evaluator lacks weights or packages, or cannot judge its prompts.
     """
-    source = _own(config.task.prompts, config.scale) if config.task.prompts and name == config.task.name else _find(name)
+    own = config.task.prompts if name == config.task.name else None
+    source = _own(own, config.scale) if own else _find(name)
     evaluator = evaluator or registry.create(source.evaluator, config.evaluators[name])
-    return Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
+    task = Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
+    for prompt in (*task.train, *task.test) if own else ():
+        if lack := evaluator.lacks(prompt):
+            raise UserError(
+                f"task.prompts={own}: the prompt {prompt.text!r} has no {lack}, without which {evaluator.protocol} cannot "
+                "judge its images; put it into its target, or name another evaluator"
+            )
+    return task
 
 
 def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
@@ -208,9 +218,10 @@ def _own(path: str, scale: str) -> _Source:
         evaluator = task.evaluator
     except Exception as error:
         raise UserError(f"{setting} gives no prompts: {type(error).__name__}: {one_line(error)}") from error
-    if not isinstance(evaluator, str):
+    if evaluator not in registry.EVALUATORS:
         raise UserError(
-            f"{setting}: evaluator must be the name of one, as 'pickscore', or the path of a class, not {evaluator!r}"
+            f"{setting}: evaluator must be {', '.join(registry.EVALUATORS)}, not {evaluator!r}; a class of your own judges "
+            "instead by +evaluators.NAME=my_module:MyReward"
         )
     for what, prompts in {"train": train, "test": test}.items():
         if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts)):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of, slopes_of
+from star.common.devices import sent
 from star.common.errors import UserError
 from star.config import Config
 from star.config.schema import MethodConfig
@@ -68,7 +69,7 @@ def weigh(
     )
     parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
     for batch in batches:
-        batch.weights = parts[batch.number].to(batch.trajectory.latents.device, non_blocking=True)
+        batch.weights = sent(parts[batch.number], batch.trajectory.latents.device)
 
 
 def _places(task: Task, batch: MicroBatch) -> Tensor:

@@ -8,6 +8,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from star.common.devices import sent
 from star.common.noise import generator, normal
 from star.config import RelevanceConfig, SamplingConfig
 from star.method.objective import log_prob_map
@@ -278,7 +279,7 @@ def generate(
     base: BaseModel, texts: Sequence[str], keys: Sequence[tuple[int | str, ...]], steps: int, guidance: float
 ) -> Tensor:
     """Images for evaluation, uint8 (B, H, W, 3) on the CPU: the deterministic flow from noise with the given keys."""
-    x = _on_device(base, torch.stack([normal(base.latent_shape, *key) for key in keys]))
+    x = sent(torch.stack([normal(base.latent_shape, *key) for key in keys]), base.device)
     for step in denoise(base, x, texts, guidance, ["ode"] * steps):
         x = step.following
     return base.decode(x).cpu()
@@ -290,7 +291,7 @@ def starts(base: BaseModel, samples: Sequence[Sample], same_latent: bool, seed: 
     rows = [
         normal(base.latent_shape, seed, epoch, "start", s.prompt, index) for s, index in zip(samples, indices, strict=True)
     ]
-    return _on_device(base, torch.stack(rows))
+    return sent(torch.stack(rows), base.device)
 
 
 def step_noise(base: BaseModel, samples: Sequence[Sample], seed: int, epoch: int) -> Callable[[], Tensor]:
@@ -303,14 +304,10 @@ def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Calla
     sources = [generator(*key) for key in keys]
 
     def draw() -> Tensor:
-        return _on_device(base, torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources]))
+        # The next is drawn while the GPU computes.
+        return sent(torch.stack([torch.randn(base.latent_shape, generator=source) for source in sources]), base.device)
 
     return draw
-
-
-def _on_device(base: BaseModel, rows: Tensor) -> Tensor:
-    """Noise on the model's device. From pinned memory a copy waits for nothing: the next is drawn while the GPU computes."""
-    return rows.pin_memory().to(base.device, non_blocking=True) if base.device.type == "cuda" else rows.to(base.device)
 
 
 def diversity(rows: Tensor, groups: Sequence[int]) -> float:

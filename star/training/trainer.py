@@ -22,6 +22,7 @@ from star import config as settings
 from star import models
 from star.common import processes
 from star.common.console import note, tell
+from star.common.devices import sent
 from star.common.errors import UserError
 from star.common.machine import machine, versions
 from star.common.noise import generator
@@ -106,6 +107,7 @@ class Trainer:
             compute_deterministically()
         self.task = task or load_task(config, config.task.name)
         check_evaluator(config.method.arm, self.task)
+        self._check_prompts()
         self.others = load_rewards(config, self.task)
         self.base = base or models.load(config.model, device, config.seed)
         self.beside = Beside(device)
@@ -122,6 +124,16 @@ class Trainer:
         )
         self.ema = EMA(self.base.trained, train.ema_decay, train.ema_every)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
+
+    def _check_prompts(self) -> None:
+        """Refuse prompts of somebody's own that are others in other processes: number and text would not go together."""
+        if not (path := self.config.task.prompts):
+            return
+        texts = [prompt.text for prompt in (*self.task.train, *self.task.test)]
+        if len(set(processes.gather(self.accelerator, [config_hash({"texts": texts})]))) > 1:
+            raise UserError(
+                f"task.prompts={path} gives each process other prompts: draw them from a seed, and order what is a set"
+            )
 
     def _check_model(self) -> None:
         """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
@@ -447,7 +459,7 @@ class Trainer:
         if train.guard:
             new, old = guarded(new, old, moved.mean, before, moved.std, method.reduction)
         per_ratio = weights.mean((1, 2)) if weights is not None and method.reduction == "image" else weights
-        gains = batch.advantages.to(self.base.device, non_blocking=True)
+        gains = sent(batch.advantages, self.base.device)
         policy = policy_loss(new, old, gains, per_ratio, self.clip_range, train.adv_clip, method.reduction, bound)
         return policy, policy.loss / -moved.dt if train.guard else policy.loss
 

@@ -128,8 +128,15 @@ READS = {
     aten.masked_select.default,
     aten.equal.default,
     aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.repeat_interleave.Tensor,
 }
 """What gives the CPU a value, or a shape that only values tell."""
+
+
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+"""What does so where an index is a mask."""
 
 
 def computed(func: Any, args: tuple, kwargs: dict) -> Any:
@@ -152,7 +159,8 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
         _copying(isinstance(source, OnGpu), isinstance(to, OnGpu), source, kwargs.get("non_blocking") or args[2:] == (True,))
     elif here and any(not isinstance(tensor, OnGpu) and tensor.dim() for tensor in tensors):
         raise RuntimeError(f"{func.name()}: expected all tensors to be on the same device, but some are on the CPU")
-    if here and func in READS:
+    masked = func in INDEXING and any(part.dtype == torch.bool for part in tree_leaves(args[1]) if isinstance(part, Tensor))
+    if here and (func in READS or masked):
         waited(func.name())
     device = kwargs.get("device")
     there = here if device is None else torch.device(device).type == "cuda"
@@ -174,9 +182,14 @@ def _copied(source: Tensor, kwargs: dict) -> Tensor:
     return OnGpu(copy) if after else copy
 
 
+STAGED = 64 << 10
+"""Bytes of memory that is not pinned which a copy takes with it."""
+
+
 def _copying(before: bool, after: bool, source: Tensor, non_blocking: Any) -> None:
-    """Note that a copy waits, if it does."""
-    if before != after and not non_blocking:
+    """Note that a copy waits, if it does: one to the GPU also where the driver has to stage more than it takes at once."""
+    staged = after and not source.is_pinned() and source.nbytes > STAGED
+    if before != after and (staged or not non_blocking):
         waited(f"a copy of {'x'.join(map(str, source.shape))} to the {'GPU' if after else 'CPU'}")
 
 
@@ -372,6 +385,7 @@ DRIVER: dict[str, Callable[..., Any]] = {
 
 def installed() -> None:
     """Let torch and safetensors take the GPU that is none for one."""
+    assert torch.version.cuda is None, "this is for a torch without CUDA: with a GPU its own tests run on it"
     for name, answer in DRIVER.items():
         setattr(torch.cuda, name, answer)
     torch.version.cuda = "13.0"

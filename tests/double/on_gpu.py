@@ -52,7 +52,8 @@ def test_it_counts_what_is_waited_for():
     assert not found
     with waits() as found:
         there.sum().item(), there.tolist(), there[[1, 0]], there.cpu(), here.to("cuda"), bool(there.any())
-    assert found.total() == 6
+        there[there > 0], torch.ones(1 << 15).to("cuda", non_blocking=True)
+    assert found.total() == 8
 
 
 @pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
@@ -82,14 +83,15 @@ def test_it_trains_what_a_cpu_trains(make, tmp_path, request):
     words = ("train.epochs=1", "train.ema_decay=0")
     there = make(*words, f"run={tmp_path / 'there'}")
     assert there.base.device.type == "cuda"
+    start = {name: value.detach().cpu() for name, value in there.base.trained.items()}
     there.run()
     request.getfixturevalue("here")
     make(*words, f"run={tmp_path / 'here'}").run()
     one, other = (load_file(tmp_path / where / "final" / "trained.safetensors") for where in ("there", "here"))
     assert one.keys() == other.keys()
-    flat = [torch.cat([weights[name].flatten() for name in sorted(weights)]) for weights in (one, other)]
+    flat = [torch.cat([weights[name].flatten() for name in sorted(weights)]) for weights in (start, one, other)]
     # By their lengths: where a gradient is nearly 0 Adam steps by its sign.
-    assert (flat[0] - flat[1]).norm() < 0.01 * (flat[0] - flat[0].mean()).norm()
+    assert (flat[1] - flat[2]).norm() < 0.2 * (flat[1] - flat[0]).norm() > 0
 
 
 @pytest.mark.parametrize(

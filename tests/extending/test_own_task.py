@@ -1,18 +1,20 @@
 """Prompts of one's own by their path: from training to the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from star.common.errors import UserError
-from star.config import load
+from star.config import identity, load
 from star.config.schema import TABLES
 from star.matrix.cells import expand
 from star.models.memory import needed
 from star.models.shapes import SD35_MEDIUM
-from star.records.folder import IMAGES, NO_RESULTS
+from star.records.folder import COMMANDS, CURVES, IMAGES, NO_RESULTS
 from star.tasks import Prompt, load_rewards, load_task, main_metric, paired_scores
 from star.training.trainer import Trainer
 
@@ -52,10 +54,16 @@ def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
     code, out, err = star("diff")
     assert code == 0 and "rings, mini" in out and "on PickScore (seed 0;" in out, out
     # What is collected later leaves its lines where they are.
-    kept = Path("runs/results/mini", IMAGES).read_bytes()
+    tables = {name: Path("runs/results/mini", name) for name in (IMAGES, CURVES, COMMANDS)}
+    kept = {name: pd.read_csv(table, dtype=str) for name, table in tables.items()}
+    tables[COMMANDS].write_text("damaged")  # put aside; the others lose nothing by it
     assert star("base", "task=vivid", *words[len(OWN) :])[0] == 0
     assert star("matrix", "task=vivid", *words[len(OWN) :], "method=flow_grpo", "seed=0")[0] == 0
-    assert len(Path("runs/results/mini", IMAGES).read_bytes()) > len(kept)
+    for name in (IMAGES, CURVES):
+        after = pd.read_csv(tables[name], dtype=str)
+        assert set(after["task"]) == {"rings", "vivid"}
+        left = after[after["task"] == "rings"].reset_index(drop=True)[list(kept[name].columns)]
+        pd.testing.assert_frame_equal(left, kept[name])
     assert star("report")[0] == 0 and "rings" in Path("runs/results/mini/report.md").read_text()
 
 
@@ -67,7 +75,10 @@ def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
         (["task.prompts=own_task:Rings", "task.name=rings"], r"name an engine, \+evaluators.rings=ENGINE"),
         ([*OWN[1:], "task.name=curves"], "task.name=curves is no name for a task"),
         ([*OWN[1:], "task.name=../rings"], "is no name for a task"),
-        (["task.name=rings", "+evaluators.rings=mini"], "evaluators.rings: there is no such task"),
+        (["task.name=rings"], "task.name=rings: there is no such task; .* by task.prompts=my_module:MyTask"),
+        (["task.name=rings", "+evaluators.rings=mini"], "task.name=rings: there is no such task"),
+        ([*OWN[1:2], "task.name=PickScore"], "results need another name"),
+        ([*OWN[1:2], "task.name=my.rings"], "is no name for a task"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(words, told):
@@ -104,8 +115,31 @@ def test_prompts_that_nothing_can_be_learnt_from_are_one_line(monkeypatch, split
 
 def test_an_evaluator_that_is_none_is_one_line(monkeypatch):
     monkeypatch.setattr("own_task.Rings.evaluator", None)
-    with pytest.raises(UserError, match="evaluator must be the name of one, as 'pickscore', .* not None"):
+    with pytest.raises(UserError, match="evaluator must be geneval, ocr, pickscore, vivid, not None; .*evaluators.NAME="):
         load_task(load(OWN), "rings")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_its_evaluator_cannot_judge_is_told_before_anything_is_drawn(monkeypatch, split):
+    monkeypatch.setattr("own_task.Rings.evaluator", "geneval")
+    record = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
+    other = "test" if split == "train" else "train"
+    prompts = {"train": [Prompt("a red ring", ((2, 5),))], "test": [Prompt("a ring", ((2, 6),))]}
+    prompts[other] = [replace(prompt, target=record) for prompt in prompts[other]]
+    for name, given in prompts.items():
+        monkeypatch.setattr(f"own_task.Rings.{name}", lambda task, scale, given=given: given)
+    with pytest.raises(UserError, match=f"the prompt '{prompts[split][0].text}' has no .*, without which geneval-v1"):
+        load_task(load(OWN), "rings")
+
+
+def test_processes_that_have_other_prompts_are_told(make_config, monkeypatch):
+    monkeypatch.setattr("star.common.processes.gather", lambda accelerator, items: [*items, "another"])
+    with pytest.raises(UserError, match="task.prompts=own_task:Rings gives each process other prompts"):
+        Trainer(make_config(*OWN))
+
+
+def test_what_it_was_judged_by_is_part_of_its_identity():
+    assert identity(load(OWN), "rings")["evaluators"]["rings"].startswith("taste_weights@")
 
 
 def test_its_judge_is_counted_as_the_largest():
