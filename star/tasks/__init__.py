@@ -218,7 +218,7 @@ def _own(path: str, scale: str) -> _Source:
         evaluator = task.evaluator
     except Exception as error:
         raise UserError(f"{setting} gives no prompts: {type(error).__name__}: {one_line(error)}") from error
-    if evaluator not in registry.EVALUATORS:
+    if evaluator not in list(registry.EVALUATORS):  # a list as a key would be an error
         raise UserError(
             f"{setting}: evaluator must be {', '.join(registry.EVALUATORS)}, not {evaluator!r}; a class of your own judges "
             "instead by +evaluators.NAME=my_module:MyReward"

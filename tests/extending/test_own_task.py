@@ -113,9 +113,10 @@ def test_prompts_that_nothing_can_be_learnt_from_are_one_line(monkeypatch, split
         load_task(load(OWN), "rings")
 
 
-def test_an_evaluator_that_is_none_is_one_line(monkeypatch):
-    monkeypatch.setattr("own_task.Rings.evaluator", None)
-    with pytest.raises(UserError, match="evaluator must be geneval, ocr, pickscore, vivid, not None; .*evaluators.NAME="):
+@pytest.mark.parametrize("given", [None, ["pickscore"], "own_reward:Brightness"], ids=str)
+def test_an_evaluator_that_is_none_is_one_line(monkeypatch, given):
+    monkeypatch.setattr("own_task.Rings.evaluator", given)
+    with pytest.raises(UserError, match="evaluator must be geneval, ocr, pickscore, vivid, not .*evaluators.NAME="):
         load_task(load(OWN), "rings")
 
 
