@@ -40,7 +40,7 @@ def check(config: Config) -> None:
     if config.task.prompts and config.task.name.lower() in options("task"):
         raise UserError(f"task.prompts={config.task.prompts}: results need another name for this task, e.g. task.name=own")
     for name in config.evaluators:
-        if name not in options("task") and not (config.task.prompts and name == config.task.name):
+        if name not in (*options("task"), config.task.name):
             raise UserError(f"evaluators.{name}: there is no such task; there are: {', '.join(options('task'))}")
     if config.task.name not in config.evaluators:
         name, known = config.task.name, ", ".join(config.evaluators)

@@ -188,7 +188,8 @@ def main_metric(task: str, measured: Collection[str]) -> str | None:
 def paired_scores(metric: str | None) -> dict[str, str]:
     """What the images are compared by where methods are by a metric, column -> label, the main one first: the scores of the
     evaluator here whose main metric it is, or else the reward, whose unit may be another than the metric's."""
-    return dict(_by_metric()[metric].paired) if metric in _by_metric() else {"reward": "reward"}
+    evaluator = _by_metric().get(metric or "")
+    return dict(evaluator.paired) if evaluator else {"reward": "reward"}
 
 
 def _by_metric() -> dict[str, type[Evaluator]]:
