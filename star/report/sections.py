@@ -13,7 +13,7 @@ from star.records.names import measured_on_own_task, method_label, reading_order
 from star.report import pictures
 from star.report.ablation import ablation
 from star.report.blocks import Block, Section, Table, Text, sizes
-from star.report.collection import TASKS, Collection, base_of, families, titled
+from star.report.collection import Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
 from star.report.ending import ending
@@ -189,4 +189,4 @@ def _typeset(cell: str) -> str:
 
 
 def _per_task(found: Collection, anchor: str, block: Callable[[Collection, str], Block]) -> list[Section]:
-    return [Section(f"{anchor}-{task}", task, [block(found, task)]) for task in found.tasks if task in TASKS]
+    return [Section(f"{anchor}-{task}", task, [block(found, task)]) for task in found.tasks if task not in found.checks]

@@ -64,7 +64,10 @@ def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
         assert set(after["task"]) == {"rings", "vivid"}
         left = after[after["task"] == "rings"].reset_index(drop=True)[list(kept[name].columns)]
         pd.testing.assert_frame_equal(left, kept[name])
-    assert star("report")[0] == 0 and "rings" in Path("runs/results/mini/report.md").read_text()
+    assert star("report")[0] == 0
+    report, figures = Path("runs/results/mini/report.md").read_text(), Path("runs/results/mini/figures")
+    assert "![Samples of base, Flow-GRPO, STAR side by side. “a photo of a ring”: base " in report
+    assert {file.name for file in figures.glob("*.png")} == {"maps-rings.png", "samples-rings.png"}  # of a check there are none
 
 
 @pytest.mark.parametrize(
