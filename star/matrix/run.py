@@ -113,14 +113,23 @@ def check_present(waiting: Sequence[Cell]) -> None:
             arms[cell.task].add(cell.config.method.arm)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         takes = pool.submit(_load_all, configs, arms).result()
-    runs = [takes[cell.task] for cell in waiting if cell.seed is not None]
+    runs = [max(0.0, takes[cell.task] - _size(cell.folder)) for cell in waiting if cell.seed is not None]
     free = shutil.disk_usage(Path.cwd()).free
     if sum(runs) > free:
         tell(
-            f"{counted(len(runs), 'run')} may need {sum(runs) / 2**30:,.0f} GiB on this disk (estimate), where "
+            f"{counted(len(runs), 'run')} may need {sum(runs) / 2**30:,.0f} GiB more on this disk (estimate), where "
             f"{free / 2**30:,.0f} are free; what stops for want of room goes on by the same command when there is some; "
             "train.keep lowers it"
         )
+
+
+def _size(folder: Path) -> int:
+    """The bytes that a run holds already, or most of them where its files come and go."""
+    size = 0
+    with suppress(OSError):
+        for file in folder.rglob("*"):
+            size += file.lstat().st_size
+    return size
 
 
 def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> dict[str, float]:

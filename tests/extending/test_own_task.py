@@ -67,7 +67,8 @@ def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
     assert star("report")[0] == 0
     report, figures = Path("runs/results/mini/report.md").read_text(), Path("runs/results/mini/figures")
     assert "![Samples of base, Flow-GRPO, STAR side by side. “a photo of a ring”: base " in report
-    assert {file.name for file in figures.glob("*.png")} == {"maps-rings.png", "samples-rings.png"}  # of a check there are none
+    # Of a check there are none.
+    assert {file.name for file in figures.glob("*.png")} == {"maps-rings.png", "samples-rings.png"}
 
 
 @pytest.mark.parametrize(

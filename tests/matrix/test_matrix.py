@@ -834,14 +834,22 @@ def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path)
     assert commands._reason(log, 0, 7) == "exit code 7"
 
 
-def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys):
+def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda *given, **named: ThreadPoolExecutor(1))
     monkeypatch.setattr(run, "_load_all", lambda configs, arms: dict.fromkeys(configs, 3 * 2**30))
     cells = expand(["task=geneval", "method=star,flow_grpo", "seed=0"])
-    for free, told in ((6 * 2**30, ""), (5 * 2**30, "2 runs may need 6 GiB on this disk (estimate), where 5 are free")):
+    for free, told in ((6 * 2**30, ""), (5 * 2**30, "2 runs may need 6 GiB more on this disk (estimate), where 5 are free")):
         monkeypatch.setattr(run.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         run.check_present(cells)
         assert told in (err := capsys.readouterr().err) and bool(told) == bool(err)
+    # What a run that was cut off has written it does not need again.
+    checkpoint = cells[-1].folder / "checkpoint" / "state"
+    checkpoint.parent.mkdir(parents=True)
+    with checkpoint.open("wb") as file:
+        file.truncate(2**30)  # which takes no room itself
+    run.check_present(cells)
+    assert not capsys.readouterr().err
 
 
 CHECKING = """
