@@ -32,7 +32,7 @@ INTRODUCTION = (
     "A small text-to-image model of SD3.5's kind draws the held-out prompts of its world, as it was before and as it is after "
     "reinforcement learning for GenEval, by Flow-GRPO and by STAR. Flow-GRPO gives every position of a picture the same "
     "reward; STAR gives more of it where the picture attends to the prompt's core words. One training of each does not say "
-    "which is better; `star reproduce geneval seed=0..2` is the way to ask, and `results/mini/report.md` what came of it here."
+    "which is better: `results/mini/report.md` has several of each, and `star reproduce geneval seed=0..7` makes as many here."
 )
 
 

@@ -302,7 +302,9 @@ def enough(scores: Sequence[Column]) -> bool:
     return bool(sizes) and min(sizes) >= ENOUGH_RUNS and sum(sizes) >= ENOUGH_SCORES
 
 
-def interquartile_mean(scores: Sequence[Column], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def interquartile_mean(
+    scores: Sequence[Column], units: Sequence[Column] | None = None, *, draws: int = DRAWS, seed: int = 0
+) -> Estimate:
     """Mean of the middle half of all runs of all tasks, with the stratified bootstrap over the runs of each task.
 
     The aggregate of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
@@ -310,21 +312,26 @@ def interquartile_mean(scores: Sequence[Column], *, draws: int = DRAWS, seed: in
 
     Args:
         scores: for each task its runs' scores, on a scale that tasks share.
+        units: for each task the runs of another method, by whose mean the scores are divided; they are resampled, too. Without
+            them the scores are what they are.
         draws, seed: of the bootstrap.
 
     Returns:
-        The mean; standard error and 95 % percentile interval only if there are :func:`enough` runs.
+        The mean; standard error and 95 % percentile interval only if there are :func:`enough` runs of both.
 
     Raises:
-        ValueError: no task, or a task without runs.
+        ValueError: no task, a task without runs, or lists of different tasks.
     """
     tasks = _tasks(scores)
-    value = float(stats.trim_mean(np.concatenate(tasks), 0.25))
-    if not enough(tasks):
+    divisors = [np.ones(1)] * len(tasks) if units is None else _tasks(units)
+    value = float(stats.trim_mean(np.concatenate([a / b.mean() for a, b in zip(tasks, divisors, strict=True)]), 0.25))
+    if not enough(tasks) or (units is not None and not enough(divisors)):
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
-    drawn = np.concatenate([_resampled(runs, draws, rng) for runs in tasks], axis=1)
-    return _percentiles(value, stats.trim_mean(drawn, 0.25, axis=1))
+    drawn = [_resampled(runs, draws, rng) for runs in tasks]
+    means = [_resampled(runs, draws, rng).mean(1, keepdims=True) for runs in divisors]
+    together = np.concatenate([a / b for a, b in zip(drawn, means, strict=True)], axis=1)
+    return _percentiles(value, stats.trim_mean(together, 0.25, axis=1))
 
 
 def probability_of_improvement(a: Sequence[Column], b: Sequence[Column]) -> Estimate:

@@ -60,16 +60,21 @@ def difference_row(c: Comparison, name: str) -> list[str]:
 
 
 def _arms(found: Collection) -> Table:
-    shown = {method for task in found.tasks for method in found.methods(task)}
+    tasks = {method: [task for task in found.tasks if method in found.methods(task)] for method in METHODS}
     rows = [["base", MISSING, "not trained", "where do all start?"]]
     rows += [[arm.label, RATIOS[arm.ratio], arm.weights, arm.question] for arm in ARMS.values()]
     overlaps = _overlaps(found)
     rows = [
-        [*row, "yes" if method in shown else "not run", overlaps.get(method, MISSING)]
-        for row, method in zip(rows, METHODS, strict=True)
+        [*row, _where(found, tasks[method]), overlaps.get(method, MISSING)] for row, method in zip(rows, METHODS, strict=True)
     ]
     caption = "The arms; overlap is the share of the credit that an arm's map gives where STAR's of the same rollout gives it"
     return Table(caption, ["method", "ratio", "weights", "question", "here", "overlap"], rows, numbers=5)
+
+
+def _where(found: Collection, tasks: Sequence[str]) -> str:
+    if not tasks:
+        return "not run"
+    return "yes" if len(tasks) == len(found.tasks) else f"on {', '.join(tasks)}"
 
 
 def _overlaps(found: Collection) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from star.common.numbers import MISSING, estimate, number, signed
 from star.records.names import family, method_label, on_task
-from star.records.tables import metric_label
+from star.records.tables import DIVERSITY, metric_label
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import TASKS, Collection, base_of, families, titled
 from star.report.figures import dots_svg
@@ -100,7 +100,7 @@ def _value(found: Collection, task: str, metric: str, method: str) -> str:
 
 def _diversity(found: Collection) -> list[Block]:
     """Every seed's diversity as a figure per task, and one table of all."""
-    runs = {task: {m: s for m in found.methods(task) if (s := found.summary(task, "diversity", m))} for task in found.tasks}
+    runs = {task: {m: s for m in found.methods(task) if (s := found.summary(task, DIVERSITY, m))} for task in found.tasks}
     blocks: list[Block] = [
         Text(f"{task}: no diversity; it needs several images per prompt.", missing=True) for task, of in runs.items() if not of
     ]

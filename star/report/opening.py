@@ -1,4 +1,4 @@
-"""The first screen of a report, in five sentences: what gradients say of the maps, and what training makes of it."""
+"""The first screen of a report, in few sentences: what gradients say of the maps, and what training makes of it."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def opening(found: Collection) -> Section:
     """The chapter."""
     sentences = [*_gradients(found), *_training(found, planned(found)), _reach(found)]
     blocks: list[Block] = [Text(text, strong=strong) for strong, text in sentences]
-    return Section("opening", "In five sentences", blocks)
+    return Section("opening", "In short", blocks)
 
 
 def _gradients(found: Collection) -> list[tuple[str, str]]:
@@ -115,9 +115,9 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
         both = [own[measure] for measure in (LEARNING, SCORE) if measure in own]
         counts = [f" ({counted(len(one.seeds), 'seed')})" for one in both]
         if len(set(counts)) == 1:  # said once
-            told.append(f"{task}{counts[0]}: {', '.join(f'{one.measure} {_difference(one)}' for one in both)}")
+            told.append(f"{task}{counts[0]}: {', '.join(f'{one.label} {_difference(one)}' for one in both)}")
         elif both:
-            each = (f"{one.measure} {_difference(one)}{of}" for one, of in zip(both, counts, strict=True))
+            each = (f"{one.label} {_difference(one)}{of}" for one, of in zip(both, counts, strict=True))
             told.append(f"{task}: {', '.join(each)}")
     return "; ".join(told)
 

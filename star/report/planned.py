@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluators.pickscore.evaluator import REWARD_SCALE, Preference
 from star.common.numbers import MISSING, counted, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.comparison import Trained
 from star.records.names import ProtocolName, method_label
 from star.report.blocks import Block, Section, Table, Text
-from star.report.collection import Collection
-from star.report.verdict import verdict
+from star.report.collection import TASKS, Collection
+from star.report.verdict import says_of_oracle, verdict
 
 LEARNING, SCORE = "training reward", "held-out score"
 PAIRS = (
@@ -22,7 +23,7 @@ PAIRS = (
     ("dense_uniform", REFERENCE, "noise of training: equal gradients at ratio 1"),
 )
 QUESTION = ("star", REFERENCE)
-ASKED_ON = ("geneval", "ocr", "pickscore")
+ASKED_ON = TASKS
 """The tasks of the question, as planned. On another a difference is told without a test."""
 TESTS = 2 * len(ASKED_ON)
 """Of the question: two measures on each of its tasks. Those that cannot be made yet count for the correction."""
@@ -47,6 +48,7 @@ class Planned:
         task, arm, reference, measure: which.
         seeds: that both have.
         per_seed: the difference of each.
+        unit: of the measure, where it is not the score's.
     """
 
     task: str
@@ -55,6 +57,12 @@ class Planned:
     measure: str
     seeds: tuple[int, ...]
     per_seed: tuple[float, ...]
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """The measure, with its unit."""
+        return f"{self.measure} ({self.unit})" if self.unit else self.measure
 
     @property
     def delta(self) -> Estimate:
@@ -85,12 +93,13 @@ def planned(found: Collection) -> list[Planned]:
     """All planned differences that can be made of what is there, of trainings that are alike."""
     made = []
     for task in found.tasks:
-        for measure, ways in ((LEARNING, [_learning(found, task)]), (SCORE, _scores(found, task))):
+        rewards = f"PickScore / {REWARD_SCALE}" if found.main_metric(task) == Preference.primary else ""
+        for measure, ways, unit in ((LEARNING, [_learning(found, task)], rewards), (SCORE, _scores(found, task), "")):
             for arm, reference, _ in PAIRS:
                 # The protocol that most seeds were measured by; of two the plainer.
                 differences = max((_differences(way, arm, reference) for way in ways), key=len, default={})
                 if differences:
-                    made.append(Planned(task, arm, reference, measure, tuple(differences), tuple(differences.values())))
+                    made.append(Planned(task, arm, reference, measure, tuple(differences), tuple(differences.values()), unit))
     return made
 
 
@@ -146,17 +155,14 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     )
     text += "." if p is None else f"; the planned test, corrected for all tests of the question, has p = {p:.2g}."
     if gain.detectable is not None:
-        text += f" So many trainings find {gain.detectable:.4f} in four of five cases."
-    others = [
-        f"{method_label(one.arm)} minus {method_label(one.reference)} {signed(one.delta, 4)}"
-        for one in (control, oracle)
-        if one
-    ]
-    text += f" {'; '.join(others)}." * bool(others)
+        text += f" So many trainings find {gain.detectable:.4f} in four of five cases by one test at 5 %."
+    text += f" {says_of_oracle(oracle, 4)}"
+    if control:
+        text += f" STAR minus star_shuffled is {signed(control.delta, 4)}."
     scored = next((one for one in made if (one.task, one.measure, one.arm, one.reference) == (task, SCORE, *QUESTION)), None)
     if scored and _side(scored) * _side(gain) < 0:
         text += f" The score on held-out prompts lies on the other side of 0, {signed(scored.delta, 4)}: neither tells it all."
-    return Text(text, strong=f"{task}, training reward: {verdict(gain, control, oracle, p=p)}")
+    return Text(text, strong=f"{task}, {gain.label}: {verdict(gain, control, p=p)}")
 
 
 def _side(one: Planned) -> int:
@@ -172,17 +178,21 @@ def says_of_check(task: str, made: Sequence[Planned]) -> Text:
     if wrong is None or wrong.delta.interval is None:
         text = "It takes two seeds or more of Flow-GRPO and of the background, a map that must lose."
         return Text(text, strong=f"{task}, a check: not made.", missing=True)
-    told = [f"{method_label(arm)} minus Flow-GRPO {signed(one.delta, 4)}" for arm, one in known.items()]
-    seen = "tell maps apart" if wrong.delta.interval[1] < 0 else "do not tell maps apart"
+    told = [
+        f"{method_label(arm)} minus Flow-GRPO {signed(one.delta, 4)} ({counted(len(one.seeds), 'seed')})"
+        for arm, one in known.items()
+    ]
+    seen = "tell maps apart" if wrong.delta.interval[1] < 0 else "are not seen to tell maps apart"
     return Text(
-        f"Training reward, mean over all epochs, {len(wrong.seeds)} seeds: {'; '.join(told)}. The background is a map that "
-        "must lose, and is told apart if its interval lies below 0. No claim is made of this task.",
-        strong=f"{task}, a check: trainings {seen}.",
+        f"Training reward, mean over all epochs: {'; '.join(told)}. The background is a map that must lose, and is told apart "
+        "if its interval lies below 0. No claim is made of this task.",
+        strong=f"{task}, a check: {counted(len(wrong.seeds), 'training')} of each arm {seen}.",
     )
 
 
 def _table(task: str, made: Sequence[Planned], p: dict[tuple[str, str], float]) -> Block:
     asks = {(arm, reference): what for arm, reference, what in PAIRS}
+    there = {(one.arm, one.reference) for one in made}
     rows = []
     for one in made:
         tested = p.get((task, one.measure)) if (one.arm, one.reference) == QUESTION else None
@@ -190,13 +200,18 @@ def _table(task: str, made: Sequence[Planned], p: dict[tuple[str, str], float]) 
             [
                 f"{method_label(one.arm)} minus {method_label(one.reference)}",
                 asks[one.arm, one.reference],
-                one.measure,
+                one.label,
                 str(len(one.seeds)),
                 signed(one.delta, 4),
                 number(one.detectable, 4),
                 MISSING if tested is None else number(tested),
             ]
         )
+    rows += [
+        [f"{method_label(arm)} minus {method_label(reference)}", what, "not run", *[MISSING] * 4]
+        for (arm, reference), what in asks.items()
+        if (arm, reference) not in there
+    ]
     head = ["difference", "what for", "measure", "seeds", "mean [95 %]", "detectable", "p"]
     return Table(f"{task}: planned differences", head, rows, numbers=3)
 

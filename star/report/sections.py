@@ -133,8 +133,11 @@ def _reading(found: Collection, statuses: set[str]) -> list[Block]:
     blocks.append(Text(f"Intervals. {tables.LEGEND}"))
     if any(summary.seeds == 2 for summary in found.summaries):
         blocks.append(Text(TWO_SEEDS))
-    trained = [(task, method) for task in found.tasks for method in found.methods(task) if found.trained(task, method)]
-    if len({frozenset(found.seeds(*arm)) for arm in trained}) > 1:
+    seeds = [
+        {frozenset(found.seeds(task, method)) for method in found.methods(task) if found.trained(task, method)}
+        for task in found.tasks
+    ]
+    if any(len(of_task) > 1 for of_task in seeds):
         blocks.append(Text(OTHER_SEEDS))
     if "geneval" in found.tasks:
         blocks.append(Text(RULES))

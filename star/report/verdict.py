@@ -2,16 +2,16 @@
 
 A gain of STAR is claimed if, and only if, all of these hold:
 
-1. the 95 % interval of STAR minus Flow-GRPO (paired by prompt and noise) lies above 0;
+1. the 95 % interval of STAR minus Flow-GRPO lies above 0: of scores paired by prompt and noise, of training rewards by seed;
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
 3. both rest on at least eight training seeds;
 4. all were trained on as many images, and with the same settings but for the method;
 5. where the plan has a test of it, that one, corrected for all tests of the question, has p below 0.05. So for a loss.
 
-Where nothing shows, the text says what so many trainings could have shown, and nothing is concluded of maps if
-``oracle_twins``, which knows where the verdicts come from, shows no gain either. A gain is called smaller than the paper's if
-the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
+Where nothing shows, the text says what so many trainings could have shown by one test. Nothing is concluded of maps where
+``oracle_twins``, which knows where the verdicts come from, shows no gain, and its difference stands beside every verdict. A
+gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
 """
 
 from typing import Protocol
@@ -25,8 +25,9 @@ from star.report.blocks import Text
 
 SEEDS_FOR_A_CLAIM = 8
 LEVEL = 0.05
-FOUR_OF_FIVE = float(norm.ppf(0.975) + norm.ppf(0.8))
-"""A difference of so many standard errors is found in four of five cases."""
+FOUR_OF_FIVE = float(norm.ppf(0.8))
+"""Of a difference that is so many standard errors larger than half its interval, the interval leaves out 0 in four of five
+cases."""
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
@@ -84,11 +85,10 @@ def verdict(
         return UNEQUAL
     low, high = gain.delta.interval or (-float("inf"), float("inf"))
     enough = len(gain.seeds) >= SEEDS_FOR_A_CLAIM
-    if enough and p is not None and p >= LEVEL and not low <= 0 <= high:
-        return UNCLEAR
-    if high < 0:
+    tested = not enough or p is None or p < LEVEL
+    if high < 0 and tested:
         return LOSS if enough else FEW_SEEDS_LOSS
-    if low <= 0:
+    if low <= 0 or not tested:
         return SMALLER if enough and papers is not None and high < papers and _helps(oracle) else UNCLEAR
     if not enough:
         return FEW_SEEDS
@@ -123,7 +123,8 @@ def says(
     sentences = [
         _gain(gain),
         _test(gain, p),
-        _could(found, gain, oracle, papers),
+        _could(found, gain, papers),
+        says_of_oracle(oracle),
         _control(found, gain, control, absent),
     ]
     sentences.append(_trained(trained))
@@ -166,26 +167,44 @@ def _test(gain: Comparison | None, p: float | None) -> str:
     return f"{text}."
 
 
-def _could(found: str, gain: Comparison | None, oracle: Comparison | None, papers: float | None) -> str:
+def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
     """What a difference that does not show is worth."""
     if gain is None or found not in (UNCLEAR, SMALLER):
         return ""
     sentences = []
     if (shown := detectable_among(gain.per_seed)) is not None:
-        shown = max(shown, FOUR_OF_FIVE * (gain.delta.stderr or 0))
-        sentences.append(f"So many trainings and prompts, spread as these are, find {shown:.3f} in four of five cases.")
+        low, high = gain.delta.interval or (0.0, 0.0)
+        shown = max(shown, (high - low) / 2 + FOUR_OF_FIVE * (gain.delta.stderr or 0))
+        sentences.append(
+            f"So many trainings and prompts, spread as these are, find {shown:.3f} in four of five cases by one test at 5 %; "
+            "corrected for others it takes more."
+        )
     if papers is not None:
         sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
-    if oracle is None:
-        sentences.append("No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known.")
-    elif oracle.equal_terms:
-        what = "maps can be seen to help" if _helps(oracle) else "no map can be seen to help, so this says nothing of STAR's"
-        if len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
-            what = "too few to say whether maps can be seen to help"
-        sentences.append(
-            f"oracle_twins minus Flow-GRPO is {signed(oracle.delta)} ({counted(len(oracle.seeds), 'training seed')}): {what}."
-        )
     return " ".join(sentences)
+
+
+def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
+    """The sentence on the map that knows where the verdicts come from: whether any map can be seen to help.
+
+    Args:
+        oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
+        digits: of its numbers.
+    """
+    if oracle is None:
+        return "No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known."
+    if not oracle.equal_terms:
+        return ""
+    if len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
+        what = "too few to say whether maps can be seen to help"
+    elif _helps(oracle):
+        what = "maps can be seen to help"
+    elif oracle.delta.interval and oracle.delta.interval[1] < 0:
+        what = "a map that ought to help is seen to harm, so this says nothing of STAR's"
+    else:
+        what = "no map can be seen to help, so this says nothing of STAR's"
+    size = counted(len(oracle.seeds), "training seed")
+    return f"oracle_twins minus Flow-GRPO is {signed(oracle.delta, digits)} ({size}): {what}."
 
 
 def _helps(oracle: Difference | None) -> bool:

@@ -230,6 +230,21 @@ def test_with_just_enough_runs_the_bootstrap_covers_what_is_promised():
     assert 0.88 <= hits / 1000 <= 0.96
 
 
+def test_a_unit_that_is_a_mean_of_runs_is_as_uncertain_as_they_are():
+    """An arm that equals the unit's, on three tasks with six runs of each: its interval holds 1 as often as promised."""
+    rng = np.random.default_rng(11)
+    hits = exact = 0
+    for experiment in range(600):
+        ours, theirs = (1 + 0.1 * rng.standard_normal((3, 6)) for _ in range(2))
+        divided = [a / b.mean() for a, b in zip(ours, theirs, strict=True)]
+        for_both, for_ours = (interquartile_mean(*of, draws=500, seed=experiment) for of in ((ours, theirs), (divided,)))
+        assert for_both.value == for_ours.value
+        hits += for_both.interval[0] <= 1 <= for_both.interval[1]
+        exact += for_ours.interval[0] <= 1 <= for_ours.interval[1]
+    assert 0.90 <= hits / 600 <= 0.97 and exact / 600 < 0.87
+    assert interquartile_mean(ours, theirs[:, :4]).interval is None
+
+
 def test_probability_of_improvement_is_mann_whitneys_u():
     rng = np.random.default_rng(10)
     a, b = [rng.integers(0, 6, 5) for _ in range(3)], [rng.integers(0, 6, 7) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The planned tests, against numbers worked out by hand, and the five sentences that are made of them."""
+"""The planned tests, against numbers worked out by hand, and the sentences that are made of them."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from scipy import stats
 from star.bench.gradient import COLUMNS
 from star.bench.table import write
 from star.common.statistics import detectable, holm
+from star.records.names import method_label
 from star.records.results import read
 from star.records.results import write as write_rows
 from star.report import verdict as rules
@@ -52,7 +53,10 @@ def test_the_question_alone_is_corrected_for_its_tests(found):
     plain = {(o.task, o.measure): o.p for o in planned(found) if o.reference == "flow_grpo"}
     assert all(p[key] >= plain[key] for key in p) and min(p.values()) == pytest.approx(6 * min(plain.values()))
     table = planned_tests(found).blocks[2]
-    assert [row[-1] == "–" for row in table.rows] == [False, True, False, True]
+    assert [row[-1] == "–" for row in table.rows] == [False, True, False, True, True, True, True]
+    # What was planned and not run stays in sight.
+    named = [(row[0].partition(" minus ")[0], row[2]) for row in table.rows[4:]]
+    assert named == [(method_label(arm), "not run") for arm in ("oracle_twins", "background", "dense_uniform")]
 
 
 def test_reward_and_score_that_part_ways_are_told_together(found):
@@ -121,7 +125,9 @@ def test_the_training_reward_has_a_verdict_of_its_own(lead, over_shuffled, seeds
 def test_the_report_says_it_beside_the_score(found):
     said = [block.strong for block in sections(found, {})[1].blocks if block.strong]
     assert [text.split(":")[0] for text in said] == [
-        name for task in found.tasks for name in (task, f"{task}, training reward")
+        name
+        for task in found.tasks
+        for name in (task, f"{task}, training reward{' (PickScore / 26)' * (task == 'pickscore')}")
     ]
 
 
@@ -261,15 +267,15 @@ def with_check(tmp_path, lead):
     return collect(results, tmp_path)
 
 
-@pytest.mark.parametrize("lead, seen", [(-0.05, "trainings tell maps apart."), (-0.001, "trainings do not tell maps apart.")])
+@pytest.mark.parametrize("lead, seen", [(-0.05, "tell maps apart"), (-0.001, "are not seen to tell maps apart")])
 def test_a_check_is_told_by_its_background_and_no_claim_is_made_of_it(tmp_path, lead, seen):
     found = with_check(tmp_path, lead)
     assert found.checks == ["vivid"] and found.tasks == ["ocr", "vivid"]
     said = sections(found, {})[1].blocks
     text = next(block for block in said if block.strong.startswith("vivid"))
-    assert text.strong == f"vivid, a check: {seen}"
+    assert text.strong == f"vivid, a check: 4 trainings of each arm {seen}."
     mean = f"{lead + 0.001 * np.mean(SEEDS):+.4f}".replace("-", "\N{MINUS SIGN}")
-    assert f"4 seeds: background minus Flow-GRPO {mean} [" in text.text
+    assert f"all epochs: background minus Flow-GRPO {mean} [" in text.text and "] (4 seeds)" in text.text
     assert any("On ocr no arm has more" in block.text for block in said)
     assert not any("On vivid" in block.text for block in said)
     assert corrected(planned(found)).keys() == {("ocr", LEARNING), ("ocr", SCORE)}

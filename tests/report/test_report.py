@@ -138,7 +138,7 @@ def test_text_of_prompts_and_settings_cannot_become_markup(whole):
 def test_every_chapter_is_there(whole):
     titles = re.findall(r"^## (.*)", whole[2], re.MULTILINE)
     assert titles == [
-        "In five sentences",
+        "In short",
         "What this says",
         "Beside the results that ship",
         "The planned tests",
