@@ -17,7 +17,7 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, inner_products, told
-from star.bench.table import Shown, made_by, prepared, write
+from star.bench.table import Shown, made_by, prepared, refuse_less, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
@@ -181,6 +181,7 @@ def run(words: Sequence[str]) -> Shown:
         check_evaluator(method.arm, task)
     hashed = config_hash(identity(config, asked.weights))
     out, folder = prepared("gradient", config, hashed, asked.out, COLUMNS)
+    refuse_less(out, COLUMNS, "gradient", hashed, "epochs", asked.epochs, asked.arms)
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
     files = {arm: [_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms}

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
-from star.bench.table import Shown, made_by, prepared, write
+from star.bench.table import Shown, made_by, prepared, refuse_less, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
@@ -108,6 +108,7 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
     out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
+    refuse_less(out, COLUMNS, "influence", hashed, "prompts", asked.prompts)
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
     parts = [pd.read_csv(file, dtype={"commit": str}).assign(prompt=number) for number, file in enumerate(files)]

@@ -74,6 +74,39 @@ def prepared(command: str, config: Config, hashed: str, out: Path | None, column
     return out, folder
 
 
+def refuse_less(
+    out: Path, columns: Sequence[str], command: str, hashed: str, what: str, asked: int, arms: Sequence[str] = ()
+) -> None:
+    """See, before the work, that figures of the same settings in a table remain of as much as each other, and of no less than
+    they were: arms are compared.
+
+    Args:
+        out: the table.
+        columns: its columns.
+        command: of ``star bench``, whose table it is.
+        hashed: of the settings.
+        what: a column that says of how many ``epochs`` or ``prompts`` figures are.
+        asked: how many they would be of.
+        arms: that would be measured; none if a table has none.
+
+    Raises:
+        UserError: they would not.
+    """
+    older = older_rows(out, columns, command)
+    older = older[older["config_hash"] == hashed]
+    counts = older[what].astype(int)
+    if len(counts) and counts.max() > asked:
+        raise UserError(
+            f"{what}={asked}: {out} has figures of {counts.max()} with these settings; say {what}={counts.max()}, or name "
+            "another table with out=..."
+        )
+    if arms and (left := sorted({arm for arm in older.loc[counts < asked, "arm"] if " - " not in arm} - set(arms))):
+        raise UserError(
+            f"{what}={asked}: {out} has fewer of other arms with these settings; measure them too, "
+            f"arms={','.join([*arms, *left])}, or name another table with out=..."
+        )
+
+
 def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:
     """What a table of ``star bench`` holds so far, as text.
 

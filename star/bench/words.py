@@ -53,7 +53,7 @@ def file_name(arm: str) -> str:
 
 
 def refuse_runs(overrides: Sequence[str], why: str) -> None:
-    """Settings of a command that trains nothing say no method and no run's folder.
+    """Settings of a command that makes no run say no method and no run's folder.
 
     Args:
         overrides: the settings.
@@ -89,7 +89,7 @@ def weights_label(file: Path | None) -> str:
 
 
 def identity(config: Config, weights: Path | None) -> dict:
-    """What gradients depend on but their arm and epoch."""
+    """What a measurement depends on but its arm and epoch."""
     known = settings.identity(config)
     known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
     return known | {"weights": sha256(weights) if weights else INITIAL}

@@ -349,7 +349,7 @@ def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monke
         return epoch(self, number, *given)
 
     monkeypatch.setattr(Gradients, "epoch", counted)
-    some = [word.replace("oracle", "star_shifted") if word.startswith("arms=") else word for word in whole]
+    some = [word.replace("oracle", "star_shifted").replace("whole.csv", "some.csv") for word in whole]
     with pytest.raises(KeyboardInterrupt):
         gradient.run([*some, "epochs=2"])
     gradient.run([*some, "epochs=2"])
@@ -380,6 +380,14 @@ def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words)
     assert {tuple(row.values()) for row in table()} > {tuple(row.values()) for row in three}  # an arm more
     assert {row["arm"] for row in table()} == {row["arm"] for row in three} | {"spatial"}
     three = table()
+    # No arm's figures become those of fewer epochs than they were, or than the others'.
+    with pytest.raises(UserError, match=r"epochs=2: .*gradient.csv has figures of 3 with these settings; say epochs=3"):
+        gradient.run([*words, "epochs=2"])
+    with pytest.raises(
+        UserError, match="epochs=4: .* has fewer of other arms .*; measure them too, arms=flow_grpo,star,spatial"
+    ):
+        gradient.run([*words, "epochs=4"])
+    assert table() == three
     gradient.run([*words, "epochs=2", "method.mix=1"])
     both = table()
     assert both[: len(three)] == three and len({row["config_hash"] for row in both}) == 2

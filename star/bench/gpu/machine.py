@@ -9,7 +9,7 @@ from torch import Tensor
 
 from star.bench.gpu.bench import SEED, Bench
 from star.bench.gpu.figures import Figure, attempt, median_seconds, products, seconds
-from star.method.attention import KERNELS, Attended
+from star.method.attention import KERNELS, Attended, may_have
 
 PRECISIONS = {"bfloat16": "bfloat16", "float16": "float16", "TF32": "float32", "float32": "float32"}
 """What is multiplied in -> the type of the tensors."""
@@ -80,18 +80,11 @@ def attention(bench: Bench) -> Iterator[Figure]:
     """Every attention kernel of the method at the model's shape, and torch's own choice: seconds, and whether the output is
     the same with and without gradients, as it must be in rollouts and updates."""
     for dtype in ("bfloat16", "float16", "float32"):
-        kernels = {name: kernel for name, kernel in KERNELS.items() if may_have(bench.device, name, dtype)}
+        kernels = {name: kernel for name, kernel in KERNELS.items() if may_have(bench.device.type, name, dtype)}
         reference: list[Tensor] = []
         for name, kernel in {**kernels, "torch's choice": _torch}.items():
             label = f"{dtype}, {name}"
             yield from attempt(label, partial(_kernel, bench, label, kernel, getattr(torch, dtype), reference))
-
-
-def may_have(device: torch.device, kernel: str, dtype: str) -> bool:
-    """Whether a kernel of :data:`star.method.attention.KERNELS` is one for a kind of device and a precision."""
-    half_alone = ("flash", "cudnn")
-    of_device = kernel == "math" or (kernel == "cpu") == (device.type == "cpu")
-    return of_device and not (kernel in half_alone and dtype == "float32")
 
 
 def _torch(query: Tensor, key: Tensor, value: Tensor) -> Attended:

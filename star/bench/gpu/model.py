@@ -23,7 +23,7 @@ from star.bench.gpu.figures import (
     peak,
     seconds,
 )
-from star.method.attention import KERNELS, install
+from star.method.attention import KERNELS, install, may_have
 from star.models.interface import Capture
 from star.models.memory import GPU_OVERHEAD, needed
 from star.models.sd3 import SD3
@@ -67,7 +67,7 @@ def _agreement(bench: Bench, dtype: str) -> Iterator[Figure]:
     base = bench.base(bench.config(f"model.dtype={dtype}"))
     rows = min(AGREEING, bench.sizes.micro_batch)
     for kernel in KERNELS:
-        if not machine.may_have(bench.device, kernel, dtype):
+        if not may_have(bench.device.type, kernel, dtype):
             continue
         install(base.transformer, kernel)
         for reduction, method in REDUCTIONS.items():

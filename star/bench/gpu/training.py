@@ -37,7 +37,7 @@ def published(bench: Bench) -> Iterator[Figure]:
         figures = list(attempt("published", partial(_published, bench, checkpointing)))
         if NO_MEMORY not in [figure.value for figure in figures]:
             break
-        yield Figure("without gradient checkpointing", NO_MEMORY)
+        yield Figure(f"with{'' if checkpointing else 'out'} gradient checkpointing", NO_MEMORY)
         free()
     yield from figures
 
