@@ -179,12 +179,14 @@ def _are_verdicts(given: Any, images: int) -> bool:
     )
 
 
-def try_out(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: int) -> None:
-    """See that an evaluator judges as it must, before an epoch is drawn for it: white images of some prompts.
+def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: int) -> None:
+    """See that an evaluator judges as it must, before hours of drawing for it: white images of some prompts.
+
+    Some load their models only now; one of somebody's own may have a fault.
 
     Args:
         judge: what it is called if it does not.
-        evaluator: of somebody's own.
+        evaluator: which.
         prompts: that it can judge.
         side: of the images, in pixels.
 
@@ -195,6 +197,13 @@ def try_out(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: in
     if not callable(wait):
         raise UserError(f"{judge}: `submit` must return a function that waits for verdicts, not {repr(wait)[:100]}")
     try:
-        check_verdicts(judge, wait(), len(prompts))
+        verdicts = check_verdicts(judge, wait(), len(prompts))
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
+    scores = evaluator.summarise(prompts, verdicts)
+    if not (isinstance(scores, list) and all(isinstance(score, Score) for score in scores)):
+        raise UserError(f"{judge}: `summarise` must return a list of evaluators.interface.Score, not {repr(scores)[:100]}")
+    if evaluator.primary not in (metrics := [score.metric for score in scores]):
+        raise UserError(
+            f"{judge}: `primary` is {evaluator.primary!r}, which `summarise` does not give; it gives {', '.join(metrics)}"
+        )

@@ -25,10 +25,12 @@ THRIFT = (
     "model.offload",
     "model.decode_batch",
     "train.checkpoint_every",
+    "train.collapse_epochs",
     "train.keep",
     "train.ratio_tolerance",
 )
-"""Settings that change where things are and how often they are computed, kept or checked, but not what is computed."""
+"""Settings that change where things are, how often they are computed, kept or checked, and when a run is given up, but not
+what is computed."""
 
 LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended", "model.kind": None, "task.prompts": None}
 """Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
@@ -116,6 +118,7 @@ def terms(config: Config) -> str:
 def base_identity(config: Config) -> dict:
     """What an evaluation of the untrained model depends on."""
     known = identity(config, config.task.name)
+    known["evaluators"] = {name: engine for name, engine in known["evaluators"].items() if name == config.task.name}
     model = {name: known["model"][name] for name in UNTRAINED if name in known["model"]}
     evaluation = {name: known["evaluation"][name] for name in (*DRAWING, "images")}
     return {name: known[name] for name in ("task", "scale", "evaluators", "arithmetic")} | {

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from omegaconf import OmegaConf
 
 from star.common.plugins import is_path
-from star.method.arms import MAPS
+from star.method.arms import MAPS, RATIOS
 
 
 class Rule(NamedTuple):
@@ -73,7 +73,7 @@ TASK = Rule(
 )
 NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a word of letters, digits, '_', '-', '.'")
 PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyClass")
-REDUCTION = one_of("image", "image_weighted", "detached", "position")
+REDUCTION = one_of(*RATIOS)
 CLIP = one_of("ratio", "kl")
 NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
 STD, KL = one_of("batch", "group"), one_of("flow_grpo", "paper")
@@ -166,7 +166,8 @@ class ModelConfig:
             with which a run then goes on.
         compile: compile the transformer's blocks, which takes minutes at the start.
         shard: each process keeps only its part of the transformer's frozen weights (FSDP2); for ``lora``. It changes where
-            weights are and not what is computed, so it is no part of a run's identity.
+            weights are, and of a float32 model the last digits of rollouts, into whose weights no adapters are folded then; it
+            is no part of a run's identity.
     """
 
     path: str | None

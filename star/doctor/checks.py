@@ -14,7 +14,6 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 
-from evaluators.interface import try_out
 from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
@@ -22,6 +21,7 @@ from star.common.launched import check_launched
 from star.common.machine import installed
 from star.common.plugins import is_path
 from star.config import Config
+from star.method.allocation import try_map
 from star.method.arms import map_maker, needs
 from star.models import find
 from star.models.memory import SIZES, Need, left_on_disk, needed
@@ -30,7 +30,7 @@ from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
 from star.records.results import commit, is_commit
-from star.tasks import load_rewards, load_task
+from star.tasks import load_rewards, load_task, try_evaluator
 from star.training.credit import check_evaluator
 from star.training.machine import placed
 
@@ -103,11 +103,13 @@ def _own_model(config: Config) -> list[Finding]:
 
 def _arm(config: Config) -> Finding:
     """Whether the method's map can be made: a function of somebody's own, or what the evaluator tells of images."""
-    arm = config.method.arm
+    arm, train = config.method.arm, config.train
     try:
         maker = map_maker(arm)
         if maker and (needs(maker, "places") or needs(maker, "slopes")):
             check_evaluator(arm, load_task(config, config.task.name))
+        if maker:  # on some tokens, since those of a model of one's own are not known here
+            try_map(arm, config.sampling.trained, train.groups, train.group_size, (4, 4), config.model.resolution)
     except UserError as error:
         return Finding("method", False, config.method.name, str(error))
     return Finding("method", True, f"{config.method.name} (method.arm={arm})")
@@ -238,8 +240,7 @@ def _task(config: Config, name: str) -> Finding:
     try:
         task = load_task(config, name)
         prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"
-        # Some evaluators load their models only now.
-        try_out(f"evaluators.{name}", task.evaluator, task.test[:1], config.model.resolution)
+        try_evaluator(config, task)
     except (UserError, RunStopped) as error:
         return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
     return Finding(what, True, f"{task.protocol}, {prompts}")
@@ -283,9 +284,10 @@ def _main_memory(need: Need) -> Finding:
 
 
 def _disk(config: Config, need: Need) -> Finding:
-    have = shutil.disk_usage(Path.cwd()).free
+    run = Path(config.run).absolute()
+    have = shutil.disk_usage(next(folder for folder in (run, *run.parents) if folder.exists())).free
     wanted = left_on_disk(config, need)
-    found = f"{_gib(have)} free here, {_gib(wanted)} needed by a run (estimate); weights lie in {constants.HF_HUB_CACHE}"
+    found = f"{_gib(have)} free for {config.run}, {_gib(wanted)} needed (estimate); weights lie in {constants.HF_HUB_CACHE}"
     return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
 
 

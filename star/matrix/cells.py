@@ -15,8 +15,8 @@ from star.records.results import METRICS, ROWS, VERDICTS, read_rows
 
 SEEDS = (0, 1, 2)
 AXES = ("task", "method", "seed")
-OF_TRAINING = ("method.", "relevance.", "sampling.")
-"""Groups of settings that an untrained model has no use for."""
+OF_TRAINING = ("method.", "relevance.", "sampling.", "rewards.", "task.beta=")
+"""Beginnings of settings that an untrained model has no use for."""
 
 
 class State(StrEnum):

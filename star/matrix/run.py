@@ -4,18 +4,19 @@ import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
 from star.common.children import end_with_parent
 from star.common.console import console, tell
-from star.common.errors import UserError, one_line
+from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import check_room
 from star.common.numbers import counted
 from star.common.progress import clock
 from star.common.signals import ending_like_ctrl_c
-from star.config import Config
+from star.config import Config, other_tasks
 from star.matrix import launchers
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
@@ -111,8 +112,13 @@ def check_present(waiting: Sequence[Cell]) -> None:
     for cell in waiting:
         if cell.seed is not None:
             arms[cell.task].add(cell.config.method.arm)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        takes = pool.submit(_load_all, configs, arms).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+            takes = pool.submit(_load_all, configs, arms).result()
+    except BrokenProcessPool:
+        raise RunStopped(
+            "the process that looks for models and evaluators was killed, perhaps for want of memory; nothing was run"
+        ) from None
     runs = [max(0.0, takes[cell.task] - _size(cell.folder)) for cell in waiting if cell.seed is not None]
     free = shutil.disk_usage(Path.cwd()).free
     if sum(runs) > free:
@@ -150,15 +156,16 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
         map_maker(arm)
     for config in configs.values():
         find(config.model)
-    wanted = {name: config for config in configs.values() for name in config.evaluators} | dict(configs)
-    for name, config in wanted.items():
-        task = load_task(config, name)
-        if name not in configs:
-            try_evaluator(config, task)
-            continue
+    for own, config in configs.items():
+        task = load_task(config, own)
         load_rewards(config, task)
-        for arm in sorted(arms[name]):
+        try_evaluator(config, task)
+        for arm in sorted(arms[own]):
             check_evaluator(arm, task)
+    trained = [config for own, config in configs.items() if arms[own]]
+    others = {name: config for config in trained for name in other_tasks(config) if name not in configs}
+    for name, config in others.items():
+        try_evaluator(config, load_task(config, name))
     takes = dict.fromkeys(configs, 0.0)
     for own, config in configs.items():
         with suppress(UserError):  # of a model of another kind nobody knows

@@ -119,21 +119,22 @@ def allocate(
     return weights.reshape(maps.shape)
 
 
-def try_out(arm: str, steps: int, group: int, tokens: Sequence[int], side: int) -> None:
-    """See that a function of one's own gives maps, before an epoch is drawn for it. Whether their values can be used is seen
-    where they are made.
+def try_map(arm: str, steps: int, prompts: int, group: int, tokens: Sequence[int], side: int) -> None:
+    """See that an arm's maps can be made, before an epoch is drawn for them. Whether their values can be used is seen where
+    they are made.
 
     Args:
-        arm: its path.
+        arm: one with maps, or the path of a function of one's own.
         steps: T.
-        group: rollouts of a prompt; it is given those of two.
+        prompts: of an epoch; it is given rollouts of two at most.
+        group: rollouts of a prompt.
         tokens: (h, w).
         side: of the images, in pixels.
 
     Raises:
         UserError: it does not.
     """
-    maker, rollouts = map_maker(arm), 2 * group
+    maker, rollouts = map_maker(arm), min(2, prompts) * group
     assert maker is not None
     given: dict[str, Callable[[], Tensor]] = {
         "places": lambda: torch.full((rollouts, *tokens), 0.5),
@@ -156,7 +157,7 @@ def _made(arm: str, maker: "MapMaker", relevance: Tensor, known: Rollouts) -> Te
         raise UserError(f"method.arm={arm} must give a tensor like its first argument, not {type(maps).__name__}")
     if maps.shape != relevance.shape:
         raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(relevance.shape)}")
-    return maps
+    return maps.to(relevance)  # a mask has another type
 
 
 def star(relevance: Tensor, rollouts: Rollouts) -> Tensor:

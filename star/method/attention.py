@@ -75,6 +75,14 @@ def default_kernel(device: str, dtype: torch.dtype) -> str:
     return "cpu" if device == "cpu" else "math"
 
 
+def may_have(device: str, kernel: str, dtype: str) -> bool:
+    """Whether one of :data:`KERNELS` is for a kind of device (``cpu``, ``cuda``, or ``meta``, which computes nothing) and a
+    precision."""
+    if kernel in ("math", "cpu"):
+        return kernel == "math" or device == "cpu"
+    return device in ("cuda", "meta") and (kernel == "efficient" or dtype != "float32")
+
+
 class JointAttention:
     """The attention of one SD3 block as a diffusers processor, by one kernel that also normalises relevance.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from star.common.errors import RunStopped, UserError
 from star.config import ModelConfig, RelevanceConfig
-from star.method.attention import Relevance, install
+from star.method.attention import Relevance, install, may_have
 from star.method.sampling import sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
@@ -105,6 +105,11 @@ class SD3:
     def _choose_computation(self) -> None:
         """By which attention and products the transformer computes, compiled, sharded, and with what kept for gradients."""
         config = self.config
+        if config.attention and not may_have(self.device.type, config.attention, config.dtype):
+            raise UserError(
+                f"model.attention={config.attention} does not compute in {config.dtype} on a {self.device.type} device; leave "
+                "it out for the usual one"
+            )
         install(self.transformer, config.attention)
         if self.device.type == "cpu":
             kernels.use(self.transformer, kernels.faster() if config.kernels == "auto" else config.kernels)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from evaluators import registry
-from evaluators.interface import Evaluator, Score, try_out
+from evaluators.interface import Evaluator, Score, try_judge
 from star.common.errors import UserError, one_line
 from star.common.plugins import import_path, is_path
 from star.config import Config, options
@@ -158,19 +158,24 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
                     "another reward or task"
                 )
         if is_path(name) or is_path(config.evaluators.get(name, "")):
-            try_out(setting, evaluator, task.train[:2], config.model.resolution)
+            try_judge(setting, evaluator, task.train[:2], config.model.resolution)
     return found
 
 
 def try_evaluator(config: Config, task: Task) -> None:
-    """See that a task's evaluator judges as it must, if it is a class of somebody's own.
+    """See, before hours of training, that a task's held-out prompts are there and that its evaluator judges them.
 
     Raises:
-        UserError: it does not.
+        UserError: one is not so.
     """
-    if is_path(config.evaluators.get(task.name, "")):
-        asked = [prompt for prompt in task.test[:2] if not task.evaluator.lacks(prompt)]
-        try_out(f"evaluators.{task.name}", task.evaluator, asked, config.model.resolution)
+    setting = f"evaluators.{task.name}"
+    for prompt in task.test:
+        if lack := task.evaluator.lacks(prompt):
+            raise UserError(
+                f"{setting} cannot judge images of the held-out prompt {prompt.text!r} of {task.name}, which has no {lack}; "
+                "name another evaluator"
+            )
+    try_judge(setting, task.evaluator, task.test[:2], config.model.resolution)
 
 
 def main_metric(task: str, measured: Collection[str]) -> str | None:

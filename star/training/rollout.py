@@ -39,7 +39,7 @@ class Trajectory:
         means: of its transitions, (len(steps), B, C, H, W); None if they were not asked for.
         relevance: (len(steps), B, h, w), or None if it was not captured.
         images: uint8 (B, H, W, 3), on the CPU.
-        alike: how many rows in a row are equal before the first trained step, see :func:`alike`; None if none are.
+        alike: how many rows in a row are equal before the first trained step, see :func:`alike_runs`; None if none are.
     """
 
     samples: list[Sample]
@@ -124,7 +124,7 @@ class Step:
     relevance: Tensor | None
 
 
-def alike(samples: Sequence[Sample], same_latent: bool) -> list[int] | None:
+def alike_runs(samples: Sequence[Sample], same_latent: bool) -> list[int] | None:
     """Lengths of the runs of rows that start from one text and one noise: the model sees each run once until noise parts it.
 
     They add up to the number of samples. None if every row is for itself.
@@ -183,7 +183,7 @@ def denoise(
         capture: reads relevance.
         captured: at which steps; by default at all.
         per_block: whether it comes block by block.
-        alike: lengths of the runs of rows that start alike, see :func:`alike`.
+        alike: lengths of the runs of rows that start alike, see :func:`alike_runs`.
 
     Raises:
         RunStopped: at the end, if a velocity was not finite; latents and pictures of it are not to be used.
@@ -251,7 +251,7 @@ def sample(
     noise = noise or step_noise(base, samples, seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
-    runs = alike(samples, sampling.same_latent)
+    runs = alike_runs(samples, sampling.same_latent)
     latents, log_probs, means, maps = [x], [], [], []
     for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps, alike=runs):
         x = step.following

@@ -8,10 +8,11 @@ a run that was killed and resumed ends with the same weights as one that was not
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.tracking import get_available_trackers
@@ -26,11 +27,10 @@ from star.common.devices import sent
 from star.common.errors import UserError
 from star.common.machine import machine, versions
 from star.common.noise import generator
-from star.common.plugins import is_path
 from star.common.progress import bar
 from star.config import Config, config_hash
 from star.config.schema import MethodConfig
-from star.method.allocation import effective_sample_share, try_out, upsample
+from star.method.allocation import effective_sample_share, try_map, upsample
 from star.method.arms import map_maker
 from star.method.objective import (
     Bound,
@@ -100,7 +100,7 @@ class Trainer:
         asked = config
         self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
-        # A map that cannot be made and images that cannot be judged are told before a model is loaded.
+        # A map that nothing makes and images that cannot be judged are told before a model is loaded.
         map_maker(config.method.arm)
         check_deterministic(config, device)
         if config.train.deterministic:
@@ -127,30 +127,27 @@ class Trainer:
 
     def _check_prompts(self) -> None:
         """Refuse prompts of somebody's own that are others in other processes: number and text would not go together."""
-        if not (path := self.config.task.prompts):
-            return
-        texts = [prompt.text for prompt in (*self.task.train, *self.task.test)]
-        if len(set(processes.gather(self.accelerator, [config_hash({"texts": texts})]))) > 1:
+        if self.config.task.prompts and len(set(processes.gather(self.accelerator, [self._prompts]))) > 1:
             raise UserError(
-                f"task.prompts={path} gives each process other prompts: draw them from a seed, and order what is a set"
+                f"task.prompts={self.config.task.prompts} gives each process other prompts: draw them from a seed, and order "
+                "what is a set"
             )
 
     def _check_model(self) -> None:
         """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
 
         Raises:
-            UserError: blocks or heads that are not there, a function of one's own that makes no maps, prompts whose core words
-                the text encoders never see, or unequal shares for processes that share weights.
+            UserError: blocks or heads that are not there, an arm whose maps cannot be made, prompts whose core words the text
+                encoders never see, or unequal shares for processes that share weights.
         """
-        config, arm = self.config, self.config.method.arm
+        config, arm, train = self.config, self.config.method.arm, self.config.train
         if self.base.sharded:
             self._check_shares()
         self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
-        if is_path(arm):
-            tokens = [side // self.base.patch for side in self.base.latent_shape[1:]]
-            try_out(arm, config.sampling.trained, config.train.group_size, tokens, config.model.resolution)
         if map_maker(arm):
-            prompts = self.task.train
+            prompts, tokens = self.task.train, [side // self.base.patch for side in self.base.latent_shape[1:]]
+            texts = min(train.groups, len({prompt.text for prompt in prompts}))
+            try_map(arm, config.sampling.trained, texts, train.group_size, tokens, config.model.resolution)
             self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
 
     @property
@@ -177,6 +174,7 @@ class Trainer:
         processes.check_agreed(done is None, f"{self.folder.path}/final/summary.json")
         if done:
             if main:
+                self._check_begun(done)
                 note(f"{self.folder.path} is trained to the end; what was not measured yet is")
             return done
         for line in self.decisions if main else ():
@@ -187,7 +185,7 @@ class Trainer:
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
         progress = self._train(progress)
-        summary = progress | self._made_by
+        summary = progress | self._made_by | self._given
         if main:
             self.folder.finish(self.ema.values, summary, self._export)
         # Not end_training: that also parts the processes, which still have to evaluate.
@@ -525,7 +523,7 @@ class Trainer:
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            epoch, known = progress["epoch"], progress | self._made_by | {"model": self._model}
+            epoch, known = progress["epoch"], progress | self._made_by | self._given
             self.folder.save(epoch, self.base.trained, self.state, known, self._export)
             # A run that may be collapsing outlives all newer checkpoints by its last sound one.
             self.folder.prune(self.config.train.keep, epoch - progress["bad_epochs"] if progress["bad_epochs"] else None)
@@ -539,11 +537,8 @@ class Trainer:
         """Load the newest checkpoint that is whole, and drop what was logged after it."""
         main = self.accelerator.is_main_process
         progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
-        if main and progress.get("model", self._model) != self._model:
-            raise UserError(
-                f"model.path={self.config.model.path} is another model than when {self.folder.path} was begun; put that "
-                "back, or name another folder with run=..."
-            )
+        if main:
+            self._check_begun(progress)
         if self.accelerator.num_processes > 1:  # each went on from what it could read
             place = (progress["epoch"], digest(self.base.trained))
             processes.check_agreed(place, f"{self.folder.path}/checkpoints")
@@ -568,11 +563,41 @@ class Trainer:
         """What digits depend on beside the settings."""
         return {"commit": self.commit, "versions": versions(), "machine": self.machine}
 
+    def _check_begun(self, known: Mapping[str, Any]) -> None:
+        """Refuse to train or measure on another base model or other prompts than a run was begun with.
+
+        Args:
+            known: its progress or summary.
+        """
+        config, given = self.config, self._given
+        for name, what in (
+            ("model", f"model.path={config.model.path} is another model"),
+            ("prompts", f"task.prompts={config.task.prompts} gives other prompts"),
+        ):
+            if known.get(name, given[name]) != given[name]:
+                raise UserError(
+                    f"{what} than when {self.folder.path} was begun; put that back, or name another folder with run=..."
+                )
+
+    @property
+    def _given(self) -> dict[str, str]:
+        """What a run is of beside its settings, as digests."""
+        return {"model": self._model, "prompts": self._prompts}
+
     @cached_property
     def _model(self) -> str:
         """What tells the base model from another of its name; the identity of the settings has the shipped one's digest."""
         path = self.config.model.path
         return fingerprint(path) if path else ""
+
+    @cached_property
+    def _prompts(self) -> str:
+        """What tells prompts of somebody's own from others of their name."""
+        if not self.config.task.prompts:
+            return ""
+        spans = [[int(end) for span in prompt.spans for end in span] for prompt in self.task.train]
+        texts = [[prompt.text for prompt in prompts] for prompts in (self.task.train, self.task.test)]
+        return config_hash({"texts": texts, "spans": spans})
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""

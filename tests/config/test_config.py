@@ -16,8 +16,9 @@ from star.config import (
     schema,
     to_yaml,
 )
-from star.method import attention, objective, tokens
+from star.method import allocation, attention, objective, sampling, tokens
 from star.method.arms import ARMS, MAPS
+from star.models import kernels
 
 
 @pytest.mark.parametrize("task", options("task"))
@@ -100,14 +101,15 @@ def test_what_only_saves_memory_or_disk_is_no_part_of_the_run():
         plain = load([f"scale={scale}"])
         for word in ("model.offload", "model.gradient_checkpointing"):
             assert identity(load([f"scale={scale}", f"{word}={not get(plain, word)}"])) == identity(plain)
-        thrifty = ["train.keep=7", "train.checkpoint_every=3", "train.checkpoint_minutes=1"]
+        thrifty = ["train.keep=7", "train.checkpoint_every=3", "train.checkpoint_minutes=1", "train.collapse_epochs=99"]
         assert identity(load([f"scale={scale}", *thrifty])) == identity(plain)
         assert identity(plain)["model"]["offload"] == plain.model.offload
 
 
 def test_what_the_base_depends_on():
     base = base_identity(load([]))
-    for word in ("model.lora_rank=4", "model.offload=true", "train.epochs=2", "method=flow_grpo", "evaluation.cross_images=0"):
+    words = ["model.lora_rank=4", "model.offload=true", "train.epochs=2", "method=flow_grpo", "evaluation.cross_images=0"]
+    for word in (*words, "+rewards.others.pickscore=0.5"):
         assert base_identity(load([word])) == base, word
     for word in ("model.path=other", "model.resolution=32", "task=ocr", "evaluation.steps=4", "evaluators.geneval=mmdet"):
         assert base_identity(load([word])) != base, word
@@ -252,11 +254,18 @@ def test_choices_are_those_of_the_code():
         (schema.STD, objective.STDS),
         (schema.KL, objective.KLS),
         (schema.CLIP, objective.CLIPS),
+        (schema.NORMALISE, allocation.NORMALISE),
+        (schema.KIND, [kind for kind in sampling.KINDS if kind != "ode"]),
+        (schema.KERNELS, ["auto", *kernels.KERNELS]),
         (schema.COLUMNS, tokens.COLUMNS),
         (schema.SOFTMAX_OVER, attention.SOFTMAX_OVER),
         (schema.COLUMNS_COUNT, attention.COLUMNS_COUNT),
     ):
         assert rule.text == schema.one_of(*names).text and all(map(rule.allows, names))
+    # A CPU's own attention is what null means there.
+    assert [name for name in attention.KERNELS if schema.ATTENTION.allows(name)] == [
+        n for n in attention.KERNELS if n != "cpu"
+    ]
 
 
 def test_settings_survive_yaml():

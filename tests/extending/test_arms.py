@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from fake_task import RedTask
 
 from star.common.errors import UserError
 from star.config import identity, label, load
-from star.method.allocation import try_out
+from star.method.allocation import allocate, try_map
 from star.method.arms import needing, needs
 from star.training.trainer import Trainer
 
@@ -59,6 +60,28 @@ def test_what_gives_no_maps_is_told_before_anything_is_drawn(make_config, monkey
     assert not Path(config.run).exists()
 
 
+def test_a_mask_is_a_map(make_config, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr("own_arm.peaks", lambda relevance, rollouts: relevance > relevance.mean((0, 2, 3), keepdim=True))
+    relevance = torch.linspace(0.1, 1, 64).reshape(2, 2, 4, 4)
+    weights = allocate(relevance, "own_arm:peaks", cap=None, mix=1.0)
+    assert weights.dtype == torch.float32 and set(weights[:, 0].unique().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["method=vipo", "model.resolution=32"], "method.arm=vipo sees by the mini world's CLIP, images of 64 x 64 pixels"),
+        (["method=star_shuffled", "train.groups=1", "train.micro_batch=2"], "star_shuffled: 4 of 4 rollouts share one prompt"),
+    ],
+)
+def test_maps_that_cannot_be_made_are_told_before_anything_is_drawn(make_config, words, told):
+    config = make_config(*words)
+    with pytest.raises(UserError, match=told):
+        Trainer(config, RedTask())
+    assert not Path(config.run).exists()
+
+
 def test_a_map_of_ones_own_may_ask_for_all_that_there_is(make_config, monkeypatch):
     """All of it is there already where it is tried out."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
@@ -71,7 +94,7 @@ def test_a_map_of_ones_own_may_ask_for_all_that_there_is(make_config, monkeypatc
         return relevance
 
     monkeypatch.setattr("own_arm.peaks", curious)
-    try_out("own_arm:peaks", 2, 2, (4, 4), 64)
+    try_map("own_arm:peaks", 2, 2, 2, (4, 4), 64)
     assert seen == [[(2, 4, 4, 4), (4, 4, 4), (4, 64, 64, 3), (4, 64, 64, 3)], ([0, 0, 1, 1], [0, 1, 2, 3])]
 
 
@@ -87,13 +110,13 @@ def test_a_map_gets_what_it_asked_for_and_whole_groups(make_config, monkeypatch)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setattr("own_arm.peaks", lambda relevance, rollouts: relevance * rollouts.places)
     with pytest.raises(TypeError):
-        try_out("own_arm:peaks", 2, 3, (4, 4), 64)
+        try_map("own_arm:peaks", 2, 2, 3, (4, 4), 64)
     grouped = needing("whole_epoch")(
         needing("places")(lambda relevance, rollouts: relevance.unflatten(1, (-1, 3)).flatten(1, 2))
     )
     assert needs(grouped, "places") and needs(grouped, "whole_epoch")
     monkeypatch.setattr("own_arm.peaks", grouped)
-    try_out("own_arm:peaks", 2, 3, (4, 4), 64)
+    try_map("own_arm:peaks", 2, 2, 3, (4, 4), 64)
 
 
 def test_what_no_map_can_need_is_refused():

@@ -1,5 +1,6 @@
 """Prompts of one's own by their path: from training to the report."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,21 @@ def test_processes_that_have_other_prompts_are_told(make_config, monkeypatch):
     monkeypatch.setattr("star.common.processes.gather", lambda accelerator, items: [*items, "another"])
     with pytest.raises(UserError, match="task.prompts=own_task:Rings gives each process other prompts"):
         Trainer(make_config(*OWN))
+
+
+def test_a_run_does_not_go_on_with_other_prompts(make_config, monkeypatch):
+    """Nor are they what its results are of."""
+    config = make_config(*OWN, "train.epochs=2")
+    Trainer(config).run()
+    held_out = [Prompt("a photo of a red ring again", ((15, 19),))]
+    with monkeypatch.context() as changed:
+        changed.setattr("own_task.Rings.test", lambda task, scale: held_out)
+        for done in (True, False):
+            with pytest.raises(UserError, match=f"task.prompts=own_task:Rings gives other prompts than when {config.run} was"):
+                Trainer(config).run()
+            if done:
+                shutil.rmtree(Path(config.run, "final"))
+    Trainer(config).run()
 
 
 def test_what_it_was_judged_by_is_part_of_its_identity():

@@ -11,6 +11,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from evaluators import registry
+from evaluators.interface import mean_scores
 from evaluators.score import score
 from star.common.errors import UserError
 from star.config import identity, load
@@ -86,6 +87,48 @@ def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypa
         UserError, match=f"rewards.others.{OWN} cannot judge images of task=pickscore: the prompt .* no record"
     ):
         check("method=star", f"+rewards.others.{OWN}=1")
+
+
+def test_a_matrix_looks_for_the_evaluators_that_its_runs_use_and_no_others(monkeypatch, pipeline_folder):
+    monkeypatch.setattr("evaluators.pickscore.evaluator.Preference.__init__", lambda *_: pytest.fail("PickScore is loaded"))
+    words = ["task=geneval", "method=star", "seed=0", "evaluation.cross_images=0"]
+    _, cell = expand([*FAST.split(), f"model.path={pipeline_folder}", *words])
+    assert run._load_all({"geneval": cell.config}, {"geneval": {"star"}}).keys() == {"geneval"}
+
+
+@pytest.mark.parametrize("task", ["geneval", "ocr"], ids=["its own", "another"])
+def test_held_out_prompts_that_are_not_there_are_told_before_the_training(make_config, monkeypatch, task):
+    def missing(scale):
+        raise UserError("data/ocr/test.txt is missing")
+
+    monkeypatch.setattr("star.tasks.ocr.test", missing)
+    config = make_config(f"task={task}")
+    with pytest.raises(UserError, match="data/ocr/test.txt is missing"):
+        runs.trained(config)
+    assert not Path(config.run).exists()
+
+
+def test_a_held_out_prompt_that_cannot_be_judged_is_told_before_the_training(make_config, monkeypatch):
+    last = load_task(load([]), "pickscore").test[-1].text
+    monkeypatch.setattr("own_reward.Brightness.lacks", lambda judge, asked: "mood" if asked.text == last else "")
+    config = make_config("task=geneval", f"evaluators.pickscore={OWN}")
+    with pytest.raises(UserError, match="evaluators.pickscore cannot judge images of the held-out prompt .* has no mood"):
+        runs.trained(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda *_: {"brightness": 0.5}, "`summarise` must return a list of .*Score, not {'brightness'"),
+        (lambda _, *given: mean_scores(*given, {"light": "reward"}), "`primary` is 'brightness', .*; it gives light"),
+    ],
+)
+def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypatch, given, told):
+    monkeypatch.setattr("own_reward.Brightness.summarise", given)
+    config = make_config("task=pickscore", f"evaluators.pickscore={OWN}")
+    with pytest.raises(UserError, match=f"evaluators.pickscore: {told}"):
+        Trainer(config)
+    assert not Path(config.run).exists()
 
 
 @pytest.mark.parametrize(

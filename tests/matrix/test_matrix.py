@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,7 @@ def test_a_command_gives_the_settings_of_its_cell():
 
 def test_the_command_of_a_base_names_nothing_that_it_has_no_use_for():
     words = ["method.mix=1", "method.name=star_mix1", "relevance.blocks=[4]", "sampling.guidance=2"]
+    words += ["+rewards.others.pickscore=0.5", "task.beta=0.02"]
     base, arm = expand(["task=ocr", "method=star", "seed=0", *words, "evaluation.images=2"])
     assert base.command == ("star", "base", "task=ocr", "evaluation.images=2")
     assert arm.command[5:-1] == tuple(words)
@@ -208,6 +210,17 @@ def test_a_missing_model_is_told_before_anything_runs(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="model.path=missing"):
         matrix(["task=geneval", "method=star", "seed=0", "model.path=missing"])
     assert not list(Path().iterdir())
+
+
+def test_a_process_that_is_killed_while_it_looks_for_models_is_told(monkeypatch):
+    def killed(*given, **named):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", killed)
+    with pytest.raises(
+        RunStopped, match="looks for models and evaluators was killed, perhaps for want of memory; nothing was"
+    ):
+        run.check_present(expand(["task=geneval", "method=star", "seed=0"]))
 
 
 def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monkeypatch, capsys):

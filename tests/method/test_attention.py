@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_transformer
 
 from star.common.errors import UserError
-from star.method.attention import KERNELS, JointAttention, Relevance, default_kernel, install, log_sum_exp
+from star.method.attention import KERNELS, JointAttention, Relevance, default_kernel, install, log_sum_exp, may_have
+from star.models.sd3 import SD3
 
 TEXT, ROWS = 11, 3
 # Logits of these examples reach 17, where neighbours in float32 are 1.9e-6 apart: so far a logit and its normaliser, each
@@ -310,6 +311,13 @@ def test_blocks_compute_what_those_of_diffusers_do(options):
         assert torch.equal(found, expected)
     for found, expected in zip(attended(model, batch, "math"), attended(model, batch, "cpu"), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_a_kernel_that_a_device_has_not_is_told(make_config, kernel):
+    with pytest.raises(UserError, match=f"model.attention={kernel} does not compute in float32 on a cpu device; leave it out"):
+        SD3(make_config(f"model.attention={kernel}").model, torch.device("cpu"), 0)
+    assert may_have("cuda", kernel, "bfloat16") and may_have("cuda", kernel, "float32") == (kernel == "efficient")
 
 
 def test_a_compiled_block_shows_its_attention():
