@@ -449,7 +449,7 @@ def test_what_was_measured_before_is_of_the_code_and_machine_of_then(words, monk
     assert by["star"] == by["star - flow_grpo"] == ("first", machine())
     assert by["spatial"] == by["mine:peaks"] == ("second", "GPU")
     assert {row["value"] for row in table() if row["arm"] == "mine:peaks"} != before
-    gradient.run([*words, "arms=flow_grpo,star", "epochs=3"])
+    gradient.run([*words, "arms=flow_grpo,star,mine:peaks,spatial", "epochs=3"])
     assert {row["commit"] for row in table() if row["arm"] == "star"} == {"first and second"}
 
 
