@@ -158,3 +158,47 @@ def test_the_readmes_gains_are_those_of_the_files(found):
     text = (MINI.parents[1] / "README.md").read_text()
     for label, cells in wanted.items():
         assert f"| {label} | {' | '.join(cells)} |" in text
+
+
+TRAINED = {"flow_grpo": "Flow-GRPO", "star": "**STAR**", "star_shuffled": "`star_shuffled`", "oracle_twins": "`oracle_twins`"}
+
+
+def told(values, digits, sign=""):
+    """Mean and Student's interval."""
+    reach = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    middle, low, high = (f"{mean(values) + end:{sign}.{digits}f}" for end in (0, -reach, reach))
+    return f"{middle} [{low}, {high}]"
+
+
+def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
+    scores, rewards = defaultdict(dict), defaultdict(list)
+    for task, metric in SCORES.items():
+        for row in lines(MINI / f"{task}.csv"):
+            if row["metric"] == metric:
+                scores[task, row["method"]][int(row["seed"])] = float(row["value"])
+    for row in lines(MINI / "curves.csv"):
+        rewards[row["task"], row["method"], int(row["seed"])].append(float(row["reward"]))
+    readme = (MINI.parents[1] / "README.md").read_text()
+    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    digits = {"geneval": 3, "ocr": 3, "pickscore": 2}
+    for arm, label in TRAINED.items():
+        own = {task: [scores[task, arm][seed] for seed in sorted(scores[task, arm])] for task in SCORES}
+        assert f"| {label} | {' | '.join(told(own[task], digits[task]) for task in SCORES)} |" in readme
+        each = (", ".join(f"{value:.{digits[task]}f}" for value in own[task]) for task in SCORES)
+        assert f"| {label} | {' | '.join(each)} |" in page
+    for arm, other, label in (
+        ("star", "flow_grpo", "STAR minus Flow-GRPO"),
+        ("oracle_twins", "flow_grpo", "`oracle_twins` minus Flow-GRPO"),
+        ("star", "star_shuffled", "STAR minus `star_shuffled`"),
+    ):
+        learnt, scored = [], []
+        for task in SCORES:
+            pairs = [(seed, scores[task, arm][seed] - scores[task, other][seed]) for seed in sorted(scores[task, arm])]
+            gained = [mean(rewards[task, arm, seed]) - mean(rewards[task, other, seed]) for seed, _ in pairs]
+            learnt.append(told(gained, 4 if task == "pickscore" else 3, "+"))
+            scored.append(told([value for _, value in pairs], digits[task], "+"))
+        if other == "flow_grpo" and arm == "star":
+            assert f"| {label} | {' | '.join(scored)} |" in readme
+        for measure, cells in (("training reward", learnt), ("held-out score", scored)):
+            (line,) = (line for line in page.splitlines() if line.startswith(f"| {label} | {measure} |"))
+            assert [cell.strip().rpartition(", ")[0] for cell in line.split("|")[3:-1]] == cells
