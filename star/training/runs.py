@@ -48,10 +48,10 @@ def trained(config: Config) -> list[Row]:
         if is_first():
             RunFolder(Path(config.run)).check_place()
         trainer = Trainer(config)
-        # What evaluations lack is told before hours of work, not after.
-        try_evaluator(config, trainer.task)
-        for name in settings.other_tasks(config):
-            try_evaluator(config, load_task(config, name, trainer.others.get(name)))  # not kept: its weights take memory
+        if trainer.folder.summary() is None:  # what evaluations lack is told before hours of work, not after
+            try_evaluator(config, trainer.task)
+            for name in settings.other_tasks(config):
+                try_evaluator(config, load_task(config, name, trainer.others.get(name)))  # not kept: its weights take memory
         main = trainer.accelerator.is_main_process
         for line in settings.cautions(config) if main else ():
             tell(line)
