@@ -297,6 +297,9 @@ def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkey
         def evaluator(self):
             return self
 
+        def lacks(self, prompt):
+            return ""
+
         def submit(self, prompts, images):
             raise RunStopped("nor can it read a blank image")
 

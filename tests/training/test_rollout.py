@@ -11,7 +11,7 @@ from star.method.sampling import sigmas, transition
 from star.mini.build import untrained_pipeline
 from star.models.sd3 import SD3
 from star.training import rollout
-from star.training.rollout import Sample, alike, diversity, sample, thumbnails
+from star.training.rollout import Sample, alike_runs, diversity, sample, thumbnails
 
 CPU = torch.device("cpu")
 SAMPLES = [Sample(0, 0), Sample(1, 1)]
@@ -125,7 +125,7 @@ def test_the_model_sees_rows_that_are_alike_once(base, make_config, monkeypatch,
     shared = drawn()
     assert rows == seen
     assert shared.alike == ([3, 1, 2] if seen[0] == 3 else None)
-    monkeypatch.setattr(rollout, "alike", lambda samples, same_latent: None)
+    monkeypatch.setattr(rollout, "alike_runs", lambda samples, same_latent: None)
     single = drawn()
     for name in ("latents", "log_probs", "relevance"):
         torch.testing.assert_close(getattr(shared, name), getattr(single, name), rtol=1e-4, atol=1e-5)
@@ -133,8 +133,8 @@ def test_the_model_sees_rows_that_are_alike_once(base, make_config, monkeypatch,
 
 
 def test_runs_of_rows_that_are_alike():
-    assert alike(GROUPS, True) == [3, 1, 2]
-    assert alike(GROUPS[2:5], True) is None and alike(GROUPS, False) is None
+    assert alike_runs(GROUPS, True) == [3, 1, 2]
+    assert alike_runs(GROUPS[2:5], True) is None and alike_runs(GROUPS, False) is None
     rows = torch.arange(6.0).reshape(3, 2).requires_grad_()
     spread = rollout._spread(rows, [3, 1, 2])
     assert spread[:, 0].tolist() == [0, 0, 0, 2, 4, 4] and rollout._first([3, 1, 2]) == [0, 3, 4]

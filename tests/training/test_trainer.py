@@ -85,7 +85,7 @@ def test_rows_that_are_alike_give_the_gradient_of_all_of_them(make_config, monke
             "sampling.same_latent=true", f"sampling.guidance={guidance}", "train.beta=0.1", f"run={tmp_path / str(shared)}"
         )
         if not shared:
-            monkeypatch.setattr(rollout, "alike", lambda samples, same_latent: None)
+            monkeypatch.setattr(rollout, "alike_runs", lambda samples, same_latent: None)
         trainer = Trainer(config, RedTask())
         fill(trainer)
         monkeypatch.setattr(trainer, "step", lambda epoch: 0.0)
