@@ -173,8 +173,7 @@ def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
         return ""
     sentences = []
     if (shown := detectable_among(gain.per_seed)) is not None:
-        low, high = gain.delta.interval or (0.0, 0.0)
-        shown = max(shown, (high - low) / 2 + FOUR_OF_FIVE * (gain.delta.stderr or 0))
+        shown = max(shown, (gain.delta.half_width or 0) + FOUR_OF_FIVE * (gain.delta.stderr or 0))
         sentences.append(
             f"So many trainings and prompts, spread as these are, find {shown:.3f} in four of five cases by one test at 5 %; "
             "corrected for others it takes more."
