@@ -29,7 +29,7 @@ from star.records.folder import MACHINE
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.credit import check_evaluator
-from star.training.machine import loaded
+from star.training.machine import as_begun, loaded
 from star.training.rollout import MicroBatch
 from star.training.trainer import Trainer
 
@@ -84,7 +84,7 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     for one in arms.values():
         check_evaluator(one.method.arm, task)
-    hashed = config_hash(_identity(config))
+    hashed = config_hash(_identity(config, task))
     out, folder = prepared("first_updates", config, hashed, asked.out, COLUMNS)
     with guards.limits(config):
         measure(arms, asked, task, folder)
@@ -136,7 +136,7 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
         for seed, left in missing.items():
             own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
             with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may be at other seeds
-                base = loaded(own[left[0]])
+                base = loaded(as_begun(own[left[0]], folder))
                 initial = {name: value.detach().clone() for name, value in base.trained.items()}
                 for arm, config in own.items():
                     display.update(f"first updates, {task.name}, seed {seed}, {arm}")
@@ -193,9 +193,9 @@ def _ratio(gain: Gain) -> str:
     return "1" if gain.difference is None else with_error(gain.ratio, gain.stderr, 2, "±")
 
 
-def _identity(config: Config) -> dict:
+def _identity(config: Config, task: Task) -> dict:
     """What rewards depend on but their arm and seed."""
-    return {key: value for key, value in identity(config, None).items() if key != "seed"}
+    return {key: value for key, value in identity(config, task, None).items() if key != "seed"}
 
 
 def _made(file: Path) -> dict:

@@ -34,6 +34,7 @@ from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
 from star.training.credit import check_evaluator
+from star.training.machine import as_begun
 from star.training.rollout import MicroBatch
 from star.training.trainer import Trainer
 
@@ -179,7 +180,7 @@ def run(words: Sequence[str]) -> Shown:
     task = load_task(config, config.task.name)
     for method in methods.values():
         check_evaluator(method.arm, task)
-    hashed = config_hash(identity(config, asked.weights))
+    hashed = config_hash(identity(config, task, asked.weights))
     out, folder = prepared("gradient", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "gradient", hashed, "epochs", asked.epochs, asked.arms)
     with alone_in(folder), guards.limits(config):
@@ -234,7 +235,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
     }
     if not missing:
         return
-    trainer = Gradients(config, methods, task)
+    trainer = Gradients(as_begun(config, folder), methods, task)
     if asked.weights:
         load_trained(asked.weights, trainer.base.trained)
     train = config.train

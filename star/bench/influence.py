@@ -35,7 +35,7 @@ from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
-from star.training.machine import loaded
+from star.training.machine import as_begun, loaded
 from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
 
 PROMPTS, TOKENS = 48, 16
@@ -106,7 +106,7 @@ def run(words: Sequence[str]) -> Shown:
     asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
-    hashed = config_hash(identity(config, asked.weights) | {"tokens": asked.tokens})
+    hashed = config_hash(identity(config, task, asked.weights) | {"tokens": asked.tokens})
     out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "influence", hashed, "prompts", asked.prompts)
     with alone_in(folder), guards.limits(config):
@@ -158,7 +158,7 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
     if not missing:
         return files
-    base = loaded(config)
+    base = loaded(as_begun(config, folder))
     if asked.weights:
         load_trained(asked.weights, base.trained)
     steps, begun = trained_steps(config.sampling, config.seed, EPOCH), commit()

@@ -12,7 +12,9 @@ from star.common.plugins import import_path, is_path
 from star.config import Config
 from star.method.arms import ARMS, REFERENCE
 from star.records.folder import INITIAL
+from star.tasks import Task
 from star.training.checkpoint import RunFolder
+from star.training.given import given
 
 COMMON = "star"
 """The arm whose settings draw the rollouts: they capture relevance, which every arm's maps start from."""
@@ -88,8 +90,9 @@ def weights_label(file: Path | None) -> str:
     return os.path.relpath(file) if file else INITIAL
 
 
-def identity(config: Config, weights: Path | None) -> dict:
-    """What a measurement depends on but its arm and epoch."""
+def identity(config: Config, task: Task, weights: Path | None) -> dict:
+    """What a measurement depends on but its arm and epoch: of a model or prompts of somebody's own also what is in them."""
     known = settings.identity(config)
     known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
-    return known | {"weights": sha256(weights) if weights else INITIAL}
+    own = {name: digest for name, digest in given(config, task).items() if digest}
+    return known | {"weights": sha256(weights) if weights else INITIAL} | ({"given": own} if own else {})

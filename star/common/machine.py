@@ -28,8 +28,9 @@ def machine(processes: int = 1) -> str:
         processes: how many compute together, alike.
     """
     import torch  # which takes seconds, and who only reads images has no use for
+    from accelerate.utils import parse_flag_from_env
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         one = torch.cuda.get_device_name()
     else:
         threads = torch.get_num_threads()

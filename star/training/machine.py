@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from star import models
 from star.common.errors import UserError
+from star.common.files import write_text, writing
 from star.common.processes import gather, joined
 from star.config import Config, read_config
 from star.config.schema import ModelConfig
@@ -62,6 +64,29 @@ def loaded(config: Config) -> BaseModel:
     return models.load(placed(config, accelerator.device, accelerator.num_processes), accelerator.device, config.seed)
 
 
+def as_begun(config: Config, folder: Path) -> Config:
+    """The settings with the kernels that a measurement was begun with: one that is cut off goes on with them.
+
+    Args:
+        config: the settings.
+        folder: of what is measured so far, where the kernels are noted.
+
+    Raises:
+        UserError: they are others than the settings ask for.
+    """
+    accelerator, file = joined(), folder / "kernels.txt"
+    if accelerator.device.type != "cpu":
+        return config
+    noted = file.read_text().strip() if file.exists() else ""
+    begun = noted if noted in kernels.KERNELS else "auto"
+    chosen = gather(accelerator, [_alike(config.model.kernels, begun, folder, "delete the folder")])[0]
+    if chosen != begun and accelerator.is_main_process:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, chosen + "\n")
+    return replace(config, model=replace(config.model, kernels=chosen))
+
+
 def decisions(asked: Config, config: Config) -> list[str]:
     """A line for each thing that was left to the machine, with the setting that pins it.
 
@@ -100,12 +125,15 @@ def check_deterministic(config: Config, device: torch.device) -> None:
 
 
 def _kernels(config: Config, folder: RunFolder) -> str:
-    wanted = config.model.kernels
     begun = read_config(folder.path / "config.yaml").model.kernels if folder.started else "auto"
+    return _alike(config.model.kernels, begun, folder.path, "name another folder with run=...")
+
+
+def _alike(wanted: str, begun: str, folder: Path, anew: str) -> str:
     if begun != "auto" and wanted not in ("auto", begun):
         raise UserError(
-            f"{folder.path} was begun with model.kernels={begun}, and would end with other digits with {wanted}; leave it out "
-            "or name another folder with run=..."
+            f"{folder} was begun with model.kernels={begun}, and would end with other digits with {wanted}; leave it out "
+            f"or {anew}"
         )
     if wanted != "auto":
         return wanted

@@ -17,7 +17,7 @@ from star import config as settings
 from star import models
 from star.common import processes
 from star.common.console import tell
-from star.common.files import alone_in, check_room, fault, write_last, writing
+from star.common.files import alone_in, check_room, fault, read_json, write_last, write_text, writing
 from star.common.launched import check_launched, is_first
 from star.common.machine import machine, versions
 from star.config import Config, config_hash
@@ -29,12 +29,15 @@ from star.tasks import Task, load_task, try_evaluator
 from star.training import guards
 from star.training.checkpoint import RunFolder, load_trained
 from star.training.evaluation import Evaluation, evaluate
-from star.training.machine import loaded
+from star.training.given import check_given, given
+from star.training.machine import as_begun, loaded
 from star.training.partial import PARTIAL, Partial
 from star.training.trainer import Trainer
 
 Measure = Callable[[Task, int, Partial | None], Evaluation]
 UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
+GIVEN = "given.json"
+"""What an evaluation without a training was of beside its settings, see :mod:`star.training.given`."""
 
 
 def trained(config: Config) -> list[Row]:
@@ -90,7 +93,7 @@ def base(config: Config) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        model = loaded(config)
+        model = loaded(as_begun(config, partial.folder) if partial else config)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator, partial)
 
@@ -103,7 +106,8 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        model = loaded(replace(config, model=lora.model_config(config.model)))
+        own = replace(config, model=lora.model_config(config.model))
+        model = loaded(as_begun(own, partial.folder) if partial else own)
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator, partial)
 
@@ -120,10 +124,19 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
     """Rows of what this project did not train: the seed is that of the evaluation's noise."""
     models.find(config.model)  # before a folder is made for it
     task = load_task(config, config.task.name)
-    summary = UNTRAINED | {"commit": commit(), "machine": machine(PartialState().num_processes)}
-    kept = Kept(config, summary, config.evaluation.seed, measure)
-    with guards.limits(config), alone_in(folder) if PartialState().is_main_process else nullcontext():
-        return kept.rows(task, method, folder / "final", config.evaluation.images, identity)
+    now, main = given(config, task), PartialState().is_main_process
+    summary = UNTRAINED | {"commit": commit(), "machine": machine(PartialState().num_processes)} | now
+    kept, noted = Kept(config, summary, config.evaluation.seed, measure), folder / "final" / GIVEN
+    with guards.limits(config), alone_in(folder) if main else nullcontext():
+        if main:
+            before = read_json(noted)
+            begun = f"{folder} was measured; put that back, or delete the folder"
+            check_given(config, before if isinstance(before, dict) else {}, now, begun)
+        rows = kept.rows(task, method, folder / "final", config.evaluation.images, identity)
+        if main and before != now and any(now.values()):
+            with writing(folder):
+                write_text(noted, json.dumps(now) + "\n")
+        return rows
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,13 @@ from star.method.objective import (
 from star.method.sampling import Transition, score_size, transition
 from star.models.ema import EMA
 from star.models.interface import BaseModel
-from star.models.sources import fingerprint
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import RunFolder, digest
 from star.training.credit import check_evaluator, overlaps, weigh
 from star.training.evaluation import evaluate
+from star.training.given import check_given, given
 from star.training.judging import Beside
 from star.training.machine import check_deterministic, compute_deterministically, decisions, settled
 from star.training.rollout import MicroBatch, Sample, diversity, plan, sample, thumbnails, trained_steps, velocity
@@ -127,7 +127,7 @@ class Trainer:
 
     def _check_prompts(self) -> None:
         """Refuse prompts of somebody's own that are others in other processes: number and text would not go together."""
-        if self.config.task.prompts and len(set(processes.gather(self.accelerator, [self._prompts]))) > 1:
+        if self.config.task.prompts and len(set(processes.gather(self.accelerator, [self._given["prompts"]]))) > 1:
             raise UserError(
                 f"task.prompts={self.config.task.prompts} gives each process other prompts: draw them from a seed, and order "
                 "what is a set"
@@ -569,35 +569,12 @@ class Trainer:
         Args:
             known: its progress or summary.
         """
-        config, given = self.config, self._given
-        for name, what in (
-            ("model", f"model.path={config.model.path} is another model"),
-            ("prompts", f"task.prompts={config.task.prompts} gives other prompts"),
-        ):
-            if known.get(name, given[name]) != given[name]:
-                raise UserError(
-                    f"{what} than when {self.folder.path} was begun; put that back, or name another folder with run=..."
-                )
+        begun = f"{self.folder.path} was begun; put that back, or name another folder with run=..."
+        check_given(self.config, known, self._given, begun)
 
-    @property
+    @cached_property
     def _given(self) -> dict[str, str]:
-        """What a run is of beside its settings, as digests."""
-        return {"model": self._model, "prompts": self._prompts}
-
-    @cached_property
-    def _model(self) -> str:
-        """What tells the base model from another of its name; the identity of the settings has the shipped one's digest."""
-        path = self.config.model.path
-        return fingerprint(path) if path else ""
-
-    @cached_property
-    def _prompts(self) -> str:
-        """What tells prompts of somebody's own from others of their name."""
-        if not self.config.task.prompts:
-            return ""
-        spans = [[int(end) for span in prompt.spans for end in span] for prompt in self.task.train]
-        texts = [[prompt.text for prompt in prompts] for prompts in (self.task.train, self.task.test)]
-        return config_hash({"texts": texts, "spans": spans})
+        return given(self.config, self.task)
 
     def _gather(self, items: list) -> list:
         """The items of all processes."""

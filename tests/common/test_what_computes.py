@@ -45,3 +45,5 @@ def test_a_gpu_goes_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     assert machine.machine() == "NVIDIA H100 80GB HBM3" and machine.machine(8) == "8 x NVIDIA H100 80GB HBM3"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # what computes is the processor all the same
+    assert "thread" in machine.machine() and "NVIDIA" not in machine.machine()

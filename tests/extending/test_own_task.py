@@ -9,6 +9,7 @@ import pytest
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
+from star.bench.words import identity as measurement
 from star.common.errors import UserError
 from star.config import identity, load
 from star.config.schema import TABLES
@@ -17,6 +18,7 @@ from star.models.memory import needed
 from star.models.shapes import SD35_MEDIUM
 from star.records.folder import COMMANDS, CURVES, IMAGES, NO_RESULTS
 from star.tasks import Prompt, load_rewards, load_task, main_metric, paired_scores
+from star.training import runs
 from star.training.trainer import Trainer
 
 OWN = ["task=pickscore", "task.prompts=own_task:Rings", "task.name=rings", "+evaluators.rings=mini"]
@@ -157,6 +159,24 @@ def test_a_run_does_not_go_on_with_other_prompts(make_config, monkeypatch):
             if done:
                 shutil.rmtree(Path(config.run, "final"))
     Trainer(config).run()
+
+
+def test_nor_is_the_base_what_other_prompts_are_compared_with(make_config, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = make_config(*OWN, "evaluation.images=1")
+    rows = runs.base(config)
+    with monkeypatch.context() as changed:
+        changed.setattr("own_task.Rings.test", lambda task, scale: [Prompt("a photo of a red ring again", ((15, 19),))])
+        with pytest.raises(UserError, match="task.prompts=own_task:Rings gives other prompts than when .*base was measured"):
+            runs.base(config)
+    assert runs.base(config) == rows
+
+
+def test_a_measurement_does_not_go_on_with_other_prompts(monkeypatch):
+    config = load([*OWN, "method=star"])
+    before = measurement(config, load_task(config, "rings"), None)
+    monkeypatch.setattr("own_task.Rings.test", lambda task, scale: [Prompt("a photo of a red ring again", ((15, 19),))])
+    assert measurement(config, load_task(config, "rings"), None) != before
 
 
 def test_what_it_was_judged_by_is_part_of_its_identity():

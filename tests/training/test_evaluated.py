@@ -1,6 +1,7 @@
 """What is evaluated: which weights, from which noise, under which guidance."""
 
 import gc
+import shutil
 import weakref
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in
 from star.common.noise import normal
 from star.common.processes import together
-from star.config import load
+from star.config import base_folder, load
 from star.models.lora import Lora
 from star.models.sd3 import SD3
 from star.tasks import Score, load_task
@@ -119,6 +120,27 @@ def test_a_missing_model_leaves_no_folder(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="model.path=missing"):
         runs.base(load(["model.path=missing"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_base_model_that_changed_since_it_was_measured_is_refused(make_config, monkeypatch, pipeline_folder, tmp_path, seen):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "load_task", lambda config, name, evaluator=None: RedTask())
+    model = tmp_path / "model"
+    shutil.copytree(pipeline_folder, model)
+    config = make_config(f"model.path={model}")
+    rows = runs.base(config)
+    tokenizer = model / "tokenizer_3" / "tokenizer.json"
+    before = tokenizer.read_bytes()
+    tokenizer.write_bytes(before + b"\n")
+    folder = base_folder(config)
+    with pytest.raises(UserError, match=f"model.path={model} is another model than when {folder} was measured; .* delete the"):
+        runs.base(config)
+    tokenizer.write_bytes(before)
+    assert runs.base(config) == rows and len(seen) == 1
+    tokenizer.write_bytes(before + b"\n")
+    shutil.rmtree(folder)
+    runs.base(config)
+    assert len(seen) == 2
 
 
 def test_a_lora_from_elsewhere_is_judged_with_its_own_weights(make_config, monkeypatch, tmp_path, seen):

@@ -13,7 +13,7 @@ from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import machine
 from star.training.checkpoint import RunFolder
-from star.training.machine import check_deterministic, compute_deterministically, decisions, placed, settled
+from star.training.machine import as_begun, check_deterministic, compute_deterministically, decisions, placed, settled
 from star.training.trainer import Trainer
 
 CPU, GPU = (SimpleNamespace(device=torch.device(kind), num_processes=1) for kind in ("cpu", "cuda"))
@@ -38,6 +38,19 @@ def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(make_config, fast
     assert Trainer(make_config("train.epochs=2", "model.kernels=torch"), RedTask()).run() == trainer.folder.summary()
     with pytest.raises(UserError, match="was begun with model.kernels=torch, .* other digits with onednn"):
         Trainer(make_config("train.epochs=2", "model.kernels=onednn"), RedTask())
+
+
+def test_a_measurement_goes_on_with_the_kernels_that_it_was_begun_with(make_config, faster, tmp_path):
+    folder, auto = tmp_path / "measured", make_config("model.kernels=auto")
+    faster("torch")
+    assert as_begun(auto, folder).model.kernels == "torch"
+    faster("onednn")
+    assert as_begun(auto, folder) == as_begun(make_config("model.kernels=torch"), folder)
+    assert as_begun(auto, folder).model.kernels == "torch"
+    with pytest.raises(UserError, match=f"{folder} was begun with model.kernels=torch, .* with onednn.* delete the folder"):
+        as_begun(make_config("model.kernels=onednn"), folder)
+    (folder / "kernels.txt").write_text("")
+    assert as_begun(auto, folder).model.kernels == "onednn"
 
 
 def test_what_is_left_to_the_machine_is_no_part_of_a_run(make_config):

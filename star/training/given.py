@@ -1,0 +1,46 @@
+"""What a run is of beside its settings, and may be another tomorrow: a base model in a folder, prompts of somebody's own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from star.common.errors import UserError
+from star.config import Config, config_hash
+from star.models.sources import fingerprint
+from star.tasks import Task
+
+
+def given(config: Config, task: Task) -> dict[str, str]:
+    """Digests of the ``model`` and the ``prompts``; empty for those that ship with this package, which settings tell.
+
+    Args:
+        config: the settings.
+        task: the configured one.
+    """
+    path = config.model.path
+    return {"model": fingerprint(path) if path else "", "prompts": _prompts(task) if config.task.prompts else ""}
+
+
+def check_given(config: Config, known: Mapping[str, Any], now: Mapping[str, str], begun: str) -> None:
+    """Refuse to go on with, or to measure, another base model or other prompts than before.
+
+    Args:
+        config: the settings.
+        known: what was noted before, among other things; what is missing was not noted.
+        now: what is :func:`given`.
+        begun: what was done before and how to do it anew: ``than when DONE; put that back, or ANEW``.
+
+    Raises:
+        UserError: one is another.
+    """
+    for name, what in (
+        ("model", f"model.path={config.model.path} is another model"),
+        ("prompts", f"task.prompts={config.task.prompts} gives other prompts"),
+    ):
+        if known.get(name, now[name]) != now[name]:
+            raise UserError(f"{what} than when {begun}")
+
+
+def _prompts(task: Task) -> str:
+    spans = [[int(end) for span in prompt.spans for end in span] for prompt in task.train]
+    texts = [[prompt.text for prompt in prompts] for prompts in (task.train, task.test)]
+    return config_hash({"texts": texts, "spans": spans})
