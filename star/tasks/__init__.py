@@ -128,12 +128,9 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     source = _own(own, config.scale) if own else _find(name)
     evaluator = evaluator or registry.create(source.evaluator, config.evaluators[name])
     task = Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
-    for prompt in (*task.train, *task.test) if own else ():
-        if lack := evaluator.lacks(prompt):
-            raise UserError(
-                f"task.prompts={own}: the prompt {prompt.text!r} has no {lack}, without which {evaluator.protocol} cannot "
-                "judge its images; put it into its target, or name another evaluator"
-            )
+    if own:
+        cure = f"put it into the target of {own}'s prompts, or name another evaluator"
+        _check_judged(f"evaluators.{name}", evaluator, name, [*task.train, *task.test], cure)
     return task
 
 
@@ -151,12 +148,7 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
     }
     for name, evaluator in {task.name: task.evaluator, **found}.items():
         setting = f"rewards.others.{name}" if name in found else f"evaluators.{name}"
-        for prompt in task.train:
-            if lack := evaluator.lacks(prompt):
-                raise UserError(
-                    f"{setting} cannot judge images of task={task.name}: the prompt {prompt.text!r} has no {lack}; choose "
-                    "another reward or task"
-                )
+        _check_judged(setting, evaluator, task.name, task.train, "choose another reward or task")
         if is_path(name) or is_path(config.evaluators.get(name, "")):
             try_judge(setting, evaluator, task.train[:2], config.model.resolution)
     return found
@@ -169,13 +161,23 @@ def try_evaluator(config: Config, task: Task) -> None:
         UserError: one is not so.
     """
     setting = f"evaluators.{task.name}"
-    for prompt in task.test:
-        if lack := task.evaluator.lacks(prompt):
-            raise UserError(
-                f"{setting} cannot judge images of the held-out prompt {prompt.text!r} of {task.name}, which has no {lack}; "
-                "name another evaluator"
-            )
+    _check_judged(setting, task.evaluator, task.name, task.test, "name another evaluator")
     try_judge(setting, task.evaluator, task.test[:2], config.model.resolution)
+
+
+def _check_judged(setting: str, evaluator: Evaluator, task: str, prompts: Sequence[Prompt], cure: str) -> None:
+    """Refuse prompts whose images an evaluator cannot judge.
+
+    Args:
+        setting: that names the evaluator.
+        evaluator: what is to judge.
+        task: whose prompts they are.
+        prompts: which.
+        cure: what to do about one.
+    """
+    for prompt in prompts:
+        if lack := evaluator.lacks(prompt):
+            raise UserError(f"{setting} cannot judge images of task={task}: the prompt {prompt.text!r} has no {lack}; {cure}")
 
 
 def main_metric(task: str, measured: Collection[str]) -> str | None:

@@ -136,7 +136,8 @@ def test_what_its_evaluator_cannot_judge_is_told_before_anything_is_drawn(monkey
     prompts[other] = [replace(prompt, target=record) for prompt in prompts[other]]
     for name, given in prompts.items():
         monkeypatch.setattr(f"own_task.Rings.{name}", lambda task, scale, given=given: given)
-    with pytest.raises(UserError, match=f"the prompt '{prompts[split][0].text}' has no .*, without which geneval-v1"):
+    told = f"evaluators.rings cannot judge images of task=rings: the prompt '{prompts[split][0].text}' has no .*; put it into"
+    with pytest.raises(UserError, match=told):
         load_task(load(OWN), "rings")
 
 

@@ -112,7 +112,7 @@ def test_a_held_out_prompt_that_cannot_be_judged_is_told_before_the_training(mak
     last = load_task(load([]), "pickscore").test[-1].text
     monkeypatch.setattr("own_reward.Brightness.lacks", lambda judge, asked: "mood" if asked.text == last else "")
     config = make_config("task=geneval", f"evaluators.pickscore={OWN}")
-    with pytest.raises(UserError, match="evaluators.pickscore cannot judge images of the held-out prompt .* has no mood"):
+    with pytest.raises(UserError, match="evaluators.pickscore cannot judge .* task=pickscore: the prompt .* has no mood"):
         runs.trained(config)
 
 
