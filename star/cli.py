@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from star.common.statistics import Estimate
 
 SETTINGS_HELP = (
-    f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and any key "
-    "of a run's config.yaml, e.g. train.epochs=5."
+    f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and all "
+    "others that star settings shows, e.g. train.epochs=5."
 )
 
 CRASHED = 70
@@ -174,6 +175,29 @@ def matrix(
 
     with _resumable():
         raise typer.Exit(run(words or [], dry_run))
+
+
+@app.command()
+def settings(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[GROUP | NAME | KEY=VALUE]...", help="Which settings, and settings.")
+    ] = None,
+) -> None:
+    """All settings, with their values and what they mean; or those of a group, or one.
+
+    Example: star settings train scale=paper
+    """
+    from star import config
+    from star.config.described import described
+
+    names = [word for word in words or [] if "=" not in word]
+    screen, indent = console(), " " * 4
+    for group in described(config.load([word for word in words or [] if "=" in word]), names):
+        screen.print(f"\n{group.title}\n", style="bold", soft_wrap=True)
+        for name, value, text in group.settings:
+            screen.print(f"{name}={value}", soft_wrap=True)
+            if text:
+                screen.print(fill(text, min(screen.width, 100), initial_indent=indent, subsequent_indent=indent), style="dim")
 
 
 PUBLISH_HELP = """task, method and seed are lists and ranges; by default all tasks, the methods of the ablation and seed=0..2.

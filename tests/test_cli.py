@@ -65,6 +65,12 @@ def test_words_that_have_no_effect_or_another_are_told(star, monkeypatch, words,
     assert told in err and ("star: note:" in err) == bool(told)
 
 
+def test_settings_are_told(star):
+    code, out, _ = star("settings", "sampling.steps", "train.keep", "task=ocr")
+    assert code == 0 and "\nsampling.steps=8\n    denoising steps.\n" in out and "\ntrain.keep=2\n    checkpoints that" in out
+    assert star("settings", "model", "train.lr=much")[0] == star("settings", "modle")[0] == 2
+
+
 def test_help_teaches(star):
     code, out, _ = star("--help")
     assert code == 0

@@ -1,7 +1,7 @@
 """The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
 
 from star.config.checks import cautions, check, ways_to_save_memory
-from star.config.compose import options, read_config
+from star.config.compose import as_word, options, read_config
 from star.config.identity import (
     base_folder,
     base_identity,
@@ -35,6 +35,7 @@ __all__ = [
     "RelevanceConfig",
     "SamplingConfig",
     "TrainConfig",
+    "as_word",
     "base_folder",
     "base_identity",
     "cautions",

@@ -5,6 +5,7 @@ overrides are checked against the dataclasses of :mod:`star.config.schema`, so a
 """
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -103,6 +104,13 @@ def read_config(file: Path) -> Config:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))  # type: ignore[return-value]
     except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{file} cannot be read by this version: {str(error).splitlines()[0]}") from None
+
+
+def as_word(value: Any) -> str:
+    """The value of a setting as a word of a command has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_word, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def options(group: str) -> list[str]:

@@ -97,7 +97,7 @@ class TaskConfig:
     """What is rewarded.
 
     Attributes:
-        name: in results.
+        name: of the task, in results.
         beta: the KL coefficient that Flow-GRPO published for the task.
         prompts: a class of one's own with the prompts, as ``my_module:MyTask``, which needs a name that no other task has;
             null for the task's own.
@@ -113,13 +113,14 @@ class MethodConfig:
     """How a rollout's advantage is allocated.
 
     Attributes:
-        arm: how weights are made, see :data:`star.method.arms.MAPS`.
+        name: of the method, in results.
+        arm: how weights are made: a name of the table of arms, or a function of one's own as ``my_module:my_map``.
         reduction: what the ratio is of: the ``image``, the image with weighted positions (``image_weighted``), the image's
             value with each position's gradient (``detached``), or each ``position``; see :mod:`star.method.objective`.
         clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
-        cap: largest weight; null for none.
-        mix: share of the map, the rest is uniform.
-        exponent: power of the relevance before anything else.
+        cap: the largest weight, before mixing; what is cut goes to the other positions; null for none.
+        mix: share of the map in the weights; the rest is uniform.
+        exponent: power that relevance is raised to before anything else.
         weighted_kl: whether the KL penalty is weighted like the advantage.
         normalise: weights have mean 1 over the steps and positions of a ``rollout``, or over the positions of each ``step``.
         steps: what the policy loss of a step counts for: 1 (``as_sampled``), or 1 over the size of its score (``equal``).
@@ -150,8 +151,9 @@ class ModelConfig:
         resolution: side of the square images in pixels.
         text_length: T5 columns (``max_sequence_length`` of the pipeline).
         dtype: of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
-        parameters: ``lora`` or ``full``.
-        lora_rank, lora_alpha: of the adapters.
+        parameters: what is trained: adapters (``lora``), or all weights of the transformer (``full``).
+        lora_rank: of the adapters.
+        lora_alpha: over the rank, it is the factor of the adapters.
         lora_targets: endings of the names of the modules that get adapters.
         gradient_checkpointing: trade a second forward for memory.
         name: of a base model that is not the scale's own; it becomes part of the method's name in results.
@@ -195,8 +197,8 @@ class SamplingConfig:
 
     Attributes:
         steps: denoising steps.
-        kind: ``sde`` or ``cps`` for the stochastic steps.
-        noise_level: of the stochastic steps.
+        kind: of the stochastic steps: ``sde`` (Flow-GRPO) or ``cps`` (coefficients-preserving sampling).
+        noise_level: how much noise a stochastic step adds, Flow-GRPO's ``a``.
         guidance: classifier-free guidance scale; 1 for none.
         window: number of consecutive stochastic steps, which are the trained ones; 0 makes all steps stochastic and
             trains all but the last (Flow-GRPO). With a window the other steps are deterministic (Flow-GRPO-Fast).
@@ -231,8 +233,9 @@ class RelevanceConfig:
         blocks: transformer blocks, averaged.
         heads: attention heads, averaged; an empty list is all of them.
         columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
-        softmax_over: ``joint`` or ``text``.
-        columns_count: ``as_attended``, or ``equally``, each core word's column first scaled to the same mean over positions.
+        softmax_over: what attention is a share of: all keys (``joint``), or text keys alone (``text``).
+        columns_count: how core words' columns add up: ``as_attended``, or ``equally``, each scaled to the same mean over
+            positions first.
     """
 
     blocks: list[int]
@@ -252,13 +255,14 @@ class TrainConfig:
         group_size: rollouts per prompt.
         micro_batch: rollouts that go through the model at once, in sampling and updating alike.
         updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
-        lr, betas, weight_decay: AdamW's.
+        lr: AdamW's learning rate in the first epoch.
+        betas, weight_decay: AdamW's.
         schedule: of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
         max_grad_norm: gradients are clipped to this norm.
-        clip_range: of one ratio per image.
+        clip_range: how far from 1 an image's ratio may be before it is clipped; the range of other ratios follows from it.
         adv_clip: largest absolute advantage.
         std: advantages are divided by the deviation of the whole ``batch`` or of the ``group``.
-        beta: coefficient of the KL penalty; 0 switches it off.
+        beta: coefficient of the KL penalty against the untrained model; 0 switches it off.
         kl: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
         ema_decay, ema_every: average of the trained weights, updated every so many optimizer steps.
         ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1; null for what
@@ -340,9 +344,16 @@ class RewardsConfig:
 class Config:
     """All settings of a run.
 
-    ``run`` is the run's folder, by default :func:`star.config.run_folder`; ``seed`` is that of adapters, prompts and noise;
-    ``tracker`` a name that accelerate knows; ``variant`` the name of a published change of the method, which becomes part of
-    the method's name in results.
+    Attributes:
+        task, method, model, sampling, relevance, train, evaluation, rewards: the groups.
+        scale: ``mini``, the embedded small model, or ``paper``, SD3.5 Medium: what all settings are by default.
+        variant: the name of a published change of the method, which becomes part of the method's name in results; null for
+            none.
+        seed: of the adapters' initial values, the order of prompts, and noise.
+        run: the run's folder; by default one below ``runs`` that tells the settings apart.
+        tracker: where an epoch's figures go beside ``metrics.jsonl``, by a name that accelerate knows (``tensorboard``,
+            ``wandb``); null for nowhere.
+        evaluators: what judges the images of each task: an engine, or a class of one's own as ``my_module:MyReward``.
     """
 
     task: TaskConfig

@@ -1,6 +1,5 @@
 """How the numbers were made: protocols, code, versions and the exact commands."""
 
-import json
 import os
 import platform
 import shlex
@@ -100,7 +99,7 @@ def overrides(file: Path, words: Sequence[str]) -> list[str]:
     """
     own, default = (_flat(settings.to_dict(config)) for config in (settings.read_config(file), settings.load(list(words))))
     return [
-        f"{'' if name in default else '+'}{name}={_word(value)}"
+        f"{'' if name in default else '+'}{name}={settings.as_word(value)}"
         for name, value in own.items()
         if name not in ("run", "tracker") and default.get(name, MISSING) != value
     ]
@@ -111,9 +110,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(map(_word, value)) + "]"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,86 @@
+"""All settings with their values and what they mean, which is what the docstrings of :mod:`star.config.schema` say."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from star.common.errors import UserError
+from star.config.compose import as_word
+from star.config.schema import Config
+
+MARKUP = re.compile(r":\w+:`([^`]+)`|``([^`]+)``")
+
+
+class Setting(NamedTuple):
+    """A setting by its dotted name, its value as a command line has it, and what it means: empty if the next says it."""
+
+    name: str
+    value: str
+    text: str
+
+
+class Group(NamedTuple):
+    """Settings that belong together, and what they are of."""
+
+    title: str
+    settings: list[Setting]
+
+
+def described(config: Config, names: Sequence[str] = ()) -> list[Group]:
+    """The settings in the order of the schema, group by group: those without a group first.
+
+    Args:
+        config: the settings.
+        names: of groups or settings, and only these are given; all if there are none.
+
+    Raises:
+        UserError: a name is of none.
+    """
+    groups = [Group(_title(config), list(_settings(config, "")))]
+    for name, part in ((f.name, getattr(config, f.name)) for f in fields(config)):
+        if is_dataclass(part):
+            groups.append(Group(f"{name}: {_title(part)}", list(_settings(part, f"{name}."))))
+    known = [one.name for group in groups for one in group.settings]
+    for name in names:
+        if not any(_within(one, name) for one in known):
+            near = difflib.get_close_matches(name, [*known, *{one.partition(".")[0] for one in known}], n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{name} is no setting and no group of settings; {meant}star settings shows all")
+    if names:
+        groups = [Group(title, [s for s in own if any(_within(s.name, name) for name in names)]) for title, own in groups]
+    return [group for group in groups if group.settings]
+
+
+def _settings(part: Any, prefix: str) -> Iterator[Setting]:
+    """The settings of a dataclass that are no groups; of those with a value for each name, one for each, told once."""
+    texts = _texts(type(part))
+    for name, value in ((f.name, getattr(part, f.name)) for f in fields(part)):
+        if isinstance(value, dict) and value:
+            *others, last = value
+            yield from (Setting(f"{prefix}{name}.{key}", as_word(value[key]), "") for key in others)
+            yield Setting(f"{prefix}{name}.{last}", as_word(value[last]), texts[name])
+        elif not is_dataclass(value):
+            yield Setting(prefix + name, as_word(value), texts[name])
+
+
+def _within(setting: str, name: str) -> bool:
+    return f"{setting}.".startswith(f"{name}.")
+
+
+def _title(part: Any) -> str:
+    return (inspect.getdoc(type(part)) or "").partition("\n")[0].rstrip(".")
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each attribute: ``name, other: text``, and further lines indented deeper."""
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].splitlines():
+        if not line.startswith("        "):
+            head, _, line = line.strip().partition(": ")
+            names = head.split(", ")
+        texts |= {name: f"{texts.get(name, '')} {line.strip()}".strip() for name in names}
+    return {name: MARKUP.sub(r"\1\2", text) for name, text in texts.items()}
