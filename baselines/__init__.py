@@ -1,1 +1,1 @@
-"""What STAR is compared with: see README.md beside this."""
+"""What STAR is compared with; see README.md in this folder."""

@@ -1,5 +1,5 @@
-"""The controls: maps that keep everything of STAR's but their meaning, and those made of what attention can only guess, the
-places that decided on the verdict (makers for :mod:`star.method.arms`)."""
+"""The controls (makers for :mod:`star.method.arms`): maps that keep everything of STAR's but the meaning, and maps of what
+attention can only guess, the places that the verdict comes from."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ SMOOTHNESS = 1 / 8
 """Correlation length of the random field, as a share of each axis."""
 
 FLOOR = 1e-3
-"""What :func:`oracle` and :func:`background` give to the other places, as a share of what they give to theirs: so that weights
-of mean 1 stay below a cap where theirs are a small part of the canvas. Where they are none of it, the map is uniform."""
+"""What :func:`oracle` and :func:`background` give outside their places; they give 1 inside. It is above 0, so that weights of
+mean 1 can stay below a cap where the places are a small part of the canvas. Without any such place, the map is uniform."""
 
 
 @needing("whole_epoch")
@@ -56,7 +56,7 @@ def shifted(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image comes from, the same at every step, (T, B, h, w); uniform where nothing was found.
 
-    Of relevance it takes the shape alone.
+    Only the shape of ``relevance`` is used.
 
     Raises:
         ValueError: the places are not known.
@@ -66,12 +66,12 @@ def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 
 @needing("whole_epoch", "places")
 def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
-    """Where the verdicts on the other rollouts of the same prompt come from, their mean, the same at every step, (T, B, h, w);
-    uniform where nothing was found, and for a rollout without others.
+    """The mean of :func:`oracle` over the other rollouts of the same prompt, the same at every step, (T, B, h, w).
 
-    A map of a rollout's own final image knows the noise that it weighs, so that the weighted score has a mean other than 0 and
-    pulls elsewhere than towards the reward. Other rollouts' images do not know it: where rollouts of a prompt start alike
-    (``sampling.same_latent``) they tell where things are, and the mean stays 0.
+    It is uniform where nothing was found, and for a rollout without others. A map of a rollout's own final image depends on
+    the noise that it weights, so the weighted score has a nonzero mean and pulls elsewhere than towards the reward. The images
+    of other rollouts do not depend on that noise, so the mean stays 0. They still tell where things are, if the rollouts of a
+    prompt start from the same latent (``sampling.same_latent``).
 
     Raises:
         ValueError: the places or the prompts are not known.
@@ -88,10 +88,9 @@ def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 
 @needing("places")
 def background(relevance: Tensor, rollouts: Rollouts) -> Tensor:
-    """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w); uniform where nothing was
-    found.
+    """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w).
 
-    Of relevance it takes the shape alone.
+    It is uniform where nothing was found. Only the shape of ``relevance`` is used.
 
     Raises:
         ValueError: the places are not known.
@@ -112,8 +111,8 @@ def _above_floor(shares: Tensor) -> Tensor:
 def donors(prompts: Sequence[int], keys: Sequence[int], seed: int) -> list[int]:
     """For each rollout the index of the one whose map it gets: a permutation that never stays within a prompt.
 
-    Rollouts are laid out prompt by prompt, prompts and members in an order drawn from the seed; each takes the map of
-    the one that is further by the size of the largest group.
+    Rollouts are laid out in a circle prompt by prompt, prompts and members in an order drawn from the seed. Each takes the
+    map of the one that is ahead of it by the size of the largest group.
 
     Args:
         prompts: the prompt id of each rollout, >= 0.

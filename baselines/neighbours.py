@@ -1,9 +1,9 @@
 """Maps after other published works that give credit to places, for comparison in one trainer (makers for
 :mod:`star.method.arms`).
 
-Each is the work's map alone: scaling to mean 1, cap, mix and ratio are those of STAR's arms, so that what differs is where the
-credit goes. ``docs/neighbours`` tells what was published and where these differ from it. All are made of the final image and
-are the same at every step; of relevance they take the shape alone.
+Only the map is taken from each work: scaling to mean 1, cap, mix and ratio are those of STAR's arms, so that what differs is
+where the credit goes. ``docs/neighbours`` describes what was published and where these differ from it. All maps are made from
+the final image and are the same at every step; only the shape of ``relevance`` is used.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from star.common.errors import UserError
 from star.method.arms import Rollouts, needing
 
 TEMPERATURE = 0.1
-"""Of SGA's sigmoid, as published."""
+"""Temperature of SGA's sigmoid, as published."""
 
 
 @needing("images")
@@ -42,7 +42,7 @@ def vipo(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 
 @needing("slopes")
 def sga(relevance: Tensor, rollouts: Rollouts) -> Tensor:
-    """Less where the reward's gradient with respect to the final image is large, as SGA-Flow-GRPO's code has it; (T, B, h, w).
+    """Lower where the reward's gradient with respect to the final image is large, as in SGA-Flow-GRPO's code; (T, B, h, w).
 
     See :func:`gradient_map`.
 
@@ -54,7 +54,7 @@ def sga(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 
 @needing("slopes")
 def sga_flipped(relevance: Tensor, rollouts: Rollouts) -> Tensor:
-    """:func:`sga` with the other sign: more where the gradient is large; (T, B, h, w).
+    """:func:`sga` with the other sign: higher where the gradient is large; (T, B, h, w).
 
     Raises:
         ValueError: the slopes are not known.
@@ -63,9 +63,9 @@ def sga_flipped(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 
 
 def saliency(features: Tensor) -> Tensor:
-    """The first principal component of each image's own patch features, brought to [0, 1] by its smallest and largest value.
+    """The first principal component of each image's own patch features, min-max scaled to [0, 1].
 
-    A component has no sign of its own: here it is the one by which few patches stand out from many (a third moment >= 0).
+    The sign of a component is arbitrary: here it is the one by which few patches stand out from many (third moment >= 0).
 
     Args:
         features: (B, rows, columns, width).
@@ -84,8 +84,9 @@ def saliency(features: Tensor) -> Tensor:
 
 
 def gradient_map(slopes: Tensor, sign: float, tokens: tuple[int, int]) -> Tensor:
-    """``mean over the token of sigmoid(sign z / T)``, + 1 - its largest value, with ``z = (m - median) / MAD`` of an image's
-    lengths m of the gradient at its pixels (SGA-Flow-GRPO, arXiv 2609.32340).
+    """``mean over the token of sigmoid(sign z / T)``, shifted so that its maximum is 1 (SGA-Flow-GRPO, arXiv 2609.32340).
+
+    Here ``z = (m - median) / MAD``, where m is the length of the gradient at each pixel of an image.
 
     Args:
         slopes: (B, H, W, 3).
@@ -93,7 +94,7 @@ def gradient_map(slopes: Tensor, sign: float, tokens: tuple[int, int]) -> Tensor
         tokens: (h, w).
 
     Returns:
-        (B, h, w), the largest value of each is 1; 1 everywhere where half of the lengths are alike.
+        (B, h, w), the largest value of each is 1; 1 everywhere where the MAD is 0.
     """
     lengths = slopes.double().norm(dim=-1)
     middle = lengths.flatten(1).median(1).values[:, None, None]

@@ -1,1 +1,1 @@
-"""GenEval, OCR and PickScore on images, without a diffusion model. They stand on ``star.common`` alone."""
+"""GenEval, OCR and PickScore on images, without a diffusion model. They depend on ``star.common`` alone."""

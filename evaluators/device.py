@@ -1,11 +1,11 @@
-"""Where evaluators compute. Their models go there with the first images: before that the GPU's memory is for drawing these."""
+"""Where evaluators compute. Their models move there with the first images: until then the GPU's memory is for drawing them."""
 
 import torch
 
 
 def own_device() -> str:
-    """The GPU of this process, by its number, else the CPU.
+    """The GPU of this process, by its index, or else the CPU.
 
-    The number matters: of ``cuda`` alone every thread thinks its own, which in a new one is the first GPU.
+    The index matters: ``cuda`` alone means the current device of the calling thread, which is the first GPU in a new one.
     """
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"

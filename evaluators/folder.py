@@ -30,13 +30,13 @@ def score_folder(
 ) -> pd.DataFrame:
     """Score every image of a folder and write the scores to a CSV file.
 
-    The file appears when all is scored. If an image or its prompt cannot be scored, it appears with the rows before
-    that one, and the error goes on.
+    The file appears once all images are scored. If an image or its prompt cannot be scored, the file holds the rows
+    before that one, if any, and the error is raised.
 
     Args:
         folder: holds the images; see :func:`evaluators.pairs.read_pairs`.
         prompts: their prompts, a text file or a table.
-        judge: takes prompts and as many images, uint8 (H, W, 3) in RGB, and gives plain values by name for each.
+        judge: takes prompts and as many images, uint8 (H, W, 3) in RGB, and gives a dict of plain values for each.
         protocol: name and version of the evaluation, with its engine.
         out: the CSV file; its folder is made if need be.
         batch: images that are judged at once.
@@ -48,8 +48,8 @@ def score_folder(
     Raises:
         UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; an image cannot be
             read; the scores would overwrite something else; whatever ``judge`` raises.
-        RunStopped: ``judge`` raises it, or an error that is none of this package's.
-        Interrupted: somebody ended it.
+        RunStopped: ``judge`` gives a value that is not finite, or raises any other error.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
@@ -58,17 +58,17 @@ def score_folder(
 
 
 def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path] = ()) -> pd.DataFrame:
-    """Write rows to a CSV file when all are there; if one cannot be had, those before it, and its error goes on.
+    """Write rows to a CSV file once all are there; if one fails, write those before it and raise its error.
 
     Args:
         scored: a row per image.
         protocol: becomes their last column.
-        out: the file; its folder is made if need be. An older table of scores is replaced, nothing else is.
-        inputs: files that must stay what they are.
+        out: the file; its folder is made if need be. An older table of scores or an empty file is replaced, nothing else is.
+        inputs: files that must not be overwritten.
 
     Raises:
-        UserError: the file cannot be written, and whatever ``scored`` raises.
-        RunStopped: whatever ``scored`` raises that is no error of this package.
+        UserError: the file cannot be written, or ``scored`` raises it.
+        RunStopped: a value is not finite, or ``scored`` raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     _check_place(out, inputs)
@@ -89,11 +89,11 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
 
 
 def _with(error: BaseException, words: str) -> Exception:
-    """An error with words behind it, as one with a reason and an exit code; of others the reason is their kind and text."""
+    """The error with words appended, as one of this package's; any other becomes a RunStopped with its kind and text."""
     match error:
         case UserError():
             return UserError(f"{error}; {words}")
-        case RunStopped():  # of which there are kinds that know more than words
+        case RunStopped():  # its subclasses take more than a message
             return RunStopped(f"{error}; {words}")
         case KeyboardInterrupt():
             return Interrupted(f"{str(error) or 'interrupted'}; {words}")
@@ -101,8 +101,8 @@ def _with(error: BaseException, words: str) -> Exception:
 
 
 def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iterator[dict]:
-    """A row per image, in order. Of a batch that fails the images before the one at fault are judged again, one by one, so
-    that they still get their rows; if it is not known, up to it."""
+    """A row per image, in order. If a batch fails, its images are judged again one by one, up to the one at fault, so that
+    those before it still get their rows."""
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
         try:
@@ -130,7 +130,7 @@ def _rows(root: Path, pairs: Sequence[Pair], judge: Judge) -> list[dict]:
 
 
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
-    """Tell before hours of scoring if the file cannot be written."""
+    """Raise before hours of scoring, not after, if the file cannot be written."""
     check_file(out, "the scores")
     if out.suffix.lower() != ".csv":
         raise UserError(f"the scores cannot be written to {out}: name a CSV file, out=NAME.csv")
@@ -154,7 +154,7 @@ def _write(frame: pd.DataFrame, out: Path) -> None:
     """Write a CSV file whole or not at all."""
     with _writing(out), replacing(out) as part:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files need not be text; that must not cost the scores.
+        # File names need not be valid Unicode; that must not cost the scores.
         frame.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
 
 

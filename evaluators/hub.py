@@ -28,7 +28,7 @@ def locate(source: Source, user: str, only: str = "") -> Path:
     Args:
         source: a folder, or a repository in the hub's cache.
         user: who needs it, for the error.
-        only: options of ``hf download`` for a repository that also holds much that is not needed.
+        only: options of ``hf download`` that select files, for a repository that also holds many that are not needed.
 
     Raises:
         UserError: it is neither; the message gives the command that gets it.
@@ -47,8 +47,8 @@ def locate(source: Source, user: str, only: str = "") -> Path:
 
 
 def model_name(source: Source, folder: Path, name: str | None = None) -> str:
-    """A model's name for protocols: with the commit of a hub's repository, which is what its folder in the cache is called,
-    or a folder's (by default its own) with the start of a digest of its weights."""
+    """A model's name for protocols, with the start of a hub repository's commit (the name of its folder in the cache) or of a
+    digest of a local folder's weights; ``name`` replaces the local folder's own."""
     if isinstance(source, Published) or not Path(source).is_dir():
         repository = source.repository if isinstance(source, Published) else str(source)
         return f"{repository.split('/')[-1]}@{folder.name[:8]}"
@@ -56,7 +56,7 @@ def model_name(source: Source, folder: Path, name: str | None = None) -> str:
 
 
 def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
-    """The CLIP model of a folder in transformers' format, in float32 and in eval mode; ``config`` instead of its own.
+    """The CLIP model of a folder in transformers' format, in float32 and in eval mode; ``config`` replaces its own.
 
     Raises:
         OSError, ValueError, SafetensorError: it holds none, or not all of its weights.
@@ -64,7 +64,7 @@ def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
     model, report = CLIPModel.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    if report["missing_keys"]:  # they would be random
+    if report["missing_keys"]:  # they would be initialised at random
         raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     return model.eval()
 

@@ -15,21 +15,21 @@ OTHERS = (
     *(".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".ppm", ".pgm", ".pnm", ".dds"),
     *(".ico", ".jfif", ".jif", ".jpe", ".apng", ".psd", ".exr", ".qoi", ".svg"),
 )
-"""Names of pictures that are not read."""
+"""Suffixes of pictures that are not read."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""What a file must be, whatever it is called: Pillow's other decoders are for files that no model writes."""
+"""The formats that are read, whatever a file is called: Pillow's other decoders are for files that no model writes."""
 
 MOST_PIXELS = 2**26
 LONGEST = 50
-"""Sides of a strip, long over short: models scale the short one up, and the long one with it."""
+"""Largest ratio of the long to the short side: models scale the short one up, and the long one with it."""
 
 GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
 MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Space of a colour profile -> the mode that it describes."""
+"""Colour space of a profile -> the Pillow mode that it describes."""
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The files of a folder that are called images, in the order of their names; hidden ones are not looked at.
+    """The files of a folder whose suffix is an image's, in the order of their names; hidden ones are ignored.
 
     Raises:
         OSError: the folder cannot be read.
@@ -47,14 +47,14 @@ def read_image(path: Path) -> np.ndarray:
     """A picture as uint8 (H, W, 3) in sRGB: turned as its EXIF data says, 16 bits scaled to 8, colours as its profile says.
 
     Raises:
-        UserError: the file is missing, damaged or no picture, or what it shows is not one picture of three times eight bits:
-            it moves, is transparent, has a brightness curve of its own, or is too large.
+        UserError: the file is missing, damaged or no picture, or cannot be shown unambiguously in 8-bit RGB: it is
+            animated, transparent or has its own gamma curve; or it is too large.
     """
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             raise FileNotFoundError("no such file")
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")  # of odd metadata; what matters is refused below
+            warnings.simplefilter("ignore")  # about odd metadata; what matters is refused below
             if fault := _fault(image):
                 raise UserError(f"cannot take the image {path}: {fault}")
             return np.asarray(_converted(ImageOps.exif_transpose(image)))
@@ -66,12 +66,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _fault(image: Image.Image) -> str:
-    """Why a picture has no one look, or none that is worth the memory; empty if it has."""
+    """Why a picture's look is ambiguous, or its size beyond the limits; empty if neither."""
     short, long = min(image.size), max(image.size)
     if short * long > MOST_PIXELS or long > LONGEST * short:
         return f"it is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in sides of 1 to {LONGEST} are read"
     pictures: int = getattr(image, "n_frames", 1)
-    if pictures > 1 and image.format != "MPO":  # there the others are depth or a preview
+    if pictures > 1 and image.format != "MPO":  # there the others are depth maps or previews
         return f"it moves ({pictures} pictures in one file); save the one that is meant"
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         return "parts of it are transparent, and what they show depends on the ground; save it without transparency"
@@ -83,7 +83,7 @@ def _fault(image: Image.Image) -> str:
 
 def _converted(image: Image.Image) -> Image.Image:
     """The picture in RGB."""
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them. Their upper 8 are what it takes of 16-bit RGB
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip; keep the upper 8, as it does for 16-bit RGB
         narrow = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         narrow.info, image = image.info, narrow
     if stored := image.info.get("icc_profile"):
@@ -92,6 +92,6 @@ def _converted(image: Image.Image) -> Image.Image:
         if "srgb" not in told or "linear" in told:
             own = image.convert(MODES[profile.profile.xcolor_space.strip()])
             turned = ImageCms.profileToProfile(own, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            assert turned is not None  # as it is only in place
+            assert turned is not None  # None is returned only with inPlace=True
             return turned
     return image.convert("RGB")

@@ -1,8 +1,8 @@
-"""What every evaluator is to those who use one: the trainer, evaluations, the report.
+"""The interface between evaluators and those who use them: the trainer, evaluations, the report.
 
-An evaluator of one's own follows :class:`Evaluator` and is named by its path, ``my_package.my_module:MyEvaluator``; nothing
-has to be registered. It may also say where in an image its verdict comes from, see :func:`places_of`, and how its reward rises
-with the pixels, see :func:`slopes_of`.
+Your own evaluator implements :class:`Evaluator` and is named by its path, ``my_package.my_module:MyEvaluator``; nothing has to
+be registered. It may also say where in an image its verdict comes from, see :func:`places_of`, and give the gradient of its
+reward with respect to the pixels, see :func:`slopes_of`.
 """
 
 import math
@@ -19,7 +19,7 @@ from star.common.statistics import clustered_stderr
 
 
 class Asked(Protocol):
-    """What an evaluator sees of a prompt: its text, and what a task's data tell beside it (a GenEval record, say)."""
+    """What an evaluator sees of a prompt: its text, and what the task's data say besides (a GenEval record, say)."""
 
     @property
     def text(self) -> str:
@@ -28,7 +28,7 @@ class Asked(Protocol):
 
     @property
     def target(self) -> Mapping[str, Any]:
-        """What is known beside it, by name; may be empty."""
+        """What is known besides the text, by name; may be empty."""
         ...
 
 
@@ -46,7 +46,7 @@ class Score(NamedTuple):
     Attributes:
         metric: its name.
         value: finite.
-        stderr: standard error over prompts, None where it cannot be told.
+        stderr: standard error over prompts, None where it cannot be computed.
         images, prompts: what it is a mean over.
     """
 
@@ -63,7 +63,7 @@ class Evaluator(Protocol):
     Attributes:
         protocol: name and version of the evaluation, with its engine: ``ocr-v1/rapidocr-3.10.0``.
         primary: the metric that methods are compared by.
-        paired: what verdicts hold that paired comparisons use, name -> label, the main one first.
+        paired: the values in verdicts that paired comparisons use, name -> label, the main one first.
     """
 
     protocol: str
@@ -75,7 +75,7 @@ class Evaluator(Protocol):
         ...
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """Start to judge images, beside what comes next if that can be.
+        """Start to judge images, concurrently with the caller's next work if possible.
 
         Args:
             prompts: what image ``i`` was made from.
@@ -83,8 +83,8 @@ class Evaluator(Protocol):
 
         Returns:
             A function that waits, and gives for each image plain values by name, among them ``reward``, the training reward,
-            and ``stratum``, within which comparisons average before they average over strata, as the main score must too:
-            one whose score is a plain mean gives all images the same.
+            and ``stratum``. Comparisons average first within strata, then over them, as the main score must do too: an
+            evaluator whose score is a plain mean gives all images the same stratum.
         """
         ...
 
@@ -99,10 +99,10 @@ whether it is a good or a bad one; False everywhere where nothing was found."""
 
 
 def places_of(evaluator: Evaluator) -> Places | None:
-    """An evaluator's method ``places``, which it need not have: where in the final image its verdict comes from.
+    """An evaluator's optional method ``places``: where in the final image its verdict comes from.
 
-    GenEval's are the masks of the objects that count for the prompt's record, those of OCR the lines of text. Arms such as
-    ``oracle`` ask for them. None, if there is no such method, or if it is None because the engine cannot tell.
+    GenEval's places are the masks of the objects that count for the prompt's record, those of OCR the lines of text. Arms such
+    as ``oracle`` need them. None if there is no such method, or if it is None because the engine cannot tell.
     """
     return getattr(evaluator, "places", None)
 
@@ -113,9 +113,9 @@ with respect to its pixels in [0, 1], float32 (H, W, 3)."""
 
 
 def slopes_of(evaluator: Evaluator) -> Slopes | None:
-    """An evaluator's method ``slopes``, which it need not have: how its reward rises with the pixels of the final image.
+    """An evaluator's optional method ``slopes``: its reward's gradient with respect to the pixels, up to a positive factor.
 
-    PickScore has them. Arms such as ``sga`` ask for them. None, if there is no such method.
+    PickScore has it. Arms such as ``sga`` need it. None if there is no such method.
     """
     return getattr(evaluator, "slopes", None)
 
@@ -135,7 +135,7 @@ def mean_and_stderr(values: ArrayLike, prompts: Sequence[Hashable]) -> tuple[flo
 
 
 def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Mapping[str, str]) -> list[Score]:
-    """Means over images, with standard errors over prompts, of ``metrics``: name -> key of what the verdicts hold."""
+    """Means over images, with standard errors over prompts, of ``metrics``: name -> key in the verdicts."""
     texts = [prompt.text for prompt in prompts]
     return [
         Score(metric, *mean_and_stderr([verdict[key] for verdict in verdicts], texts), len(texts), len(set(texts)))
@@ -144,17 +144,17 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
 
 
 def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) -> list[dict]:
-    """The verdicts on some images, or scores, as they are; stops where an evaluator gives a number that is not finite.
+    """Check the verdicts on some images, or scores, and return them; a number that is not finite stops the run.
 
-    A reward may be a truth value and is a number from here on, so that one table can hold it beside other tasks' rewards.
+    A boolean reward becomes a float, in place, so that one table can hold it beside other tasks' rewards.
 
     Args:
-        judge: its protocol or name.
+        judge: the evaluator's protocol or name.
         verdicts: what it gave.
-        images: of how many; None for scores.
+        images: how many images; None for scores.
 
     Raises:
-        RunStopped: one is not finite, or it gave something else than a verdict for each image.
+        RunStopped: a number is not finite, or the evaluator did not give a verdict for each image.
     """
     if images is not None and not _are_verdicts(verdicts, images):
         raise RunStopped(
@@ -171,7 +171,7 @@ def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) 
 
 
 def _are_verdicts(given: Any, images: int) -> bool:
-    """Whether what an evaluator gave has the form of verdicts on so many images."""
+    """Whether what an evaluator gave has the form of verdicts on that many images."""
     return (
         isinstance(given, list)
         and len(given) == images
@@ -180,18 +180,18 @@ def _are_verdicts(given: Any, images: int) -> bool:
 
 
 def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: int) -> None:
-    """See that an evaluator judges as it must, before hours of drawing for it: white images of some prompts.
+    """Try an evaluator on white images, before hours of drawing images for it.
 
-    Some load their models only now; one of somebody's own may have a fault.
+    Some evaluators load their models only now, and a user's own may have a fault.
 
     Args:
-        judge: what it is called if it does not.
-        evaluator: which.
-        prompts: that it can judge.
+        judge: what error messages call it.
+        evaluator: the evaluator.
+        prompts: some that it can judge.
         side: of the images, in pixels.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not judge as :class:`Evaluator` says.
     """
     wait = evaluator.submit(prompts, [np.full((side, side, 3), 255, np.uint8) for _ in prompts])
     if not callable(wait):

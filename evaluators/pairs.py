@@ -20,10 +20,10 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
     """Image files and their prompts.
 
     Args:
-        folder: holds the images, :data:`evaluators.images.SUFFIXES`; hidden files are not looked at.
+        folder: holds the images, :data:`evaluators.images.SUFFIXES`; hidden files are ignored.
         prompts: a text file with one prompt per line, for the images in the natural order of their names (2 before 10). Or,
             if it ends in .csv, .tsv or .jsonl, a table with ``file`` (relative to the folder) and ``prompt``; images that it
-            does not name do not count.
+            does not name are ignored.
 
     Raises:
         UserError: either is missing, empty or unreadable, they do not fit each other, or the prompts can be read in more ways
@@ -51,7 +51,7 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, stripped; empty ones at the end do not count.
+    """The lines of a UTF-8 text file, stripped; empty ones at the end are dropped.
 
     Raises:
         UserError: the file is missing, unreadable or has no lines, or an empty one among others.
@@ -83,7 +83,7 @@ def _image(folder: Path, file: str, prompts: Path) -> Path:
         raise UserError(f"{prompts} names {short(file)}; files are named relative to {folder}, and lie in it")
     try:
         there = (folder / name).is_file()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long
         there = False
     if not there:
         raise UserError(f"{prompts} names {short(file)}, which is not in {folder}")
@@ -91,7 +91,7 @@ def _image(folder: Path, file: str, prompts: Path) -> Path:
 
 
 def _is_json(lines: list[str]) -> bool:
-    """Whether lines, or all of them together, are objects or lists in JSON rather than prompts."""
+    """Whether the first line, or else all lines together, is a JSON object or list rather than prompts."""
     for text in (lines[0], "\n".join(lines)):
         with suppress(ValueError):
             return isinstance(parse_json(text), dict | list)
@@ -125,7 +125,7 @@ def _read_jsonl(path: Path) -> list:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    # Strictly: a quote that is left open would swallow the rows behind it, and quotes around a part of a cell would go.
+    # Strict, or an unclosed quote would swallow the rows after it, and quotes around a part of a cell would be lost.
     lines = csv.reader(io.StringIO(_read(path), newline=""), delimiter=SEPARATORS[path.suffix.lower()], strict=True)
     rows = []
     try:
@@ -147,6 +147,6 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, int, str]], str]:
-    """A key that sorts numbers within names by their value, whatever the case of letters."""
+    """A sort key that compares numbers within names by value and ignores the case of letters, except between equals."""
     parts = re.findall(r"\d+|\D+", path.name.lower())
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts], path.name

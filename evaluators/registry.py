@@ -1,4 +1,4 @@
-"""The evaluators by name. They are imported when they are asked for, since their libraries take their time."""
+"""The evaluators by name. They are imported when they are asked for, since their libraries are slow to import."""
 
 from evaluators.interface import Evaluator
 from star.common.errors import UserError
@@ -32,8 +32,8 @@ def create(name: str, engine: str | None = None) -> Evaluator:
 
     Args:
         name: as for :func:`find`.
-        engine: which engine a built-in one uses, e.g. ``rapidocr``, or the path of another class to judge in its place; of a
-            class of one's own that path again, or None.
+        engine: which engine a built-in one uses, e.g. ``rapidocr``, or the path of another class to judge in its place. For a
+            class of one's own, its path again or None.
 
     Raises:
         UserError: there is none, it lacks weights or packages, or an engine is named for a class of one's own.

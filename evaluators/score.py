@@ -28,14 +28,14 @@ def score(
         task: ``geneval``, ``ocr`` or ``pickscore``, or the path of an evaluator of one's own.
         images: a folder, for ``geneval`` in its layout.
         prompts: a file, see :func:`evaluators.folder.score_folder`; not for ``geneval``, whose folders hold them.
-        engine: name of the evaluator, see :data:`ENGINES`.
+        engine: which engine the evaluator uses; by default that of :data:`ENGINES`.
         out: where the scores of the images go, a CSV file; by default ``<images>/<task>.csv``.
 
     Returns:
         One row per metric: metric, protocol, value, stderr, images, prompts.
 
     Raises:
-        UserError: anything that cannot be used.
+        UserError: an argument or a file cannot be used.
         RunStopped: an evaluator crashed.
         Interrupted: somebody ended it.
     """
@@ -76,7 +76,7 @@ def _detector_for(images: Path) -> Detector:
 
 
 def _judged(evaluator: Evaluator, task: str, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[dict]:
-    """The verdicts on images of which only the prompts' texts are known."""
+    """The verdicts on images whose prompts are known by their texts alone."""
     prompts = [Text(text) for text in texts]
     for prompt in prompts:
         if lack := evaluator.lacks(prompt):

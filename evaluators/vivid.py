@@ -1,11 +1,11 @@
-"""How vivid are the objects that the prompt names? A reward that is local by construction, to check measurements of maps with.
+"""How vivid are the objects that the prompt names? A reward that is local by construction, to validate measurements of maps.
 
-Only pixels inside the masks of the objects count, so credit for places must help here, if it can anywhere. It is no measure of
-pictures that people would like, and has its pitfalls:
+Only pixels inside the masks of the objects count, so credit for places must help here, if it can anywhere. It does not measure
+what people would like, and has its pitfalls:
 
-* An object that is not found gives 0, so part of the reward is still whether there is one, which is a jump.
+* An object that is not found gives 0, so the reward still depends on whether there is one, and jumps where it appears.
 * Black and white are never vivid, and orange is more so than green: colours are chosen early and for a whole object.
-* The detector takes the median of the picture for the ground, so that the ground has a little to say after all.
+* The detector takes the median of the picture's plain pixels as the ground, so the ground has a small influence after all.
 * Masks are those of the final image: where the object might have been does not count.
 """
 
@@ -46,11 +46,11 @@ class Vivid:
         return f"{PROTOCOL}/{self.detector.name}"
 
     def lacks(self, prompt: Asked) -> str:
-        """The record, where there is none."""
+        """A GenEval record, if the prompt has none."""
         return "" if {"tag", "include"} <= prompt.target.keys() else "GenEval record"
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The returned function does the work: detectors compute where the model does."""
+        """The returned function does the work, since detectors compute on the same device as the model."""
         return lambda: [
             {"stratum": "all", **_vividness(image, masks)}
             for image, masks in zip(images, self._masks(prompts, images), strict=True)

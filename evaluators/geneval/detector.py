@@ -1,4 +1,4 @@
-"""What GenEval needs of an object detector."""
+"""What GenEval needs from an object detector."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ class Detector(Protocol):
     """Finds objects of the vocabulary's classes.
 
     Attributes:
-        name: becomes part of the protocol of every result, so it should name weights and version where there are such.
+        name: becomes part of the protocol of every result, so it should name weights and version if there are any.
         classes: the class names it knows.
         colors: the colour words it knows.
     """
@@ -32,7 +32,7 @@ class Detector(Protocol):
     def with_colors(self, image: np.ndarray, name: str, detections: Sequence[Detection]) -> list[Detection]:
         """The same objects of class ``name``, in the same order, with ``color`` set.
 
-        Called only where a record asks for a colour, and with no more objects than it asks for: telling colours may
+        Called only where a record asks for a colour, and with no more objects than it asks for: naming colours may
         cost more than finding objects (the official evaluator runs CLIP on every crop).
         """
         ...

@@ -1,9 +1,9 @@
 """GenEval on folders of images and on batches in memory.
 
-The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt and
-``{index:05d}/samples/{k}.png``, with a number of any length, its images. Folders whose names are not all digits, and files
-that are not called like ``0000.png``, are not looked at, unless it is a numbered picture of another kind without its
-``.png``: nobody means that to be left out, and it is refused.
+The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt, and its images are
+``{index:05d}/samples/{k}.png``, with a number of any length. Folders whose names are not all digits, and files that are not
+called like ``0000.png``, are ignored. But a numbered picture with another suffix is refused if no ``.png`` has the same name,
+since nobody means to leave it out.
 """
 
 import os
@@ -32,14 +32,14 @@ COLUMNS = {"official": "correct", "strict": "strict", "continuous": "score"}
 
 
 def detector(engine: str) -> Detector:
-    """The detector of a name.
+    """The detector for an engine's name.
 
     Raises:
         UserError: there is none of that name, or it lacks weights or packages.
     """
     if engine == "mini":
         return MiniDetector()
-    from evaluators.geneval.official import engines  # torch and transformers take their time
+    from evaluators.geneval.official import engines  # torch and transformers are slow to import
 
     if engine not in engines.ENGINES:
         raise UserError(f"no geneval engine {engine!r}; there are: mini, {', '.join(engines.ENGINES)}")
@@ -55,7 +55,7 @@ def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: 
         detector: finds the objects; it is asked for colours only where a record names one.
 
     Raises:
-        UserError: a record names a class or colour that the detector does not know, so that nothing could be right.
+        UserError: a record names a class or colour that the detector does not know, so that it cannot be judged.
     """
     for record in records:
         _check_vocabulary(record, detector)
@@ -69,8 +69,8 @@ def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: 
 def places(records: Sequence[Record], images: Sequence[np.ndarray], detector: Detector) -> list[np.ndarray]:
     """Where the verdict on every image comes from: the union of all objects of the record's classes that pass the thresholds.
 
-    Surplus objects, those of the wrong colour or in the wrong place and those that the record excludes count for the verdict,
-    so they are among them. An object of a detector without masks fills its box.
+    This includes surplus objects, objects of the wrong colour or in the wrong place, and those that the record excludes: they
+    all count for the verdict. An object without a mask fills its box.
 
     Args:
         records: what image ``i`` should show.
@@ -121,12 +121,11 @@ def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) 
 
     Returns:
         One row per image, in the order of the numbers: filename (relative to the folder), tag, prompt, index (the number
-        that is the prompt folder's name), correct, strict, score and reason (see
-        :class:`~evaluators.geneval.rules.Verdict`).
+        of the prompt folder), correct, strict, score and reason (see :class:`~evaluators.geneval.rules.Verdict`).
 
     Raises:
-        UserError: at once if :func:`read_records` cannot read the folder; while going on, if a prompt has no images, or one
-            that cannot be read.
+        UserError: at once, if :func:`read_records` cannot read the folder; during iteration, if a prompt has no images or one
+            that cannot be read, or if the detector does not know what a record names.
     """
     root = Path(folder)
     records = read_records(root)
@@ -153,7 +152,7 @@ def read_records(folder: Path) -> list[tuple[Path, Record]]:
 
 
 def engine_for(records: Iterable[Record]) -> str:
-    """The engine for a folder: the mini world's, unless records name what GenEval has and the mini world has not."""
+    """The engine for a folder: the mini world's, unless a record names a class or colour that only GenEval has."""
     mini, official = MiniDetector(), (*OFFICIAL.names, *OFFICIAL.colors)
     return "mask2former" if any(word in official for record in records for word in _unknown(record, mini)) else "mini"
 
@@ -180,10 +179,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         One row per metric with the columns metric, protocol, value, stderr, images, prompts. Metrics are
         ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images), ``..._macro`` (unweighted mean over
         the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
-        (share of prompts with at least one correct image). Standard errors allow for the images of one prompt being
-        alike; they are NaN where there is only one prompt. Protocols that end in ``+flow_grpo_compat`` also have
-        ``..._padded_micro``, the mean that Flow-GRPO logs if the rows are in the order of its test set (see
-        :func:`~evaluators.geneval.official.compat.padded_mean`).
+        (share of prompts with at least one correct image). Standard errors are clustered by prompt, since the images of a
+        prompt are correlated; they are NaN where there is only one prompt. With 2,212 images, protocols that end in
+        ``+flow_grpo_compat`` also have ``..._padded_micro``, the mean that Flow-GRPO logs if the rows are in the order of
+        its test set (see :func:`~evaluators.geneval.official.compat.padded_mean`).
 
     Raises:
         ValueError: the rows do not come from exactly one protocol.
@@ -245,7 +244,7 @@ def save_folder(folder: str | Path, records: Sequence[Record], images: Iterable[
 
 
 def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: Detector) -> dict:
-    """Detections with colours where the record asks for one, for the objects that its rules look at."""
+    """The detections, with colours for those objects whose colour the record's rules look at."""
     for clause in record["include"]:
         name, count = clause["class"], clause["count"]
         if "color" in clause and name in detections:
@@ -260,7 +259,7 @@ def _check_vocabulary(record: Record, detector: Detector) -> None:
 
 
 def _unknown(record: Record, detector: Detector) -> list[str]:
-    """What of a record's classes and colours a detector does not know."""
+    """The classes and colours of a record that a detector does not know."""
     clauses = [*record["include"], *record.get("exclude", ())]
     classes = [clause["class"] for clause in clauses if clause["class"] not in detector.classes]
     return classes + [clause["color"] for clause in clauses if "color" in clause and clause["color"] not in detector.colors]

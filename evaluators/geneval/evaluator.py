@@ -25,11 +25,11 @@ class GenEval:
         return evaluate.protocol(self.detector)
 
     def lacks(self, prompt: Asked) -> str:
-        """The record, where there is none."""
+        """A GenEval record, if the prompt has none."""
         return "" if {"tag", "include"} <= prompt.target.keys() else "GenEval record"
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The returned function does the work: detectors compute where the model does."""
+        """The returned function does the work, since detectors compute on the same device as the model."""
         return lambda: self._judge(prompts, images)
 
     def places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,9 +1,9 @@
 """The detector of the mini world: classical image processing, no weights.
 
-An object of the mini world has one plain colour and stands on a mid-tone ground of low saturation. Every pixel is taken
-for a mixture of the ground and one palette colour, and the share of that colour is its coverage. What is covered by
-more than half falls into regions of one colour, and a region is compared with the eight shapes, each moved and scaled
-to the region's centroid and area, which ragged outlines hardly shift (a bounding box jumps with every stray pixel).
+An object of the mini world has one plain colour and stands on a mid-tone background of low saturation, the ground. Every
+pixel is modelled as a mixture of the ground and one palette colour; the share of that colour is its coverage. Pixels that
+are covered by more than half form regions of one colour. A region is compared with the eight shapes, each moved and scaled
+to its centroid and area: ragged outlines hardly shift these, but a bounding box jumps with every stray pixel.
 """
 
 from collections import defaultdict
@@ -25,15 +25,15 @@ INKS = np.array(list(RGB.values()), dtype=np.float32)
 # Ground is what is neither saturated nor dark nor bright. Where there is hardly any, the world's mean is assumed.
 PLAIN_SPREAD, PLAIN_TONES, MEAN_TONE = 60, (60, 210), 132.0
 MIN_GROUND = 0.05
-# Smallest and largest region that can be an object, in pixels: no speck, and a picture full of black is no black square.
+# Smallest and largest region that can be an object, in pixels: not a speck, nor an all-black picture as a black square.
 MIN_AREA, MAX_AREA = 40, SIZE * SIZE // 2
 # Coverage is stretched before the comparison, so that noise in the ground and the width of a blurred edge do not count.
 LOW, HIGH = 0.3, 0.7
 # The comparison samples GRID x GRID points of a window that is WINDOW times the side of the template.
 GRID, WINDOW = 32, 1.5
-# Mismatch at which a shape is as good as none, and the change of mismatch that changes the odds by e. Freshly drawn
-# objects have 0.01 to 0.04; warped by half a pixel 0.02 to 0.08, by one 0.04 to 0.15, by two 0.06 to 0.26:
-# an object whose outline wobbles by a pixel is still one, as people would say.
+# Mismatch at which a shape is as likely as "no shape", and the change of mismatch that changes the odds by a factor of e.
+# Freshly drawn objects have 0.01 to 0.04; warped by half a pixel 0.02 to 0.08, by one 0.04 to 0.15, by two 0.06 to 0.26:
+# an object whose outline wobbles by a pixel still counts as one, as people would say.
 NOTHING, TEMPERATURE = 0.12, 0.012
 
 
@@ -57,7 +57,7 @@ class MiniDetector:
         return [_detect(image) for image in images]
 
     def with_colors(self, image: np.ndarray, name: str, detections: Sequence[Detection]) -> list[Detection]:
-        """The detections as they are: they have their colours."""
+        """The detections unchanged: they already have their colours."""
         return list(detections)
 
 
@@ -113,11 +113,11 @@ def _name_color(pixels: np.ndarray, coverage: np.ndarray) -> str:
 
 
 def _mismatch(coverage: np.ndarray) -> np.ndarray:
-    """How little a region is like each shape; 0 for the same outline.
+    """How much a region differs from each shape, (8,); 0 for the same outline.
 
-    The area in which region and shape differ can be put in relation to the shape's area, which is hard on stars and
-    rings, or to its perimeter (the mean distance of the outlines), which is soft on them. The geometric mean treats all
-    shapes most alike.
+    The area in which region and shape differ could be divided by the shape's area, which is hard on stars and rings, or
+    by its perimeter (giving the mean distance of the outlines), which is soft on them. Dividing by the geometric mean of
+    the two treats all shapes most alike.
     """
     templates, areas, perimeters = _templates()
     coverage = _stretch(coverage)

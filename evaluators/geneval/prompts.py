@@ -31,7 +31,7 @@ COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 TRAINING_MIX = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0}
 PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
-# Vain draws of one tag after which there is taken to be no training prompt of it; one free prompt in 500 is found.
+# Rejected draws in a row after which a tag counts as having no training prompt left; one free prompt in 500 would be found.
 MAX_REJECTIONS = 10_000
 
 # The 80 classes of COCO in its order; a detector's class index is an index into this tuple.
@@ -64,7 +64,7 @@ class Vocabulary:
 
     @property
     def paintable(self) -> tuple[str, ...]:
-        """The classes that may get a colour: all but ``person``, starting behind it as the official draw does."""
+        """The classes that may get a colour: all but ``person``, starting after it as the official draw does."""
         if "person" not in self.names:
             return self.names
         start = self.names.index("person") + 1
@@ -75,7 +75,7 @@ OFFICIAL = Vocabulary(COCO_NAMES, PALETTE, draws=(100,) * 6)
 MINI = Vocabulary(
     names=("circle", "square", "triangle", "diamond", "cross", "ring", "star", "heart"),
     colors=("red", "orange", "yellow", "green", "blue", "purple", "black", "white"),
-    draws=(8, 22, 20, 44, 72, 64),  # half of the few pairs of two objects is left for training
+    draws=(8, 22, 20, 44, 72, 64),  # half of the few two-object pairs are left for training
 )
 
 
@@ -100,7 +100,7 @@ def two_object(first: str, second: str) -> Record:
 
 
 def counting(name: str, count: int) -> Record:
-    """The record of so many objects of a class, and no more."""
+    """The record of exactly ``count`` objects of a class."""
     text = f"{COUNT_WORDS[count]} {plural(name)}"
     return _record("counting", [_clause(name, count)], text, exclude=[_clause(name, count + 1)])
 
@@ -183,8 +183,8 @@ def training(
         total: number of records.
         seed: the same seed gives the same records.
         mix: relative number of records per tag; tags that are missing get none.
-        distinct: a tag's prompt comes again only when all of them have come (up to a rare one). Of the published set only the
-            size without repetitions is known, and that is what such draws give: 33,000 different prompts in 50,000.
+        distinct: repeat a tag's prompts only after all of them have come (a rare one may be missed). Of the published set only
+            the number of different prompts is known, and such draws match it: 33,000 in 50,000.
 
     Raises:
         UserError: a tag or weight of the mix makes no sense, or the evaluation prompts leave nothing of a tag.
@@ -215,7 +215,7 @@ def swapped(record: Record) -> Record:
 
 
 def _draw_any(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
-    """Each by itself, so that prompts repeat by chance."""
+    """Independent draws, so that prompts repeat by chance."""
     records: list[Record] = []
     while len(records) < count:
         record = _draw_unless(held_out, tag, vocabulary, rng)
@@ -226,7 +226,7 @@ def _draw_any(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, 
 
 
 def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabulary, rng: np.random.Generator) -> list[Record]:
-    """All that there are before any again; then all of them again, in another order each time."""
+    """Every prompt once before any repeats; then all of them again, in another order each time."""
     left_out = set(held_out)
     records: list[Record] = []
     while len(records) < count and (record := _draw_unless(left_out, tag, vocabulary, rng)):
@@ -241,7 +241,7 @@ def _draw_distinct(held_out: set[str], tag: str, count: int, vocabulary: Vocabul
 
 
 def _draw_unless(left_out: set[str], tag: str, vocabulary: Vocabulary, rng: np.random.Generator) -> Record | None:
-    """A record whose prompt is not among these; None if there seems to be no other."""
+    """A record whose prompt is not in ``left_out``; None if there seems to be none."""
     for _ in range(MAX_REJECTIONS):
         record = draw(tag, vocabulary, rng)
         if record["prompt"] not in left_out:

@@ -14,7 +14,7 @@ CLAUSE = ("class", "count", "color", "position")
 def read_record(path: Path) -> Record:
     """The record of a ``metadata.jsonl``.
 
-    What other tools make of one is undone: lists as text, whole numbers as floats, and nulls where nothing stood.
+    Changes by other tools are undone: lists stored as text, whole numbers as floats, and nulls for absent values.
 
     Raises:
         UserError: the file is missing, unreadable or no record.
@@ -97,7 +97,7 @@ def _fault(record: Any) -> str:
         if fault := _clause_fault(clause, i):
             return f"{fault} in the clause {short(str(clause))}"
     tag = record["tag"].strip().lower().replace(" ", "_").replace("-", "_")
-    if tag in TAGS and tag != record["tag"]:  # which has thresholds of its own
+    if tag in TAGS and tag != record["tag"]:  # thresholds go by the tag's exact spelling
         return f'"tag" is {record["tag"]!r}; GenEval writes {tag}'
     return ""
 

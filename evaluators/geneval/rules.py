@@ -46,7 +46,7 @@ class Verdict:
     Attributes:
         correct: the official verdict. More objects than asked for are fine, except in counting.
         strict: every clause met by exactly as many objects as it asks for.
-        score: Flow-GRPO's continuous reward; 1 is best, below 0 with more than twice the objects asked for.
+        score: Flow-GRPO's continuous reward; 1 is best, may be below 0 with more than twice the objects asked for.
         reason: why the official verdict is false, one line per fault; empty if it is true.
     """
 
@@ -57,14 +57,14 @@ class Verdict:
 
 
 def filter_detections(raw: Detections, tag: str, counting_threshold: float = COUNTING_THRESHOLD) -> dict[str, list[Detection]]:
-    """What of a detector's output the verdict gets to see: the best per class, best first.
+    """The detections that the verdict is based on: the best per class, best first.
 
-    Scores must be above (not equal to) :data:`SCORE_THRESHOLD`, compared in float32 as the official evaluator does, and of
-    equal scores the later comes first, as in its reversed argsort. It runs without non-maximum suppression, so there is none.
+    Scores must be above (not equal to) the threshold, compared in float32 as in the official evaluator. Of equal scores the
+    later one comes first, as in its reversed argsort. It uses no non-maximum suppression, so neither does this.
 
     Args:
         raw: class -> detections in any order.
-        tag: of the record; counting has a threshold of its own.
+        tag: of the record; counting has a threshold of its own, all others have :data:`SCORE_THRESHOLD`.
         counting_threshold: for counting.
 
     Returns:
@@ -93,7 +93,7 @@ def judge(record: Record, detections: Detections) -> Verdict:
 
 
 def relations(box_a: Sequence[float], box_b: Sequence[float]) -> set[str]:
-    """How box A lies to box B: up to two of "left of", "right of", "above", "below", in float32 as official.
+    """How box A lies relative to box B: up to two of "left of", "right of", "above", "below", in float32 as official.
 
     The offset of the centres is shrunk by :data:`POSITION_THRESHOLD` times the sum of the sizes, per axis. A relation holds if
     the shrunk offset makes up more than half of the full one. Dividing by the length of the *unshrunk* offset is the official

@@ -1,1 +1,1 @@
-"""Text rendering: engines that read, and what their lines are worth."""
+"""Text rendering: engines that read, and the reward for the lines they read."""

@@ -26,7 +26,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 
 
 def engine(name: str) -> Engine:
-    """The recogniser of a name.
+    """The recogniser for an engine's name.
 
     Raises:
         UserError: there is none of that name, or it is not installed.
@@ -40,9 +40,9 @@ class TextRendering:
     """Reads images in worker processes (see :class:`evaluators.interface.Evaluator`).
 
     Attributes:
-        pool: recognises.
+        pool: the workers that read.
         places: where the lines of text are, bool (H, W) for each image, whatever they say (see
-            :func:`evaluators.interface.places_of`); None if the engine only reads.
+            :func:`evaluators.interface.places_of`); None if the engine cannot tell where text is.
     """
 
     primary = "ocr_accuracy"
@@ -58,7 +58,7 @@ class TextRendering:
         return f"{PROTOCOL}/{self.pool.engine.name}"
 
     def lacks(self, prompt: Asked) -> str:
-        """The quoted text, where there is none."""
+        """Text in double quotes, if the prompt has none."""
         try:
             target_span(prompt.text)
         except UserError:
@@ -82,7 +82,7 @@ class TextRendering:
         return lambda: [_verdict(target, found) for target, found in zip(targets, lines(), strict=True)]
 
     def _places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Found in this process: it is asked for by few, and takes less than reading."""
+        """Computed in this process, not in the workers: few arms need it, and RapidOCR only has to detect lines for it."""
         finder = self.pool.engine
         assert isinstance(finder, Finder)
         return [_inside(finder.outlines(image), image.shape) for image in images]
@@ -93,7 +93,7 @@ class TextRendering:
 
 
 def _inside(outlines: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """What any of the polygons (corners, 2), x and y, covers of an image of a shape (H, W, ...), bool (H, W)."""
+    """The part of an image of a shape (H, W, ...) that polygons (corners, 2) of x and y cover, bool (H, W)."""
     canvas = Image.new("1", (shape[1], shape[0]))
     draw = ImageDraw.Draw(canvas)
     for outline in outlines:

@@ -13,13 +13,13 @@ import yaml
 
 from star.common.errors import UserError
 
-RUNTIME = "paddlepaddle>=3.2,!=3.3.0,!=3.3.1"  # those two fail on CPUs by oneDNN (PaddlePaddle/Paddle#77340)
+RUNTIME = "paddlepaddle>=3.2,!=3.3.0,!=3.3.1"  # those two fail on CPUs because of oneDNN (PaddlePaddle/Paddle#77340)
 # Names a folder of local models: det/ and rec/, each with inference.yml and the model's file.
 MODELS_VARIABLE = "STAR_PADDLEOCR_MODELS"
 # What 3.x picks for English and PP-OCRv4. 2.9.1 has the same recogniser, but an English PP-OCRv3 detector.
 DETECTOR, RECOGNISER = "PP-OCRv4_mobile_det", "en_PP-OCRv4_mobile_rec"
-# 2.9.1's own: images of more than 960 pixels are scaled down, smaller ones not up; lines with a score below 0.5 are
-# dropped; no part of the pipeline turns or unwarps anything.
+# 2.9.1's own: images with a side of more than 960 pixels are scaled down, smaller ones are not scaled up; lines with a score
+# below 0.5 are dropped; no part of the pipeline rotates or unwarps anything.
 SETTINGS = {
     "text_det_limit_side_len": 960,
     "text_det_limit_type": "max",
@@ -33,7 +33,7 @@ SETTINGS = {
     "use_textline_orientation": False,
     "device": "cpu",
 }
-# As in 2.9.1, where oneDNN has to be asked for.
+# As in 2.9.1, where oneDNN is off unless asked for.
 BY_PADDLE = {"cpu_threads": 1, "enable_mkldnn": False}
 
 
@@ -50,7 +50,7 @@ class Paddle:
             flow_grpo_compat: hand the picture over with red and blue exchanged, as Flow-GRPO's reward does: it gives an
                 RGB array to an interface that takes BGR.
             models: folder with ``det/`` and ``rec/``, in Paddle's format or as ``inference.onnx``; by default the one
-                that the environment variable :data:`MODELS_VARIABLE` names, else PaddleOCR downloads its models.
+                that the environment variable :data:`MODELS_VARIABLE` names. Without either, PaddleOCR downloads its models.
 
         Raises:
             UserError: PaddleOCR, what runs its models, or a model folder is missing.
@@ -97,7 +97,7 @@ def _hub_models() -> dict[str, Any]:
 
 
 def _local_models(folder: Path) -> dict[str, Any]:
-    """PaddleOCR's arguments for the models of a folder, by the names that their inference.yml gives."""
+    """PaddleOCR's arguments for the models of a folder, with the names from their inference.yml."""
     arguments: dict[str, Any] = {}
     for part, role in (("det", "detection"), ("rec", "recognition")):
         arguments[f"text_{role}_model_name"] = _model_name(folder / part / "inference.yml")

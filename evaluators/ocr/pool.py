@@ -1,4 +1,4 @@
-"""Recognition in worker processes, beside whatever the main process does meanwhile."""
+"""Recognition in worker processes, while the main process does something else."""
 
 import math
 import multiprocessing
@@ -25,19 +25,19 @@ Lines = list[str]
 FAILURES_IN_A_ROW = 10
 SHARE_VARIABLE = "STAR_OCR_FAILURES"
 FAILED_SHARE, FEW, LATEST = 0.05, 100, 1_000
-"""The largest share of the :data:`LATEST` images that an engine may fail on, looked at from :data:`FEW` images on; the
-environment may say another. More would be a reward made up of zeros, also if days went well before."""
+"""The largest share of the latest :data:`LATEST` images that an engine may fail on, checked from :data:`FEW` images on; the
+environment may set another. With more failures, too much of the reward would be false zeros, even if days went well before."""
 
 LONGEST = 100_000
-"""Letters of all lines of an image; comparing more with the target takes minutes."""
+"""Most characters in all lines of an image; comparing more with the target takes minutes."""
 
 SECONDS_VARIABLE = "STAR_OCR_SECONDS"
 SECONDS = 300.0
-"""For one image, unless the environment says something: so long that models may be downloaded by the first one."""
+"""Time limit for one image, unless the environment sets another: long enough for the first one to download models."""
 
 MOST_WORKERS = 8
 RENEWED = 5_000
-"""Images that a worker reads before another takes its place: some engines' memory grows with every image, as is reported of
+"""Images per worker after which all workers are replaced: some engines' memory grows with every image, as is reported for
 PaddleOCR on CPUs (PaddlePaddle/PaddleOCR#15856)."""
 
 BLANK = np.full((64, 64, 3), 255, np.uint8)
@@ -70,11 +70,11 @@ class Finder(Protocol):
 
 
 def spare_cores() -> int:
-    """How many workers suit this process: the cores that it may use, shared with the run's other processes on this machine,
-    less the one that it needs itself; at least 1 and at most :data:`MOST_WORKERS`."""
+    """How many workers suit this process: its share of the cores that the run may use on this machine, less the one that it
+    needs itself; at least 1 and at most :data:`MOST_WORKERS`."""
     together, share = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
     processes = max(1, int(together)) if together.isdecimal() else 1
-    # Launchers of several processes set one thread for each, whatever there is; of one it is what somebody wants.
+    # Launchers of several processes set OMP_NUM_THREADS=1 whatever the machine has; with one, it is the user's choice.
     cores = int(share) if share.isdecimal() and processes == 1 else machine.cores()
     return min(max(cores // processes - 1, 1), MOST_WORKERS)
 
@@ -104,7 +104,7 @@ def tolerance() -> float:
 
 
 def _told(variable: str, usual: float) -> float:
-    """What the environment says; not a number where it says something else than one."""
+    """The environment's value, or else the usual one; NaN where the environment's is not a number."""
     try:
         return float(os.environ.get(variable, usual))
     except ValueError:
@@ -130,34 +130,34 @@ class ReaderStopped(RunStopped):
 class Pool:
     """Recognises batches of images in worker processes of one thread each, which the first batch starts.
 
-    A worker that dies or hangs is replaced, and the images it left undone are tried once more. So are all after
-    :data:`RENEWED` images each, between batches. An image on which the engine fails has no lines, as in the published reward,
-    and a caution says so. An engine that fails again and again, or on too many of its latest images, is broken, and so is one
-    that cannot read a blank image before it has read any other: it lacks its models, say.
+    Workers that die or hang are replaced, and the images they left undone are tried again. All are also replaced, between
+    batches, after :data:`RENEWED` images per worker. An image on which the engine fails has no lines, as in the published
+    reward, and a caution is printed. An engine that fails many times in a row, or on too many of its latest images, is broken,
+    and so is one that cannot read a blank image when it has read none before: it lacks its models, say.
 
     Attributes:
         engine: what recognises.
-        seconds: after which an image that is not read has made its worker hang, with the time that models take to load.
-        failed_share: of its latest images, which the engine may fail on; looked at from :data:`FEW` images on.
+        seconds: workers count as hung if they finish no image for so long, which includes the time to load models.
+        failed_share: the largest share of its latest images that the engine may fail on, checked from :data:`FEW` images on.
     """
 
     def __init__(self, engine: Engine, workers: int = 1, seconds: float = SECONDS, failed_share: float = FAILED_SHARE) -> None:
         """
         Args:
             engine: what recognises.
-            workers: processes; 0 recognises in this one, where nothing sees to the time.
-            seconds: for one image.
+            workers: processes; 0 recognises in this one, without a time limit.
+            seconds: time limit for one image.
             failed_share: in [0, 1].
         """
         self.engine, self.seconds, self.failed_share = engine, seconds, failed_share
         self._workers = workers
-        self._lock = threading.RLock()  # of the executor: one thread submits while another waits, and may replace it
+        self._lock = threading.RLock()  # guards the executor: one thread submits while another waits and may replace it
         self._executor: ProcessPoolExecutor | None = None
-        self._given = self._finished = 0  # images that workers were given, and that they are done with
-        self._renewed_at = 0  # so many given
-        self._latest: deque[bool] = deque(maxlen=LATEST)  # of each image whether the engine failed on it
-        self._in_a_row = 0  # of those that failed
-        self._reads = False  # whether it has read any
+        self._given = self._finished = 0  # images that workers were given, and those that they are done with
+        self._renewed_at = 0  # the workers are replaced at this many images given
+        self._latest: deque[bool] = deque(maxlen=LATEST)  # for each image, whether the engine failed on it
+        self._in_a_row = 0  # failures since an image was last read
+        self._reads = False  # whether the engine has read any image
 
     def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
         """Start to recognise images.
@@ -166,10 +166,10 @@ class Pool:
             images: uint8 (H, W, 3) in RGB.
 
         Returns:
-            A function that waits and gives the lines of every image. Without workers, it is what does the work. It
-            raises :class:`~star.common.errors.UserError` where the engine does (it lacks its models, say) and
-            :class:`~star.common.errors.RunStopped`, with the number of the image, where the engine is broken or twice kills
-            its worker or makes it hang.
+            A function that waits and gives the lines of every image. Without workers, it does the work itself. It
+            raises :class:`~star.common.errors.UserError` if the engine does (it lacks its models, say). It raises
+            :class:`~star.common.errors.RunStopped`, whose message names the image, if the engine is broken, or if an image
+            twice kills its worker or makes it hang.
         """
         with self._lock:
             if self._given >= self._renewed_at and self._given == self._finished:
@@ -199,7 +199,7 @@ class Pool:
             # Spawned: a fork of a process with the threads of torch and accelerate may hang.
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(self._workers, context, _prepare, (self.engine,))
-            # An executor that is forgotten ends beside Python, and they trip over each other: wait for it.
+            # An executor that nobody shuts down ends while Python exits, and the two collide: wait for it.
             weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
             self._renewed_at = self._given + RENEWED * self._workers
         job = self._executor.submit(_lines, image)
@@ -211,7 +211,7 @@ class Pool:
         self._finished += 1
 
     def _wait(self, job: Future[Lines]) -> Lines:
-        """The lines of an image. It may stand in line behind others, so time runs only while none of them is finished."""
+        """The lines of an image. It may queue behind others, so it hangs only if none is finished for ``seconds``."""
         finished = -1
         while not job.done():
             if finished == self._finished:
@@ -222,7 +222,7 @@ class Pool:
         return job.result()
 
     def _kill(self) -> None:
-        """End workers at once; what they were given breaks."""
+        """Kill the workers at once; the jobs that they were given fail."""
         with self._lock:
             executor, self._executor = self._executor, None
             if executor is not None:
@@ -237,10 +237,10 @@ class Pool:
             try:
                 lines = attempt()
             except BrokenProcessPool:
-                blamed += attempt is not job  # which stood among others, one of which may have ended the worker
+                blamed += attempt is not job  # that one ran beside others, one of which may have ended the worker
                 what = "twice ended its worker process"
                 why = "it crashed, or the system killed it, e.g. for want of memory"
-                if not self._reads:  # a worker imports the script that is run, and must not come to reading by it
+                if not self._reads:  # a worker imports the main script, which must not start reading there
                     why += ', or the script that is run has no `if __name__ == "__main__":`'
             except Hung:
                 blamed += 1
@@ -279,7 +279,7 @@ _engine: Engine
 
 
 def _prepare(engine: Engine) -> None:
-    """Set a worker up, before any library that reads the numbers of threads is loaded."""
+    """Set a worker up before any library that reads the thread counts is loaded."""
     global _engine
     _engine = engine
     os.environ.update(OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")
@@ -292,7 +292,7 @@ def _lines(image: np.ndarray) -> Lines:
 
 
 def _checked(lines: Sequence[str]) -> Lines:
-    """What an engine gave, if it is lines of text and of a length that a picture can hold."""
+    """An engine's lines, which must be text, and no more of it than a picture can hold."""
     for line in lines:
         if not isinstance(line, str):
             raise TypeError(f"it gives {type(line).__name__} {line!r:.40} for a line of text")

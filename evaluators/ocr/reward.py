@@ -8,7 +8,7 @@ from star.common.errors import UserError
 
 
 def target_span(prompt: str) -> tuple[int, int]:
-    """Where the text between a prompt's first two ASCII double quotes stands, as characters ``[start, end)``.
+    """Where the text between a prompt's first two ASCII double quotes is, as character offsets ``[start, end)``.
 
     Raises:
         UserError: the prompt quotes nothing, or nothing but spaces.

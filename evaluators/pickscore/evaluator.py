@@ -43,7 +43,7 @@ class Preference:
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The returned function does the work: the scorer computes where the model does."""
+        """The returned function does the work, since the scorer computes on the same device as the model."""
         return lambda: self._judge(prompts, images)
 
     def slopes(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:

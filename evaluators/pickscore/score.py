@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 
-# The class with "Pil" in its name, whatever else is installed: torchvision resizes to other pixels.
+# The PIL variant by name, whatever else is installed: torchvision's resizing gives other pixel values.
 from transformers import CLIPImageProcessorPil
 
 from evaluators.device import own_device
@@ -50,9 +50,9 @@ class PickScore:
         Args:
             model: a folder in transformers' format with a CLIP model, or the name of a repository in the hub's cache;
                 nothing is downloaded.
-            processor: the same of a tokenizer and an image processor; by default those beside the model.
+            processor: likewise, with a tokenizer and an image processor; by default those of ``model``.
             device: where the model computes, in float32.
-            name: what protocols call a folder, with the start of its digest behind it; by default by its own name.
+            name: what protocols call a folder, followed by the start of its digest; by default the folder's own name.
 
         Raises:
             UserError: either is missing or is not what it should be.
@@ -71,19 +71,19 @@ class PickScore:
             ) from error
         self.name = model_name(model, folder, name)
 
-    @torch.no_grad()  # not inference_mode: weights that go to the GPU in that are of no use to slopes
+    @torch.no_grad()  # not inference_mode: weights that move to the GPU under it are useless to slopes' autograd
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
-        """``exp(logit_scale) cos(text, image)`` of the projected embeddings, float32 (n,); around 20 with the published
-        model, whose scale is near 100.
+        """``exp(logit_scale) cos(text, image)`` of the projected embeddings, float32 (n,).
 
-        Texts that are longer than the model's context (77 tokens) are cut, as they are in Pick-a-Pic's code.
+        It is around 20 with the published model, whose scale is near 100. Texts that are longer than the model's context (77
+        tokens) are cut, as they are in Pick-a-Pic's code.
 
         Args:
             prompts: the text that image ``i`` is scored for.
             images: uint8 (H, W, 3) in RGB, as many, of any sizes.
 
         Raises:
-            ValueError: their numbers differ, or an image is something else.
+            ValueError: their numbers differ, or an image is of another shape or type.
         """
         if len(prompts) != len(images):
             raise ValueError(f"{len(prompts)} prompts for {len(images)} images")
@@ -101,7 +101,7 @@ class PickScore:
     def slopes(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The gradient of :meth:`score` with respect to the pixels in [0, 1], float32 (H, W, 3) for each image.
 
-        Images are brought to the model's size by torch instead of PIL, whose digits differ where the size does.
+        Images are resized by torch instead of PIL, so where their size is not the model's, values differ from :meth:`score`.
 
         Args:
             prompts, images: as for :meth:`score`; the images all of one size.
@@ -133,7 +133,7 @@ class PickScore:
         return tokens.unflatten(1, (side, side))
 
     def _seen(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the image processor makes of pixels in [0, 1], (n, H, W, 3) -> (n, 3, side, side), with a gradient."""
+        """The image processor's transform of pixels in [0, 1], (n, H, W, 3) -> (n, 3, side, side), differentiable."""
         processor = self.processor
         seen, edge = pixels.permute(0, 3, 1, 2), processor.size["shortest_edge"]
         height, width = seen.shape[2:]
@@ -164,7 +164,7 @@ class PickScore:
 
 
 def engine(name: str) -> PickScore:
-    """The scorer of a name, on the GPU if there is one.
+    """The scorer for an engine's name, on the GPU if there is one.
 
     Args:
         name: ``pickscore``, the published model; ``mini``; or a folder with a CLIP model and its processor.

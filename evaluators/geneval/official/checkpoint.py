@@ -19,8 +19,8 @@ FILE = URL.rsplit("/", 1)[-1]
 
 Weights = dict[str, torch.Tensor]
 
-# What training logs in a checkpoint are made of besides plain values and tensors. A file names a class by the module that
-# held it when the file was written, and numpy has moved some since.
+# The types in a checkpoint's training logs besides plain values and tensors. A file names a class by the module that held
+# it when the file was written, and numpy has moved some since.
 _ARRAY = np.array(0.0).__reduce__()[0]
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [

@@ -1,7 +1,7 @@
-"""CLIP ViT-L/14 as GenEval uses it, by transformers or by open_clip: pictures and texts to vectors.
+"""CLIP ViT-L/14 as GenEval uses it, in transformers or in open_clip: pictures and texts to vectors.
 
-OpenAI trained it with QuickGELU, x * sigmoid(1.702 x). open_clip from 2.29 on builds it with the ordinary GELU unless told
-otherwise, which Flow-GRPO's reward server does not do; GenEval itself had 2.20.
+OpenAI trained it with QuickGELU, x * sigmoid(1.702 x). From 2.29 on, open_clip builds it with the ordinary GELU unless told
+otherwise, and Flow-GRPO's reward server does not tell it. GenEval itself used 2.20.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Clip(Protocol):
 
     Attributes:
         name: implementation, weights, activation and precision, part of the protocol.
-        side: of the pictures it takes, in pixels.
+        side: side length of the pictures it takes, in pixels.
         device: where it computes.
     """
 
@@ -59,7 +59,7 @@ class TransformersClip:
         Args:
             source: a folder, or a repository in the hub's cache.
             device: where it computes.
-            activation: ``gelu`` takes the place of the ``quick_gelu`` that the model's own configuration must name.
+            activation: ``gelu`` replaces ``quick_gelu``, which the model's own configuration must name in any case.
 
         Raises:
             UserError: it is missing, no CLIP, or not one with QuickGELU.
@@ -103,13 +103,13 @@ class OpenClip:
     def __init__(self, model: Any, tokenizer: Any, name: str, device: str | torch.device = "cpu") -> None:
         """
         Args:
-            model: of open_clip.
-            tokenizer: of open_clip, which gives token ids (n, context).
+            model: a model of open_clip.
+            tokenizer: its tokenizer, which gives token ids (n, context).
             name: what its weights are called.
             device: where it computes.
 
         Raises:
-            UserError: it has another activation than QuickGELU.
+            UserError: its activation is not QuickGELU.
         """
         self.device = torch.device(device)
         self.model, self._tokenizer = model.to(self.device).eval(), tokenizer
@@ -136,7 +136,7 @@ def published_open_clip(device: str | torch.device) -> OpenClip:
     """OpenAI's weights in open_clip, from the hub's cache.
 
     Raises:
-        UserError: open_clip or the weights are missing, or they are others.
+        UserError: open_clip or the weights are missing, or the weights are not OpenAI's.
     """
     try:
         import open_clip
@@ -156,7 +156,7 @@ def published_open_clip(device: str | torch.device) -> OpenClip:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """float16 where it matters to a GPU, as GenEval computes; float32 on a CPU."""
+    """Autocast to float16 on a GPU, as GenEval computes; float32 on a CPU."""
     return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
 
 

@@ -11,9 +11,9 @@ from evaluators.geneval.official.clips import Clip, mixed_precision
 from evaluators.geneval.prompts import PALETTE
 from evaluators.geneval.rules import Detection
 
-# "a photo of a orange apple" is how it is asked.
+# The article is always "a", as in GenEval: "a photo of a orange apple".
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
-# What is not the object is painted over with this grey, #999.
+# Everything but the object is painted over with this grey, #999.
 BACKGROUND = 153
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -34,12 +34,12 @@ class Colors:
         found: list[str] = []
         for start in range(0, len(crops), BATCH):
             logits = self._logits(torch.stack(crops[start : start + BATCH]), name)
-            found += [PALETTE[index] for index in logits.float().cpu().argmax(dim=1)]  # of equals, the first
+            found += [PALETTE[index] for index in logits.float().cpu().argmax(dim=1)]  # the first of ties
         return found
 
     @torch.inference_mode()
     def _logits(self, crops: torch.Tensor, name: str) -> torch.Tensor:
-        """(n, 10). Multiplied in the precision of the rest: in float16 it is rounded to 1/64, and ties happen."""
+        """Logits (n, 10), multiplied in the precision of the rest: float16 rounds them to 1/64, and ties happen."""
         with mixed_precision(self.clip.device):
             vectors = F.normalize(self.clip.pictures(crops), dim=-1)
             return SHARPNESS * vectors @ self._classifier(name).T
@@ -55,14 +55,14 @@ class Colors:
 
 
 def crop(image: np.ndarray, detection: Detection) -> np.ndarray:
-    """An object on plain grey, cut out by its box, uint8 (h, w, 3)."""
+    """An object on plain grey, cropped to its box, uint8 (h, w, 3); on the image itself if it has no mask."""
     shown = image if detection.mask is None else np.where(detection.mask[..., None], image, np.uint8(BACKGROUND))
     x0, y0, x1, y1 = (round(edge) for edge in detection.box)
     return shown[y0:y1, x0:x1]
 
 
 def pixels(image: np.ndarray, side: int) -> torch.Tensor:
-    """open_clip's validation transform: the short side to ``side``, bicubic, then the centre; float32 (3, side, side).
+    """open_clip's validation transform: short side to ``side``, bicubic, then a centre crop; float32 (3, side, side).
 
     Args:
         image: uint8 (h, w, 3) in RGB.

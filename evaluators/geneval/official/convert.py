@@ -44,8 +44,8 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
 
     Args:
         checkpoint: a Mask2Former with Swin of mmdet 2.x.
-        folder: a conversion that is there already is replaced; anything else is not.
-        any_checkpoint: take another one than the published.
+        folder: an earlier conversion or an empty folder there is replaced; anything else is not.
+        any_checkpoint: accept a checkpoint other than the published one.
 
     Raises:
         UserError: the checkpoint is missing, not the published one or of another kind; the folder holds something else.
@@ -77,7 +77,7 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
 
 
 def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -> list[str]:
-    """:func:`convert`, and what it did, in lines."""
+    """:func:`convert`, and then what it did, in lines of text."""
     done = convert(checkpoint, folder, any_checkpoint)
     which = "GenEval's official detector" if done.official else "NOT GenEval's official detector; protocols will say so"
     swin = f"Swin {done.sizes.width}, blocks {done.sizes.depths}"
@@ -91,7 +91,7 @@ def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -
 
 
 def config(sizes: names.Sizes) -> Mask2FormerConfig:
-    """What transformers must know to build a detector of these sizes."""
+    """The configuration with which transformers builds a detector of these sizes."""
     backbone = SwinConfig(
         embed_dim=sizes.width,
         depths=list(sizes.depths),
@@ -118,7 +118,7 @@ def config(sizes: names.Sizes) -> Mask2FormerConfig:
 
 
 def _sizes(checkpoint: Path, weights: dict) -> names.Sizes:
-    """The sizes of a network whose weights are all there, and no others."""
+    """The sizes of a network, after a check that its weights are all there and no others."""
     try:
         sizes = names.measure(weights)
     except KeyError as error:

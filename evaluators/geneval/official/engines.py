@@ -45,7 +45,7 @@ class OfficialDetector:
             network: finds objects.
             clip: names their colours.
             flow_grpo_compat: judge images as Flow-GRPO's reward server does: as JPEG, and with red and blue exchanged
-                for the network. What it does about CLIP is in the CLIP that it is given.
+                for the network. How that server differs in its CLIP is up to ``clip``.
         """
         self.name = "+".join([network.name, clip.name, *([compat.NAME] if flow_grpo_compat else [])])
         self._network, self._colors, self._compat = network, Colors(clip), flow_grpo_compat
@@ -107,7 +107,7 @@ ENGINES: dict[str, Callable[[str], Detector]] = {
 
 
 def make(engine: str) -> Detector:
-    """The detector of a name in :data:`ENGINES`, on the GPU if there is one.
+    """The detector for a name in :data:`ENGINES`, on the GPU if there is one.
 
     Raises:
         UserError: weights or packages are missing; the message gives the command that gets them.

@@ -12,7 +12,7 @@ LIMIT = 100
 
 
 class Instances(NamedTuple):
-    """The objects of an image, in the order of (query, class) pairs, which is no order.
+    """The objects of an image, one per (query, class) pair, in no particular order.
 
     Attributes:
         labels: int64 (n,), index into COCO's classes.
@@ -34,11 +34,11 @@ def instances(
 
     Args:
         class_logits: (queries, classes + 1), "no object" last.
-        mask_logits: (queries, h, w), a quarter of the network's input.
+        mask_logits: (queries, h, w), a quarter of the network's input in height and width.
         image: what the network got.
-        floor: pairs whose class probability is not above it are left out. Their score is not either, since a mask score
-            is at most 1.
-        limit: most pairs.
+        floor: pairs whose class probability is not above it are left out. Their score would not be above it either, since
+            a mask score is at most 1.
+        limit: largest number of pairs.
     """
     probabilities = class_logits.softmax(dim=-1)[:, :-1]
     classes = probabilities.shape[1]
@@ -54,7 +54,7 @@ def instances(
 
 
 def _full_size(logits: torch.Tensor, image: Prepared) -> torch.Tensor:
-    """Mask logits in the size of the image: first in that of the network's input, whose padding is cut off."""
+    """Mask logits resized to the image: first to the network's input, then, with its padding cut off, to the image."""
     if not len(logits):
         return logits.new_zeros((0, *image.original))
     logits = _resize(logits, image.pixels.shape[-2:])[:, : image.kept[0], : image.kept[1]]

@@ -24,7 +24,7 @@ from star.common.files import weights_digest
 PROXY = "facebook/mask2former-swin-small-coco-instance"
 # Large images take half a GB each.
 BATCH = 4
-# transformers builds these, but they have no part in what comes out.
+# transformers builds these, but they do not affect the output.
 UNUSED = ("criterion.empty_weight", ".swin.layernorm.weight", ".swin.layernorm.bias")
 
 
@@ -72,7 +72,7 @@ class Mask2Former:
 
 
 def official(folder: Path, device: str | torch.device) -> Mask2Former:
-    """The detector that ``star convert geneval-detector`` wrote; its name has the start of the checkpoint's sha256.
+    """The detector that ``star convert geneval-detector`` wrote; its name includes the start of the checkpoint's sha256.
 
     Raises:
         UserError: it is missing, or was changed since.
@@ -93,7 +93,7 @@ def official(folder: Path, device: str | torch.device) -> Mask2Former:
 
 
 def proxy(device: str | torch.device) -> Mask2Former:
-    """Another training of the same network, by its authors: it stands in for the official one, and its name says so.
+    """The same network from another training run by its authors: it stands in for the official one, and its name says so.
 
     Raises:
         UserError: it is missing.

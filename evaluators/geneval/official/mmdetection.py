@@ -1,7 +1,7 @@
-"""The detector's network by mmdet 3.3.0 itself, for comparison.
+"""The detector's network in mmdet 3.3.0 itself, for comparison.
 
-mmdet 3.x holds the network of 2.x under other names; its own preprocessing differs, so that of 2.x is used. Without
-mmcv's compiled operators it computes deformable attention in PyTorch, as it does on a CPU anyway.
+mmdet 3.x has the network of 2.x under other names. Its own preprocessing differs, so that of 2.x is used. Without mmcv's
+compiled operators it computes deformable attention in PyTorch, as it does on a CPU anyway.
 """
 
 import importlib
@@ -74,7 +74,7 @@ class Mmdetection:
 
 
 def official(file: Path, device: str | torch.device) -> Mmdetection:
-    """mmdet's network with the weights of a checkpoint; the name has the start of its sha256.
+    """mmdet's network with the weights of a checkpoint; its name includes the start of the checkpoint's sha256.
 
     Raises:
         UserError: mmdet or the checkpoint is missing.
@@ -137,7 +137,7 @@ def _resize_layers(part: Any, sizes: names.Sizes, layers: int, hidden: int) -> N
 
 @cache
 def load_mmdet() -> ModuleType:
-    """mmdet, which needs no compiled operators for this network but does not import without them.
+    """mmdet. It needs no compiled operators for this network but does not import without them, so a stub replaces them.
 
     Raises:
         UserError: it is not installed.

@@ -21,11 +21,11 @@ class Sizes(NamedTuple):
         width: channels of the first of Swin's four stages; they double from stage to stage.
         depths, heads: blocks and attention heads per stage.
         window: side of an attention window.
-        channels: of everything behind Swin.
-        detector_heads: attention heads of everything behind Swin.
+        channels: of everything after Swin.
+        detector_heads: attention heads of everything after Swin.
         pixel_layers, pixel_hidden: layers of the pixel decoder, and the hidden width of their feed-forward parts.
-        layers, hidden: the same of the transformer decoder.
-        queries, classes: objects that are looked for, and classes without "no object".
+        layers, hidden: the same for the transformer decoder.
+        queries, classes: object queries, and classes without "no object".
     """
 
     width: int
@@ -56,7 +56,7 @@ def measure(weights: Mapping[str, torch.Tensor]) -> Sizes:
     """The sizes of a detector from its weights by mmdet 2.x's names.
 
     Raises:
-        KeyError: a tensor that tells them is missing.
+        KeyError: a tensor that shows one of them is missing.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     stages = _count(shapes, "backbone.stages.")
@@ -97,12 +97,12 @@ def converted(weights: Weights, sizes: Sizes) -> Weights:
 
 
 def derived(name: str) -> bool:
-    """Whether a tensor of mmdet is no weight, but :func:`window_positions`."""
+    """Whether a tensor of mmdet is not a weight but holds :func:`window_positions`."""
     return name.endswith(".relative_position_index")
 
 
 def window_positions(window: int) -> torch.Tensor:
-    """Where in the table of a window's relative positions each pair of its positions is, int64 (window**2, window**2)."""
+    """The index of each pair of a window's positions in its relative position table, int64 (window**2, window**2)."""
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
     down, right = (axis[:, None] - axis[None, :] + window - 1 for axis in (rows, columns))
     return down * (2 * window - 1) + right
@@ -215,5 +215,5 @@ def _neighbours_first(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _count(names: Mapping[str, object], prefix: str) -> int:
-    """How many numbers follow a prefix."""
+    """How many different numbers follow a prefix in the names."""
     return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})

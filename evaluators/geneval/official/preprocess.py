@@ -1,4 +1,4 @@
-"""What the detector gets to see of an image: the test-time preprocessing of mmdet 2.x, to the bit."""
+"""How an image is prepared for the detector: the test-time preprocessing of mmdet 2.x, bit for bit."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ LONG, SHORT = 1333, 800
 DIVISOR = 32
 # Padding comes before normalising, so it is this grey and not the mean.
 PADDING = 128
-# In float32, and the reciprocal of that in float64.
+# Rounded to float32; the reciprocals are then taken in float64.
 MEAN = np.array([[123.675, 116.28, 103.53]], dtype=np.float32).astype(np.float64)
 FACTORS = 1 / np.array([[58.395, 57.12, 57.375]], dtype=np.float32).astype(np.float64)
 
@@ -34,7 +34,7 @@ def prepare(image: np.ndarray, long: int = LONG, short: int = SHORT) -> Prepared
 
     Args:
         image: uint8 (H, W, 3) in RGB.
-        long, short: pixels; others than the published ones are for small test networks.
+        long, short: in pixels; values other than the published ones are for small test networks.
     """
     height, width = image.shape[:2]
     factor = min(long / max(height, width), short / min(height, width))
@@ -42,7 +42,7 @@ def prepare(image: np.ndarray, long: int = LONG, short: int = SHORT) -> Prepared
     resized = cv2.resize(image, kept[::-1], interpolation=cv2.INTER_LINEAR)  # of bytes: in fixed point, not antialiased
     bottom, right = (-side % DIVISOR for side in kept)
     padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), constant_values=PADDING)
-    # By OpenCV because mmcv does so: NumPy rounds the last bit otherwise.
+    # With OpenCV because mmcv does so: NumPy rounds the last bit differently.
     centred = cv2.subtract(padded.astype(np.float32), MEAN)
     pixels = cv2.multiply(centred, FACTORS)
     return Prepared(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), kept, (height, width))
