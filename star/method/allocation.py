@@ -1,8 +1,8 @@
 """Relevance to weights: where and when a rollout's advantage counts.
 
-Every arm is a marginal of one tensor, the relevance (T, B, h, w), scaled to mean 1 over steps and positions for each
-rollout, so that all arms spend the same total credit. The controls (:mod:`baselines.controls`) replace the map and keep
-everything else. :mod:`star.method.arms` is the table of them all.
+The paper's arms are marginals of one tensor, the relevance (T, B, h, w). Every arm's map is scaled to mean 1 over steps and
+positions for each rollout, so that all arms spend the same total credit. The controls (:mod:`baselines.controls`) replace the
+map and keep everything else. :mod:`star.method.arms` lists all arms.
 
 | map | weight | what it removes |
 |---|---|---|
@@ -14,10 +14,10 @@ everything else. :mod:`star.method.arms` is the table of them all.
 | ``star_random`` | a smooth random field with the rollout's own values | any meaning of the map |
 | ``star_shifted`` | the relevance, moved by half the canvas | the match of map and place |
 | ``oracle`` | 1 where the verdict on the final image comes from, else 0.001 | attention |
-| ``oracle_twins`` | the oracle's, mean of the prompt's other rollouts | attention, and the rollout's own noise |
-| ``background`` | 1 less the oracle's | what is judged |
+| ``oracle_twins`` | mean of the oracle's maps of the prompt's other rollouts | attention, and the rollout's own noise |
+| ``background`` | the complement of the oracle's | what is judged |
 
-Those that follow other published works are in :mod:`baselines.neighbours`.
+Arms that follow other published works are in :mod:`baselines.neighbours`.
 """
 
 import math
@@ -52,35 +52,36 @@ def allocate(
     images: Tensor | None = None,
     slopes: Tensor | None = None,
 ) -> Tensor:
-    """The weights of every step and position, float32 (T, B, h, w), >= 0, mean 1 over (T, h, w) for each rollout, or also over
-    (h, w) for each step of it.
+    """The weights of every step and position, float32 (T, B, h, w), >= 0.
 
-    In this order: the map is raised to ``exponent``; the arm's marginal is taken and scaled to mean 1; values above
-    ``cap`` are cut and what they lose goes to the others in proportion, so that cap and mean both hold; the result is
+    Each rollout's have mean 1 over (T, h, w) and, with ``normalise="step"``, also over (h, w) at each of its steps.
+    In this order: the relevance is raised to ``exponent``; the arm's map is made of it and scaled to mean 1; values above
+    ``cap`` are cut and their excess is spread over the others in proportion, so that cap and mean both hold; the result is
     mixed with uniform, ``W <- mix W + 1 - mix``.
 
-    A rollout's weights depend on its own relevance and, for the random controls, on ``seed`` and its key; those of
-    ``star_shuffled`` also on the set of rollouts given, but on their order only if keys repeat. Give it whole epochs.
+    A rollout's weights depend on its own data and, for the random controls, on ``seed`` and its key. Those of
+    ``star_shuffled`` and ``oracle_twins`` also depend on which other rollouts are given, but on their order only if keys
+    repeat: give them whole epochs.
 
     Args:
-        relevance: (T, B, h, w), finite, >= 0, not all 0 for any rollout; unused but for its shape by ``uniform``.
-        arm: a key of :data:`star.method.arms.MAPS`, or the path of a function of one's own (``my_module:my_map``).
+        relevance: (T, B, h, w), finite, >= 0, not all 0 for any rollout; ``uniform`` uses only its shape.
+        arm: a key of :data:`star.method.arms.MAPS`, or the path of a user-defined function (``my_module:my_map``).
         cap: largest weight, > 1; None for no cap.
         mix: share of the map in the result, in [0, 1].
         exponent: > 0; below 1 flattens the map, above 1 sharpens it.
-        normalise: ``rollout``, mean 1 over its steps and positions, so that a step's weight depends on the maps of later ones;
-            or ``step``, mean 1 over the positions of each, so that it depends on nothing later, and no step counts more.
-        prompts: for ``star_shuffled``, the id >= 0 of each rollout's prompt, (B,).
-        keys: for the random controls, an id >= 0 of each rollout, (B,); by default its place in the batch.
+        normalise: ``rollout``: mean 1 over a rollout's steps and positions, so that scaling a step uses later steps' maps;
+            ``step``: mean 1 over the positions of each step, so that it uses no other step, and all steps count the same.
+        prompts: for ``star_shuffled`` and ``oracle_twins``, the id >= 0 of each rollout's prompt, (B,).
+        keys: for the random controls, an id >= 0 of each rollout, (B,); by default its index in the batch.
         seed: of the random controls, >= 0.
-        places: for ``oracle``, ``oracle_twins`` and ``background``, the share of each token where the verdict comes from,
-            (B, h, w).
-        images: for ``vipo``, the final ones, uint8 (B, H, W, 3).
-        slopes: for ``sga``, how the reward rises with their pixels, (B, H, W, 3).
+        places: for ``oracle``, ``oracle_twins`` and ``background``, the share of each token's area where the verdict comes
+            from, (B, h, w).
+        images: for ``vipo``, the final images, uint8 (B, H, W, 3).
+        slopes: for ``sga`` and ``sga_flipped``, the gradient of the reward with respect to their pixels, (B, H, W, 3).
 
     Raises:
         ValueError: an unknown arm, an option out of range or a wrong shape.
-        UserError: a function of one's own cannot be imported or makes no map, a rollout's map cannot be scaled or capped,
+        UserError: a user-defined function cannot be imported or makes no map, a rollout's map cannot be scaled or capped,
             or no donor of another prompt exists.
         RunStopped: the relevance is not finite.
     """
@@ -103,10 +104,10 @@ def allocate(
         images=images,
         slopes=slopes,
     )
-    # Relative to its largest value first: powers of a small attention share would underflow.
+    # Divided by its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent
     maps = _made(arm, maker, powers, known)
-    # Normalised step by step, every step of a rollout is as a rollout of one step.
+    # To normalise step by step, treat every step as a rollout of its own.
     parts = maps.flatten(0, 1)[None] if normalise == "step" else maps
     _check_maps(parts, arm if is_path(arm) else "", rollouts)
     weights = parts / parts.mean((0, 2, 3), keepdim=True)
@@ -120,19 +121,20 @@ def allocate(
 
 
 def try_map(arm: str, steps: int, prompts: int, group: int, tokens: Sequence[int], side: int) -> None:
-    """See that an arm's maps can be made, before an epoch is drawn for them. Whether their values can be used is seen where
-    they are made.
+    """Check that an arm's maps can be made, before an epoch is drawn for them.
+
+    Their values are not checked here; :func:`allocate` does that.
 
     Args:
-        arm: one with maps, or the path of a function of one's own.
+        arm: one with maps, or the path of a user-defined function.
         steps: T.
-        prompts: of an epoch; it is given rollouts of two at most.
-        group: rollouts of a prompt.
+        prompts: number of prompts in an epoch; the trial has rollouts of at most two.
+        group: rollouts per prompt.
         tokens: (h, w).
         side: of the images, in pixels.
 
     Raises:
-        UserError: it does not.
+        UserError: the maps cannot be made.
     """
     maker, rollouts = map_maker(arm), min(2, prompts) * group
     assert maker is not None
@@ -157,7 +159,7 @@ def _made(arm: str, maker: "MapMaker", relevance: Tensor, known: Rollouts) -> Te
         raise UserError(f"method.arm={arm} must give a tensor like its first argument, not {type(maps).__name__}")
     if maps.shape != relevance.shape:
         raise UserError(f"method.arm={arm} gives maps of shape {tuple(maps.shape)}, but it must keep {tuple(relevance.shape)}")
-    return maps.to(relevance)  # a mask has another type
+    return maps.to(relevance)  # a mask has another dtype
 
 
 def star(relevance: Tensor, rollouts: Rollouts) -> Tensor:
@@ -178,14 +180,14 @@ def temporal(relevance: Tensor, rollouts: Rollouts) -> Tensor:
 def effective_sample_share(weights: Tensor) -> Tensor:
     """``(sum W)^2 / (n sum W^2)`` over a rollout's n weights, (T, B, h, w) -> (B,): 1 if uniform, 1/n for a spike."""
     count = weights.numel() / weights.shape[1]
-    weights = weights.cpu().double()  # Apple's GPUs have no such numbers
+    weights = weights.cpu().double()  # Apple's GPUs have no float64
     return (weights.sum((0, 2, 3)) ** 2 / (count * weights.square().sum((0, 2, 3)))).float()
 
 
 def overlap(weights: Tensor, other: Tensor) -> Tensor:
     """How much of a rollout's credit two maps give to the same steps and positions, both (T, B, h, w) -> (B,), in [0, 1].
 
-    The sum of the smaller of the two, each scaled to sum 1 for a rollout: 1 for equal maps, 0 for maps with nothing in common.
+    The sum of the elementwise minimum of the two, each scaled to sum 1 for a rollout: 1 for equal maps, 0 for disjoint ones.
 
     Args:
         weights: >= 0, not all 0 for any rollout.
@@ -204,8 +206,8 @@ def _check_maps(relevance: Tensor, function: str = "", rollouts: int | None = No
     """Refuse maps that cannot be scaled to a mean of 1.
 
     Args:
-        relevance: (T, B, h, w), or (1, T * B, h, w) where steps are normalised each by itself.
-        function: of somebody's own, that made them; empty if they come from the model.
+        relevance: (T, B, h, w), or (1, T * B, h, w) where each step is normalised by itself.
+        function: path of the user-defined function that made them; empty for relevance and the maps of named arms.
         rollouts: B.
     """
     for reason, bad in (
@@ -218,13 +220,13 @@ def _check_maps(relevance: Tensor, function: str = "", rollouts: int | None = No
         which = _which(int(bad.nonzero()[0]), len(bad), rollouts)
         if function:
             raise UserError(f"the map that method.arm={function} gives for {which} {reason}: correct the function")
-        if reason == "is not finite":  # no prompt does that
+        if reason == "is not finite":  # no prompt causes that
             raise RunStopped(f"the relevance of {which} {reason}: the attention of the chosen blocks overflows")
         raise UserError(f"the relevance of {which} {reason}: check its core words and the chosen blocks")
 
 
 def _which(index: int, maps: int, rollouts: int | None) -> str:
-    """The name of one of so many maps, which are those of all steps of every rollout or of each."""
+    """The name of map ``index`` for a message: a rollout, or one step of it if there is a map for every step."""
     if rollouts is None or maps == rollouts:
         return f"rollout {index}"
     return f"rollout {index % rollouts} at its trained step {index // rollouts}"
@@ -249,8 +251,8 @@ def _capped(weights: Tensor, cap: float, rollouts: int) -> Tensor:
     values = weights.transpose(0, 1).reshape(maps, -1)
     count = values.shape[1]
     highest = values.sort(1, descending=True).values
-    # With the k largest at the cap, the others must sum to count - k cap; the smallest k whose next value then stays
-    # below the cap is right. The tolerance lets a map through that has to be at the cap wherever it is not 0.
+    # With the k largest values at the cap, the others must sum to count - k cap; the right k is the smallest for which the
+    # next value then stays below the cap. The tolerance admits a map that must be at the cap wherever it is not 0.
     rest = highest.flip(1).cumsum(1).flip(1)
     scales = (count - cap * torch.arange(count).to(values)) / rest
     fits = (rest > 0) & (scales >= 0) & (scales * highest <= cap * (1 + 1e-9))

@@ -1,7 +1,7 @@
 """The arms of the ablation: one table for the settings, the matrix, the reports and the help.
 
-An arm is a way to make weights (``method.arm``) and a ratio (``method.reduction``), under a name. To add one, write a function
-that makes its map (see :data:`MapMaker`) and add a line here; to try one, name the function: ``method.arm=my_module:my_map``.
+An arm is a named pair: a way to make weights (``method.arm``) and a ratio (``method.reduction``). To add one, write a function
+that makes its map (see :data:`MapMaker`) and add a row here; to try one, name the function: ``method.arm=my_module:my_map``.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     MapMaker = Callable[[Tensor, "Rollouts"], Tensor]
-    """Makes an arm's map, (T, B, h, w) in and out, >= 0, of rollouts' relevance, whose largest value is 1 for each rollout."""
+    """Makes an arm's map from rollouts' relevance, (T, B, h, w) in and out, >= 0; the input has maximum 1 for each rollout."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What a :data:`MapMaker` may know of B rollouts beside their relevance.
+    """What a :data:`MapMaker` may know about B rollouts besides their relevance.
 
     Attributes:
         prompts: the id >= 0 of each rollout's prompt; empty if it is not known.
-        keys: an id >= 0 of each, for random numbers that do not depend on the batch.
+        keys: an id >= 0 of each rollout, to key random numbers that do not depend on the batch.
         seed: of random numbers, >= 0.
         places: (B, h, w), the share of each image token's area where the verdict on the final image comes from, in [0, 1]; 0
-            everywhere if nothing was found. None unless the maker is marked by :func:`needing`, as are the next.
-        images: the final ones, uint8 (B, H, W, 3) in RGB.
-        slopes: how the reward of the final image rises with each of its pixels, float32 (B, H, W, 3).
+            everywhere if nothing was found. None unless the maker asks for it by :func:`needing`, like the next two.
+        images: the final images, uint8 (B, H, W, 3) in RGB.
+        slopes: the gradient of the final image's reward with respect to its pixels, up to a positive factor, float32
+            (B, H, W, 3).
     """
 
     prompts: Sequence[int]
@@ -55,16 +56,16 @@ class Arm:
     Attributes:
         name: as in ``method=NAME`` and in results.
         map: how its weights are made, a value of ``method.arm``: a key of :data:`MAPS` or the path of a :data:`MapMaker`.
-        ratio: what its ratio is of, a value of ``method.reduction``.
-        label: what tables call it.
+        ratio: which ratio it uses, a value of ``method.reduction``.
+        label: its name in tables.
         weights: what its weights are, in words.
-        question: what it answers.
-        published: whether the paper has it.
-        control: whether its maps mean nothing.
-        diagnostic: whether it is run by its name alone, and is no part of the ablation.
-        steps: what the policy loss of a step counts for, a value of ``method.steps``.
+        question: the question that it answers.
+        published: whether it is in the paper.
+        control: whether its maps are meaningless on purpose.
+        diagnostic: whether it is left out of the ablation and runs only when it is named.
+        steps: how the policy loss of each step is weighted, a value of ``method.steps``.
         neighbour: whether it follows another published work; ``docs/neighbours`` has a page on it.
-        colour: in figures, of Okabe and Ito's, which colour-blind readers tell apart; None is that of the text.
+        colour: in figures, from Okabe and Ito's palette for colour-blind readers; None for the colour of the text.
     """
 
     name: str
@@ -96,7 +97,7 @@ MAPS: dict[str, str | None] = {
     "sga": "baselines.neighbours:sga",
     "sga_flipped": "baselines.neighbours:sga_flipped",
 }
-"""The values of ``method.arm`` that have a name, and where their maps are made; ``uniform`` has none: its weights are 1."""
+"""Named values of ``method.arm`` and the functions that make their maps; ``uniform`` has none because its weights are 1."""
 
 ARMS = {
     arm.name: arm
@@ -262,7 +263,7 @@ REFERENCE = "flow_grpo"
 
 
 def map_maker(arm: str) -> "MapMaker | None":
-    """What makes the map of a value of ``method.arm``; None where weights are 1 everywhere.
+    """The function that makes the map for a value of ``method.arm``; None where weights are 1 everywhere.
 
     Raises:
         ValueError: there is no such value.
@@ -284,11 +285,11 @@ def needing(*what: str) -> Callable[[Function], Function]:
     """Marks a :data:`MapMaker` that needs more than the relevance of some rollouts.
 
     Args:
-        what: ``whole_epoch``, all rollouts of an epoch at once, because it makes one's map of others'; or what of
-            :class:`Rollouts` is there for those alone that ask: ``places``, ``images`` or ``slopes``.
+        what: ``whole_epoch``, if it makes a rollout's map from other rollouts and so needs those of an epoch all at once; and
+            the fields of :class:`Rollouts` that are filled only on request: ``places``, ``images`` or ``slopes``.
 
     Raises:
-        ValueError: there is nothing of that name.
+        ValueError: there is no such need.
     """
     if unknown := [name for name in what if name not in NEEDS]:
         raise ValueError(f"a map may need {', '.join(NEEDS)}, and not {unknown[0]}")

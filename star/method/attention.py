@@ -5,11 +5,11 @@ the keys of both, the relevance of a position u is
 
     R[u] = mean over heads of  sum over core-word columns c of  softmax_k(q_u . k / sqrt(d))[c]
 
-with the softmax over all keys, and no rescaling of the map: the raw one localises best (Seg4Diff, arXiv 2509.18096). On
-request each column is first scaled so that all have the same mean over positions, and a word that draws little attention
-counts as much as one that draws much. Only the core words' share of the attention matrix is computed; its normaliser is what
-the attention's own kernel leaves. So relevance needs no second attention, compiles with the block, and cannot touch the
-output: the kernel is the same one whether relevance is read or not, and whether gradients are wanted or not.
+with the softmax over all keys. The map is not rescaled: the raw one localises best (Seg4Diff, arXiv 2509.18096). Optionally,
+each column is first scaled so that all have the same mean over positions, and a word that draws little attention counts as
+much as one that draws much. Only the core words' columns of the attention matrix are computed; their softmax normaliser is
+the log-sum-exp that the attention kernel returns. So relevance needs no second attention, compiles with the block, and cannot
+change the output: the same kernel runs whether or not relevance is read, and whether or not gradients are needed.
 """
 
 import math
@@ -27,8 +27,7 @@ SOFTMAX_OVER = ("joint", "text")
 COLUMNS_COUNT = ("as_attended", "equally")
 
 Attended = tuple[Tensor, Tensor]
-"""What an attention kernel gives: the output (B, heads, queries, d), and the log-sum-exp of each query's logits, float32
-(B, heads, queries)."""
+"""What an attention kernel returns: output (B, heads, queries, d), and log-sum-exp of logits, float32 (B, heads, queries)."""
 
 
 def _cpu(query: Tensor, key: Tensor, value: Tensor) -> Attended:
@@ -52,7 +51,7 @@ def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Attended:
 
 
 def _math(query: Tensor, key: Tensor, value: Tensor) -> Attended:
-    with torch.autocast(query.device.type, enabled=False):  # which would round products to half precision
+    with torch.autocast(query.device.type, enabled=False):  # autocast would round products to half precision
         logits = query.float() @ key.float().mT / math.sqrt(query.shape[3])
         return (logits.softmax(-1) @ value.float()).to(value.dtype), logits.logsumexp(-1)
 
@@ -64,32 +63,32 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Attended]] = {
     "cudnn": _cudnn,
     "math": _math,
 }
-"""Attention kernels by name. Each gives its log-sum-exp with and without gradients: torch's own choice asks for it only with
-them, and cuDNN computes other digits then."""
+"""Attention kernels by name, each of which returns its log-sum-exp whether or not gradients are needed.
+
+torch's own dispatch asks for it only when they are, and cuDNN's output then differs in digits."""
 
 
 def default_kernel(device: str, dtype: torch.dtype) -> str:
-    """The kernel for a kind of device (``cpu``, ``cuda``, ...) and what is computed in."""
+    """The default kernel for a type of device (``cpu``, ``cuda``, ...) and a precision."""
     if device == "cuda":
         return "efficient" if dtype == torch.float32 else "flash"
     return "cpu" if device == "cpu" else "math"
 
 
 def may_have(device: str, kernel: str, dtype: str) -> bool:
-    """Whether one of :data:`KERNELS` is for a kind of device (``cpu``, ``cuda``, or ``meta``, which computes nothing) and a
-    precision."""
+    """Whether a kernel supports a type of device (``cpu``, ``cuda``, or ``meta``, which computes nothing) and a precision."""
     if kernel in ("math", "cpu"):
         return kernel == "math" or device == "cpu"
     return device in ("cuda", "meta") and (kernel == "efficient" or dtype != "float32")
 
 
 class JointAttention:
-    """The attention of one SD3 block as a diffusers processor, by one kernel that also normalises relevance.
+    """The attention of one SD3 block as a diffusers processor, whose kernel also gives relevance its normaliser.
 
     Attributes:
         kernel: one of :data:`KERNELS`, or None for :func:`default_kernel`.
-        watch: what is made of (image queries, text keys, normaliser of the image queries) in a forward pass; None for nothing.
-        seen: what :attr:`watch` made of the latest pass.
+        watch: called in a forward pass with (image queries, text keys, normaliser of the image queries); None for no call.
+        seen: what :attr:`watch` returned in the latest pass.
     """
 
     def __init__(self, kernel: str | None = None) -> None:
@@ -108,11 +107,11 @@ class JointAttention:
         Args:
             attn: the block's ``Attention`` module.
             hidden_states: of the image tokens, (B, tokens, width).
-            encoder_hidden_states: of the text tokens, (B, columns, width); None where the image attends to itself.
+            encoder_hidden_states: of the text tokens, (B, columns, width); None where the image attends only to itself.
             attention_mask: unused, as in SD3.
 
         Returns:
-            The image's hidden states, with the text's behind them if there are any.
+            The image's hidden states; with text tokens, a pair of the image's and the text's.
         """
         query = _heads(attn, hidden_states, attn.to_q, attn.norm_q)
         key = _heads(attn, hidden_states, attn.to_k, attn.norm_k)
@@ -143,14 +142,14 @@ def _heads(attn: Any, tokens: Tensor, projection: nn.Module, norm: nn.Module | N
 
 
 def _projected(attn: Any, tokens: Tensor) -> Tensor:
-    """Through the output projection and its dropout."""
+    """Tokens after the output projection and its dropout."""
     linear, dropout = attn.to_out
     projected: Tensor = dropout(linear(tokens))
     return projected
 
 
 def install(transformer: nn.Module, kernel: str | None = None) -> None:
-    """Let all blocks of an ``SD3Transformer2DModel`` attend by :class:`JointAttention`.
+    """Make all blocks of an ``SD3Transformer2DModel`` use :class:`JointAttention`.
 
     Args:
         transformer: plain or wrapped by peft or for distributed training.
@@ -167,16 +166,16 @@ def _blocks(transformer: nn.Module) -> Any:
 
 
 class Relevance:
-    """Captures the relevance of every forward pass of an SD3 transformer while it is entered.
+    """A context manager that captures the relevance of every forward pass of an SD3 transformer.
 
         with Relevance(transformer, blocks=[9], mask=token_columns(...)) as relevance:
             for step in steps:
                 transformer(latents, ...)
                 maps.append(relevance.take())
 
-    Under classifier-free guidance the batch is [unconditional; conditional]: of a batch larger than the mask the last
-    rows, as many as the mask has, are used. Nothing captured carries a gradient. It may be entered again, and maps may
-    be taken after it is left.
+    Under classifier-free guidance the batch is [unconditional; conditional]: of a batch twice as large as the mask, the
+    second half is used. Captured maps carry no gradient. The context may be entered again, and maps may be taken after it
+    has exited.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class Relevance:
             mask: the core words' columns of the text sequence, bool (B, text tokens), at least one for each row.
             heads: the heads to average over, by index; ``mean`` takes all.
             softmax_over: ``joint``, all image and text keys, or ``text``, the text keys alone.
-            columns_count: ``as_attended``, or ``equally``, each scaled to the same mean over positions; the map's mean stays.
+            columns_count: ``as_attended``, or ``equally``: each scaled to the same mean over positions; the map's mean stays.
             grid: (h, w) of the image tokens; None if the image is square.
 
         Raises:
@@ -224,7 +223,7 @@ class Relevance:
         self._grid = grid
 
     def of(self, rows: Sequence[int]) -> Self:
-        """The same for some rows of the mask."""
+        """A :class:`Relevance` like this one for some rows of the mask."""
         return type(self)(
             self._transformer,
             self._blocks,
@@ -245,10 +244,10 @@ class Relevance:
             processor.watch = None
 
     def take(self, per_block: bool = False) -> Tensor:
-        """The relevance of the latest forward pass, float32 (B, h, w), mean over blocks; each pass gives one.
+        """The relevance of the latest forward pass, float32 (B, h, w), mean over blocks; it can be taken only once.
 
         Args:
-            per_block: give (blocks, B, h, w), in the order in which the blocks were named.
+            per_block: return (blocks, B, h, w), in the order in which the blocks were given.
 
         Raises:
             RuntimeError: since the last take, no forward pass went through all chosen blocks.
@@ -271,7 +270,7 @@ class Relevance:
 
     @torch.no_grad()
     def _relevance(self, query: Tensor, text_key: Tensor, normaliser: Tensor) -> Tensor:
-        """(B, image tokens) of one block, from all rows and heads: queries and normaliser of the image, keys of the text."""
+        """One block's relevance (B, image tokens), from all rows and heads of the image's queries and the text's keys."""
         query, text_key, normaliser = (self._chosen(part) for part in (query, text_key, normaliser))
         if text_key.shape[2] != self._mask.shape[1]:
             raise ValueError(f"the mask has {self._mask.shape[1]} columns, the text {text_key.shape[2]} tokens")
@@ -284,13 +283,13 @@ class Relevance:
             return shares.sum(-1).mean(1) if self._columns_count == "as_attended" else self._equally(shares.mean(1))
 
     def _equally(self, shares: Tensor) -> Tensor:
-        """The sum over columns of (B, image tokens, K), each first scaled to the mean over tokens that all have together."""
+        """The sum over columns of (B, image tokens, K), each first scaled to the columns' common mean over tokens."""
         means = shares.mean(1, keepdim=True)
         common = means.sum(2, keepdim=True) / self._valid.sum(1)[:, None, None]
         return torch.where(means > 0, shares * common / means, 0).sum(2)
 
     def _chosen(self, part: Tensor) -> Tensor:
-        """The rows of the mask and the chosen heads."""
+        """The part of a batch that belongs to the rows of the mask and to the chosen heads."""
         rows = len(self._valid)
         if len(part) not in (rows, 2 * rows):
             raise ValueError(f"the mask has {rows} rows; the transformer's batch must have as many or twice, not {len(part)}")
@@ -313,6 +312,6 @@ def _checked(what: str, indices: Sequence[int], count: int) -> list[int]:
 
 
 def _gatherable(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of each row, padded to the longest: indices (B, K) and which of them are meant, bool (B, K)."""
+    """Each row's columns, padded to the longest row: indices (B, K), and which of them are not padding, bool (B, K)."""
     columns = (~mask).int().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     return columns, mask.gather(1, columns)

@@ -1,7 +1,7 @@
 """The policy objective: group-relative advantages, the clipped loss with spatial weights, and the KL penalty.
 
-Formulas follow Flow-GRPO (arXiv 2505.05470). Its ratio of new to old policy is one for the image. With weights that differ
-between positions there are three more; at ratio 1 all three have the gradient of the weighted log-probability:
+Formulas follow Flow-GRPO (arXiv 2505.05470), which has one ratio of new to old policy per image. Weights that differ between
+positions allow three more; at ratio 1 all three have the gradient of the weighted log-probability:
 
 | reduction | ratio of image i at step t and position u | what is clipped |
 |---|---|---|
@@ -10,8 +10,8 @@ between positions there are three more; at ratio 1 all three have the gradient o
 | ``detached`` | ``sg(exp(mean_u d)) p / sg(p)``, the image's value with each position's gradient | the image |
 | ``position`` | ``exp(d)`` | each position |
 
-with ``d = logp_new - logp_old``, averaged over channels, ``p = exp(logp_new)`` and ``sg`` a constant. Instead of by its ratio,
-an update may be bounded by the exact divergence of the two Gaussians, which the noise that was drawn does not sway
+with ``d = logp_new - logp_old``, averaged over channels, ``p = exp(logp_new)`` and ``sg`` the stop-gradient. Instead of by its
+ratio, an update may be bounded by the exact divergence of the two Gaussians, which does not depend on the noise that was drawn
 (:class:`Bound`).
 """
 
@@ -31,15 +31,15 @@ KLS = ("flow_grpo", "paper")
 
 
 class Bound(NamedTuple):
-    """A trust region of divergences in place of the ratio's clip, after Flow-DPPO (arXiv 2606.11025).
+    """A trust region on the divergence, which replaces the ratio's clip, after Flow-DPPO (arXiv 2606.11025).
 
-    Where the old and the new transition are further apart than the limit, an update that would part them further is left out:
-    its gradient is 0 if ``(ratio - 1) A > 0``. All others go on with their plain ratio.
+    Where the old and the new transition are further apart than the limit, updates that would move them further apart, those
+    with ``(ratio - 1) A > 0``, have gradient 0. All others keep their unclipped ratio.
 
     Attributes:
         divergence: KL(old | new) of the transitions, averaged (not summed) over elements: (B, H, W) for ``position``, (B,) for
-            the others, of which the image is bounded; see :func:`divergence_map`.
-        limit: largest one allowed, see :func:`kl_limit_for`.
+            the others, which bound the image; see :func:`divergence_map`.
+        limit: largest divergence allowed, see :func:`kl_limit_for`.
     """
 
     divergence: Tensor
@@ -54,8 +54,8 @@ class PolicyLoss(NamedTuple):
         clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1].
         ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
-        image_kl: the same of the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
-            in one unit for all reductions; under GRPO-Guard, whose differences have no std below them, another.
+        image_kl: the same for the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
+            in one unit for all reductions; in another unit under GRPO-Guard, whose log-ratios are not divided by the std.
     """
 
     loss: Tensor
@@ -71,8 +71,8 @@ def advantages(
     """``(reward - mean of its group) / (std + eps)``, float32 (n,).
 
     When no prompt has a second sample (every group has one member), the group mean says nothing; then, as in
-    Flow-GRPO, mean and std are those of all rewards. A lone sample among larger groups has advantage 0, and so, to
-    the last bit, has every sample of a group with equal rewards.
+    Flow-GRPO, mean and std are those of all rewards. A lone sample among larger groups has advantage 0, and
+    so, with no rounding error, does every sample of a group with equal rewards.
 
     Args:
         rewards: (n,), finite.
@@ -110,8 +110,8 @@ def mixed_rewards(
         rewards: name -> (n,), finite.
         weights: name -> weight, of the same names.
         groups: integer id of each sample's group, (n,).
-        normalise: whether each reward is first standardised within its group, so that a weight does not depend on a
-            reward's unit and spread, as :func:`advantages` does. Without, the sum is Flow-GRPO's.
+        normalise: whether each reward is first standardised within its group, as :func:`advantages` does, so that a weight
+            does not depend on the reward's unit and spread. If not, the sum is Flow-GRPO's.
 
     Raises:
         ValueError: names that differ, and what :func:`advantages` raises.
@@ -126,7 +126,7 @@ def mixed_rewards(
 
 
 def zero_std_share(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> float:
-    """Share of groups whose rewards are all equal, in [0, 1]; they teach nothing."""
+    """Share of groups whose rewards are all equal, in [0, 1]; they teach nothing, unless every group has one member."""
     return _constant(*_grouped(rewards, groups)).double().mean().item()
 
 
@@ -139,8 +139,8 @@ def _constant(values: Tensor, member: Tensor) -> Tensor:
 def _grouped(rewards: Tensor | Sequence[float], groups: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Rewards (n,) and the 0/1 membership (n, number of groups), both float64.
 
-    Sums over a group are products with the membership: exact enough, and deterministic on a GPU, as scattered sums
-    are not.
+    Sums over a group are products with the membership: exact enough and, unlike scattered sums, deterministic on a
+    GPU.
     """
     values = torch.as_tensor(rewards, dtype=torch.float64)
     ids = torch.as_tensor(groups, device=values.device)
@@ -173,8 +173,8 @@ def guarded(
 ) -> tuple[Tensor, Tensor]:
     """New and old log-probabilities whose difference is GRPO-Guard's log-ratio (arXiv 2510.22319).
 
-    Of an sde step with next = mean_old + std z, the log-ratio is ``mean(z d) / std - mean(d^2) / (2 std^2)`` with
-    ``d = mean_new - mean_old``: below 0 on average, and of a size that depends on the step. Guarded it is ``mean(z d)``.
+    For an sde step with ``next = mean_old + std z``, the log-ratio is ``mean(z d) / std - mean(d^2) / (2 std^2)`` with
+    ``d = mean_new - mean_old``: negative on average, and on a scale that depends on the step. GRPO-Guard's is ``mean(z d)``.
     The published code also divides the loss by the length of the time step, which is left to the caller.
 
     Args:
@@ -182,7 +182,7 @@ def guarded(
         mean_new: of the transition under the current policy, (B, C, H, W).
         mean_old: under the policy that sampled, a constant.
         std: of the transition, a scalar.
-        reduction: with which the log-probabilities were made.
+        reduction: the one that the log-probabilities were made with.
 
     Raises:
         ValueError: an unknown reduction or means that differ in shape.
@@ -204,23 +204,24 @@ def policy_loss(
     reduction: str | None = None,
     bound: Bound | None = None,
 ) -> PolicyLoss:
-    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions. For ``image_weighted`` W
-    is inside the ratio already and is not applied again. For the others it makes no difference whether W >= 0 stands inside or
-    outside the clip.
+    """``-min(ratio A W, clip(ratio, 1 - clip_range, 1 + clip_range) A W)``, averaged over positions.
+
+    For ``image_weighted`` W is already inside the ratio and is not applied again. For the others it makes no difference
+    whether W >= 0 is inside or outside the minimum.
 
     Args:
         logp_new: log-probabilities under the current policy, (B,) or (B, H, W).
-        logp_old: the same under the policy that sampled, no gradient.
+        logp_old: the same under the policy that sampled; taken as a constant.
         advantages: (B,), clipped to +- ``adv_clip``.
         weights: the allocation W >= 0, shaped as the log-probabilities; None for 1 everywhere.
         clip_range: half width of the trust region of the ratio.
         adv_clip: largest absolute advantage.
         reduction: one of :data:`REDUCTIONS`; by default ``image`` for (B,) and ``position`` for (B, H, W).
-        bound: takes the place of the clip.
+        bound: replaces the clip; None keeps it.
 
     Raises:
-        ValueError: a reduction of another shape, or shapes that are not equal; nothing is broadcast but an advantage over its
-            own sample's positions, and a divergence of an image over its positions.
+        ValueError: a reduction that does not fit the shape, or shapes that differ. Only an advantage and an image's divergence
+            are broadcast, over the positions of their own sample.
     """
     shape = logp_new.shape
     if logp_old.shape != shape or (weights is not None and weights.shape != shape):
@@ -258,7 +259,7 @@ def policy_loss(
 
 
 def _ratio(moved: Tensor, weights: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The ratio that is clipped, (B,) or (B, H, W), and the weights that are left for the advantage."""
+    """The ratio that is clipped, (B,) or (B, H, W), and the weights left to multiply the advantage by."""
     if reduction == "image_weighted":
         weighted = moved if weights is None else weights * moved
         return weighted.mean((1, 2)).exp(), None
@@ -274,7 +275,7 @@ def divergence_map(mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: s
     Args:
         mean_new, mean_old: (B, C, H, W).
         std: of both, a scalar.
-        reduction: ``position``, the mean over C -> (B, H, W); of the others the image is bounded: over C, H and W -> (B,).
+        reduction: ``position``, the mean over C -> (B, H, W); the others bound the image: over C, H and W -> (B,).
 
     Raises:
         ValueError: an unknown reduction, or means that differ in shape.
@@ -285,14 +286,14 @@ def divergence_map(mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: s
 
 
 def kl_limit_for(reduction: str, clip_range: float, shape: Sequence[int]) -> float:
-    """The divergence, averaged over elements, that is as far as a ratio's clip range: ``n clip_range^2 / 2``.
+    """The divergence, averaged over elements, that corresponds to a ratio's clip range: ``n clip_range^2 / 2``.
 
-    A log-ratio of an sde step, without GRPO-Guard, is the mean over n elements of the noise that was drawn times what the
-    means differ by in units of the std. So its standard deviation is ``sqrt(2 KL / n)``, the clip range at that divergence.
+    Without GRPO-Guard the log-ratio of an sde step is an offset plus the mean over n elements of the drawn noise times the
+    difference of the means in units of the std. At that divergence its deviation, ``sqrt(2 KL / n)``, is the clip range.
 
     Args:
         reduction: one of :data:`REDUCTIONS`.
-        clip_range: of such a ratio.
+        clip_range: of its ratio.
         shape: (C, H, W) of the latents.
     """
     _check_reduction(reduction)
@@ -303,12 +304,12 @@ def kl_limit_for(reduction: str, clip_range: float, shape: Sequence[int]) -> flo
 def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
     """The clip range per position within which one position alone moves the image's ratio by at most ``image_clip``.
 
-    The image's log-ratio is the mean of its positions', so that is ``positions`` times as far. A range that clips as often
-    as the image's, ``sqrt(positions)`` times as wide, is no trust region: at a single position the sampled noise decides
-    which ratios leave it, and the positions that stay pull the policy back to the one that sampled (results/LOG.md).
+    The image's log-ratio is the mean of its positions', so this range is ``positions`` times as wide. A range that is only
+    ``sqrt(positions)`` times as wide would clip as often as the image's, but is no trust region: at a single position the
+    noise decides which ratios leave it, and the rest pull the policy back to the one that sampled (results/LOG.md).
 
     Args:
-        reduction: one of :data:`REDUCTIONS`; of all but ``position`` the image is clipped.
+        reduction: one of :data:`REDUCTIONS`; all but ``position`` clip the image.
         image_clip: the clip range of one ratio per image.
         positions: H times W of the latents.
     """
@@ -317,22 +318,23 @@ def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
 
 
 ROUNDING = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-3}
-"""Relative differences of two velocities that other kernels for the same product explain: half a unit in the last place of
-the half precisions, and of float32 what sums of thousands of terms in another order make of it."""
+"""Relative differences of two velocities that different kernels for the same product explain.
+
+For the half precisions half a unit in the last place; for float32 what summing thousands of terms in another order causes."""
 
 
 def ratio_tolerance_for(reduction: str, dtype: str, clip_range: float, positions: int) -> float:
-    """How far the ratios of an update on its own rollouts may be off 1.
+    """How far the ratios of an on-policy update may be from 1.
 
-    The log-ratio is the mean over elements of the noise that was drawn times what the two velocities of one policy differ by.
-    Rounding differs without a sign in common, so a position's mean is ``sqrt(positions)`` times as wide as the image's, and
-    the largest of so many twice that. However coarse the precision, the clip range is the end: where rounding alone reaches
-    it, it is rounding that is clipped.
+    The log-ratio is the mean over elements of the noise that was drawn times the difference between the same policy's
+    velocities in rollout and update. Rounding errors have no common sign, so a position's mean is ``sqrt(positions)`` times
+    as wide as the image's, and the largest of so many twice that. The tolerance never exceeds the clip range: beyond it,
+    rounding alone would be clipped.
 
     Args:
         reduction: one of :data:`REDUCTIONS`.
         dtype: what the model computes in: ``float32``, ``float16`` or ``bfloat16``.
-        clip_range: of such a ratio.
+        clip_range: of its ratio.
         positions: H times W of the latents.
     """
     _check_reduction(reduction)

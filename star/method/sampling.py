@@ -20,7 +20,7 @@ class Transition(NamedTuple):
 
     Attributes:
         mean: like x, float32.
-        std: the true standard deviation of the transition, a scalar beside the schedule or (B, 1, ..., 1); 0 for an ode step.
+        std: the true standard deviation of the transition, a scalar on the schedule's device or (B, 1, ..., 1); 0 for ode.
         dt: ``s' - s``, negative, shaped as ``std``.
     """
 
@@ -90,9 +90,9 @@ def transition(
 
 
 def _levels(sigmas: Tensor, index: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """sigma and the next sigma, as scalars where the schedule is for an int, else as (B, 1, ..., 1) beside x.
+    """The step's sigma and the next one: for an int as scalars on the schedule's device, else as (B, 1, ..., 1) on that of x.
 
-    Scalars of a schedule in main memory go into a GPU's kernels as they are, and nothing waits.
+    Scalars in main memory are passed to GPU kernels by value, so nothing waits for a copy.
     """
     steps = len(sigmas) - 1
     at = torch.as_tensor(index)
@@ -110,9 +110,9 @@ def _levels(sigmas: Tensor, index: int | Tensor, x: Tensor) -> tuple[Tensor, Ten
 def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde") -> Tensor:
     """Log-probability of the next latents, per element, float32.
 
-    ``sde``: the normal density. ``cps``: ``-(next - mean)^2``, without its constants and its variance, as published
-    (arXiv 2509.05952 and Flow-GRPO's code): not a density, so its clip ranges are of another size. Gradients flow
-    through the mean only.
+    ``sde``: the normal density. ``cps``: ``-(next - mean)^2``, without constants and variance, as published
+    (arXiv 2509.05952 and Flow-GRPO's code). That is not a density, so its clip ranges are on another scale. Gradients
+    flow through the mean only.
 
     Args:
         next: latents after the step; taken as a constant.
@@ -138,11 +138,11 @@ def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde")
 
 
 def score_size(sigmas: Tensor, index: int, kind: str, noise_level: float) -> Tensor:
-    """How large a step's score is with respect to the velocity, a scalar up to a factor that all steps share.
+    """The size of a step's score with respect to the velocity, a scalar, up to a factor that all steps share.
 
     The gradient of :func:`log_prob` is the noise that was drawn times ``|d mean / d v| / std`` for ``sde``, and times
-    ``|d mean / d v| std`` for ``cps``, whose log-probability has no variance. Late steps have the larger one for ``sde``: left
-    alone they decide the gradient (TempFlow-GRPO, arXiv 2508.04324, divides by it).
+    ``|d mean / d v| std`` for ``cps``, whose log-probability has no variance. For ``sde`` it is larger at late steps, which
+    would otherwise dominate the gradient (TempFlow-GRPO, arXiv 2508.04324, divides by it).
 
     Args:
         sigmas, index, kind, noise_level: as for :func:`transition`; the step must be stochastic.

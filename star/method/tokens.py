@@ -30,9 +30,9 @@ def token_columns(
 ) -> Tensor:
     """The columns of the core words in the joint text sequence, bool (B, clip_length + t5_length).
 
-    A token belongs to a span if they share a character that is no space. Beginning, end and padding tokens and all
-    that truncation drops never count. A column of the CLIP part counts if either CLIP tokenizer puts a core word there:
-    both encoders' outputs share it.
+    A token belongs to a span if they share a non-space character. Start, end and padding tokens never count, nor does
+    what truncation drops. A column of the CLIP part counts if either CLIP tokenizer puts a core word there, since both
+    encoders' outputs share it.
 
     Args:
         tokenizers: the pipeline's ``tokenizer``, ``tokenizer_2`` and ``tokenizer_3``; the last may be None.
@@ -43,7 +43,7 @@ def token_columns(
         columns: ``clip``, ``t5`` or ``both``.
 
     Raises:
-        ValueError: unknown columns, or as many prompts as spans are not given.
+        ValueError: unknown columns, or different numbers of prompts and spans.
         UserError: a prompt has no column at all, or T5's are wanted and the pipeline has no T5.
     """
     if columns not in COLUMNS:
@@ -77,12 +77,12 @@ def _overlaps(
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
     mask = torch.zeros(len(prompts), length, dtype=torch.bool)
     for row, (prompt, own) in enumerate(zip(prompts, spans, strict=True)):
-        core = np.zeros(len(prompt) + 1, dtype=int)  # how many core letters there are before a place
+        core = np.zeros(len(prompt) + 1, dtype=int)  # number of core letters before each position
         for start, end in own:
             core[start + 1 : end + 1] = [not letter.isspace() for letter in prompt[start:end]]
         core = core.cumsum()
-        start, end = np.array(batch["offset_mapping"][row]).T  # empty for added tokens
+        start, end = np.array(batch["offset_mapping"][row]).T  # empty spans for added tokens
         for column in np.flatnonzero(core[start] < core[end]).tolist():
-            # T5's bare word mark claims the first letter of the word that follows.
+            # T5's bare word mark has the offsets of the first letter of the next word.
             mask[row, column] = tokenizer.convert_ids_to_tokens(batch["input_ids"][row][column]) != "▁"
     return mask

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, from which it goes on exactly, and the run's folder."""
+"""Checkpoints from which a training run resumes exactly, and the run's folder."""
 
 import hashlib
 import json
@@ -48,14 +48,14 @@ class Stateful(Protocol):
 
 
 HEADER = "# training settings "
-"""How the ``config.yaml`` of a run begins, by which its folder is known as one; the identity follows."""
+"""The start of a run's ``config.yaml``, which marks its folder as a run's; the run's identity follows."""
 
 BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
-"""What a launcher puts into the folder of a run before that begins, and hidden files."""
+"""Files that a launcher puts into a run's folder before the run begins, and hidden files."""
 
 
 FEW = 10
-"""Epochs that a message names."""
+"""How many epochs a message names at most."""
 
 
 def kept(run: str) -> str:
@@ -77,8 +77,8 @@ class RunFolder:
 
     ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``checkpoints/epoch-000012/`` with
     ``trained.safetensors``, ``state.pt`` (optimizer, average, scaler), ``lora/`` (the average, for others to load),
-    ``progress.json`` and the digests of all; ``best/`` the ``lora/`` that scored highest of those that were evaluated on the
-    way, if any were; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to be
+    ``progress.json`` and the digests of all; ``best/`` the ``lora/`` that scored highest in the evaluations during training,
+    if there were any; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to be
     saved.
     """
 
@@ -87,14 +87,14 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether a run got anywhere here."""
+        """Whether the folder holds a checkpoint or a finished run."""
         return bool(self.checkpoints()) or (self.path / "final" / "summary.json").exists()
 
     def check_place(self) -> None:
-        """See, before any work, that a run can be here.
+        """Check, before any work, that the folder can hold a run.
 
         Raises:
-            UserError: the folder cannot be made or written to, unless its run is done; or it holds something else than a run.
+            UserError: its run is not done and it cannot be made or written to, or it holds something other than a run.
         """
         config = self.path / "config.yaml"
         try:
@@ -117,14 +117,14 @@ class RunFolder:
             check_room(self.path, "the run")
 
     def open(self, config: str, identity: str) -> None:
-        """Make the folder, or check that the run in it, if it got anywhere, is the same.
+        """Make the folder, or check that the run that was started in it is the same.
 
         Args:
             config: the settings, as YAML.
-            identity: a hash of those that training depends on; it becomes the first line of ``config.yaml``.
+            identity: a hash of the settings that training depends on; it becomes the first line of ``config.yaml``.
 
         Raises:
-            UserError: the folder holds another run, or something else.
+            UserError: the folder holds another run, a finished one that has changed, or something else.
         """
         self.check_place()
         file = self.path / "config.yaml"
@@ -142,11 +142,11 @@ class RunFolder:
                 write_text(file, text)
 
     def _check_end(self) -> None:
-        """See that a finished run is as it was left.
+        """Check that the log and the summary of a finished run have not changed.
 
         Raises:
-            UserError: its log has changed, which nothing makes again; or its summary has, and there is no checkpoint that it
-                would be made again from.
+            UserError: the log has, which cannot be made again; or the summary has, and there is no checkpoint to make it
+                again from.
         """
         final = self.path / "final"
         if not (final / "summary.json").exists():
@@ -168,17 +168,17 @@ class RunFolder:
         progress: dict,
         export: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write a checkpoint after so many epochs; it appears under its name when it is complete.
+        """Write a checkpoint; it appears under its name only when it is complete.
 
         Args:
-            epoch: how many.
+            epoch: number of finished epochs.
             trained: weights by name.
-            parts: what else the run goes on from.
+            parts: the other state that the run resumes from, by name.
             progress: of the run.
             export: writes the weights that the run would be judged by into the folder that it is given, ``lora``.
 
         Raises:
-            RunStopped: the disk is full, or the folder has vanished; as of :meth:`log` and :meth:`finish`.
+            RunStopped: the disk is full, or the folder has vanished; likewise in :meth:`log` and :meth:`finish`.
         """
         with self._whole(self.path / "checkpoints" / f"epoch-{epoch:06d}") as part:
             save_file({name: tensor.detach().contiguous() for name, tensor in trained.items()}, part / "trained.safetensors")
@@ -189,12 +189,12 @@ class RunFolder:
             write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), others)
 
     def keep_best(self, epoch: int, metric: str, value: float, export: Callable[[Path], None]) -> None:
-        """Write the weights after so many epochs into ``best``, unless an earlier evaluation of the run gave as much.
+        """Write the run's current adapters into ``best``, unless an earlier evaluation of the run scored at least as high.
 
         Args:
-            epoch: how many.
-            metric, value: by what, and what they have of it.
-            export: as of :meth:`save`.
+            epoch: number of finished epochs.
+            metric, value: what is compared, and its value for these weights.
+            export: as for :meth:`save`.
         """
         earlier = [line[f"eval/{metric}"] for line in self.metrics() if f"eval/{metric}" in line and line["epoch"] < epoch]
         if value > max(earlier, default=-math.inf):
@@ -203,11 +203,11 @@ class RunFolder:
                 write_last(part / "score.json", json.dumps({"epoch": epoch, metric: value}) + "\n", _adapters(part))
 
     def prune(self, keep: int, bad_from: int | None = None) -> None:
-        """Delete all checkpoints but the newest so many; one that cannot be deleted now goes with a later one.
+        """Delete all but the newest checkpoints; one that cannot be deleted now is left for the next call.
 
         Args:
-            keep: how many.
-            bad_from: all epochs after so many were bad: the newest checkpoint from before stays too.
+            keep: how many of the newest stay.
+            bad_from: number of epochs after which all were bad; the newest checkpoint of fewer epochs stays too.
         """
         spared = None if bad_from is None else self.newest_before(bad_from)
         for folder in self.checkpoints()[:-keep]:
@@ -215,7 +215,7 @@ class RunFolder:
                 continue
             try:
                 shutil.rmtree(folder)
-            except OSError as error:  # somebody else reads it, say
+            except OSError as error:  # another process is reading it, say
                 tell(f"{folder} could not be deleted: {error.strerror or error}")
 
     def checkpoints(self) -> list[Path]:
@@ -223,8 +223,7 @@ class RunFolder:
         return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
 
     def newest_before(self, epochs: int) -> Path | None:
-        """The newest checkpoint of fewer epochs: its weights have drawn an epoch since, the last of so many; None if there is
-        none."""
+        """The newest checkpoint of fewer than ``epochs`` epochs, whose weights drew one of these; None if there is none."""
         return next((folder for folder in reversed(self.checkpoints()) if int(folder.name[-6:]) < epochs), None)
 
     def restore(
@@ -233,7 +232,7 @@ class RunFolder:
         """Load the newest checkpoint that is not damaged into the given tensors and parts.
 
         Args:
-            trained, parts: as of :meth:`save`.
+            trained, parts: as for :meth:`save`.
             tell: is given a line for each damaged checkpoint.
 
         Returns:
@@ -241,7 +240,7 @@ class RunFolder:
 
         Raises:
             UserError: there are checkpoints, and all are damaged.
-            RunStopped: one is not, but cannot be read or does not fit.
+            RunStopped: one cannot be read at the moment, or is intact but cannot be loaded.
         """
         for folder in reversed(self.checkpoints()):
             try:
@@ -262,16 +261,16 @@ class RunFolder:
         return read_jsonl(self.path / "metrics.jsonl")
 
     def last(self) -> dict | None:
-        """The last line of them, None if there is none."""
+        """The last logged line, None if there is none."""
         return last_of_jsonl(self.path / "metrics.jsonl")
 
     def finish(self, weights: Mapping[str, Tensor], summary: dict, export: Callable[[Path], None] | None = None) -> None:
-        """Write the weights that the run is judged by. A run with ``final/summary.json`` is done.
+        """Write the weights that the run is judged by; ``final/summary.json`` comes last and marks the run as done.
 
         Args:
             weights: by name.
             summary: of the run.
-            export: writes them in another form into the folder that it is given, ``final/lora``.
+            export: also writes them as adapters, into the folder that it is given, ``final/lora``.
         """
         final = self.path / "final"
         with self._writing():
@@ -280,21 +279,20 @@ class RunFolder:
                 export(final / "lora")
             with replacing(final / "trained.safetensors") as part:
                 save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, part)
-            if fault(final, "trained.safetensors"):  # these are others than those before, which were judged
+            if fault(final, "trained.safetensors"):  # the rows in it were measured on other weights
                 for rows in final.rglob(ROWS):
                     rows.unlink()
             others = ["trained.safetensors", *_adapters(final), *([METRICS] if (final / METRICS).exists() else [])]
             write_last(final / "summary.json", json.dumps(summary, indent=2) + "\n", others)
 
     def summary(self) -> dict | None:
-        """What :meth:`finish` was given, or None if the run is not done, or if what it wrote is damaged."""
+        """The summary that :meth:`finish` wrote, or None if the run is not done or the summary is damaged."""
         summary = read_json(self.path / "final" / "summary.json")
         whole = isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys()
         return summary if whole and not fault(self.path / "final", "summary.json") else None
 
     def drop_after(self, epochs: int) -> None:
-        """Drop what was logged of later epochs, and put checkpoints of later ones aside, which are damaged; and delete what is
-        left of those that were never complete."""
+        """Drop log lines of later epochs, set later checkpoints aside as damaged, and delete incomplete ones."""
         for part in (self.path / "checkpoints").glob("epoch-??????.part"):
             shutil.rmtree(part, ignore_errors=True)
         with writing(self.path):
@@ -313,7 +311,7 @@ class RunFolder:
 
     @contextmanager
     def _whole(self, folder: Path) -> Iterator[Path]:
-        """A folder to write into, which takes another's place when all is there; raises what :meth:`_writing` does."""
+        """Inside, a new folder to write into, which replaces the given one at the end; raises what :meth:`_writing` does."""
         part = folder.with_name(folder.name + ".part")
         with self._writing():
             shutil.rmtree(part, ignore_errors=True)
@@ -324,10 +322,10 @@ class RunFolder:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Inside, files are written into the folder of a run that goes on.
+        """Inside, files are written into the folder of a run that is under way.
 
         Raises:
-            RunStopped: they cannot be, or the folder was deleted meanwhile: one made anew would have no settings.
+            RunStopped: they cannot be written, or the folder was deleted meanwhile; a new one would have no settings.
         """
         with writing(self.path):
             if not (self.path / "config.yaml").exists():
@@ -340,11 +338,11 @@ class Damaged(Exception):
 
 
 def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, Stateful]) -> dict:
-    """One checkpoint for :meth:`RunFolder.restore`, which gives its progress.
+    """Load one checkpoint for :meth:`RunFolder.restore`, and return its progress.
 
     Raises:
-        Damaged: it is.
-        RunStopped: it is not, but cannot be read, for want of memory or of a file system that answers, or does not fit.
+        Damaged: the checkpoint is damaged.
+        RunStopped: the file system fails, or the checkpoint is intact but does not fit the run or cannot be loaded.
     """
     try:
         if not (folder / SUMS).exists():
@@ -365,7 +363,7 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
             f"{error.filename or folder} cannot be read now ({error.strerror or error}); nothing was changed, and the same "
             "command tries again"
         ) from error
-    except Exception as error:  # of any kind, and no damage: digests are right
+    except Exception as error:  # of any kind, but no damage: the digests match
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         versions = (read_json(folder / "progress.json") or {}).get("versions", "unknown versions")
         raise RunStopped(
@@ -374,7 +372,7 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
 
 
 def _adapters(folder: Path) -> list[str]:
-    """The exported files in it, as paths from it."""
+    """The exported files in a folder, as paths relative to it."""
     return [file.relative_to(folder).as_posix() for file in visible(folder.glob("lora/*.safetensors"))]
 
 
@@ -406,7 +404,7 @@ def load_trained(file: Path, trained: Mapping[str, Tensor], cure: str = "put it 
 
 
 def _copy(file: Path, trained: Mapping[str, Tensor]) -> None:
-    """Load weights whose digest was looked at; raises what :func:`load_trained` does of damage and of other weights."""
+    """Load weights whose digest was checked; raises what :func:`load_trained` does for damaged or other weights."""
     try:
         saved = load_file(file)
     except SafetensorError as error:

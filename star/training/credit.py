@@ -29,15 +29,15 @@ def weigh(
 ) -> None:
     """Give a process's micro-batches their weights, where they are not 1 everywhere.
 
-    Maps stay on their process, unless one's map is made of others': then the whole epoch is allocated at once.
+    Maps stay on their process, unless a rollout's map is made from others': then the whole epoch is allocated at once.
 
     Args:
-        batches: this process's, drawn.
+        batches: this process's, already sampled.
         groups: the group of each sample of the epoch.
         epoch: its number, from 0.
         config: the settings.
-        task: whose evaluator tells what some maps are made of.
-        gather: the items of all processes.
+        task: has the evaluator whose places or slopes some maps are made from.
+        gather: returns the items of all processes.
     """
     method = config.method
     maker = map_maker(method.arm)
@@ -73,7 +73,7 @@ def weigh(
 
 
 def _places(task: Task, batch: MicroBatch) -> Tensor:
-    """The share of each image token where the task's own verdict comes from, (B, h, w)."""
+    """The share of each image token's area where the task's own verdict comes from, (B, h, w)."""
     trajectory = batch.trajectory
     places = places_of(task.evaluator)
     assert places is not None and trajectory.relevance is not None
@@ -88,7 +88,7 @@ def _images(task: Task, batch: MicroBatch) -> Tensor:
 
 
 def _slopes(task: Task, batch: MicroBatch) -> Tensor:
-    """How the task's own reward rises with the pixels of the final images, (B, H, W, 3)."""
+    """The gradient of the task's own reward with respect to the final images' pixels, up to a factor > 0, (B, H, W, 3)."""
     trajectory = batch.trajectory
     slopes = slopes_of(task.evaluator)
     assert slopes is not None
@@ -97,8 +97,7 @@ def _slopes(task: Task, batch: MicroBatch) -> Tensor:
 
 
 def overlaps(method: MethodConfig, batch: MicroBatch) -> list[float]:
-    """How much of the arm's map lies where STAR's does, mean over a micro-batch, see :func:`star.method.allocation.overlap`;
-    nothing where all is uniform."""
+    """The batch's mean overlap of the arm's map with STAR's (:func:`star.method.allocation.overlap`); no item if uniform."""
     relevance = batch.trajectory.relevance
     if batch.weights is None or relevance is None or method.mix == 0:
         return []
@@ -108,19 +107,19 @@ def overlaps(method: MethodConfig, batch: MicroBatch) -> list[float]:
 
 
 def star_weights(method: MethodConfig, relevance: Tensor) -> Tensor:
-    """STAR's weights (steps, B, h, w) of the relevance of B rollouts, whatever the arm, made as the method says."""
+    """STAR's weights (steps, B, h, w) for the relevance of B rollouts, with the method's options but whatever its arm."""
     return allocate(relevance, "star", cap=method.cap, mix=method.mix, exponent=method.exponent, normalise=method.normalise)
 
 
 def check_evaluator(arm: str, task: Task) -> None:
-    """Refuse an arm whose maps are made of what the task's evaluator cannot tell: places or slopes.
+    """Refuse an arm whose maps need places or slopes if the task's evaluator does not provide them.
 
     Args:
         arm: a value of ``method.arm``.
-        task: what judges.
+        task: has the evaluator.
 
     Raises:
-        UserError: it cannot.
+        UserError: it does not.
     """
     maker = map_maker(arm)
     for what, method, words in (

@@ -27,7 +27,8 @@ class Evaluation:
     Attributes:
         scores: the task's metrics, and ``diversity`` where prompts have several images.
         rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's ``judge`` gave.
-        samples: the first image of every prompt, uint8 (H, W, 3); those that this process drew or, on the main one, were kept.
+        samples: the first image of every prompt, uint8 (H, W, 3): those that this process drew and, on the main one, those
+            kept from before the evaluation was cut off.
     """
 
     scores: list[Score]
@@ -53,7 +54,7 @@ def evaluate(
         images: per prompt.
         batch: images that go through the model at once.
         accelerator: the processes.
-        partial: what was judged before the same evaluation was cut off, and where that is kept now.
+        partial: what the same evaluation had judged when it was cut off, and where new verdicts are kept; None to keep none.
 
     Raises:
         RunStopped: a velocity, a pixel or a verdict is not finite, or what was judged cannot be written.
@@ -70,7 +71,7 @@ def evaluate(
     drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
     anew = {job for part in left for job in part}
     before = [one for one in known.values() if one.job not in anew]
-    # Other processes have no use for the pictures, and each keeps its own.
+    # Sample images are not gathered: each process saves its own.
     by_job = {one.job: one for one in [*before, *gather(accelerator, [one._replace(sample=None) for one in drawn])]}
     judged = [by_job[job] for job in jobs]
     samples = {task.test[one.job[0]].text: one.sample for one in [*before, *drawn] if one.sample is not None}
@@ -82,7 +83,7 @@ def evaluate(
 
 
 def _left(batches: Sequence[list[Job]], known: Mapping[Job, Judged], accelerator: Accelerator) -> list[list[Job]]:
-    """The batches that some process does not know whole; whole ones, because what is drawn together has the same digits."""
+    """The batches for which some process lacks verdicts; drawn again whole, since an image's digits depend on its batch."""
     missing = [number for number, part in enumerate(batches) if not known.keys() >= set(part)]
     return [batches[number] for number in sorted(set(gather(accelerator, missing)))]
 
@@ -91,7 +92,7 @@ def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) 
     """The batches that this process draws."""
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     if base.sharded and len(mine) < len(batches[:: accelerator.num_processes]):
-        # Sharded weights want equally many calls of every process: this one draws the first batch once more.
+        # Sharded weights need equally many calls by every process: this one draws the first batch an extra time.
         mine += batches[:1]
     return mine
 
@@ -99,7 +100,7 @@ def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) 
 def _judged(
     base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]], partial: Partial | None
 ) -> list[Judged]:
-    """What became of every image, with the first image of every prompt."""
+    """Draw and judge the batches; returns every image's verdict and thumbnail, and every prompt's first image."""
     beside = Beside(base.device)
     judged: list[Judged] = []
     drawn_before: list[Judged] = []  # whose verdicts are under way
@@ -108,12 +109,12 @@ def _judged(
         prompts = [task.test[number] for number, _ in part]
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
-        # While these are judged the next are drawn; then they are waited for, so that no more images than that are kept.
+        # The batch before was judged while this one was drawn. Waiting for it keeps at most two batches of images in memory.
         judged += _with_verdicts(drawn_before, check_verdicts(task.protocol, before(), len(drawn_before)))
         if partial:
             partial.keep(judged)
         before = beside(task.submit(prompts, list(drawn.numpy())))
-        # Copies, because a view keeps all of its batch, also where it is sent to other processes.
+        # Copies, because a view keeps its whole batch alive and takes it along to other processes.
         drawn_before = [
             Judged(job, {}, row.clone(), image.copy() if job[1] == 0 else None)
             for job, row, image in zip(part, thumbnails(drawn), drawn.numpy(), strict=True)
@@ -126,7 +127,7 @@ def _with_verdicts(drawn: Iterable[Judged], verdicts: Iterable[dict]) -> list[Ju
 
 
 def _diversity(thumbnails: Tensor) -> Score:
-    """How different the images (prompts, images, pixels) of a prompt are: a policy that collapsed has none."""
+    """Mean distance between a prompt's thumbnails (prompts, images, pixels): near 0 for a policy that has collapsed."""
     distances = torch.stack([mean_distance(rows) for rows in thumbnails])
     stderr = distances.std().item() / len(distances) ** 0.5 if len(distances) > 1 else None
     return Score("diversity", distances.mean().item(), stderr, thumbnails.shape[0] * thumbnails.shape[1], len(distances))

@@ -1,4 +1,4 @@
-"""What a run is of beside its settings, and may be another tomorrow: a base model in a folder, prompts of somebody's own."""
+"""Inputs of a run that may change while its settings stay the same: a base model in a folder, and user-defined prompts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from star.tasks import Task
 
 
 def given(config: Config, task: Task) -> dict[str, str]:
-    """Digests of the ``model`` and the ``prompts``; empty for those that ship with this package, which settings tell.
+    """Digests of the ``model`` and the ``prompts``; empty for those that ship with this package, which settings identify.
 
     Args:
         config: the settings.
@@ -21,16 +21,16 @@ def given(config: Config, task: Task) -> dict[str, str]:
 
 
 def check_given(config: Config, known: Mapping[str, Any], now: Mapping[str, str], begun: str) -> None:
-    """Refuse to go on with, or to measure, another base model or other prompts than before.
+    """Refuse to go on with, or to measure, a base model or prompts other than those recorded.
 
     Args:
         config: the settings.
-        known: what was noted before, among other things; what is missing was not noted.
-        now: what is :func:`given`.
+        known: the digests recorded before, among other things; one that is missing is not checked.
+        now: the current digests, see :func:`given`.
         begun: what was done before and how to do it anew: ``than when DONE; put that back, or ANEW``.
 
     Raises:
-        UserError: one is another.
+        UserError: one of them has changed.
     """
     for name, what in (
         ("model", f"model.path={config.model.path} is another model"),

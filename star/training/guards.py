@@ -1,4 +1,4 @@
-"""What stops a run that must not go on: updates that are not on-policy, numbers that are not finite, a collapse."""
+"""Checks that stop a run that must not go on: first updates that are not on-policy, non-finite numbers, a collapse."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ COLLAPSED_DIVERSITY = 0.05
 """The same of the diversity within groups."""
 
 SMALLEST_SCALE = 1.0
-"""Of losses in half precision: an update whose gradient overflows is skipped and the scale halved, down to here."""
+"""The lowest scale of a float16 model's loss: when a gradient overflows, its update is skipped and the scale halved."""
 
 
 def check_update(figures: Mapping[str, Sequence[float]], tolerance: float, epoch: int) -> None:
-    """Stop before an update that is not finite, or is the first of its epoch and does not compute what the rollout did.
+    """Stop before an update whose loss is not finite, or an epoch's first one that does not compute what the rollout did.
 
     Args:
         figures: ``loss`` and ``ratio_error``, the largest distance of a ratio from 1, of each micro-batch and step.
-        tolerance: how much of that is rounding, see :func:`star.method.objective.ratio_tolerance_for`.
+        tolerance: how much of that distance rounding explains, see :func:`star.method.objective.ratio_tolerance_for`.
         epoch: of the update.
     """
     if not all(map(math.isfinite, figures.get("loss", ()))):
@@ -42,16 +42,16 @@ def check_update(figures: Mapping[str, Sequence[float]], tolerance: float, epoch
 
 
 def check_gradient(norm: float, scale: float, epoch: int) -> None:
-    """Stop where a gradient is not finite and no smaller scale of it is left."""
+    """Stop if a gradient is not finite and the loss scale cannot be lowered any further."""
     if not math.isfinite(norm) and scale <= SMALLEST_SCALE:
         raise RunStopped(f"the gradient is not finite in epoch {epoch}: lower train.lr or check the rewards")
 
 
 def check_velocities(finite: Sequence[Tensor]) -> None:
-    """Stop where a model's velocities are not finite: the latents, pictures and scores after them would be of nothing.
+    """Stop if a velocity is not finite: the latents, images and scores that follow from it would mean nothing.
 
     Args:
-        finite: of each denoising step, whether its velocity is, a bool scalar on the device; it is waited for here alone.
+        finite: whether the velocity of each denoising step is, bool scalars on the device; only here are they waited for.
     """
     known = torch.stack(list(finite)).tolist()
     if not all(known):
@@ -66,7 +66,7 @@ def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> No
 
     Args:
         weights: what they are -> the tensors by name.
-        epoch: after which they are looked at.
+        epoch: the finished epoch, for the message.
     """
     for what, tensors in weights.items():
         finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
@@ -77,11 +77,11 @@ def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> No
 
 @contextmanager
 def limits(config: Config) -> Iterator[None]:
-    """Inside, a GPU that runs out of memory, or code that is compiled too often, stops the run with the settings that help."""
+    """Inside, running out of GPU memory or recompiling too often stops the run with a message that names a remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". GPU")[0]  # what follows tells of the allocator
+        reason = str(error).partition(". GPU")[0]  # the rest is about the allocator
         ways = " or ".join(ways_to_save_memory(config, 2 if several_processes() else 1))
         raise RunStopped(
             f"{reason}; set {ways} (another micro-batch is another run, the others go on with this one)"
@@ -100,9 +100,9 @@ def bad_epochs(
 
     Args:
         first, now: ``reward`` and ``diversity`` of the first epoch and of this one.
-        before: the number up to the epoch before.
-        allowed: the run stops at so many.
-        sound: a checkpoint of weights that drew a good epoch, to be named where the run stops.
+        before: the number up to the previous epoch.
+        allowed: the number at which the run stops.
+        sound: a checkpoint whose weights drew a good epoch, to be named in the message.
     """
     reasons = []
     if first["reward"] > 0 and now["reward"] < COLLAPSED_REWARD * first["reward"]:

@@ -1,4 +1,4 @@
-"""Judging beside the model."""
+"""Judging images while the model draws the next ones."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,19 +10,18 @@ Verdicts = Callable[[], list[dict]]
 
 
 class Beside:
-    """Lets verdicts be made in a thread while a GPU draws the next images.
+    """Makes verdicts in a thread while a GPU draws the next images.
 
-    On a CPU there is nothing beside which to judge, and verdicts are made when they are waited for, as evaluators give them.
+    On a CPU nothing would overlap, so there is no thread, and what the evaluator gave is used as it is.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._thread = None
         if device.type == "cuda":
-            # A thread begins with the first GPU as its own, whichever that of its process is.
+            # A new thread starts out on the first GPU, whichever one its process uses.
             own = torch.cuda.current_device()
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(own,))
 
     def __call__(self, judge: Verdicts) -> Verdicts:
-        """A function that waits for the verdicts of what :meth:`evaluators.interface.Evaluator.submit` gave, and raises its
-        errors."""
+        """A function that waits for the verdicts of ``judge``, which an evaluator's ``submit`` gave, and raises its errors."""
         return self._thread.submit(judge).result if self._thread else judge

@@ -1,4 +1,4 @@
-"""What settings leave to the machine: decided once for a run, said, and written into its ``config.yaml``."""
+"""Settings that are left to the machine: decided once per run, announced, and written into its ``config.yaml``."""
 
 import os
 from dataclasses import replace
@@ -23,12 +23,12 @@ from star.training.checkpoint import RunFolder
 
 
 def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Config:
-    """The settings with nothing left open.
+    """The settings, with what they leave to the machine decided.
 
     Args:
         config: the settings of a run.
-        folder: the run's, which knows the kernels that it was begun with.
-        accelerator: the device and the processes, which all decide alike.
+        folder: the run's, which records the kernels that it was begun with.
+        accelerator: the device and the processes, all of which decide alike.
 
     Raises:
         UserError: the run was begun with other kernels than the settings ask for.
@@ -40,15 +40,15 @@ def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Conf
 
 
 def placed(config: Config, device: torch.device, processes: int) -> ModelConfig:
-    """The model's settings with it decided where text encoders and autoencoder rest, as a training of them would.
+    """The model's settings, with ``offload`` decided as for a training: where text encoders and autoencoder are kept.
 
     Args:
         config: the settings.
-        device: that a process computes on.
-        processes: that a run has.
+        device: the one that a process computes on.
+        processes: number of processes of a run.
 
     Raises:
-        UserError: nobody knows how much memory the model takes.
+        UserError: it is not known how much memory the model takes.
     """
     model = config.model
     if model.offload is not None:
@@ -65,14 +65,14 @@ def loaded(config: Config) -> BaseModel:
 
 
 def as_begun(config: Config, folder: Path) -> Config:
-    """The settings with the kernels that a measurement was begun with: one that is cut off goes on with them.
+    """The settings with the kernels that a measurement was begun with, so that one that was cut off goes on with them.
 
     Args:
         config: the settings.
-        folder: of what is measured so far, where the kernels are noted.
+        folder: where partial results lie, and where the kernels are recorded.
 
     Raises:
-        UserError: they are others than the settings ask for.
+        UserError: the settings ask for other kernels.
     """
     accelerator, file = joined(), folder / "kernels.txt"
     if accelerator.device.type != "cpu":
@@ -92,7 +92,7 @@ def decisions(asked: Config, config: Config) -> list[str]:
 
     Args:
         asked: the settings.
-        config: the same, :func:`settled`.
+        config: the same after :func:`settled`.
     """
     lines, model = [], config.model
     if asked.model.kernels != model.kernels:
@@ -111,10 +111,10 @@ def compute_deterministically() -> None:
 
 
 def check_deterministic(config: Config, device: torch.device) -> None:
-    """Refuse an arm that needs a kernel of which a GPU has no deterministic one.
+    """Refuse an arm that needs a kernel with no deterministic version on a GPU, if ``train.deterministic`` is set.
 
     Raises:
-        UserError: it does.
+        UserError: the arm needs one.
     """
     maker = map_maker(config.method.arm)
     if config.train.deterministic and device.type == "cuda" and maker and needs(maker, "slopes"):

@@ -1,4 +1,4 @@
-"""What an evaluation had judged when it was cut off: the same one goes on from there."""
+"""What an evaluation had judged when it was cut off, so that the same one can go on from there."""
 
 import json
 import time
@@ -16,17 +16,17 @@ from torch import Tensor
 from star.common.files import replacing, visible, writing
 
 PARTIAL = "partial"
-"""The folder in that of the results to be."""
+"""The folder of partial results, within that of the final ones."""
 
 KEEP_SECONDS = 300.0
-"""How much work may be lost; most evaluations of the small model are over by then."""
+"""How much work an interruption may cost; most evaluations of the small model take less time."""
 
 Job = tuple[int, int]
 """The number of a prompt, and that of its image."""
 
 
 class Judged(NamedTuple):
-    """An image that was drawn and judged, how it looks in small, and itself, uint8 (H, W, 3), if it is to be kept."""
+    """One image's verdict, its thumbnail and, if it is to be kept, the image itself, uint8 (H, W, 3)."""
 
     job: Job
     verdict: dict
@@ -35,25 +35,25 @@ class Judged(NamedTuple):
 
 
 class Partial:
-    """Files of judged images in a folder, written by every process of an evaluation now and then.
+    """Files of judged images in a folder, which every process of an evaluation writes from time to time.
 
-    Verdicts that JSON cannot hold as they are, of an evaluator of somebody's own, are not kept, and are made again.
+    A user-defined evaluator's verdicts are not kept, but made again, if JSON cannot hold them as they are.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         """
         Args:
-            folder: of the files; need not be there.
-            key: what images and verdicts depend on. What is there under another one does not count.
+            folder: of the files; need not exist.
+            key: a hash of all that images and verdicts depend on; files with another key are ignored.
         """
         self.folder, self.key = folder, key
         self._written, self._at = 0, time.monotonic()
 
     def read(self, samples: bool) -> dict[Job, Judged]:
-        """What is there; a file that cannot be read is left out.
+        """The judged images in the folder's files; a file that cannot be read is skipped.
 
         Args:
-            samples: with the images that are to be kept, a gigabyte or more at the paper's scale.
+            samples: whether to load the images themselves too, a gigabyte or more at the paper's scale.
         """
         found: dict[Job, Judged] = {}
         for file in visible(self.folder.glob("*.safetensors")):
@@ -64,7 +64,7 @@ class Partial:
         return found
 
     def keep(self, judged: Sequence[Judged]) -> None:
-        """Write what has come since the last time, if that is long ago.
+        """Write what was judged since the last write, if that was at least :data:`KEEP_SECONDS` ago.
 
         Args:
             judged: all that this process has judged so far.

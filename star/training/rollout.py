@@ -39,7 +39,7 @@ class Trajectory:
         means: of its transitions, (len(steps), B, C, H, W); None if they were not asked for.
         relevance: (len(steps), B, h, w), or None if it was not captured.
         images: uint8 (B, H, W, 3), on the CPU.
-        alike: how many rows in a row are equal before the first trained step, see :func:`alike_runs`; None if none are.
+        alike: lengths of the runs of rows that are equal before the first trained step, see :func:`alike_runs`; None if none.
     """
 
     samples: list[Sample]
@@ -54,12 +54,12 @@ class Trajectory:
 
 @dataclass
 class MicroBatch:
-    """What goes through the model at once, on its way from rollout to update.
+    """Rollouts that go through the model at once, on their way from sampling to update.
 
     Attributes:
         number: its place among the micro-batches of all processes; sample ``i`` of it is the epoch's ``number B + i``.
         trajectory: of its B rollouts.
-        verdicts: name of a reward -> what waits for the verdicts on its images.
+        verdicts: name of a reward -> a function that waits for its verdicts on the images.
         advantages: (B,), once all rewards are known.
         weights: (steps, B, h, w), once they are allocated; None where they are 1 everywhere.
     """
@@ -80,7 +80,7 @@ class MicroBatch:
 def plan(prompts: int, groups: int, group_size: int, seed: int, epoch: int) -> list[Sample]:
     """The samples of an epoch, group by group: distinct prompts, drawn anew each epoch.
 
-    If there are too few, prompts come again with further indices, and so with other noise.
+    If there are fewer prompts than groups, prompts come again with higher indices, and so with other noise.
     """
     chosen: list[tuple[int, int]] = []
     source = generator(seed, "prompts", epoch)
@@ -93,8 +93,8 @@ def plan(prompts: int, groups: int, group_size: int, seed: int, epoch: int) -> l
 def trained_steps(sampling: SamplingConfig, seed: int, epoch: int) -> list[int]:
     """The stochastic steps that are trained: a window drawn for the epoch, or all but the last.
 
-    With a window the other steps are deterministic. Without one every step is stochastic, also the last, which is
-    never trained (its deviation is almost 0).
+    With a window the other steps are deterministic. Without one every step is stochastic, even the last, which is
+    never trained (its std is almost 0).
     """
     steps = sampling.trainable
     if not sampling.window:
@@ -125,9 +125,9 @@ class Step:
 
 
 def alike_runs(samples: Sequence[Sample], same_latent: bool) -> list[int] | None:
-    """Lengths of the runs of rows that start from one text and one noise: the model sees each run once until noise parts it.
+    """Lengths of the runs of rows with one text and starting noise: the model sees one row of each until noise parts them.
 
-    They add up to the number of samples. None if every row is for itself.
+    They add up to the number of samples. None if every run is of one row.
     """
     if not same_latent:
         return None
@@ -152,7 +152,7 @@ def _first(alike: Sequence[int]) -> list[int]:
 
 
 def _spread(rows: Tensor, alike: Sequence[int]) -> Tensor:
-    """One row for each run -> all rows. Views that are joined: the gradient is a plain sum, as no indexing's is on a GPU."""
+    """One row for each run -> all rows; joins views, so that unlike with indexing on a GPU the gradient is a plain sum."""
     return torch.cat([row.expand(length, *row.shape[1:]) for row, length in zip(rows.split(1), alike, strict=True)])
 
 
@@ -177,16 +177,16 @@ def denoise(
         x: where it starts, (B, C, H, W) float32 on the model's device.
         texts: B prompts.
         guidance: classifier-free guidance scale.
-        kinds: of each step; as many as there are steps.
+        kinds: the kind of each step.
         noise_level: of the stochastic ones.
-        noise: draws (B, C, H, W) for a step; it is asked at every one. None takes the mean of each.
+        noise: draws (B, C, H, W) for a step, and is called at every one; None takes the mean of each transition.
         capture: reads relevance.
-        captured: at which steps; by default at all.
-        per_block: whether it comes block by block.
+        captured: the steps at which it does; by default all.
+        per_block: whether relevance is given per block.
         alike: lengths of the runs of rows that start alike, see :func:`alike_runs`.
 
     Raises:
-        RunStopped: at the end, if a velocity was not finite; latents and pictures of it are not to be used.
+        RunStopped: at the end, if a velocity was not finite; what was made with it must not be used.
     """
     finite: list[Tensor] = []
     schedule = base.schedule(len(kinds))
@@ -207,7 +207,7 @@ def denoise(
             x = following
             if kind != "ode" and noise is not None:
                 alike = None
-    guards.check_velocities(finite)  # once, since asking a GPU is waiting for it
+    guards.check_velocities(finite)  # once, since reading from a GPU means waiting for it
 
 
 @torch.no_grad()
@@ -236,9 +236,9 @@ def sample(
         sampling: schedule, noise and guidance.
         steps: the trained steps, see :func:`trained_steps`.
         relevance: which blocks and columns.
-        reduction: what the ratio is of, see :class:`star.config.schema.MethodConfig`.
+        reduction: the ratio that log-probabilities are for, see :class:`star.config.schema.MethodConfig`.
         seed, epoch: of the noise.
-        keep_means: of the transitions, see :attr:`star.config.Config.keep_means`.
+        keep_means: whether to keep those of the transitions, see :attr:`star.config.Config.keep_means`.
         noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.
     """
     texts = [prompts[s.prompt].text for s in samples]
@@ -247,7 +247,7 @@ def sample(
     capture = None
     if relevance is not None:
         capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
-    # Every sample draws for every step, so that a step's noise does not depend on where the window lies.
+    # Every sample draws noise for every step, so that a step's noise does not depend on where the window lies.
     noise = noise or step_noise(base, samples, seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
@@ -286,7 +286,7 @@ def generate(
 
 
 def starts(base: BaseModel, samples: Sequence[Sample], same_latent: bool, seed: int, epoch: int) -> Tensor:
-    """Where an epoch's samples start, (B, C, H, W) float32 on the device; those of a prompt together with ``same_latent``."""
+    """The samples' starting noise, (B, C, H, W) float32 on the device; with ``same_latent`` those of a prompt share it."""
     indices = [0 if same_latent else s.index for s in samples]
     rows = [
         normal(base.latent_shape, seed, epoch, "start", s.prompt, index) for s, index in zip(samples, indices, strict=True)
@@ -295,12 +295,12 @@ def starts(base: BaseModel, samples: Sequence[Sample], same_latent: bool, seed: 
 
 
 def step_noise(base: BaseModel, samples: Sequence[Sample], seed: int, epoch: int) -> Callable[[], Tensor]:
-    """What draws the noise of an epoch's samples, step after step; see :func:`keyed_noise`."""
+    """A function that draws the noise of an epoch's samples for one step after the other, see :func:`keyed_noise`."""
     return keyed_noise(base, [(seed, epoch, "steps", s.prompt, s.index) for s in samples])
 
 
 def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Callable[[], Tensor]:
-    """What draws the noise of one step after the other for samples with the given keys, (B, C, H, W) on the device."""
+    """A function that draws the noise of the next step for samples with the given keys, (B, C, H, W) on the device."""
     sources = [generator(*key) for key in keys]
 
     def draw() -> Tensor:
@@ -311,7 +311,7 @@ def keyed_noise(base: BaseModel, keys: Sequence[tuple[int | str, ...]]) -> Calla
 
 
 def diversity(rows: Tensor, groups: Sequence[int]) -> float:
-    """Mean over groups of the mean distance of two images of a group (of 0 if it has one).
+    """Mean over groups of the mean distance between two images of a group (0 for a group of one image).
 
     The distance is the root mean square difference of pixels in [0, 1] at an eighth of the size.
 

@@ -37,21 +37,21 @@ from star.training.trainer import Trainer
 Measure = Callable[[Task, int, Partial | None], Evaluation]
 UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
 GIVEN = "given.json"
-"""What an evaluation without a training was of beside its settings, see :mod:`star.training.given`."""
+"""The file with the digests of what an evaluation without a training was given, see :mod:`star.training.given`."""
 
 
 def trained(config: Config) -> list[Row]:
     """Result rows of a method: trains it unless the run folder is done, and evaluates it unless that is done too.
 
     The run's own task comes first; the others that ``evaluators`` names follow, with ``evaluation.cross_images`` images
-    per prompt and the method's name as ``star:geneval``.
+    per prompt and method names such as ``star:geneval``.
     """
     check_launched()
     with guards.limits(config):
         if is_first():
             RunFolder(Path(config.run)).check_place()
         trainer = Trainer(config)
-        if trainer.folder.summary() is None:  # what evaluations lack is told before hours of work, not after
+        if trainer.folder.summary() is None:  # report what evaluations lack before hours of work, not after
             try_evaluator(config, trainer.task)
             for name in settings.other_tasks(config):
                 try_evaluator(config, load_task(config, name, trainer.others.get(name)))  # not kept: its weights take memory
@@ -79,12 +79,12 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
     method = settings.label(config, config.method.name)
     kept = Kept(config, summary, config.seed, measure)
     rows = kept.rows(trainer.task, method, final, config.evaluation.images, settings.identity(config, own))
-    del trainer.task  # its judge, whose place on the GPU the others' need
+    del trainer.task  # frees its judge's memory on the GPU for the others
     for name in settings.other_tasks(config):
         task = load_task(config, name, trainer.others.get(name))
         known = settings.identity(config, name)
         rows += kept.rows(task, on_task(method, own, name), final / task.name, config.evaluation.cross_images, known)
-        del task  # before the next is made
+        del task  # frees its judge before the next one loads
     return rows
 
 
@@ -121,8 +121,8 @@ def released_identity(config: Config, lora: Lora) -> dict:
 
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
-    """Rows of what this project did not train: the seed is that of the evaluation's noise."""
-    models.find(config.model)  # before a folder is made for it
+    """Result rows of a model that this project did not train; their seed is that of the evaluation's noise."""
+    models.find(config.model)  # fails before a folder is made, if there is no such model
     task = load_task(config, config.task.name)
     now, main = given(config, task), PartialState().is_main_process
     summary = UNTRAINED | {"commit": commit(), "machine": machine(PartialState().num_processes)} | now
@@ -141,7 +141,7 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
 
 @dataclass(frozen=True)
 class Kept:
-    """Evaluations of one model that are made once.
+    """Evaluations of one model, each of which is made only once.
 
     Attributes:
         config: the settings.
@@ -156,7 +156,7 @@ class Kept:
     measure: Measure
 
     def rows(self, task: Task, method: str, folder: Path, images: int, identity: dict) -> list[Row]:
-        """The rows of one evaluation: those kept in its folder if they depend on the same, or else measured now."""
+        """The rows of one evaluation: those in its folder if intact and of this identity and protocol, else measured now."""
         hashed, protocol, file = config_hash(identity), _protocol(task, self.config), folder / ROWS
         rows = read_rows(file)
         known = bool(rows) and (rows[0].config_hash, rows[0].protocol) == (hashed, protocol)
@@ -166,7 +166,7 @@ class Kept:
         main, kept = PartialState().is_main_process, folder / PARTIAL
         if done:
             if main:
-                shutil.rmtree(kept, ignore_errors=True)  # of an evaluation that was killed when it was done
+                shutil.rmtree(kept, ignore_errors=True)  # left by an evaluation that was killed after it had finished
             return rows
         if main:
             check_room(folder, "what is measured")
@@ -197,7 +197,7 @@ class Kept:
         return rows
 
     def _partial(self, folder: Path, hashed: str, protocol: str) -> Partial | None:
-        """Where what was judged is kept until all is; nowhere for code that may change unseen from one time to the next."""
+        """Where verdicts are kept until all are made; None if no commit pins the code, which may then change in between."""
         code = commit()
         by = {"code": code, "libraries": versions(), "machine": machine()}
         key = config_hash({"of": hashed, "protocol": protocol, "training": self.summary, "by": by})
@@ -205,7 +205,7 @@ class Kept:
 
 
 def _protocol(task: Task, config: Config) -> str:
-    """``geneval-v1/mini-2/mini``, with what an evaluation does differently from the scale behind it: ``.../guidance=1.0``."""
+    """``geneval-v1/mini-2/mini``, and behind it how the evaluation departs from the scale's, as in ``.../guidance=1.0``."""
     return str(ProtocolName.of(task.protocol, config.scale, settings.evaluation_changes(config)))
 
 

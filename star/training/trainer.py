@@ -1,4 +1,4 @@
-"""The training loop: sample groups of rollouts, score them, allocate their advantages, update, and again.
+"""The training loop: sample groups of rollouts, score them, allocate their advantages, update, repeat.
 
 One loop for every method: Flow-GRPO is the uniform allocation with one ratio per image. Each epoch draws its groups and
 its noise from keys, micro-batches are the same on any number of processes, and checkpoints hold all that is not keyed, so
@@ -70,12 +70,12 @@ class Trainer:
 
     Attributes:
         config: all settings, with what was left to the machine decided.
-        task, others: what is rewarded, and the judges of rewards that are mixed in by name.
-        base: the model, whose trained weights are moved.
+        task, others: what is rewarded, and the judges of the rewards that are mixed in, by name.
+        base: the model, whose trained weights are updated.
         schedule: the sigmas of the denoising steps.
-        clip_range, ratio_tolerance: how far a ratio may be from 1 before it is clipped, and in a first update at all.
-        optimizer, ema, scaler: what a checkpoint holds beside the weights.
-        commit: of the code; ``A..B`` if the run was begun by A and goes on with B.
+        clip_range, ratio_tolerance: how far a ratio may be from 1 before it is clipped, or in a first update stops the run.
+        optimizer, ema, scaler: what a checkpoint holds besides the weights.
+        commit: of the code; ``A..B`` if the run was begun with A and goes on with B.
         machine: what trains; ``A; B`` if the run was begun on A and goes on on B.
     """
 
@@ -95,12 +95,12 @@ class Trainer:
         self.accelerator = processes.joined(log_with=config.tracker, project_dir=config.run)
         device = self.accelerator.device
         self.folder = RunFolder(Path(config.run))
-        self.commit = commit()  # of the code that computes; the checkout may have gone on when the run ends
+        self.commit = commit()  # read now: the checkout may have moved on when the run ends
         self.machine = machine(self.accelerator.num_processes)
         asked = config
         self.config = config = settled(asked, self.folder, self.accelerator)
         self.decisions = decisions(asked, config)
-        # A map that nothing makes and images that cannot be judged are told before a model is loaded.
+        # Maps that nothing makes and images that cannot be judged are reported before a model is loaded.
         map_maker(config.method.arm)
         check_deterministic(config, device)
         if config.train.deterministic:
@@ -126,7 +126,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=config.model.dtype == "float16")
 
     def _check_prompts(self) -> None:
-        """Refuse prompts of somebody's own that are others in other processes: number and text would not go together."""
+        """Refuse user-defined prompts that differ between processes: a prompt's number would not stand for the same text."""
         if self.config.task.prompts and len(set(processes.gather(self.accelerator, [self._given["prompts"]]))) > 1:
             raise UserError(
                 f"task.prompts={self.config.task.prompts} gives each process other prompts: draw them from a seed, and order "
@@ -134,7 +134,7 @@ class Trainer:
             )
 
     def _check_model(self) -> None:
-        """Refuse, before anything is written, what the settings ask of a model or of prompts that do not have it.
+        """Refuse, before anything is written, settings that the model or the prompts cannot meet.
 
         Raises:
             UserError: blocks or heads that are not there, an arm whose maps cannot be made, prompts whose core words the text
@@ -152,7 +152,7 @@ class Trainer:
 
     @property
     def state(self) -> dict:
-        """What a checkpoint holds beside the trained weights."""
+        """What a checkpoint holds besides the trained weights."""
         return {"optimizer": self.optimizer, "ema": self.ema, "scaler": self.scaler}
 
     def run(self) -> dict:
@@ -188,14 +188,14 @@ class Trainer:
         summary = progress | self._made_by | self._given
         if main:
             self.folder.finish(self.ema.values, summary, self._export)
-        # Not end_training: that also parts the processes, which still have to evaluate.
+        # Not end_training: that also ends the process group, which evaluations still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        # Each has its own clock; and nobody goes on before the weights are there.
+        # Clocks differ, so the first process's summary counts; and none goes on before the weights are there.
         return self._gather([summary])[0]
 
     def _train(self, progress: dict) -> dict:
-        """The epochs that are left, with a checkpoint now and then; gives the progress in the end."""
+        """Train the epochs that are left, with a checkpoint now and then; returns the final progress."""
         train = self.config.train
         batches = train.groups * train.group_size // train.micro_batch
         label = f"{self.config.task.name} {self.config.method.name} seed {self.config.seed}"
@@ -241,7 +241,7 @@ class Trainer:
         batches = self.rollouts(samples, steps, epoch, tick)
         scores, spread = self.score(batches)
         sampled = time.monotonic()
-        # Draws of one text in an epoch are one group, as in Flow-GRPO.
+        # All samples of one text in an epoch are one group, as in Flow-GRPO.
         ids = {text: number for number, text in enumerate(dict.fromkeys(self._text(s) for s in samples))}
         groups = [ids[self._text(s)] for s in samples]
         rewards = scores[self.config.task.name]
@@ -266,7 +266,7 @@ class Trainer:
     def rollouts(
         self, samples: Sequence[Sample], steps: Sequence[int], epoch: int, tick: Callable[[], None]
     ) -> list[MicroBatch]:
-        """This process's micro-batches in the order of their numbers, drawn, and with verdicts under way."""
+        """Sample this process's micro-batches, in the order of their numbers, and start to judge them."""
         size, config = self.config.train.micro_batch, self.config
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         # Each update's share is spread over all processes, so that none waits for the others.
@@ -324,12 +324,12 @@ class Trainer:
         weigh(batches, groups, epoch, self.config, self.task, self._gather)
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
-        """The optimizer steps of an epoch, each on its share of the micro-batches; gives their figures.
+        """Take the optimizer steps of an epoch, each on its share of the micro-batches; returns their figures.
 
         Args:
             batches: this process's.
-            count: of the micro-batches of all processes.
-            epoch: which decides on the order.
+            count: number of micro-batches of all processes.
+            epoch: decides the order.
             tick: called after every micro-batch.
         """
         figures: dict[str, list[float]] = defaultdict(list)
@@ -349,7 +349,7 @@ class Trainer:
             made = math.isfinite(norm)
             if made:
                 figures["grad_norm"].append(norm)
-            if self.scaler.is_enabled():  # which begins too high, and leaves out updates until it does not overflow
+            if self.scaler.is_enabled():  # its scale starts too high, and updates are skipped until none overflows
                 figures["skipped_updates"].append(float(not made))
         for batch in batches:
             if batch.weights is not None:
@@ -363,7 +363,7 @@ class Trainer:
         return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
 
     def _check_shares(self) -> None:
-        """Refuse sharded weights where processes would compute unequally often, and wait for each other for ever."""
+        """Refuse sharded weights if processes would call the model unequally often, and so wait for each other forever."""
         train, ranks = self.config.train, self.accelerator.num_processes
         batches = train.groups * train.group_size // train.micro_batch
         if any(len(share) % ranks for share in self.shares(batches, 0)):
@@ -384,8 +384,8 @@ class Trainer:
     def backward(self, batch: MicroBatch, samples: float, figures: dict[str, list[Tensor]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps.
 
-        The samples are those of one process: of all processes the gradient would be a smaller number, which half precision
-        loses sooner. Figures stay on the device, so that nothing waits for it before the whole update is on its way.
+        ``samples`` counts one process's: dividing by those of all would make the gradient smaller, which half precision loses
+        sooner. Figures stay on the device, so that nothing waits for it before the whole update is queued.
         """
         trajectory, train, method = batch.trajectory, self.config.train, self.config.method
         if train.beta == 0 and not batch.advantages.any():
@@ -419,7 +419,7 @@ class Trainer:
         """The transition of a trained step from the latents that were sampled, under the model as it is now."""
         trajectory, sampling = batch.trajectory, self.config.sampling
         x, step = trajectory.latents[row], trajectory.steps[row]
-        # Rows are alike until the noise of the first trained step, and the rollout saw them so too.
+        # Rows are equal until the first trained step adds noise, and the rollout computed them once, too.
         alike = trajectory.alike if row == 0 else None
         texts = [self._text(s) for s in trajectory.samples]
         v = velocity(self.base, x, self.schedule[step], texts, sampling.guidance, alike)
@@ -434,15 +434,15 @@ class Trainer:
         weights: Tensor | None,
         by_itself: bool = False,
     ) -> tuple[PolicyLoss, Tensor]:
-        """The policy loss of a trained step and what its ratios look like; the loss (B,) divided as GRPO-Guard's, if it is on.
+        """The :class:`PolicyLoss` of a trained step, and its loss (B,), which GRPO-Guard divides by the time step's length.
 
         Args:
-            batch: has its advantages.
-            row: of the step among the trained ones.
+            batch: with its advantages set.
+            row: index of the step among the trained ones.
             moved: its transition, see :meth:`moved`.
             method: reduction and map.
             weights: of the step, (B, H, W); None for 1 everywhere.
-            by_itself: set the policy against itself instead of the one that sampled, so that every ratio is 1.
+            by_itself: compare the policy with itself instead of the one that sampled, so that every ratio is 1.
         """
         trajectory, train, sampling = batch.trajectory, self.config.train, self.config.sampling
         new = log_prob_map(trajectory.latents[row + 1], moved.mean, moved.std, sampling.kind, method.reduction)
@@ -462,7 +462,7 @@ class Trainer:
         return policy, policy.loss / -moved.dt if train.guard else policy.loss
 
     def _step_shares(self, steps: Sequence[int]) -> list[float]:
-        """What the policy loss of each trained step counts for, 1 on average."""
+        """The weight of each trained step's policy loss, 1 on average."""
         sampling = self.config.sampling
         if self.config.method.steps == "as_sampled":
             return [1.0] * len(steps)
@@ -476,7 +476,7 @@ class Trainer:
         flat = processes.total(self.accelerator, flat) / self.accelerator.num_processes
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
-        # A process whose samples all had no advantage has scaled nothing yet, and the scaler would fail.
+        # A process all of whose advantages are 0 has scaled nothing yet, and unscaling would fail.
         self.scaler.scale(torch.zeros((), device=self.base.device))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
@@ -525,12 +525,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             epoch, known = progress["epoch"], progress | self._made_by | self._given
             self.folder.save(epoch, self.base.trained, self.state, known, self._export)
-            # A run that may be collapsing outlives all newer checkpoints by its last sound one.
+            # While a run may be collapsing, its last sound checkpoint outlives newer ones.
             self.folder.prune(self.config.train.keep, epoch - progress["bad_epochs"] if progress["bad_epochs"] else None)
 
     @property
     def _export(self) -> Callable[[Path], None] | None:
-        """Writes the adapters that the run is judged by, the average, into a folder; None where there are none."""
+        """A function that writes the adapters the run is judged by, their average, into a folder; None if there are none."""
         return partial(self.base.export, values=self.ema.values) if self.config.model.parameters == "lora" else None
 
     def _restore(self) -> dict:
@@ -539,7 +539,7 @@ class Trainer:
         progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
         if main:
             self._check_begun(progress)
-        if self.accelerator.num_processes > 1:  # each went on from what it could read
+        if self.accelerator.num_processes > 1:  # each process loaded what it could read
             place = (progress["epoch"], digest(self.base.trained))
             processes.check_agreed(place, f"{self.folder.path}/checkpoints")
         begun = progress.pop("commit", self.commit)
@@ -553,14 +553,14 @@ class Trainer:
             if main:
                 tell(f"it was trained by {before} so far, and goes on by {self.machine}: digits may differ")
             self.machine = f"{before}; {self.machine}"
-        processes.wait(self.accelerator)  # until nobody reads any more
+        processes.wait(self.accelerator)  # until all have read
         if main:
             self.folder.drop_after(progress["epoch"])
         return progress
 
     @property
     def _made_by(self) -> dict[str, str]:
-        """What digits depend on beside the settings."""
+        """What the digits of results depend on besides the settings."""
         return {"commit": self.commit, "versions": versions(), "machine": self.machine}
 
     def _check_begun(self, known: Mapping[str, Any]) -> None:
