@@ -16,7 +16,7 @@ STABLE_GROUP = 12
 
 
 def check(config: Config) -> None:
-    """Ranges and combinations that types cannot say.
+    """Check ranges and combinations of settings, which types cannot express.
 
     Raises:
         UserError: names the setting, its value and what is allowed.
@@ -57,7 +57,7 @@ def check(config: Config) -> None:
 
 
 def _check_values(config: Config) -> None:
-    """Hold every value against the rule beside its type."""
+    """Check that numbers are finite and that every value obeys the rule beside its type."""
     for name, value in _numbers(to_dict(config)):
         if not isfinite(value):
             raise UserError(f"{name}={value} must be a finite number")
@@ -124,7 +124,7 @@ def _check_batches(train: TrainConfig) -> None:
 
 
 def cautions(config: Config) -> list[str]:
-    """What is allowed but reported to fail, a line each with the report, or comes to nothing; empty for all other settings."""
+    """A line for each choice that is allowed but reported to fail, with the report, or that cannot have any effect."""
     sampling, train = config.sampling, config.train
     found = []
     if sampling.window and sampling.guidance != 1:
@@ -140,7 +140,7 @@ def cautions(config: Config) -> list[str]:
             "24 was stable"
         )
     updates = train.epochs * train.updates_per_epoch
-    if updates < train.ema_every - 1:  # when it takes in the first
+    if updates < train.ema_every - 1:  # the number of the first update that it takes in
         found.append(
             f"{updates} updates are too few for train.ema_every={train.ema_every}: the average of the weights, which is "
             "judged, takes in none of them, so the scores are the untrained model's; train.ema_every=1 takes in each"
@@ -149,7 +149,7 @@ def cautions(config: Config) -> list[str]:
 
 
 def ways_to_save_memory(config: Config, processes: int) -> list[str]:
-    """Settings that need less of a GPU's memory than these; weights can be shared out among several processes."""
+    """Changes to these settings that save GPU memory; only several processes can share out the weights."""
     ways = ["model.gradient_checkpointing=true"] * (not config.model.gradient_checkpointing)
     ways += ["model.offload=true"] * (not config.model.offload)
     ways += ["model.shard=true"] * (processes > 1 and config.model.parameters == "lora" and not config.model.shard)
@@ -157,7 +157,7 @@ def ways_to_save_memory(config: Config, processes: int) -> list[str]:
 
 
 def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number among nested settings, with the dotted name of the setting that it belongs to."""
+    """Every float in nested settings, also within lists, with the dotted name of its setting."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield from _numbers(value, f"{name}.{key}" if name else key)

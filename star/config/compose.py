@@ -30,13 +30,13 @@ from star.method.arms import ARMS
 FILES = "star.config.files"
 GROUPS = ("task", "method", "scale", "model", "variant", "preset")
 OPTIONAL = ("model", "variant", "preset")
-"""The groups of which none need be chosen: ``variant=null``."""
+"""The groups from which nothing need be chosen: ``variant=null``."""
 
 PATHS = ("run", "model.path")
-"""Settings whose values are plain text, whatever signs are in them, and where ``~`` is the home folder."""
+"""Settings whose values are plain text, whatever characters they contain, and in which ``~`` is the home folder."""
 
 REWARDS = "rewards.others."
-"""How the settings begin that may go on with the path of a reward, whose dots would be levels of settings to Hydra."""
+"""Prefix of the settings that may end in a reward's import path, whose dots Hydra would take for levels of settings."""
 
 ConfigStore.instance().store("schema", Config)
 for _arm in ARMS.values():
@@ -45,7 +45,7 @@ for _arm in ARMS.values():
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The settings that the words of a command make, of the right types; :func:`star.config.load` also checks their values.
+    """The settings that the words of a command give, with the right types; :func:`star.config.load` also checks their values.
 
     Args:
         overrides: ``key=value`` words in Hydra's grammar.
@@ -89,7 +89,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 @lru_cache(256)
 def _composed(words: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of words, in a tenth of a second; kept, since the same are asked for again and again."""
+    """The settings that Hydra composes from words; cached, since that takes a tenth of a second and the same words recur."""
     with initialize_config_module(FILES, version_base=None):
         return hydra_compose("config", overrides=list(words))
 
@@ -107,21 +107,21 @@ def read_config(file: Path) -> Config:
 
 
 def as_word(value: Any) -> str:
-    """The value of a setting as a word of a command has it."""
+    """A setting's value as it is written on a command line."""
     if isinstance(value, list):
         return f"[{','.join(map(as_word, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def options(group: str) -> list[str]:
-    """What a group offers: the names of its files, or of all arms."""
+    """The choices of a group: the names of its files, or for ``method`` those of all arms."""
     if group == "method":
         return sorted(ARMS)
     return sorted(Path(file.name).stem for file in (resources.files(FILES) / group).iterdir() if file.name.endswith(".yaml"))
 
 
 def _without_null(words: list[str]) -> list[str]:
-    """The words less those that a later ``variant=null`` takes back, and less that: Hydra has no word for none."""
+    """The words without each ``variant=null`` and the choices before it that it revokes: Hydra has no word for none."""
     for group in OPTIONAL:
         last = max((place for place, word in enumerate(words) if word == f"{group}=null"), default=-1)
         words = [word for place, word in enumerate(words) if place > last or not word.startswith(f"{group}=")]
@@ -129,7 +129,7 @@ def _without_null(words: list[str]) -> list[str]:
 
 
 def _paths(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The values of :data:`PATHS`, which Hydra's grammar would take for more than text, and the words that are left for it."""
+    """The values of :data:`PATHS`, which Hydra's grammar would not take as plain text, and the words that are left for it."""
     paths: dict[str, Any] = {}
     left = []
     for word in words:
@@ -145,7 +145,7 @@ def _paths(words: list[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
-    """The weights of rewards that are named by their path, and the words that are left for Hydra."""
+    """The weights of rewards that are named by an import path, and the words that are left for Hydra."""
     rewards, left = {}, []
     for word in words:
         key, _, weight = word.partition("=")
@@ -161,7 +161,7 @@ def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
 
 
 def _check_key(key: str) -> None:
-    """Refuse a dotted name that no dataclass here has, naming those that it could be."""
+    """Refuse a dotted name that the schema does not have; the error names those that may be meant."""
     kind: Any = Config
     name = key.lstrip("+~")
     if name != key and name in (*GROUPS, *PATHS):
@@ -176,7 +176,7 @@ def _check_key(key: str) -> None:
 
 
 def _meant(name: str) -> str:
-    """``did you mean train.epochs? ``, where a setting is called nearly like that, or so within its group."""
+    """``did you mean train.epochs? ``, if a setting has that name within its group, or nearly that name; else empty."""
     known = [f"{group.name}.{f.name}" for group in fields(Config) if is_dataclass(group.type) for f in fields(group.type)]
     ends = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
     near = ends or difflib.get_close_matches(name, [*known, *GROUPS, *(f.name for f in fields(Config))], n=1)
@@ -185,7 +185,7 @@ def _meant(name: str) -> str:
 
 @cache
 def of_scale(name: str) -> Config:
-    """The settings of a scale as they are, with nothing changed."""
+    """The default settings of a scale, with nothing changed."""
     return compose([f"scale={name}"])
 
 

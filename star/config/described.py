@@ -1,4 +1,4 @@
-"""All settings with their values and what they mean, which is what the docstrings of :mod:`star.config.schema` say."""
+"""All settings with their values and their meanings, which come from the docstrings of :mod:`star.config.schema`."""
 
 import difflib
 import inspect
@@ -15,7 +15,7 @@ MARKUP = re.compile(r":\w+:`([^`]+)`|``([^`]+)``")
 
 
 class Setting(NamedTuple):
-    """A setting by its dotted name, its value as a command line has it, and what it means: empty if the next says it."""
+    """A setting's dotted name, its value as on a command line, and its meaning, empty if the next setting's applies to it."""
 
     name: str
     value: str
@@ -23,7 +23,7 @@ class Setting(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Settings that belong together, and what they are of."""
+    """Settings that belong together, under a title."""
 
     title: str
     settings: list[Setting]
@@ -34,10 +34,10 @@ def described(config: Config, names: Sequence[str] = ()) -> list[Group]:
 
     Args:
         config: the settings.
-        names: of groups or settings, and only these are given; all if there are none.
+        names: the groups or settings to give; all if empty.
 
     Raises:
-        UserError: a name is of none.
+        UserError: a name is neither a setting's nor a group's.
     """
     groups = [Group(_title(config), list(_settings(config, "")))]
     for name, part in ((f.name, getattr(config, f.name)) for f in fields(config)):
@@ -55,7 +55,7 @@ def described(config: Config, names: Sequence[str] = ()) -> list[Group]:
 
 
 def _settings(part: Any, prefix: str) -> Iterator[Setting]:
-    """The settings of a dataclass that are no groups; of those with a value for each name, one for each, told once."""
+    """The settings of a dataclass that are no groups; a dict gives one per key, of which the last has the text."""
     texts = _texts(type(part))
     for name, value in ((f.name, getattr(part, f.name)) for f in fields(part)):
         if isinstance(value, dict) and value:

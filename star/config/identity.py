@@ -1,4 +1,4 @@
-"""What makes a run the run that it is, and so what results and folders are called and known by."""
+"""The identity of a run: what distinguishes it from other runs, and so how its results and folders are named."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ DRAWING = ("steps", "guidance", "seed")
 """The settings of an evaluation that change its images, rather than their number."""
 
 ARITHMETIC = 2
-"""Counts the changes of this code by which the same settings came to give other digits. 2: groups that share their first
-noise share its step, sampling folds adapters into the weights, AdamW is fused, frozen layers go through oneDNN where it is
-faster; and "photo" is no core word of PickScore's any more."""
+"""Number of this code's arithmetic, raised when the same settings come to give other digits. 2: rollouts that share their
+first noise share the computation of the first step, sampling folds adapters into the weights, AdamW is fused, frozen layers
+use oneDNN where it is faster; and "photo" is no longer a core word of PickScore."""
 
 THRIFT = (
     "model.gradient_checkpointing",
@@ -29,53 +29,53 @@ THRIFT = (
     "train.keep",
     "train.ratio_tolerance",
 )
-"""Settings that change where things are, how often they are computed, kept or checked, and when a run is given up, but not
-what is computed."""
+"""Settings that change how tensors are placed, batched or recomputed, how often a run is saved, or when it is given up, but
+not what is computed."""
 
 LATER = {"method.clip": "ratio", "relevance.columns_count": "as_attended", "model.kind": None, "task.prompts": None}
-"""Settings that came after results had been made, with the value that changes nothing: at that value they are left out of the
+"""Settings that were added after results had been made, each with its neutral value: at that value it is left out of the
 identity, so that older results still match."""
 
 SMALL_CLIP = ("pickscore",)
-"""The tasks whose engine ``mini`` is the small CLIP, which goes by what is in it."""
+"""The tasks whose engine ``mini`` is the small CLIP, which is identified by a digest of its weights."""
 
 OF_UPDATES, OF_MAPS = ("reduction", "steps", "clip", "clip_range", "weighted_kl"), ("cap", "mix", "exponent", "normalise")
-"""The settings of a method, less its name and arm."""
+"""The settings of a method except its name and arm: those of the updates, and those of the maps."""
 
 UNTRAINED = ("name", "kind", "path", "resolution", "text_length", "dtype")
 """The settings of a model that matter before it is trained."""
 
 
 def label(config: Config, method: str) -> str:
-    """A method's name in results: with the base model and the variant, where they are not the scale's own.
+    """A method's name in results, followed by the base model and the variant, where they are not the scale's own.
 
-    The base has no variant, unless that evaluates in another way.
+    The base is named without the variant, unless its evaluation draws images in another way than the scale's.
     """
     shared = method == "base" and not evaluation_changes(config)
     return method + _suffix(config.model.name, None if shared else config.variant)
 
 
 def evaluation_changes(config: Config) -> dict[str, Any]:
-    """How images are drawn for the evaluation, where that is not the scale's own way: ``{"guidance": 1.0}``."""
+    """The settings by which the evaluation draws images in another way than the scale's: ``{"guidance": 1.0}``."""
     own = of_scale(config.scale).evaluation
     return {name: value for name in DRAWING if (value := getattr(config.evaluation, name)) != getattr(own, name)}
 
 
 def identity(config: Config, measured: str | None = None) -> dict:
-    """What makes a run the run that it is: all settings but its place, its tracker, and what only saves memory or disk.
+    """What distinguishes a run from others: all settings but its folder, its tracker, and what only saves memory or disk.
 
-    Weights that ship with this package go by what is in them, since they change.
+    Weights that ship with this package are identified by a digest, since they may change.
 
     Args:
-        measured: the task of an evaluation of the run; None for its training alone, which no setting of evaluations and no
-            evaluator changes but those that give rewards.
+        measured: the task of an evaluation of the run; None for its training alone, which depends on no setting of evaluations
+            and on no evaluator but those that give its rewards.
     """
     outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
     known = {name: value for name, value in to_dict(config).items() if name not in outside}
     del known["model"]["shard"]
     del known["train"]["checkpoint_minutes"]
-    del known["model"]["kernels"]  # a run that was begun with some goes on with them, see star.training.machine
-    own = of_scale(config.scale)  # whatever these settings are, they count as the scale's own
+    del known["model"]["kernels"]  # a run keeps the ones that it began with, see star.training.machine
+    own = of_scale(config.scale)  # whose values stand in for those of this run
     for name in THRIFT:
         group, _, key = name.partition(".")
         known[group][key] = get(own, name)
@@ -94,11 +94,11 @@ def identity(config: Config, measured: str | None = None) -> dict:
 
 
 def terms(config: Config) -> str:
-    """What trainings must have in common to be compared: ``HASH``, or ``HASH/MAPS`` of an arm that makes maps in another way
-    than the scale does.
+    """What trainings must share to be compared: ``HASH``, or ``HASH/MAPS`` where maps are not made in the scale's way.
 
-    HASH is of all that training depends on but the seed, the relevance and the method, and of what of the method is neither
-    the arm's nor the scale's: another clip, other weights of steps. MAPS matters between two arms that have maps.
+    HASH is of all that training depends on except the seed, the relevance and the method; of the method it covers the settings
+    of updates that are neither the arm's nor the scale's: another clip, other weights of steps. MAPS is of the settings of
+    maps that are not the scale's. It matters only between two arms that have maps.
     """
     shared = {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
     own, method = of_scale(config.scale), config.method
@@ -128,8 +128,7 @@ def base_identity(config: Config) -> dict:
 
 
 def run_folder(config: Config) -> Path:
-    """Where a run is kept unless its settings say another place. Other trainings have other folders; another way to evaluate
-    the same training has not."""
+    """Where a run is kept unless its settings name a folder: one for each training, however that is evaluated."""
     name = label(config, config.method.name)
     return Path("runs", config.scale, config.task.name, name, f"seed{config.seed}-{config_hash(identity(config))[:8]}")
 
@@ -140,7 +139,7 @@ def base_folder(config: Config) -> Path:
 
 
 def other_tasks(config: Config) -> list[str]:
-    """The tasks beside its own that a trained checkpoint is measured on: what it lost there must show."""
+    """The other tasks that a trained checkpoint is scored on, so that what it lost there shows."""
     return sorted(set(config.evaluators) - {config.task.name}) if config.evaluation.cross_images else []
 
 
@@ -158,5 +157,5 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def _suffix(*names: str | None) -> str:
-    """``+cfg+fast``: what changes of a method are called behind its name; nothing for None."""
+    """The changes of a method as they follow its name, like ``+sd35_large+fast``; nothing for None."""
     return "".join(f"+{name}" for name in names if name)

@@ -1,4 +1,4 @@
-"""The settings of a run as everything else gets them: composed, checked, and with a place of their own."""
+"""Loads the settings of a run as everything else gets them: composed, checked, and with the run's folder."""
 
 from collections.abc import Sequence
 

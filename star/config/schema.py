@@ -1,6 +1,6 @@
 """The settings of a run: their types, the values that each may have, and what they mean.
 
-A value's range stands beside its type, as a :class:`Rule`; what two settings mean for each other is in
+A value's range stands beside its type, as a :class:`Rule`; combinations of settings are checked in
 :mod:`star.config.checks`.
 """
 
@@ -16,7 +16,7 @@ from star.method.arms import MAPS, RATIOS
 
 
 class Rule(NamedTuple):
-    """What a setting's value must satisfy, and the words that tell so behind ``name=value``."""
+    """A condition on a setting's value, and the words that state it behind ``name=value`` in an error message."""
 
     allows: Callable[[Any], bool]
     text: str
@@ -28,11 +28,11 @@ def one_of(*names: str) -> Rule:
 
 
 WORD = re.compile(r"[\w-][\w.-]*", re.ASCII)
-"""What names in results are made of: ``+``, ``:`` and ``@`` join them, and none is the way to another folder, as ``..`` is."""
+"""The words of names in results, which ``+``, ``:`` and ``@`` join; none leads to another folder, as ``..`` would."""
 
 
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
-"""What Windows takes for a device, or cuts the dot off, as the name of a folder."""
+"""Folder names that Windows takes for devices, or whose final dot it drops."""
 
 
 def _is_word(value: str) -> bool:
@@ -46,7 +46,7 @@ def _is_name(value: str) -> bool:
 
 POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 MANY = 10_000
-"""The largest count that is taken: a larger one is a mistake, and would fill the memory."""
+"""The largest count that is accepted; a larger one would fill the memory and can only be a mistake."""
 COUNT = Rule(lambda value: 0 < value <= MANY, f"must lie between 1 and {MANY:,}")
 MINUTES = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999 minutes")
 EPOCHS = Rule(lambda value: 0 < value < 10**6, "must lie between 1 and 999,999")
@@ -65,7 +65,7 @@ NAME = Rule(
     "Windows calls devices",
 )
 TABLES = ("curves", "commands", "images", "gradient", "influence", "first_updates")
-"""What lies beside the result files of tasks, see :mod:`star.records.folder`."""
+"""The tables beside the tasks' result files, see :mod:`star.records.folder`; no task may have their names."""
 
 TASK = Rule(
     lambda value: _is_word(value) and "." not in value and value.lower() not in TABLES,
@@ -97,10 +97,10 @@ class TaskConfig:
     """What is rewarded.
 
     Attributes:
-        name: of the task, in results.
-        beta: the KL coefficient that Flow-GRPO published for the task.
-        prompts: a class of one's own with the prompts, as ``my_module:MyTask``, which needs a name that no other task has;
-            null for the task's own.
+        name: the task's name in results: ``geneval``, ``ocr``, ``pickscore`` or ``vivid``, or a new one for your own prompts.
+        beta: the KL coefficient that Flow-GRPO published for the task; the default of ``train.beta`` with ``scale=paper``.
+        prompts: a class of your own with the prompts, as ``my_module:MyTask``, for which ``task.name`` must be a new name;
+            null for the built-in prompts of the task.
     """
 
     name: Annotated[str, TASK]
@@ -113,20 +113,21 @@ class MethodConfig:
     """How a rollout's advantage is allocated.
 
     Attributes:
-        name: of the method, in results.
-        arm: how weights are made: a name of the table of arms, or a function of one's own as ``my_module:my_map``.
-        reduction: what the ratio is of: the ``image``, the image with weighted positions (``image_weighted``), the image's
-            value with each position's gradient (``detached``), or each ``position``; see :mod:`star.method.objective`.
-        clip_range: explicit, or null for the scale's (per image) made comparable for the reduction.
-        cap: the largest weight, before mixing; what is cut goes to the other positions; null for none.
-        mix: share of the map in the weights; the rest is uniform.
-        exponent: power that relevance is raised to before anything else.
+        name: the method's name in results; by default that of its arm (``method=NAME``).
+        arm: how weights are made: ``star``, ``spatial``, ``temporal``, ``uniform`` (1 everywhere) or another key of
+            :data:`star.method.arms.MAPS`, or a function of your own as ``my_module:my_map``.
+        reduction: what each ratio covers: the ``image``, the image with weighted positions (``image_weighted``), the image's
+            value with each position's gradient (``detached``), or one ``position``; see :mod:`star.method.objective`.
+        clip_range: how far from 1 a ratio may be before it is clipped; null to derive it from ``train.clip_range``.
+        cap: the largest weight before mixing, above 1; the excess goes to the other weights; null for no cap.
+        mix: share of the map in the weights, in [0, 1]; the rest is uniform.
+        exponent: power that relevance is raised to before anything else, above 0; above 1 it sharpens the map.
         weighted_kl: whether the KL penalty is weighted like the advantage.
         normalise: weights have mean 1 over the steps and positions of a ``rollout``, or over the positions of each ``step``.
-        steps: what the policy loss of a step counts for: 1 (``as_sampled``), or 1 over the size of its score (``equal``).
-        clip: what keeps an update near the policy that sampled: its ``ratio`` within the clip range, or the exact ``kl`` of
-            the transitions, up to where the ratio's deviation is the clip range (:class:`star.method.objective.Bound`). No
-            part of a run's identity while it is ``ratio``.
+        steps: weight of a step's policy loss: 1 (``as_sampled``), or inverse to the size of its score, mean 1 (``equal``).
+        clip: what keeps an update near the policy that sampled: clipping the ``ratio`` to the clip range, or bounding the
+            exact ``kl`` of the transitions, at the value where the standard deviation of a log-ratio is the clip range
+            (:class:`star.method.objective.Bound`).
     """
 
     name: Annotated[str, NAME]
@@ -147,29 +148,29 @@ class ModelConfig:
     """The base model.
 
     Attributes:
-        path: a diffusers folder or hub name; null for the mini base that ships with the package.
+        path: folder or hub name of a diffusers pipeline; null for the mini base that ships with the package.
         resolution: side of the square images in pixels.
-        text_length: T5 columns (``max_sequence_length`` of the pipeline).
-        dtype: of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
-        parameters: what is trained: adapters (``lora``), or all weights of the transformer (``full``).
-        lora_rank: of the adapters.
-        lora_alpha: over the rank, it is the factor of the adapters.
+        text_length: number of T5 tokens per prompt, 1 to 512 (``max_sequence_length`` of the pipeline).
+        dtype: precision of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
+        parameters: what is trained: LoRA adapters (``lora``), or all weights of the transformer (``full``).
+        lora_rank: rank of the LoRA adapters.
+        lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
         lora_targets: endings of the names of the modules that get adapters.
-        gradient_checkpointing: trade a second forward for memory.
-        name: of a base model that is not the scale's own; it becomes part of the method's name in results.
-        kind: a class of one's own to load it by, as ``my_module:MyModel``, which needs a name; null for pipelines that are
-            known.
-        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work; null where they would
-            not fit beside the training.
-        decode_batch: images that the autoencoder decodes at once.
-        attention: kernel of the transformer's attention, the same in rollouts and updates: ``flash``, ``efficient``,
-            ``cudnn`` or ``math``; null for flash in half precision and efficient in float32 on a GPU, and a CPU's own there.
-        kernels: of a CPU, for the products with frozen weights: ``torch``, ``onednn``, or ``auto`` for the faster one here,
-            with which a run then goes on.
-        compile: compile the transformer's blocks, which takes minutes at the start.
-        shard: each process keeps only its part of the transformer's frozen weights (FSDP2); for ``lora``. It changes where
-            weights are, and of a float32 model the last digits of rollouts, into whose weights no adapters are folded then; it
-            is no part of a run's identity.
+        gradient_checkpointing: recompute activations in the backward pass: saves memory, costs a second forward pass.
+        name: name of a base model that is not the scale's own, which becomes part of the method's name in results; else null.
+        kind: a class of your own that loads the model, as ``my_module:MyModel``, for which ``model.name`` must be set; null
+            for the pipelines that are known here.
+        offload: keep text encoders and autoencoder in main memory, and on the GPU only while they work; null to do so only
+            where they would not fit beside the training.
+        decode_batch: number of images that the autoencoder decodes at once.
+        attention: attention kernel of the transformer, the same in rollouts and updates: ``flash``, ``efficient``, ``cudnn``
+            or ``math``; null for flash in half precision and efficient in float32 on a CUDA GPU, the CPU kernel on a CPU.
+        kernels: library for the products with frozen weights on a CPU: ``torch``, ``onednn``, or ``auto`` to choose the
+            faster one when a run starts; the run then keeps it.
+        compile: compile the transformer's blocks with ``torch.compile``, which takes minutes at the start.
+        shard: each process keeps only its part of the transformer's frozen weights (FSDP2); only for ``parameters=lora``.
+            Adapters cannot be folded into sharded weights, so rollouts of a float32 model differ in their last digits from
+            unsharded ones; sharding is no part of a run's identity.
     """
 
     path: str | None
@@ -197,12 +198,12 @@ class SamplingConfig:
 
     Attributes:
         steps: denoising steps.
-        kind: of the stochastic steps: ``sde`` (Flow-GRPO) or ``cps`` (coefficients-preserving sampling).
-        noise_level: how much noise a stochastic step adds, Flow-GRPO's ``a``.
+        kind: kind of the stochastic steps: ``sde`` (Flow-GRPO) or ``cps`` (coefficients-preserving sampling).
+        noise_level: how much noise a stochastic step adds, above 0: Flow-GRPO's ``a`` for ``sde``, eta <= 1 for ``cps``.
         guidance: classifier-free guidance scale; 1 for none.
-        window: number of consecutive stochastic steps, which are the trained ones; 0 makes all steps stochastic and
-            trains all but the last (Flow-GRPO). With a window the other steps are deterministic (Flow-GRPO-Fast).
-        window_range: the window lies within steps [first, last).
+        window: number of consecutive stochastic steps, which are the trained ones; the other steps are deterministic
+            (Flow-GRPO-Fast). 0 makes all steps stochastic and trains all but the last (Flow-GRPO).
+        window_range: each epoch places the window, if any, at random within steps [first, last), counted from 0.
         same_latent: whether the rollouts of a prompt start from the same noise.
     """
 
@@ -216,7 +217,7 @@ class SamplingConfig:
 
     @property
     def trainable(self) -> range:
-        """The steps that training may use: the window's range, or all but the last, whose deviation is almost 0."""
+        """The steps that training may use: the window's range, or all but the last, whose standard deviation is almost 0."""
         return range(*self.window_range) if self.window else range(self.steps - 1)
 
     @property
@@ -230,12 +231,12 @@ class RelevanceConfig:
     """What the maps are made of.
 
     Attributes:
-        blocks: transformer blocks, averaged.
-        heads: attention heads, averaged; an empty list is all of them.
-        columns: text columns of the core words: ``clip``, ``t5`` or ``both``.
-        softmax_over: what attention is a share of: all keys (``joint``), or text keys alone (``text``).
-        columns_count: how core words' columns add up: ``as_attended``, or ``equally``, each scaled to the same mean over
-            positions first.
+        blocks: transformer blocks whose attention is averaged, by index from 0.
+        heads: attention heads that are averaged, by index from 0; an empty list takes all.
+        columns: text encoders whose tokens of the core words count: ``clip``, ``t5`` or ``both``.
+        softmax_over: the keys over which attention is normalised: all (``joint``), or the text keys alone (``text``).
+        columns_count: how the core words' tokens are summed: ``as_attended``, or ``equally``, each first scaled to the same
+            mean over positions.
     """
 
     blocks: list[int]
@@ -252,29 +253,30 @@ class TrainConfig:
     Attributes:
         epochs: rounds of sampling and updating.
         groups: prompts per epoch.
-        group_size: rollouts per prompt.
-        micro_batch: rollouts that go through the model at once, in sampling and updating alike.
+        group_size: rollouts per prompt, at least 2.
+        micro_batch: rollouts per forward pass, in sampling and updating alike; it must divide the rollouts of an epoch.
         updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
         lr: AdamW's learning rate in the first epoch.
         betas, weight_decay: AdamW's.
-        schedule: of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
+        schedule: schedule of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
         max_grad_norm: gradients are clipped to this norm.
         clip_range: how far from 1 an image's ratio may be before it is clipped; the range of other ratios follows from it.
-        adv_clip: largest absolute advantage.
-        std: advantages are divided by the deviation of the whole ``batch`` or of the ``group``.
+        adv_clip: advantages are clipped to this absolute value.
+        std: advantages are divided by the rewards' standard deviation in the whole epoch (``batch``) or in the ``group``.
         beta: coefficient of the KL penalty against the untrained model; 0 switches it off.
-        kl: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
-        ema_decay, ema_every: average of the trained weights, updated every so many optimizer steps.
-        ratio_tolerance: the run stops when a ratio of the first update of an epoch is further than this from 1; null for what
+        kl: form of the KL penalty: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
+        ema_decay: largest decay, in [0, 1], of the moving average of the trained weights, which is what is evaluated.
+        ema_every: the moving average is updated every so many optimizer steps.
+        ratio_tolerance: the run stops when a ratio in the first update of an epoch is further than this from 1; null for what
             rounding explains in the model's precision (:func:`star.method.objective.ratio_tolerance_for`).
-        collapse_epochs: the run stops when for so many epochs the reward is under half its first epoch's, or the
-            diversity within groups under a twentieth of it.
+        collapse_epochs: the run stops after so many epochs in a row in which the reward is below half the first epoch's, or
+            the diversity within groups is at most a twentieth of the first epoch's.
         checkpoint_every: epochs between checkpoints.
-        checkpoint_minutes: the most time between them: what is not in one is lost where a job ends, and trained again.
-        keep: checkpoints that are kept, and the last sound one while epochs are bad (``collapse_epochs``).
-        guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); for sde steps.
-        deterministic: on a GPU, only kernels that give the same digits every time, so that a run that was cut off ends as one
-            that was not; slower. A CPU's always do.
+        checkpoint_minutes: an epoch also ends with a checkpoint if the last one is more than this many minutes old.
+        keep: checkpoints that are kept, the newest ones; while epochs are bad (``collapse_epochs``), the last sound one too.
+        guard: GRPO-Guard's ratio normalisation and division by the time step (arXiv 2510.22319); only for ``sde`` steps.
+        deterministic: on a GPU, use only kernels that give the same digits every time, so that a run that was cut off ends
+            like one that was not; slower. CPU kernels always do.
     """
 
     epochs: Annotated[int, EPOCHS]
@@ -311,11 +313,10 @@ class EvaluationConfig:
         steps: denoising steps.
         guidance: classifier-free guidance scale.
         images: images per prompt.
-        seed: of the noise, the same for every method.
-        cross_images: images per prompt of the other tasks' test prompts, on which a trained model is scored too; 0
-            leaves that out.
-        every: epochs between evaluations while training; 0 for none.
-        every_images: images per prompt in those.
+        seed: seed of the noise, the same for every method.
+        cross_images: images per test prompt of the other tasks, on which a trained model is scored too; 0 to leave them out.
+        every: epochs between evaluations during training; 0 for none.
+        every_images: images per prompt in the evaluations during training.
     """
 
     steps: Annotated[int, COUNT]
@@ -332,7 +333,8 @@ class RewardsConfig:
     """Several rewards at once.
 
     Attributes:
-        others: weights of other tasks' rewards, e.g. ``+rewards.others.pickscore=0.5``; the run's own task has 1.
+        others: weights of further rewards, each by its task or as ``my_module:MyReward``, e.g.
+            ``+rewards.others.pickscore=0.5``; the reward of the run's own task has weight 1.
         normalise: whether rewards are standardised within their group before they are added.
     """
 
@@ -346,14 +348,14 @@ class Config:
 
     Attributes:
         task, method, model, sampling, relevance, train, evaluation, rewards: the groups.
-        scale: ``mini``, the embedded small model, or ``paper``, SD3.5 Medium: what all settings are by default.
-        variant: the name of a published change of the method, which becomes part of the method's name in results; null for
-            none.
-        seed: of the adapters' initial values, the order of prompts, and noise.
-        run: the run's folder; by default one below ``runs`` that tells the settings apart.
-        tracker: where an epoch's figures go beside ``metrics.jsonl``, by a name that accelerate knows (``tensorboard``,
+        scale: the source of the default settings: ``mini``, the embedded small model, or ``paper``, SD3.5 Medium.
+        variant: a published change of the method, which becomes part of the method's name in results: ``cps``, ``fast``,
+            ``guard`` or ``nocfg``; null for none.
+        seed: random seed of the adapters' initial values, the order of prompts and the rollouts' noise.
+        run: the run's folder; by default one below ``runs`` that is named after the settings.
+        tracker: where each epoch's figures go besides ``metrics.jsonl``, by a name that accelerate knows (``tensorboard``,
             ``wandb``); null for nowhere.
-        evaluators: what judges the images of each task: an engine, or a class of one's own as ``my_module:MyReward``.
+        evaluators: what judges the images of each task: an engine, or a class of your own as ``my_module:MyReward``.
     """
 
     task: TaskConfig
@@ -373,7 +375,7 @@ class Config:
 
     @property
     def keep_means(self) -> bool:
-        """Whether updates need the means of the transitions that rollouts were drawn from; they are as large as latents."""
+        """Whether updates need the means of the rollouts' transitions, which take as much memory as the latents."""
         return self.train.guard or self.method.clip == "kl"
 
 

@@ -1,4 +1,4 @@
-"""``star report``: a results folder as one page that people look at, the same as Markdown, and what it works out as CSV."""
+"""``star report``: a results folder as one HTML page, the same as Markdown, and the numbers that it works out as CSV."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +26,13 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
 
     Args:
         folder: ``results/<scale>``: result files, and ``curves.csv`` and ``images.csv.gz`` if there.
-        runs: where the run folders are, from which settings and pictures come; need not exist.
+        runs: folder of the run folders, which settings and pictures are read from; need not exist.
         out: the HTML page, by default ``report.html`` in the folder; Markdown goes beside it, as ``.md``. Pictures and
             CSV files go into ``figures`` and ``tables`` in the results folder, each task's table and curves beside its result
             file.
 
     Returns:
-        page and Markdown.
+        the HTML file and the Markdown file.
 
     Raises:
         UserError: there are no results, a file does not follow its schema, or ``out`` is no HTML file in a folder.
@@ -62,7 +62,7 @@ def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path
 
 
 def _is_report(file: Path) -> bool:
-    """Whether a file is a page that was written here."""
+    """Whether a file is a report, and so may be overwritten."""
     return file.is_file() and TITLE.encode() in file.read_bytes()
 
 

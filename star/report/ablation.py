@@ -12,15 +12,15 @@ from star.report.collection import Collection
 from star.report.figures import forest_svg
 
 NO_SETTINGS = ("task=", "seed=", "run=", "method.name=", "model.name=")
-"""How the words of a command begin that do not say what a method is."""
+"""Prefixes of the command words that do not say what a method is."""
 
 CONTROLS = tuple(name for name, arm in ARMS.items() if arm.control)
 
 
 def comparisons(found: Collection, task: str) -> list[Comparison]:
-    """On every score of the task: every other method minus Flow-GRPO, then STAR minus every other arm.
+    """For every score of the task: every other method minus Flow-GRPO, then STAR minus every other trained one.
 
-    Both are of the method's :func:`family`.
+    Only methods of the same :func:`family` are compared.
     """
     if found.images is None:
         return []
@@ -54,7 +54,7 @@ def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
 
 
 def difference_row(c: Comparison, name: str) -> list[str]:
-    """A line of a table: the difference with its interval, and that of every seed."""
+    """A row of a table: its name, the difference with its interval, and the difference of every seed."""
     seeds = ", ".join(signed(value) for value in c.per_seed)
     return [name, signed(c.delta), seeds]
 
@@ -86,11 +86,11 @@ def _overlaps(found: Collection) -> dict[str, str]:
 
 
 def _named(found: Collection) -> list[Table]:
-    """What was run under names of their own, with the words of their commands that say what they are."""
+    """The methods that were run with settings of their own, and the command words that give these settings."""
     rows: dict[str, str] = {}
     for (_, method, _), command in found.commands.items():
         words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
-        if method in METHODS:  # which is told apart by its name, but for what changes it under that
+        if method in METHODS:  # its name says the rest
             words = [word for word in words if word.startswith(("method.", "relevance."))]
         if words:
             rows[method_label(method)] = " ".join(words)
@@ -102,7 +102,7 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
     arms = [c for c in own if c.reference == REFERENCE + family(c.reference)]
     controls = [c for c in own if c not in arms]
     label = own[0].label
-    # What was not trained is far off and would squeeze the arms; it is in the table.
+    # Untrained models lie far off and would squeeze the arms together; the table has them.
     ours = [(c.arm, c) for c in arms if c.trained_on[0] and c.label == label]
     others = [(c.reference, c) for c in controls if c.label == label]
     forests = [
@@ -128,7 +128,7 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
 def _tables(
     task: str, own: Sequence[Comparison], what: str, column: str, method: Callable[[Comparison], str]
 ) -> Iterable[Table]:
-    """A table for each score; ``method`` says which side of a comparison names its line."""
+    """A table for each score; ``method`` says which side of a comparison names its row."""
     for label in dict.fromkeys(c.label for c in own):
         part = [c for c in own if c.label == label]
         rows = [difference_row(c, method_label(method(c))) for c in part]

@@ -1,4 +1,4 @@
-"""What a report is made of, and how it is written: the same content as Markdown and as one HTML page."""
+"""The building blocks of a report, and how they are written: the same content as Markdown and as one HTML page."""
 
 import base64
 import html
@@ -18,12 +18,12 @@ from star.records.comparison import Comparison
 from star.records.summary import Summary
 
 UNBROKEN = re.compile(r"(?<=\d) (?=[%±])|(?<=±) |(?<=\d,) (?=[+\N{MINUS SIGN}-]?\d[\d.,]*[\])])")
-"""Spaces at which a number must not part from its unit or error, nor what is in brackets."""
+"""Spaces at which no line may break: between a number and its unit or error, and between the ends of an interval."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``missing`` marks one that says what is not there, ``strong`` a word to begin with."""
+    """A paragraph; ``strong`` is its beginning in bold, and ``missing`` marks one that says what is not there."""
 
     text: str
     strong: str = ""
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption. The first column names the row; columns from ``numbers`` on are set like numbers."""
+    """A table with a caption. The first column names the row; columns from index ``numbers`` on are set like numbers."""
 
     caption: str
     head: Sequence[str]
@@ -50,7 +50,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, its caption and what a reader who cannot see it is told."""
+    """A PNG file, its caption and its text alternative."""
 
     caption: str
     file: Path
@@ -70,7 +70,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Code:
-    """Commands, one a line."""
+    """Commands, one per line."""
 
     caption: str
     text: str
@@ -155,5 +155,5 @@ def _block(block: Block, folder: Path) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text whose characters mean nothing to Markdown's HTML, and whose underscores none to Markdown."""
+    """Text in which characters of HTML and underscores that Markdown would take for emphasis are escaped."""
     return markdown.EDGES.sub(r"\\_", html.escape(text, quote=False))

@@ -15,7 +15,7 @@ def write_brief(found: Collection, task: str, arm: str = "star", reference: str 
     """Write ``<task>.md`` and ``<task>.png`` into the results folder.
 
     Args:
-        found: what there is.
+        found: what the report is made from.
         task: one of its tasks.
         arm, reference: the methods that are compared, by their names in the results.
 

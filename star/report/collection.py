@@ -1,4 +1,4 @@
-"""All that a report can be made of: result files, per-image verdicts, curves and run folders, and what of it is missing."""
+"""All that a report is made from: result files, per-image verdicts, curves and run folders, and what of these is missing."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -47,20 +47,20 @@ Cell = tuple[str, str, int]
 
 @dataclass
 class Collection:
-    """What was found.
+    """What a report is made from.
 
     Attributes:
-        folder: of the results.
-        scale: its name, which is the scale's.
-        rows: of all result files.
+        folder: the results folder.
+        scale: the scale, which the folder is named after.
+        rows: the rows of all result files.
         paper: the published numbers.
         images: per-image verdicts with ``task``, ``method``, ``seed``, their rows' ``protocol`` and images seen in training
             (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
         curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
-        commands: the command of each run, as far as they are known.
+        commands: the command of each run, as far as it is known.
         terms: what each training must share with those that it is compared with, as far as that is known.
-        runs: the run folders whose results these are.
-        missing: what a reader must know is not there, a sentence each.
+        runs: the run folder of each of these results, as far as there is one.
+        missing: what is missing that a reader must know of, a sentence each.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Collection:
     def tasks(self) -> list[str]:
         """The tasks that something was trained for or the base measured on, the known ones first.
 
-        Not those that only checkpoints of other tasks were scored on.
+        Tasks on which only checkpoints of other tasks were scored are left out.
         """
         found = {row.task for row in self.rows if measured_on_own_task(row.method)}
         return [task for task in TASKS if task in found] + sorted(found - set(TASKS))
@@ -98,13 +98,13 @@ class Collection:
         return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
 
     def trained_alike(self, task: str, arm: str, reference: str) -> bool:
-        """Whether all trainings of two methods are of one length and of terms that may be compared, as far as is known."""
+        """Whether all trainings of two methods are equally long and on comparable terms, as far as is known."""
         scores = [row for row in self.rows if (row.task, row.metric) == (task, self.main_metric(task))]
         ours, theirs = ([self.trained_as(row) for row in scores if row.method == method] for method in (arm, reference))
         return all(one.like(other) for one in ours for other in theirs)
 
     def trained_as(self, row: Row) -> Trained:
-        """The training whose score a row is, on its own task."""
+        """The training that a row scores on the task it was trained for."""
         return Trained(row.method, row.value, row.images_seen, self.terms.get((row.task, row.method, row.seed), ""))
 
     def seeds(self, task: str, method: str) -> set[int]:
@@ -117,7 +117,7 @@ class Collection:
         return summarise(self.rows)
 
     def summary(self, task: str, metric: str, method: str, protocol: str | None = None) -> Summary | None:
-        """One number; without a protocol, under that with the most seeds if there are several."""
+        """One summary; without a protocol, that of the protocol with the most seeds."""
         found = [s for s in self.summaries if (s.task, s.metric, s.method) == (task, metric, method)]
         return max((s for s in found if protocol in (None, s.protocol)), key=lambda s: s.seeds, default=None)
 
@@ -132,7 +132,7 @@ class Collection:
         return main_metric(task, {row.metric for row in self.rows if row.task == task} - {DIVERSITY})
 
     def paired(self, task: str) -> dict[str, str]:
-        """What a task's images are compared by, column -> label, the main one first: :func:`star.tasks.paired_scores`."""
+        """The scores that compare a task's images, column -> label, the main one first: :func:`star.tasks.paired_scores`."""
         return paired_scores(self.main_metric(task))
 
     def main_score(self, task: str) -> tuple[str, str]:
@@ -141,10 +141,10 @@ class Collection:
 
     @cached_property
     def shipped(self) -> "Collection | None":
-        """The results of the same scale that ship; None if none of these tasks has any.
+        """The shipped results of the same scale; None if they have none of these tasks.
 
         Raises:
-            UserError: a file of them does not follow its schema.
+            UserError: a shipped file does not follow its schema.
         """
         folder = shipped_results(self.scale)
         there = any((folder / f"{task}.csv").exists() for task in self.tasks)
@@ -163,7 +163,7 @@ class Collection:
         return read_file(file, **TYPED) if file.exists() else None
 
     def papers_gain(self, task: str) -> float | None:
-        """STAR minus Flow-GRPO as large as the paper's, as a share of what Flow-GRPO gains on the base; None if not known."""
+        """The STAR minus Flow-GRPO that equals the paper's as a share of Flow-GRPO's gain over the base; None if not known."""
         metric = self.main_metric(task)
         there = [row for row in self.paper if (row.task, row.metric) == (task, metric)]
         published = {row.method: float(row.value) for row in there if row.value is not None}
@@ -177,12 +177,12 @@ class Collection:
 
     @property
     def mini(self) -> bool:
-        """Whether any of the numbers is the embedded world's."""
+        """Whether any of the numbers comes from the embedded world."""
         return any(is_mini(row.protocol) for row in self.rows)
 
 
 def collect(folder: Path, runs: Path) -> Collection:
-    """Read a results folder, and from the run folders what it does not hold.
+    """Read a results folder, and take from the run folders what it lacks.
 
     Args:
         folder: ``results/<scale>``.
@@ -220,7 +220,7 @@ def collect(folder: Path, runs: Path) -> Collection:
 
 
 def base_of(found: Collection, task: str, variant: str) -> str:
-    """The untrained model that methods of a :func:`family` began from: the family's own if it was measured on the task."""
+    """The untrained model for the methods of a :func:`family`: the family's own if that was measured on the task."""
     own = f"base{variant}"
     return own if own in found.methods(task) else "base"
 
@@ -237,7 +237,7 @@ def titled(task: str, variant: str) -> str:
 
 
 def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
-    """The finished run folders whose settings are those of the rows: base beside the methods, seeds within them."""
+    """The finished run folders with the settings of the rows: the base's in a task's folder, the others in their method's."""
     known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
     found = {}
     for file in sorted([*folder.glob(f"*/*/final/{ROWS}"), *folder.glob(f"*/*/*/final/{ROWS}")]):
@@ -249,9 +249,9 @@ def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
 
 
 def _with_numbers(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts whose scores that methods are compared by are numbers or truth values, or empty.
+    """The verdicts, in which the scores that methods are compared by are now numbers, truth values or empty.
 
-    A column that has truth values on one task and numbers on another is text in a file.
+    A column with truth values on one task and numbers on another is read from a file as text.
 
     Raises:
         UserError: a score is none of these; names the image.
@@ -272,20 +272,20 @@ def _with_numbers(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
-    """Verdicts with what else decides whether two methods may be compared."""
+    """The verdicts with what else decides whether two methods may be compared: protocol, images trained on and terms."""
     known = [(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen, terms.get(_training(r), "")) for r in rows]
     table = pd.DataFrame(known, columns=[*EVALUATION, "protocol", "trained_on", "terms"])
     return images.merge(table.drop_duplicates(EVALUATION), on=EVALUATION)
 
 
 def _training(row: Row) -> Cell:
-    """The cell that trained what a row was measured on: of ``star:ocr`` on geneval it is that of ocr."""
+    """The cell of the training that a row measures: for ``star:ocr`` on geneval it is ``star`` on ocr."""
     name = MethodName.parse(row.method)
     return name.trained_for or row.task, name.at_home, row.seed
 
 
 def _unmeasured(found: Collection) -> list[str]:
-    """Tasks without results, and arms with few seeds. Arms that a task lacks are said with its findings."""
+    """Sentences on tasks without results and arms with few seeds; a task's findings name the arms that it lacks."""
     sentences = []
     if absent := [task for task in TASKS if task not in found.tasks]:
         sentences.append(f"Tasks that were not run: {', '.join(absent)}.")
@@ -301,7 +301,7 @@ def _unmeasured(found: Collection) -> list[str]:
 
 
 def _stopped(found: Collection, runs: Path) -> list[str]:
-    """Runs of these tasks that ended without results: who looks at those that are left must know of them."""
+    """Sentences on runs of these tasks that stopped without results, which readers of the other results must know of."""
     there = {(row.task, row.method, row.seed) for row in found.rows}
     sentences = []
     for folder in sorted((runs / found.scale).glob("*/*/seed*")):
@@ -314,7 +314,7 @@ def _stopped(found: Collection, runs: Path) -> list[str]:
 
 
 def _mixed(found: Collection) -> list[str]:
-    """Tasks whose trainings are of several commits, or of code that no commit has."""
+    """Sentences on tasks whose trainings used several commits, or code that is in no commit."""
     sentences = []
     for task in found.tasks:
         commits = sorted(
@@ -328,7 +328,7 @@ def _mixed(found: Collection) -> list[str]:
 def _table(
     found: Collection, name: str, of_run: Callable[[Path], pd.DataFrame | None], what: str, consequence: str
 ) -> pd.DataFrame | None:
-    """What a file of the results folder has of these results, and of the rest what the run folders have."""
+    """The lines of a file of the results folder that belong to these results, completed from the run folders."""
     file = found.folder / name
     current = belonging(read_file(file, **TYPED), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
     there = set(current[KEY].itertuples(index=False, name=None))

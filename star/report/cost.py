@@ -30,7 +30,7 @@ def cost(found: Collection) -> Section:
 
 
 def _runs(found: Collection, task: str) -> list[Block]:
-    """Whole runs, as the result files have them."""
+    """The times of whole runs, from the result files."""
     runs = {}
     for method in found.methods(task):
         of_method = {r.seed: r for r in found.rows if (r.task, r.method) == (task, method) and r.seconds and r.images_seen}
@@ -54,7 +54,7 @@ def _runs(found: Collection, task: str) -> list[Block]:
 
 
 def _epochs(found: Collection, task: str) -> list[Block]:
-    """Epochs and their parts, as far as the curves have them."""
+    """The times of epochs and their parts, as far as the curves have them."""
     if found.curves is None or not {*PARTS} <= {*found.curves}:
         return []
     own = found.curves[found.curves["task"] == task].dropna(subset=list(PARTS))

@@ -17,7 +17,7 @@ COLUMNS = (
     *("task", "score", "arm", "reference", "difference", "low", "high", "stderr"),
     *("seeds", "per_seed", "images", "prompts", "trained_alike"),
 )
-"""Of the differences."""
+"""The columns of :data:`DIFFERENCES`."""
 
 
 def write(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> None:
@@ -35,7 +35,7 @@ def write(found: Collection, compared: Mapping[str, Sequence[Comparison]]) -> No
 
 
 def _difference(task: str, c: Comparison) -> tuple[str | float | None, ...]:
-    """One as :data:`COLUMNS`."""
+    """One difference as a row of :data:`COLUMNS`."""
     low, high = c.delta.interval or (None, None)
     per_seed = " ".join(f"{value:.6f}" for value in c.per_seed)
     return (

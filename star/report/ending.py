@@ -25,7 +25,7 @@ SEEDS_TO_NAME = 8
 
 
 def overview(as_json: bool = False) -> int:
-    """Print the :func:`ending` of every task of the results that were made here last, and give the exit code of their diffs.
+    """Print the :func:`ending` of every task of the results that were made here last; returns the exit code of their diffs.
 
     Args:
         as_json: print the diffs' rows as JSON instead.
@@ -49,7 +49,7 @@ def overview(as_json: bool = False) -> int:
 
 
 def ending(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> list[Table | Text]:
-    """A table and a few sentences.
+    """A task's scores beside the shipped and the published ones: a table and a few sentences.
 
     Args:
         found: one's own results.
@@ -64,7 +64,7 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
     several = len({line.own.protocol for line in beside}) > 1
     small = any(is_mini(line.own.protocol) for line in beside)
     rows = [_line(line, several) for line in beside]
-    if not small:  # a row of the diff for each of these, in their order, and then those that were not run
+    if not small:  # the diff has a row for each of these, in the same order, then those that were not run
         statuses = [row.status for row in diff.against_paper([line.own for line in beside], found.paper)]
         rows = [[*row, status] for row, status in zip(rows, statuses, strict=False)]
     own = found.difference(task, arm, reference)
@@ -119,7 +119,7 @@ def _difference(gain: Comparison | None) -> str:
 
 
 def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
-    """What so many trainings could have shown, by how far the larger set of them lies apart."""
+    """The difference that so many trainings could have shown, given the spread within the larger set of them."""
     if own is None:
         return ""
     largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds))
@@ -138,7 +138,7 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
 
 
 def _budgets(own: Comparison | None, shipped: Comparison | None) -> str:
-    """How long was trained, where that is not as long as the shipped runs were."""
+    """How many images trainings drew, if not as many as the shipped ones; else empty."""
     if own is None or shipped is None or own.trained_on == shipped.trained_on:
         return ""
     yours, theirs = (" and ".join(f"{count:,}" for count in dict.fromkeys(one.trained_on)) for one in (own, shipped))
@@ -166,4 +166,4 @@ def _agreement(found: Agreement) -> str:
 def _named(runs: Sequence[tuple[str, int]]) -> str:
     own = [f"{method_label(method)} seed {seed}" for method, seed in runs if ":" not in method and method != "base"]
     named = ["base"] * any(method == "base" for method, _ in runs) + own
-    return ", ".join(named or [f"{method_label(method)} seed {seed}" for method, seed in runs])  # of other tasks' alone
+    return ", ".join(named or [f"{method_label(method)} seed {seed}" for method, seed in runs])  # all of other tasks

@@ -1,7 +1,7 @@
 """Pictures of results: rewards while training, paired differences, scores seed by seed.
 
-What goes into a page is an SVG of its own width at most, with text as text and ink in the page's colour, so that it is
-sharp, readable on a phone, and right on dark ground.
+Figures in a page are SVGs that are never shown wider than drawn, with text as text and ink in the page's colour, so that they
+are sharp, readable on a phone, and right on a dark background.
 """
 
 import html
@@ -27,7 +27,7 @@ INK = "#123456"
 """Stands for the colour of the page's text until the SVG is written."""
 
 PLAIN_TEXT: Any = {"text.parse_math": False}
-"""Prices in prompts and names are no mathematics."""
+"""Dollar signs in prompts and names do not mark mathematics."""
 
 STYLE: Any = {
     **PLAIN_TEXT,
@@ -72,7 +72,7 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], ti
 
 
 def color_of(place: int) -> str:
-    """The colour of the series in that place; beyond the colours there are, ink."""
+    """The colour of the series at that index; ink where the colours run out."""
     return COLORS[place] if place < len(COLORS) - 1 else INK
 
 
@@ -81,14 +81,14 @@ def curves_svg(
 ) -> str:
     """Training reward of one arm over images seen: a line per seed, and those of a reference arm thin and dashed.
 
-    Lines are running means of :data:`star.records.learning_curves.WINDOW` epochs, with the seed at the end.
+    Lines are running means of :data:`star.records.learning_curves.WINDOW` epochs, with the seed written at the end.
 
     Args:
         curves: seed -> its curve.
         reference: the same of another arm; may be empty.
         color: of the arm.
         limits: of the reward axis, the same for figures that stand side by side.
-        alt: what a reader who cannot see it is told.
+        alt: text alternative.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
         figure = Figure(figsize=(3.4, 2.3))
@@ -110,7 +110,7 @@ def forest_svg(rows: Sequence[tuple[str, Estimate, Sequence[float]]], xlabel: st
     Args:
         rows: (label, difference, the difference of each seed), from top to bottom.
         xlabel: says what minus what, and in which unit.
-        alt: what a reader who cannot see it is told.
+        alt: text alternative.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
         figure = Figure(figsize=(3.8, 0.7 + 0.36 * len(rows)))
@@ -134,7 +134,7 @@ def dots_svg(
     Args:
         rows: row -> series -> the values of its seeds. Several series are told apart by colour, place and a legend.
         xlabel: of the values.
-        alt: what a reader who cannot see it is told.
+        alt: text alternative.
         line: (label, value) of a line to compare with.
     """
     series = list(dict.fromkeys(name for values in rows.values() for name in values))
@@ -159,13 +159,13 @@ def dots_svg(
 
 
 def to_svg(figure: Figure, alt: str) -> str:
-    """A figure as an SVG element for a page: an image by name, as wide as the page allows but not wider than drawn."""
+    """A figure as an SVG element for a page, marked as an image: as wide as the page allows, but not wider than drawn."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Ids of groups ("axes_1") would repeat from figure to figure; those that are referred to are hashes.
+    # Ids of groups ("axes_1") would repeat from figure to figure, and nothing refers to them; ids in use are hashes.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace(INK, "currentColor")
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert size, "matplotlib gives every SVG a viewBox"
@@ -178,14 +178,14 @@ def to_svg(figure: Figure, alt: str) -> str:
 
 
 def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """The running mean of a curve, at the cost of the last epoch in it; a run shorter than that as it is."""
+    """The running mean of a curve, each value at the cost of its last epoch; a curve shorter than the window as it is."""
     costs, rewards = (np.asarray(values, dtype=np.float64) for values in curve)
     mean = running_mean(rewards)
     return (costs[WINDOW - 1 :], mean) if len(mean) else (costs, rewards)
 
 
 def _name_ends(axis: Axes, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Write each curve's name behind its end, far enough apart to be read."""
+    """Write each curve's name at its end, with the names far enough apart to be read."""
     low, high = axis.get_ylim()
     place = -np.inf
     for name, (costs, rewards) in sorted(curves.items(), key=lambda item: item[1][1][-1]):

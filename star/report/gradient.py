@@ -1,4 +1,4 @@
-"""What gradients say of the maps without a training: the figures of ``star bench gradient``."""
+"""What gradients say about the maps, without a training: the figures of ``star bench gradient``."""
 
 import pandas as pd
 
@@ -36,7 +36,7 @@ def gradients(found: Collection) -> Section:
 
 
 def _table(part: pd.DataFrame) -> Block:
-    """One task at one set of weights: arms may have been measured by several commands, with more and fewer epochs."""
+    """One task at one set of weights; its arms may come from several commands, with different numbers of epochs."""
     figures = zip(part["arm"], part["metric"], part["value"], part["stderr"], strict=True)
     cells = {(arm, metric): with_error(value, stderr) for arm, metric, value, stderr in figures}
     first = part.iloc[0]

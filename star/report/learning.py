@@ -1,4 +1,4 @@
-"""How the reward grew while training, and how fast."""
+"""How the reward grew during training, and how fast."""
 
 from collections.abc import Mapping
 
@@ -67,7 +67,7 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
 
 
 def arm_color(method: str) -> str:
-    """The colour of a method's arm in every figure; of an arm without one that of the text."""
+    """The colour of a method's arm in every figure; the text's colour for an arm that has none."""
     arm = MethodName.parse(method).arm
     return (ARMS[arm].colour if arm in ARMS else None) or INK
 

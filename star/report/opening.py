@@ -1,4 +1,4 @@
-"""The first screen of a report, in few sentences: what gradients say of the maps, and what training makes of it."""
+"""The first screen of a report, in few sentences: what gradients say about the maps, and what training makes of it."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 WIDE, UNSURE = 0.1, "an amount that cannot be told"
-"""A standard error of a ratio beyond which one that is not seen to differ from 1 is not taken for 1."""
+"""The largest standard error at which a ratio that is not seen to differ from 1 is called 1, and the words for one above."""
 
 
 def opening(found: Collection) -> Section:
@@ -26,7 +26,7 @@ def opening(found: Collection) -> Section:
 
 
 def _gradients(found: Collection) -> list[tuple[str, str]]:
-    """Of the maps, the controls and the ceiling; one sentence if nothing was measured of STAR's."""
+    """Sentences on the maps, the controls and the ceiling; a single one if no gradient of STAR's was measured."""
     table = found.gradient
     if table is None:
         unknown = "Gradients were not measured here; `star bench gradient` tells without a training."
@@ -85,7 +85,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
-    """Of the first updates, where they were measured, and of whole trainings."""
+    """A paragraph on the first updates, where they were measured, and on whole trainings."""
     beginnings, whole = _beginnings(found), _whole(found, made)
     if not beginnings and not whole:
         return [("What does training make of it?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]

@@ -1,7 +1,7 @@
 """Pictures that need the run folders: maps over the denoising steps, and samples of several methods at the same noise.
 
-Each is drawn once and kept as a PNG in the results folder, with its text alternative and the settings of the runs it shows
-inside, so that a report can be made again where the run folders are not, and is drawn again when they have changed.
+Each is drawn once and kept as a PNG in the results folder. The file also holds its text alternative and the settings of the
+runs that it shows. So a report can be made again without the run folders, and a picture is drawn again when they have changed.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,15 +36,15 @@ from star.training.rollout import denoise
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6
 PER_LINE = 4
-"""Maps side by side, so that their titles can be read on a phone."""
+"""Maps side by side: few enough that their titles can be read on a phone."""
 DPI = 100
 IDLE = 0.5
-"""The share of a GPU's memory that is free where nothing else computes; what was drawn before keeps some."""
+"""The share of a GPU's memory that must be free for it to count as idle; not 1, since earlier pictures keep some memory."""
 PLAIN: Any = {**PLAIN_TEXT, "font.family": "sans-serif", "font.size": 8}
 
 
 def filmstrip(found: Collection, task: str) -> Block:
-    """STAR's weights over the denoising steps of one prompt, before and after training, or what keeps it from being shown."""
+    """STAR's weights over the denoising steps of one prompt, before and after training, or why they cannot be shown."""
     runs = _runs(found, task, ("star",))
     caption = (
         "STAR's weights (of mean 1) at every denoising step, before training (above) and after (below), from the same noise, "
@@ -62,7 +62,7 @@ def filmstrip(found: Collection, task: str) -> Block:
 
 
 def samples(found: Collection, task: str) -> Block:
-    """The same prompts and noise under base, Flow-GRPO and STAR, or what keeps them from being shown."""
+    """The same prompts and noise under base, Flow-GRPO and STAR, or why they cannot be shown."""
     runs = _runs(found, task, SHOWN)
     caption = (
         f"Test prompts at equal distances in alphabetical order, not chosen by eye; the first image of each, from the same "
@@ -79,7 +79,7 @@ def samples(found: Collection, task: str) -> Block:
 
 
 def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, Path]:
-    """The run of each method with the lowest seed that all the trained ones have."""
+    """The run of each method at the lowest seed that all trained ones share, and the base's; empty if they share none."""
     seeds = [{s for t, m, s in found.runs if (t, m) == (task, method)} for method in methods if method != "base"]
     shared = sorted(set.intersection(*seeds))
     if not shared:
@@ -91,13 +91,13 @@ def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, P
 
 
 def _source(runs: Mapping[str, Path]) -> str:
-    """What the picture was drawn from: the settings' hash of each run."""
+    """What a picture is drawn from: the seed, hash of settings and commit of each run."""
     rows = {method: read_rows(path / "final" / ROWS)[0] for method, path in runs.items()}
     return "; ".join(f"{m} seed {r.seed}, settings {r.config_hash}, commit {r.commit}" for m, r in rows.items())
 
 
 def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None, caption: str) -> Block:
-    """The picture of the file, drawn first if it is not there or shows other runs."""
+    """The picture in a file, drawn first if the file is missing or shows other runs; or why it cannot be drawn."""
     info = _info(file)
     if draw and info.get("Source") != source:
         try:
@@ -116,7 +116,7 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
 
 
 def _info(file: Path) -> dict[str, str]:
-    """The texts inside a picture drawn here; empty if there is none, or a damaged one."""
+    """The texts inside a picture that was drawn here; empty if the file is missing or damaged."""
     try:
         with Image.open(file) as image:
             return {key: image.info[key] for key in ("Description", "Source") if key in image.info}
@@ -129,10 +129,10 @@ def _richest(prompts: list[Prompt]) -> Prompt:
 
 
 def _check_idle(device: torch.device) -> None:
-    """See that no training computes on the GPU, which the pictures could cost its memory.
+    """Check that the GPU is idle, since pictures could take memory that a training on it needs.
 
     Raises:
-        UserError: something does.
+        UserError: it is in use.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -158,18 +158,18 @@ def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarra
 
 
 def drawn_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
-    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), made as those of a run are."""
+    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), made as in a run."""
     found: np.ndarray = star_weights(config.method, relevance)[:, 0].cpu().numpy()
     return found
 
 
 def spread(count: int) -> np.ndarray:
-    """The places of :data:`PROMPTS` prompts at equal distances among so many: in alphabetical order, not chosen by eye."""
+    """Indices of :data:`PROMPTS` items at equal distances among ``count``, all if there are fewer: not chosen by eye."""
     return np.unique(np.linspace(0, count - 1, min(PROMPTS, count)).round().astype(int))
 
 
 def denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
-    """One image by the deterministic flow, and the relevance (steps, 1, h, w) on the way."""
+    """One image by the deterministic flow, and the relevance of its steps, (steps, 1, h, w)."""
     capture = base.relevance(config.relevance, base.core_columns([prompt.text], [prompt.spans], config.relevance.columns))
     x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)
     maps = []
@@ -214,7 +214,7 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
     """Samples of the methods side by side, a row per prompt, with the verdicts of a column of ``images.csv``.
 
     Raises:
-        UserError: a folder has no sample for some prompt, or the methods have other prompts.
+        UserError: a folder lacks the sample of a prompt, or the methods' prompts differ.
     """
     verdicts = {method: _first_images(folder, column) for method, folder in folders.items()}
     files = {method: visible((folder / "samples").glob("*.png")) for method, folder in folders.items()}

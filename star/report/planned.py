@@ -24,9 +24,9 @@ PAIRS = (
 )
 QUESTION = ("star", REFERENCE)
 ASKED_ON = TASKS
-"""The tasks of the question, as planned. On another a difference is told without a test."""
+"""The tasks that the question was planned for; on any other a difference is reported without a test."""
 TESTS = 2 * len(ASKED_ON)
-"""Of the question: two measures on each of its tasks. Those that cannot be made yet count for the correction."""
+"""Tests of the question: two measures on each of its tasks. The correction also counts those that cannot be made yet."""
 PLANNED = "Two measures, planned before the trainings (`results/PLAN.md`): "
 NOT_PLANNED = (
     "Two measures, those of `results/PLAN.md`, which is a plan for the embedded model; nobody planned them for these runs: "
@@ -45,10 +45,10 @@ class Planned:
     """One arm minus another on one measure of a task.
 
     Attributes:
-        task, arm, reference, measure: which.
-        seeds: that both have.
-        per_seed: the difference of each.
-        unit: of the measure, where it is not the score's.
+        task, arm, reference, measure: what is compared.
+        seeds: the seeds that both have.
+        per_seed: the difference of each seed.
+        unit: unit of the measure, where it is not the score's.
     """
 
     task: str
@@ -76,27 +76,27 @@ class Planned:
 
     @property
     def detectable(self) -> float | None:
-        """The difference found in four of five cases; None with one seed."""
+        """The true difference that is found in four of five cases; None where the spread of seeds is not known."""
         return detectable_among(self.per_seed)
 
     @property
     def p(self) -> float | None:
-        """Of the two-sided t-test; None where it cannot be made."""
+        """The p-value of the two-sided t-test; None where it cannot be made."""
         return paired_p(self.per_seed)
 
 
 Measured = dict[str, dict[int, Trained]]
-"""Method -> seed -> what came of it."""
+"""Method -> seed -> the training and its value."""
 
 
 def planned(found: Collection) -> list[Planned]:
-    """All planned differences that can be made of what is there, of trainings that are alike."""
+    """All planned differences that can be computed here, each between trainings that are alike."""
     made = []
     for task in found.tasks:
         rewards = f"PickScore / {REWARD_SCALE}" if found.main_metric(task) == Preference.primary else ""
         for measure, ways, unit in ((LEARNING, [_learning(found, task)], rewards), (SCORE, _scores(found, task), "")):
             for arm, reference, _ in PAIRS:
-                # The protocol that most seeds were measured by; of two the plainer.
+                # The protocol with the most seeds; of equal ones the plainer.
                 differences = max((_differences(way, arm, reference) for way in ways), key=len, default={})
                 if differences:
                     made.append(Planned(task, arm, reference, measure, tuple(differences), tuple(differences.values()), unit))
@@ -107,7 +107,7 @@ def _differences(values: Measured, arm: str, reference: str) -> dict[int, float]
     """Seed -> arm minus reference."""
     ours, theirs = values.get(arm, {}), values.get(reference, {})
     alike = [seed for seed in sorted(ours.keys() & theirs.keys()) if ours[seed].like(theirs[seed])]
-    # Of seeds that were trained in several ways those of the most common one.
+    # If seeds were trained in several ways, those of the most common one count.
     sets = [[other for other in alike if ours[seed].like(ours[other])] for seed in alike]
     return {seed: ours[seed].value - theirs[seed].value for seed in max(sets, key=len, default=[])}
 
@@ -132,16 +132,16 @@ def planned_tests(found: Collection) -> Section:
         return section
     section.blocks.append(Text((PLANNED if found.mini else NOT_PLANNED) + MEANING))
     p = corrected(made)
-    tasks = [task for task in found.tasks if task in (*ASKED_ON, *found.checks)]  # nobody's own was planned
+    tasks = [task for task in found.tasks if task in (*ASKED_ON, *found.checks)]  # users' own tasks were not planned
     section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in tasks]
     return section
 
 
 def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[str, str], float]) -> Text | None:
-    """The paragraph on the other planned measure of the question, the training reward; None without a training.
+    """The paragraph on the other planned measure of the question, the training reward; None where STAR has no difference.
 
     Args:
-        task: one of the question's.
+        task: name of the task.
         made: all planned differences.
         tests: their corrected p, see :func:`corrected`.
     """
@@ -166,13 +166,13 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
 
 
 def _side(one: Planned) -> int:
-    """On which side of 0 a difference lies with all of its interval; 0 on none."""
+    """The side of 0 on which the whole interval of a difference lies, 1 or -1; 0 if on neither."""
     low, high = one.delta.interval or (-1.0, 1.0)
     return (low > 0) - (high < 0)
 
 
 def says_of_check(task: str, made: Sequence[Planned]) -> Text:
-    """Whether trainings of a task that checks measurements can tell maps apart: one that is wrong must be seen to lose."""
+    """Whether trainings on a task that checks measurements can tell maps apart: a wrong map must be seen to lose."""
     known = {one.arm: one for one in made if (one.task, one.reference, one.measure) == (task, REFERENCE, LEARNING)}
     wrong = known.get("background")
     if wrong is None or wrong.delta.interval is None:
@@ -217,7 +217,7 @@ def _table(task: str, made: Sequence[Planned], p: dict[tuple[str, str], float]) 
 
 
 def _learning(found: Collection, task: str) -> Measured:
-    """The mean reward over all epochs."""
+    """The mean reward of each training over all its epochs."""
     values: Measured = {}
     if found.curves is not None:
         grouped: Any = found.curves[found.curves["task"] == task].groupby(["method", "seed"])["reward"]

@@ -49,7 +49,7 @@ def made(found: Collection) -> Section:
 
 
 def _runs(found: Collection) -> list[list[str]]:
-    """What tells each run from all others: the commit of its code, the hash of its settings and what computed it."""
+    """What identifies each run: the commit of its code, the hash of its settings and what computed it."""
     runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash, r.machine or MISSING] for r in _own(found)}
     order = [(task, method) for task in found.tasks for method in found.methods(task)]
     cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), cell[2]))
@@ -70,7 +70,7 @@ def _versions() -> list[list[str]]:
 
 
 def _commands(found: Collection) -> tuple[list[str], list[str]]:
-    """The command of every run, as recorded, or else from the settings in its folder; and what is not known of them."""
+    """The command of every run, as recorded or else from the settings in its folder, and notes on what is not known."""
     cells = sorted({(r.task, r.method, r.seed) for r in _own(found)})
     lines, notes = [], []
     for task, method, seed in cells:
@@ -92,7 +92,7 @@ def _commands(found: Collection) -> tuple[list[str], list[str]]:
 
 
 def overrides(file: Path, words: Sequence[str]) -> list[str]:
-    """What of a run's settings the words do not give, as words; place and tracker are left out.
+    """The settings of a run that the words do not give, as further words; folder and tracker are left out.
 
     Raises:
         UserError: the settings cannot be read by this version.

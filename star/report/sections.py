@@ -57,7 +57,7 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
     """All chapters in reading order.
 
     Args:
-        found: what there is.
+        found: what the report is made from.
         compared: the :func:`star.report.ablation.comparisons` of each task.
     """
     return [
@@ -107,7 +107,7 @@ def _findings(found: Collection) -> Section:
 
 
 def _beside_the_shipped(found: Collection) -> list[Section]:
-    """One's own results beside those that ship; nothing in a report of the latter."""
+    """One's own results beside those that ship; empty in a report of the shipped ones."""
     if found.folder.resolve() == shipped_results(found.scale).resolve():
         return []
     parts = [Section(f"shipped-{task}", task, list(ending(found, task))) for task in found.tasks]
@@ -187,7 +187,7 @@ def _all_metrics(found: Collection, task: str) -> Table:
 
 
 def _typeset(cell: str) -> str:
-    """A cell of Markdown as text, with minus signs."""
+    """A cell of Markdown as plain text, with minus signs in place of hyphens."""
     return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", cell.replace("**", ""))
 
 

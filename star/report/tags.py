@@ -20,7 +20,7 @@ from star.report.collection import Collection
 from star.report.figures import dots_svg, forest_svg
 from star.report.pictures import SHOWN
 
-# Of fewer prompts, many of which are as often right under both arms, a bootstrap's 95 % interval can cover as little as 64 %.
+# With fewer prompts, many of them as often right under both arms, a bootstrap's 95 % interval can cover as little as 64 %.
 ENOUGH_PROMPTS = 15
 
 
@@ -46,7 +46,7 @@ def tags(found: Collection) -> Section:
 
 
 def by_tag(images: pd.DataFrame | None) -> dict[str, Comparison]:
-    """Tag -> STAR minus Flow-GRPO on its prompts."""
+    """Tag -> STAR minus Flow-GRPO on its prompts, without an interval where there are too few."""
     if images is None:
         return {}
     own = images[images["task"] == "geneval"]
@@ -88,7 +88,7 @@ def _table(found: Collection, summaries: Mapping[str, Mapping[str, Summary]]) ->
 
 
 def _seeds(summary: Summary | None) -> str:
-    # Not the t-interval over seeds: of a few dozen images, seeds often agree by chance, and it has no width then.
+    # No t-interval over seeds: on a few dozen images, seeds often agree by chance, and it then has no width.
     if summary is None:
         return MISSING
     mean = number(summary.estimate.value, 2)

@@ -1,4 +1,4 @@
-"""Where the uncertainty of scores comes from, and what may be said over all tasks together."""
+"""Where the uncertainty of scores comes from, and what may be said of all tasks together."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from star.report.collection import Collection
 
 
 def uncertainty(found: Collection) -> Section:
-    """The chapter: the three variances apart, and aggregates over tasks if there are runs enough."""
+    """The chapter: the variance by source, and aggregates over tasks if there are enough runs."""
     section = Section("uncertainty", "Where the uncertainty comes from")
     if found.images is None:
         section.blocks.append(Text("Without per-image verdicts the variances cannot be told apart.", missing=True))
@@ -48,7 +48,7 @@ def _variance_rows(images: pd.DataFrame, column: str, methods: Sequence[str]) ->
 
 
 def _aggregate(found: Collection) -> list[Block]:
-    """Interquartile mean over runs x tasks, and the probability that a run of STAR is the better one."""
+    """For each arm, the interquartile mean over runs x tasks and its chance to beat Flow-GRPO and star_shuffled."""
     normalised, left_out = _normalised(found)
     blocks: list[Block] = [Text(f"{task} is left out: {why}.", missing=True) for task, why in left_out.items()]
     arms = [m for m in METHODS[1:] if normalised and all(m in runs for runs in normalised.values())]
@@ -69,7 +69,7 @@ def _aggregate(found: Collection) -> list[Block]:
     for arm, runs in scores.items():
         others = (None if arm == other else scores.get(other) for other in (REFERENCE, "star_shuffled"))
         wins = [MISSING if o is None else estimate(probability_of_improvement(runs, o), 2) for o in others]
-        # Flow-GRPO's own mean is the unit, whatever runs it is of.
+        # Flow-GRPO's own mean is the unit, whichever runs are drawn.
         mean = interquartile_mean(runs, None if arm == REFERENCE else there[REFERENCE])
         rows.append([method_label(arm), number(mean.value, 2) if arm == REFERENCE else estimate(mean, 2), *wins])
     caption = (

@@ -2,16 +2,17 @@
 
 A gain of STAR is claimed if, and only if, all of these hold:
 
-1. the 95 % interval of STAR minus Flow-GRPO lies above 0: of scores paired by prompt and noise, of training rewards by seed;
+1. the 95 % interval of STAR minus Flow-GRPO lies above 0; scores are paired by prompt and noise, training rewards by seed;
 2. so does that of STAR minus ``star_shuffled``, whose maps belong to other prompts: a gain that it shares does not come from
    where the map points;
 3. both rest on at least eight training seeds;
-4. all were trained on as many images, and with the same settings but for the method;
-5. where the plan has a test of it, that one, corrected for all tests of the question, has p below 0.05. So for a loss.
+4. all were trained on the same number of images, and with the same settings except the method;
+5. where the plan has a test of the difference, its p, corrected for all tests of the question, is below 0.05; a loss needs
+   that, too.
 
-Where nothing shows, the text says what so many trainings could have shown by one test. Nothing is concluded of maps where
-``oracle_twins``, which knows where the verdicts come from, shows no gain, and its difference stands beside every verdict. A
-gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of what Flow-GRPO gains.
+Where nothing shows, the text says how large a difference so many trainings would find by one test. Nothing is concluded about
+maps where ``oracle_twins``, which knows where the verdicts come from, shows no gain; its difference stands beside every
+verdict. A gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of Flow-GRPO's gain.
 """
 
 from typing import Protocol
@@ -26,8 +27,8 @@ from star.report.blocks import Text
 SEEDS_FOR_A_CLAIM = 8
 LEVEL = 0.05
 FOUR_OF_FIVE = float(norm.ppf(0.8))
-"""Of a difference that is so many standard errors larger than half its interval, the interval leaves out 0 in four of five
-cases."""
+"""If a true difference exceeds half the width of its interval by this many standard errors, the interval leaves out 0 in four
+of five cases."""
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
@@ -45,9 +46,9 @@ class Difference(Protocol):
     """One arm minus another, on whatever was measured: a :class:`Comparison`, or a planned difference.
 
     Attributes:
-        delta: with its interval.
+        delta: the difference, with its interval.
         seeds: the training seeds that both have.
-        equal_terms: whether both were trained as long and alike.
+        equal_terms: whether both were trained equally long and alike.
     """
 
     @property
@@ -56,11 +57,11 @@ class Difference(Protocol):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Whose."""
+        """The training seeds that both have."""
 
     @property
     def equal_terms(self) -> bool:
-        """Whether it is fair."""
+        """Whether both were trained equally long and alike."""
 
 
 def verdict(
@@ -113,7 +114,7 @@ def says(
     """The paragraph on one task, or on a variant of its methods.
 
     Args:
-        title: names it.
+        title: name of the task or variant.
         gain, control, oracle, papers, p: as in :func:`verdict`.
         trained: Flow-GRPO minus base.
         absent: arms that were not run.
@@ -168,7 +169,7 @@ def _test(gain: Comparison | None, p: float | None) -> str:
 
 
 def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
-    """What a difference that does not show is worth."""
+    """If no difference shows, how large a one would have been found, and how large the paper's would be here."""
     if gain is None or found not in (UNCLEAR, SMALLER):
         return ""
     sentences = []
@@ -188,7 +189,7 @@ def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
 
     Args:
         oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
-        digits: of its numbers.
+        digits: decimals of its numbers.
     """
     if oracle is None:
         return "No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known."
@@ -207,7 +208,7 @@ def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
 
 
 def _helps(oracle: Difference | None) -> bool:
-    """Whether a map that knows the places is seen to gain, by as many seeds as a claim takes."""
+    """Whether a map that knows the places is seen to gain, with as many seeds as a claim needs."""
     if oracle is None or not oracle.equal_terms or len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
         return False
     return oracle.delta.interval is not None and oracle.delta.interval[0] > 0
