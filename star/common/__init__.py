@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, progress, processes, keyed noise, statistics."""
+"""What all other packages build on: errors, files, progress, processes, keyed noise, statistics."""

@@ -6,7 +6,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """Let this process, a child of multiprocessing, end when its parent does, even if that was killed."""
+    """Make this process, a child of multiprocessing, end when its parent does, even if the parent is killed."""
     threading.Thread(target=_wait, daemon=True).start()
 
 

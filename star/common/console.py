@@ -1,4 +1,4 @@
-"""Output for people, in which names are what they are: no brackets are taken for markup, and no ``:word:`` for a picture."""
+"""Output for people that shows names as they are: brackets are not read as markup, nor ``:word:`` as an emoji."""
 
 import os
 import select
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 UNREAD = 141
-"""Exit code of a process whose output nobody reads any more; shells say so of one that SIGPIPE ended. 1 says other things."""
+"""Exit code of a process whose output nobody reads any more, as shells give it after SIGPIPE; 1 has other meanings."""
 
 
 class _Console(Console):
@@ -20,18 +20,18 @@ class _Console(Console):
 
 
 def console(**options: Any) -> Console:
-    """A console of rich for texts with names of files and methods in them; ``options`` are its other ones."""
+    """A rich console for texts with names of files and methods in them; ``options`` are its other arguments."""
     return _Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def console_for_tables() -> Console:
-    """A :func:`console` that never cuts a number short: a log file has no width of its own."""
+    """A :func:`console` that never truncates a number: a log file has no width of its own."""
     screen = console()
     return screen if screen.is_terminal else console(width=1000)  # a table is as wide as what is in it
 
 
 def table(title: str, columns: Iterable[str]) -> Table:
-    """A table of rich whose cells, where there is no room, go on below and lose nothing."""
+    """A rich table whose cells wrap where there is no room, so that nothing is lost."""
     return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
 
 
@@ -44,42 +44,42 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]
 
 
 def tell(line: str) -> None:
-    """Say on standard error what somebody should know of, and go on."""
+    """Print a caution to standard error, and go on."""
     print(f"star: caution: {line}", file=sys.stderr)
 
 
 def note(line: str) -> None:
-    """Say on standard error what is under way; of a run that fails it is never the reason (:mod:`star.matrix.launchers`)."""
+    """Print to standard error what is under way; :mod:`star.matrix.commands` never takes it for the reason of a failure."""
     print(f"star: note: {line}", file=sys.stderr)
 
 
 def unread(*streams: TextIO) -> bool:
-    """Whether a pipe behind one of the streams has lost its reader, as behind ``| head``; False where systems cannot tell."""
+    """Whether one of the streams is a pipe whose reader has gone, as after ``| head``; False where the system cannot tell."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()
     for stream in streams:
-        poll.register(stream, 0)  # errors are told without being asked for
+        poll.register(stream, 0)  # errors are always reported, without being asked for
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Inside, something is printed; after it all of that has left.
+    """Inside, something is printed; standard output is flushed at the end.
 
     Raises:
-        OSError: nobody reads it any more, or there is no room for it.
+        OSError: nobody reads the output any more, or there is no room for it.
     """
     try:
         yield
-    except SystemExit:  # as Typer ends; an error has its own reason to tell
+    except SystemExit:  # how Typer ends; an error is reported for its own reason
         sys.stdout.flush()
         raise
     sys.stdout.flush()
 
 
 def let_go(*streams: TextIO) -> None:
-    """Drop what streams still hold but cannot write: Python would try once more at its end, and change the exit code."""
+    """Discard what streams still hold but cannot write: Python would try again at exit, and change the exit code."""
     for stream in streams:
         try:
             stream.flush()

@@ -10,17 +10,17 @@ class RunStopped(Exception):
 
 
 class Interrupted(Exception):
-    """Somebody ended a command; the message says how to go on. Typer would keep a KeyboardInterrupt's own message back."""
+    """Somebody ended a command; the message says how to go on. Typer would not show a KeyboardInterrupt's own message."""
 
 
 SHOWN = 120
 
 
 def short(text: str) -> str:
-    """What stands in somebody's file, for a message: cut where it is long."""
+    """Text from a user's file for a message, cut if it is long."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def one_line(error: object) -> str:
-    """What an error says, without its line breaks."""
+    """The message of an error, without its line breaks."""
     return " ".join(str(error).split())

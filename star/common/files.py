@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is in files of weights."""
+"""Files that are written whole or not at all, locks, JSON, and digests of files."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from safetensors import SafetensorError
 from star.common.errors import RunStopped, UserError
 
 HOST = platform.node() or "here"
-"""In the names of files that are being written: processes of other machines cannot be asked whether they live."""
+"""Part of the names of files being written: only processes of this machine can be checked for being alive."""
 
 ROOM_ATTEMPTS = 100
-"""At making a folder that other processes make and delete; each takes less than a millisecond."""
+"""How often to try to make a folder that other processes make and delete; a try takes less than a millisecond."""
 
 NO_LOCKS = (OSError, NotImplementedError)
-"""What file systems without locks answer."""
+"""Errors that file systems without locks raise."""
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write to; what was written takes the file's place at the end, and is thrown away if that did not come.
+    """A path to write to; what was written replaces the file at the end, and is deleted if an error comes before.
 
-    What a process of this machine that was killed left of the same file goes, too.
+    What killed processes of this machine left of the same file is deleted, too.
     """
     part = _part(file)
     for left in file.parent.glob(f".{escape(file.name)}.{escape(HOST)}.*.part"):
@@ -45,16 +45,15 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def _part(file: Path) -> Path:
-    """Where this process writes what takes a file's place."""
+    """The path to which this process writes what will replace a file."""
     return file.with_name(f".{file.name}.{HOST}.{os.getpid()}.part")
 
 
 def check_output(out: Path, inputs: Iterable[Path]) -> None:
-    """No output may land on an input, by whatever name: another spelling, a link, or as a folder that is replaced with what
-    lies in it. To be called before the work.
+    """Refuse, before the work, an output that is an input by any spelling or link, or a folder that an input lies in.
 
     Raises:
-        UserError: it would.
+        UserError: the output is an input or such a folder.
     """
     for file in inputs:
         same = os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file)
@@ -68,25 +67,24 @@ def visible(files: Iterable[Path]) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what processes of this machine that were killed left of files that they were :func:`replacing`, in a folder and
-    those in it."""
+    """Delete what killed processes of this machine left of files that they were :func:`replacing`, in a folder and below."""
     for part in folder.rglob(f".*.{escape(HOST)}.*.part"):
         _delete_if_left(part)
 
 
 def _delete_if_left(part: Path) -> None:
-    """Delete a file of :func:`replacing` of this machine whose process is not any more."""
+    """Delete a temporary file of :func:`replacing`, made on this machine, if its process no longer runs."""
     pid = part.name.split(".")[-2]
     if pid.isdecimal() and not psutil.pid_exists(int(pid)):
         part.unlink(missing_ok=True)
 
 
 def check_room(folder: Path, told: str) -> None:
-    """See that a folder can be made and written to: before the work whose results go there, not after it. Nothing is left.
+    """Check that a folder can be made and written to, before the work whose results go there. Leaves nothing behind.
 
     Args:
         folder: the folder.
-        told: what it is for, at the beginning of the error.
+        told: what it is for; the error begins with this.
 
     Raises:
         UserError: it cannot be made or written to.
@@ -99,27 +97,27 @@ def check_room(folder: Path, told: str) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 with TemporaryFile(dir=folder):
                     break
-            except FileNotFoundError:  # another process that looked for room there has just cleared up
+            except FileNotFoundError:  # another process that made the same check has just cleaned up
                 if attempt == ROOM_ATTEMPTS - 1:
                     raise
-    except (OSError, ValueError) as error:  # a name with a null byte is no error of the system
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{told} cannot go to {str(folder)!r}: {reason}; name another folder or make room there") from None
     finally:
-        with suppress(OSError, ValueError):  # somebody else may be there by now
+        with suppress(OSError, ValueError):  # another process may use it by now
             for path in made:
                 path.rmdir()
 
 
 def check_file(file: Path, told: str) -> None:
-    """See that a file can be written: before the work whose results go there. Nothing is left, and no file is touched.
+    """Check that a file can be written, before the work whose results go there. Touches no file and leaves nothing behind.
 
     Args:
-        file: the file; may be there.
-        told: what it is for, at the beginning of the error.
+        file: the file; may exist.
+        told: what it is for; the error begins with this.
 
     Raises:
-        UserError: it is a folder, or its own cannot be made or written to.
+        UserError: it is a folder, or the folder that it goes to cannot be made or written to.
     """
     check_room(file.parent, told)
     try:
@@ -135,7 +133,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Inside, what was computed is written into a folder.
 
     Raises:
-        RunStopped: that failed: the disk is full, say.
+        RunStopped: writing failed, e.g. because the disk is full.
     """
     try:
         yield
@@ -146,9 +144,9 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, nobody else is: files that are read, changed and written again lose nothing of another process.
+    """Inside, this process has a folder's lock, so that read-modify-write of files there loses no other process's changes.
 
-    The folder is made if need be; the lock lies beside it. File systems without locks go without.
+    The folder is made if need be; the lock lies beside it. On file systems without locks there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder.with_name(f".{folder.name}.lock")):
@@ -166,7 +164,7 @@ def changing(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(file: Path) -> Iterator[None]:
-    """Inside, this process has a lock; it is waited for. File systems without locks go without."""
+    """Inside, this process has a lock, for which it waits; on file systems without locks there is none."""
     lock = _lock(file)
     with suppress(*NO_LOCKS):
         lock.acquire()
@@ -181,7 +179,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process works in a run folder; a folder that cannot be written to needs no lock.
 
     Raises:
-        UserError: one does.
+        UserError: another process works in it.
     """
     lock = _lock(folder / ".running.lock")
     try:
@@ -199,18 +197,18 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: Path) -> BaseFileLock:
-    """A lock of the system's, which goes with its process: no file that a process of another machine could leave behind."""
+    """A lock of the operating system, which ends with its process, unlike a file that a killed process leaves behind."""
     return FileLock(file, fallback_to_soft=False)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file in one stroke."""
+    """Write a file atomically."""
     with replacing(file) as part:
         part.write_bytes(text.encode())
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds; None if there is no such file, or if it is damaged: cut, empty, or with NaN for a number."""
+    """The value in a JSON file; None if there is no such file or it is damaged: cut off, empty, or with NaN for a number."""
     try:
         return _parsed(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -218,16 +216,16 @@ def read_json(file: Path) -> Any:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, none if there is no file; lines that were cut off or damaged do not count."""
+    """The objects of a JSON Lines file, none if there is no file; lines that are cut off or damaged are skipped."""
     return _objects(file.read_bytes()) if file.exists() else []
 
 
 TAIL = 2**16
-"""Bytes at the end of a long file that are looked at first."""
+"""How many bytes at the end of a file are read first."""
 
 
 def last_of_jsonl(file: Path) -> dict[str, Any] | None:
-    """The last object that :func:`read_jsonl` gives, None if there is none; a long file is not read whole for it."""
+    """The last object that :func:`read_jsonl` gives, or None; a long file is read whole only if its end has none."""
     if not file.exists():
         return None
     with open(file, "rb") as opened:
@@ -250,7 +248,7 @@ def parse_json(text: str) -> Any:
     """A JSON value.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or an object in it says a thing twice.
+        ValueError: the text is no JSON, is nested too deeply, or an object in it has a name twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -267,8 +265,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def fault_of_text(value: str) -> str:
-    """What keeps a string from being text in a table, in words; empty if nothing does. JSON can write it, and files of other
-    encodings look so."""
+    """What makes a string, from JSON or a wrong encoding, unfit as text in a table, in words; empty if nothing does."""
     if "\0" in value:
         return "a null character"
     if "\r" in value:
@@ -281,7 +278,7 @@ def fault_of_text(value: str) -> str:
 
 
 def append_jsonl(file: Path, line: dict[str, Any]) -> None:
-    """Add a line to a JSON Lines file; not to one that was cut off in the middle, which stays a line of its own."""
+    """Add a line to a JSON Lines file; a last line that was cut off is ended first and stays a line of its own."""
     with open(file, "ab+") as log:
         if log.tell():
             log.seek(-1, os.SEEK_END)
@@ -297,20 +294,19 @@ def _parsed(text: str) -> Any:
 
 
 SUMS = "SHA256SUMS"
-"""The file beside files that holds their digests, as ``sha256sum --check`` reads it."""
+"""The file with the digests of the files beside it, in the format of ``sha256sum --check``."""
 
 SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 """A line of it."""
 
 
 def write_last(file: Path, text: str, others: Sequence[str]) -> None:
-    """Write the file whose presence says that a folder is complete, after the digests of it and of others, which :func:`fault`
-    checks.
+    """Write the file whose presence says that a folder is complete, after the digests that :func:`fault` checks.
 
     Args:
-        file: it.
-        text: what it holds.
-        others: the files that it stands for, as paths from its folder. Digests of further files of the folder stay.
+        file: that file.
+        text: its content.
+        others: files whose digests are written beside its own, as paths from its folder. Digests of further files stay.
     """
     known = {name: digest for name, digest in _sums(file.parent).items() if name != SUMS}
     known |= {name: sha256(file.parent / name) for name in others}
@@ -320,7 +316,7 @@ def write_last(file: Path, text: str, others: Sequence[str]) -> None:
 
 
 def fault(folder: Path, *names: str) -> str:
-    """What became of files since :func:`write_last`: the first one that is missing or has changed, with words for a message.
+    """The first file that is missing or has changed since :func:`write_last`, in words for a message.
 
     Args:
         folder: the folder.
@@ -341,7 +337,7 @@ def fault(folder: Path, *names: str) -> str:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """Name -> digest of files of a folder; of the file of digests itself, which has none, if it is damaged."""
+    """Name -> digest of a folder's files; if :data:`SUMS` is damaged it is among them, with an empty digest."""
     file = folder / SUMS
     lines = file.read_text(errors="replace").split("\n") if file.exists() else []
     found = [SUM.fullmatch(line) for line in lines if line.strip()]
@@ -355,7 +351,7 @@ def sha256(file: Path) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """A sha256 of all weights of a folder and those in it, in the order of their paths; of a single file it is the file's."""
+    """A sha256 over all weights files in a folder and below, in the order of their paths; for one file it is the file's."""
     total = hashlib.sha256()
     for file in visible(folder.rglob("*.safetensors")) or visible(folder.rglob("*.bin")):
         with open(file, "rb") as weights:

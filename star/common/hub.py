@@ -7,9 +7,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 
 def cached(repository: str, revision: str | None = None) -> Path:
-    """The folder of a repository in the cache, also where it has but a part of its files.
+    """The folder of a repository in the cache, even if it has only a part of the files.
 
-    That is what ``hf download --include`` leaves, or a library that takes what it needs. Who loads them knows what is needed.
+    ``hf download --include`` leaves such folders, and so do libraries that fetch what they need. Callers know what is needed.
 
     Args:
         repository: ``OWNER/NAME``.
@@ -22,6 +22,6 @@ def cached(repository: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        if part := getattr(error, "snapshot_path", None):  # newer versions know what a repository has, and count
+        if part := getattr(error, "snapshot_path", None):  # newer versions of the library check for missing files
             return Path(part)
         raise

@@ -1,11 +1,11 @@
-"""What the environment says of the processes of a run."""
+"""What the environment says about the processes of a run."""
 
 import os
 
 from star.common.errors import UserError
 
 OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What launchers of several processes set, all of it."""
+"""Variables that launchers of several processes set, always all of them."""
 
 OFF = ("", "0", "false", "f", "no", "n", "off")
 """What accelerate takes for no."""
@@ -19,7 +19,7 @@ OURS = {
     "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1"),
 }
-"""What accelerate would do by itself, and this project has settings for -> the values that leave it alone."""
+"""Variable for what accelerate would do by itself, but this project has settings for -> values that keep it off."""
 
 
 def is_first() -> bool:
@@ -34,7 +34,7 @@ def asked() -> str:
 
 
 def check_launched() -> None:
-    """Refuse an environment that says half of what several processes need, or asks accelerate for what is not done here.
+    """Refuse incomplete or wrong variables of several processes, and those that ask accelerate for what is not done here.
 
     Raises:
         UserError: names the variable, and what to do.

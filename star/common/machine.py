@@ -7,15 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
-"""Those that digits may depend on."""
+"""Packages that the digits of results may depend on."""
 
 
 CORES_VARIABLE = "STAR_CORES"
-"""Says that a run has a share of the cores, beside others. Launchers of several processes overwrite what libraries read."""
+"""The variable with the number of cores of a run beside others; launchers overwrite the ones that libraries read."""
 
 
 def cores() -> int:
-    """How many cores this run may use: those of its job on a cluster, not all that the machine has, or its share of them."""
+    """How many cores this run may use: those of its cluster job, not all of the machine's, or its share of them."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = os.environ.get(CORES_VARIABLE, "")
     return min(own, max(1, int(told))) if told.isdecimal() else own
@@ -25,9 +25,9 @@ def machine(processes: int = 1) -> str:
     """What computes here, as far as digits depend on it: ``AMD EPYC, AVX2, 1 thread`` or ``8 x NVIDIA H100 80GB HBM3``.
 
     Args:
-        processes: how many compute together, alike.
+        processes: how many compute together, on equal devices.
     """
-    import torch  # which takes seconds, and who only reads images has no use for
+    import torch  # takes seconds, and processes that only read images do not need it
     from accelerate.utils import parse_flag_from_env
 
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
@@ -39,7 +39,7 @@ def machine(processes: int = 1) -> str:
 
 
 def _processor() -> str:
-    """The name of the processor, of its architecture where it tells none."""
+    """The name of the processor, or of its architecture if it has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

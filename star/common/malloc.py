@@ -12,9 +12,9 @@ ON_A_GPU = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def let_segments_grow() -> None:
-    """Let torch's memory on a GPU grow in place, unless the environment says something; to be called before torch is imported.
+    """Let torch's GPU memory grow in place, unless the environment has settings for it. Call before torch is imported.
 
-    Rollouts, updates and the autoencoder need blocks of other sizes; without this the holes between them add up to gigabytes.
+    Rollouts, updates and the autoencoder need blocks of different sizes; without this, fragmentation wastes gigabytes.
     """
     if not any(name in os.environ for name in ON_A_GPU):
         os.environ[ON_A_GPU[0]] = "expandable_segments:True"
@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next tensor. Without glibc this does nothing.
 
     By default every block of some megabytes is mapped from the system and given back when it is freed, so each large
-    activation costs page faults anew.
+    activation causes page faults again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -14,7 +14,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:
-    """``0.512 [0.498, 0.526]``, or without an interval what there is."""
+    """``0.512 [0.498, 0.526]``, or the number alone if it has no interval."""
     if value.interval is None:
         return number(value.value, digits)
     low, high = value.interval
@@ -22,7 +22,7 @@ def estimate(value: Estimate, digits: int = 3) -> str:
 
 
 def signed(value: Estimate | float, digits: int = 3) -> str:
-    """``+0.021 [−0.002, +0.044]``, or ``+0.021`` of what has no interval."""
+    """``+0.021 [−0.002, +0.044]``, or ``+0.021`` without an interval."""
     parts = (value.value, *(value.interval or ())) if isinstance(value, Estimate) else (value,)
     first, *ends = (f"{part:+.{digits}f}".replace("-", "\N{MINUS SIGN}") for part in parts)
     return f"{first} [{', '.join(ends)}]" if ends else first
@@ -39,6 +39,6 @@ def named_seeds(seeds: Sequence[int]) -> str:
 
 
 def with_error(value: float, stderr: float | None, digits: int = 3, between: str = " ± ") -> str:
-    """``1.234 ± 0.056``; without an error where none can be had, which is None or not a number."""
+    """``1.234 ± 0.056``; without the error if that is None or not finite."""
     known = stderr is not None and isfinite(stderr)
     return number(value, digits) + (f"{between}{stderr:.{digits}f}" if known else "")

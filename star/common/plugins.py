@@ -1,4 +1,4 @@
-"""What users name by its path: ``my_package.my_module:MyClass``, from an installed package or the working directory."""
+"""Import paths that users give: ``my_package.my_module:MyClass``, from an installed package or the working directory."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ def is_path(name: str) -> bool:
 
 
 def import_path(path: str, setting: str) -> Any:
-    """What a path such as ``my_package.my_module:MyClass`` names.
+    """Import what a path such as ``my_package.my_module:MyClass`` names.
 
     Args:
         path: module and attribute, see :func:`is_path`.
@@ -27,7 +27,7 @@ def import_path(path: str, setting: str) -> Any:
     module, _, name = path.partition(":")
     if module.endswith(".py"):
         raise UserError(f"{setting}: it is the name of a module, not of its file: {module.removesuffix('.py')}:{name}")
-    if (here := str(Path.cwd())) not in sys.path:  # installed commands do not look where they are called
+    if (here := str(Path.cwd())) not in sys.path:  # installed commands do not search the working directory
         sys.path.append(here)
     try:
         found = import_module(module)

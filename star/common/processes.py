@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other; whoever waits for one that has died ends with a reason."""
+"""Communication among the processes of a run; one that waits for another that has died ends with a reason."""
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ from star.common.launched import asked, check_launched
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other: while one writes a checkpoint to a slow disk, or waits for a judge that hangs."""
+"""How long processes wait for each other, e.g. while one writes a checkpoint to a slow disk or waits for a hanging judge."""
 
 
 def joined(**options: Any) -> Accelerator:
     """This process's place among those of its run, and its device.
 
     Args:
-        options: of accelerate.
+        options: of ``Accelerator``.
 
     Raises:
-        UserError: the environment says half of what several processes need, or asks for what is not done here.
+        UserError: variables of the environment are incomplete, wrong, or ask for what is not done here.
     """
     check_launched()
-    # Of other makes' accelerators, a Mac's for one, nothing is known here, and their digits would be others.
+    # Accelerators of other makes, e.g. a Mac's, are not supported, and would compute other digits.
     on_cpu = torch.accelerator.is_available() and not torch.cuda.is_available()
     try:
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **options)
@@ -51,7 +51,7 @@ def joined(**options: Any) -> Accelerator:
 def _meet() -> None:
     """Wait for all processes once, before anything that takes time or may fail on one of them.
 
-    NCCL connects them when they first tell each other something, and waits without end for one that has died before that.
+    NCCL connects processes when they first communicate, and waits forever for one that has died before that.
     """
     with together():
         PartialState().wait_for_everyone()
@@ -75,17 +75,17 @@ def total(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def wait(accelerator: Accelerator) -> None:
-    """Until all processes are here; raises what :func:`gather` does."""
+    """Wait until all processes are here; raises what :func:`gather` does."""
     with together():
         accelerator.wait_for_everyone()
 
 
 def check_agreed(value: Hashable, what: str) -> None:
-    """See that all processes of a run read the same from its folder.
+    """Check that all processes of a run read the same from its folder.
 
     Args:
         value: what this one read.
-        what: it is, for the message.
+        what: what the value is, for the message.
 
     Raises:
         RunStopped: another one read something else: their folders are not the same, or a file could not be read everywhere.
@@ -104,12 +104,12 @@ def check_agreed(value: Hashable, what: str) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Inside is communication alone, whose errors mean that somebody is not there any more."""
+    """Inside, processes only communicate, so that a RuntimeError means that another one has died."""
     try:
         yield
-    except torch.OutOfMemoryError:  # one of them too, and this process's own
+    except torch.OutOfMemoryError:  # a RuntimeError too, but this process's own
         raise
-    except RuntimeError as error:  # torch's own errors of distribution are kinds of it
+    except RuntimeError as error:  # the base class of torch.distributed's errors
         reason = str(error).strip().splitlines()[0]
         raise RunStopped(
             f"another process of this run has died, see what it said or whether memory ran out ({reason}); the same command "

@@ -52,7 +52,7 @@ class Bar:
 def bar(description: str, total: int | None = None) -> Iterator[Bar]:
     """A progress bar on standard error with count, elapsed time and time left.
 
-    Where standard error is not a terminal, a plain line after five seconds and then about every 30: logs stay readable.
+    Where standard error is not a terminal, plain lines after five seconds and then about every 30 keep logs readable.
     A bar that is opened inside another one goes away when it ends.
 
     Args:

@@ -15,7 +15,7 @@ class Shipped:
 
     Attributes:
         folder: where they lie.
-        name: in protocols and hashes of settings. Results are older than the folder's place, so it is not the folder's name.
+        name: in protocols and hashes of settings. Not the folder's name, because results are older than the folder's place.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class Shipped:
 
 
 MINI_BASE = Shipped(WEIGHTS / "base", "weights")
-"""The embedded base model, a diffusers folder; ``star mini pretrain`` builds the like."""
+"""The embedded base model, a diffusers folder; ``star mini pretrain`` builds one like it."""
 
 MINI_PICKSCORE = Shipped(WEIGHTS / "pickscore", "taste_weights")
 """The small CLIP that stands in for PickScore on the embedded world; ``star mini taste`` builds it."""

@@ -1,4 +1,4 @@
-"""Ends that are asked for from outside."""
+"""Signals that ask a process to end."""
 
 import signal
 import threading
@@ -13,7 +13,7 @@ ASKED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sign
 
 @contextmanager
 def ending_like_ctrl_c() -> Iterator[None]:
-    """Inside, a signal that asks for the end is a KeyboardInterrupt with its name, so that what is done can be kept.
+    """Inside, a signal that asks for the end raises a KeyboardInterrupt with its name, so that finished work can be kept.
 
     Signals that are ignored (under nohup, say) stay ignored; outside the main thread nothing changes.
     """

@@ -18,7 +18,7 @@ from scipy.special import stdtr
 
 BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
 # A bootstrap over n runs of a task finds (n - 1) / n of their variance, and has the tails of a normal distribution. From
-# these numbers on, what is called 95 % covers at least 88 %; below them no interval is given.
+# these numbers on, a nominal 95 % interval covers at least 88 %; below them no interval is given.
 ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15
 DRAWS = 10_000  # of a bootstrap
@@ -59,25 +59,25 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
 
 
 def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8) -> float:
-    """The true difference that a two-sided t-test at 5 % over so many seeds finds with a given power.
+    """The true difference that a two-sided t-test at 5 % over this many seeds detects with a given power.
 
-    That is the d at which a noncentral t with non-centrality ``d sqrt(seeds) / spread`` leaves the two-sided critical values
-    with that probability (Cohen, Statistical Power Analysis for the Behavioral Sciences, §2).
+    That is the d at which a noncentral t with non-centrality ``d sqrt(seeds) / spread`` falls outside the two-sided
+    critical values with that probability (Cohen, Statistical Power Analysis for the Behavioral Sciences, §2).
 
     Args:
         spread: standard deviation of the seeds' differences, >= 0.
-        seeds: how many seeds the mean is of.
-        freedom: degrees of freedom of the spread, >= 1; by default those of the same seeds; more if it is of more.
+        seeds: how many seeds are averaged over.
+        freedom: degrees of freedom of the spread, >= 1; by default seeds - 1; more if it was estimated from more seeds.
         power: chance to find it.
 
     Raises:
-        ValueError: no seeds, or a single one whose spread nobody knows.
+        ValueError: no seeds, or no degrees of freedom, as with a single seed by default.
     """
     freedom = seeds - 1 if freedom is None else freedom
     if seeds < 1 or freedom < 1:
         raise ValueError(f"{seeds} seeds with {freedom} degrees of freedom find nothing")
     critical = float(stats.t.ppf(0.975, freedom))
-    # scipy's noncentral t is not a number in places: the mean of the normal's tails over its estimated spreads instead.
+    # scipy's noncentral t is NaN in places, so take the mean of a normal's tails over its estimated spreads instead.
     estimated = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
 
     def excess(shift: float) -> float:
@@ -88,23 +88,21 @@ def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: 
 
 
 def detectable_among(differences: Sequence[float]) -> float | None:
-    """What so many seeds, whose differences these are, find in four of five cases (:func:`detectable`); None with one seed, or
-    where nobody knows how far they lie apart because all are the same."""
+    """The :func:`detectable` difference for seeds with these differences; None for fewer than two, or if all are the same."""
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return detectable(float(np.std(differences, ddof=1)), len(differences))
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Of the two-sided t-test that the mean of independent differences is 0; None with one of them, or if all are the same,
-    where there is no such test."""
+    """P-value of the two-sided t-test that independent differences have mean 0; None for fewer than two, or all the same."""
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values of several tests, corrected so that all false alarms together stay below the level they are held against.
+    """P-values of several tests, corrected so that the chance of any false alarm stays below the level of the tests.
 
     Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the k-th smallest of n is multiplied by n - k, k
     from 0 on, and none may come out below a smaller one's.
@@ -118,7 +116,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """A statistic of ``count`` independent units, and its standard error by leaving out one after the other::
+    """A statistic of ``count`` independent units, and its standard error by leaving out one unit at a time::
 
         stderr^2 = (n - 1) / n * sum_k (statistic without k - mean of those)^2
 
@@ -129,7 +127,7 @@ def jackknife(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tupl
         count: of the units.
 
     Returns:
-        Its values, and their standard errors; not a number where some are not finite, and of a single unit.
+        Its values, and their standard errors; NaN where values without a unit are not finite, and for a single unit.
 
     Raises:
         ValueError: no units.
@@ -197,7 +195,7 @@ def paired_difference(
         a, b: (n,) per image, in the same order.
         clusters, strata: as in :func:`clustered_stderr`; prompts are resampled within their stratum.
         seeds: (n,) training seed of each pair; every seed has the same images. With one seed, or None, the interval says
-            nothing of other trainings.
+            nothing about other trainings.
         draws: bootstrap draws.
         seed: of the draws.
 
@@ -225,7 +223,7 @@ def paired_difference(
 
 
 def seed_means(values: Column, clusters: Column, seeds: Column, *, strata: Column | None = None) -> list[float]:
-    """The mean of each seed's values, as in :func:`clustered_stderr` that of the strata's means, in the seeds' order.
+    """Each seed's mean, in ascending order of seeds; with strata, that of the strata's means as in :func:`clustered_stderr`.
 
     Raises:
         ValueError: lengths that differ, or seeds that do not have the same number of values in each cluster.
@@ -243,7 +241,7 @@ def seed_means(values: Column, clusters: Column, seeds: Column, *, strata: Colum
 
 @dataclass(frozen=True)
 class Variances:
-    """How much of the variance of one run's score comes from where; see :func:`score_variances`.
+    """The variance of one run's score by where it comes from; see :func:`score_variances`.
 
     Attributes:
         seed: training again; needs several seeds.
@@ -252,7 +250,7 @@ class Variances:
         interaction: what training again changes prompt by prompt and image by image; needs several seeds. Without them
             it is part of ``prompt`` and ``noise``.
 
-    A part that the data cannot tell is None. They are unbiased, so one that is about 0 can come out below.
+    A part that the data cannot tell is None. Estimates are unbiased, so one of a part near 0 can be negative.
     """
 
     seed: float | None
@@ -297,7 +295,7 @@ def score_variances(strata: Sequence[np.ndarray]) -> Variances:
 
 
 def enough(scores: Sequence[Column]) -> bool:
-    """Whether a bootstrap over runs within tasks is worth its name: see :data:`ENOUGH_RUNS`, :data:`ENOUGH_SCORES`."""
+    """Whether there are enough runs for a bootstrap over runs within tasks: see :data:`ENOUGH_RUNS`, :data:`ENOUGH_SCORES`."""
     sizes = [len(runs) for runs in scores]
     return bool(sizes) and min(sizes) >= ENOUGH_RUNS and sum(sizes) >= ENOUGH_SCORES
 
@@ -313,7 +311,7 @@ def interquartile_mean(
     Args:
         scores: for each task its runs' scores, on a scale that tasks share.
         units: for each task the runs of another method, by whose mean the scores are divided; they are resampled, too. Without
-            them the scores are what they are.
+            them the scores are not divided.
         draws, seed: of the bootstrap.
 
     Returns:
@@ -389,7 +387,7 @@ def _strata(values: Column, clusters: Column, strata: Column | None) -> list[tup
 def _resampled_means(total: np.ndarray, size: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(draws,) means of a stratum whose clusters are drawn with replacement.
 
-    Draws from n clusters vary by (n - 1) / n of what their mean does, which is made up for.
+    Resampling n clusters finds only (n - 1) / n of their mean's variance, so deviations are scaled up accordingly.
     """
     means = []
     for start in range(0, draws, BATCH):

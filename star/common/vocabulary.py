@@ -1,4 +1,4 @@
-"""Whether a tokenizer has its words: one without them gives every text the same tokens, and no error."""
+"""Whether a tokenizer has its vocabulary: one without it gives every text the same tokens, and no error."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ PROBE = "a photo of a red circle"
 """Words that every English vocabulary has, if only as letters."""
 
 ROWS_LEFT = 0.05
-"""The share of an encoder's rows that a vocabulary may leave without a token: T5's tables are filled up to a round number."""
+"""The share of an encoder's rows that may be without a token: T5's tables are padded to a round number of rows."""
 
 
 def fault(tokenizer: Any, rows: int) -> str:
     """What is wrong with a tokenizer of transformers, in words; empty if it knows words and fits its encoder.
 
     Args:
-        tokenizer: with ``unk_token_id``, called with a text.
+        tokenizer: has ``unk_token_id``, and is called with a text.
         rows: of the encoder's table of embeddings.
     """
     if not (1 - ROWS_LEFT) * rows <= len(tokenizer) <= rows:

@@ -9,7 +9,7 @@ MOST_SEEDS = 10_000
 
 
 def own_words(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """A command's own words, name -> value, where the last of a name counts; and the words that are left.
+    """A command's own words, name -> value, of which the last one for a name counts; and the remaining words.
 
     Raises:
         UserError: one of its own has no value.
@@ -37,7 +37,7 @@ def seeds_of(word: str) -> list[int]:
     """The seeds of ``seed=0,7`` or ``seed=0..4``, each once.
 
     Raises:
-        UserError: a part of it is neither a number nor a range that has some.
+        UserError: a part is neither a number nor a range, or its range is empty or too long.
     """
     seeds: dict[int, None] = {}
     for part in word.partition("=")[2].split(","):

@@ -1,7 +1,7 @@
 """Base models, and what is trained in them.
 
-A model is found by the class that its ``model_index.json`` names, or is of a class that ``model.kind`` names. To add one,
-write a module that follows :class:`star.models.interface.BaseModel`, and name its class there or in a line of :data:`MODELS`.
+The class that loads a model is the one that ``model.kind`` names, or else the entry in :data:`MODELS` for the pipeline class
+in its ``model_index.json``. To add one, implement :class:`star.models.interface.BaseModel` and name the class in either place.
 """
 
 from typing import TYPE_CHECKING
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from star.models.interface import BaseModel
 
 MODELS = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}
-"""Class of a diffusers pipeline -> what makes a base model of it."""
+"""Class of a diffusers pipeline -> import path of the base model class that wraps it."""
 
 
 def find(config: ModelConfig) -> "type[BaseModel]":
     """The class of the configured base model.
 
     Raises:
-        UserError: the model cannot be had, or is of a kind that is not known here. That is told before weights are loaded.
+        UserError: the model is not available, or its class is unknown. This is raised before any weights are loaded.
     """
     if config.kind:
         return import_path(config.kind, f"model.kind={config.kind}")

@@ -17,9 +17,9 @@ class EMA:
     def __init__(self, tensors: Mapping[str, Tensor], decay: float, every: int = 1) -> None:
         """
         Args:
-            tensors: what is averaged; their present values are where the average starts.
-            decay: weight of the past.
-            every: the average takes in the values after updates every - 1, 2 every - 1 and so on, as in Flow-GRPO.
+            tensors: what is averaged; the average starts at their current values.
+            decay: upper limit of the decay, the weight of the past average.
+            every: the average changes only after updates every - 1, 2 every - 1 and so on, as in Flow-GRPO.
         """
         self.decay, self.every, self.updates = decay, every, 0
         self.values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -38,7 +38,7 @@ class EMA:
         return {"updates": self.updates, "values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state that a checkpoint holds."""
         self.updates = state["updates"]
         for name, value in self.values.items():
             value.copy_(state["values"][name])
@@ -46,7 +46,7 @@ class EMA:
 
 @contextmanager
 def swapped(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, named tensors hold other values, e.g. their average's."""
+    """Inside, the named tensors hold other values, e.g. their moving averages."""
     current = {name: tensor.data for name, tensor in tensors.items()}
     try:
         for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What the method needs of a base model: all that the trainer, evaluations and measurements ask of one."""
+"""The interface of a base model: everything that the trainer, evaluations and measurements use of one."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,9 +14,9 @@ from star.method.tokens import Span
 
 
 class Capture(Protocol):
-    """Reads relevance from a model's attention: entered around a call of :meth:`BaseModel.velocity`, asked after it.
+    """Reads relevance from a model's attention: enter it around a call of :meth:`BaseModel.velocity`, then :meth:`take`.
 
-    :class:`star.method.attention.Relevance` is one for joint attention.
+    :class:`star.method.attention.Relevance` is the one for joint attention.
     """
 
     def __enter__(self) -> Self: ...
@@ -28,7 +28,7 @@ class Capture(Protocol):
         ...
 
     def of(self, rows: Sequence[int]) -> Self:
-        """What reads the relevance of these rows alone, by their places in the mask."""
+        """A capture for these rows alone, given as row indices of the mask."""
         ...
 
 
@@ -39,7 +39,7 @@ class BaseModel(Protocol):
         config: which model, and what is trained in it.
         device: where everything computes.
         trained: name -> trained parameter, float32.
-        sharded: whether processes hold the frozen weights together, so that all must call :meth:`velocity` equally often.
+        sharded: whether the frozen weights are split over processes, so that all must call :meth:`velocity` equally often.
     """
 
     config: ModelConfig
@@ -55,7 +55,7 @@ class BaseModel(Protocol):
             seed: of the adapters' initial values.
 
         Raises:
-            UserError: the model is missing or is not what it should be.
+            UserError: the model is missing or cannot be used.
         """
         ...
 
@@ -66,16 +66,16 @@ class BaseModel(Protocol):
 
     @property
     def patch(self) -> int:
-        """Latent positions per image token and axis."""
+        """Side of an image token, in latent positions."""
         ...
 
     @property
     def blocks(self) -> int:
-        """How many blocks have attention that :meth:`relevance` can look at."""
+        """Number of blocks whose attention :meth:`relevance` can read."""
         ...
 
     def schedule(self, steps: int) -> Tensor:
-        """The noise levels of an image, float32 (steps + 1) in main memory, from 1 down to 0."""
+        """The sigmas of a sampling schedule, float32 (steps + 1) on the CPU, from 1 down to 0."""
         ...
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
@@ -83,15 +83,15 @@ class BaseModel(Protocol):
 
         Args:
             prompts: B texts.
-            spans: the characters of each one's core words.
+            spans: where each prompt's core words are, as character ranges.
             columns: ``clip``, ``t5`` or ``both``, see :class:`star.config.RelevanceConfig`.
         """
         ...
 
     def relevance(self, config: RelevanceConfig, mask: Tensor) -> Capture:
-        """What reads relevance from the attention while :meth:`velocity` is called inside it.
+        """A capture that reads relevance from the attention while :meth:`velocity` is called inside it.
 
-        It is also asked once before a training, with a mask of one column, whether the model has the blocks and heads.
+        Also called once before training, with a mask of one column, to check that the model has these blocks and heads.
 
         Args:
             config: blocks, heads and softmax.
@@ -103,7 +103,7 @@ class BaseModel(Protocol):
         ...
 
     def prepare(self, prompts: Sequence[str], guidance: float) -> None:
-        """Encode all that :meth:`velocity` will need, at once."""
+        """Encode all texts that :meth:`velocity` will need, in one go."""
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, prompts: Sequence[str], guidance: float) -> Tensor:
@@ -111,14 +111,14 @@ class BaseModel(Protocol):
 
         Args:
             latents: (B, C, H, W).
-            sigma: noise level of all samples, a scalar in main memory.
+            sigma: noise level of all samples, a scalar on the CPU.
             prompts: B texts.
             guidance: classifier-free guidance scale.
         """
         ...
 
     def sampling(self) -> AbstractContextManager[None]:
-        """Inside, nothing is trained, and the model may make use of it, where that changes no more than rounding does."""
+        """Inside, nothing is trained, so the model may compute in a faster way whose results differ only by rounding."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ class BaseModel(Protocol):
         ...
 
     def export(self, folder: Path, values: Mapping[str, Tensor]) -> None:
-        """Write trained adapters in the form that others load; ``values`` are named like :attr:`trained`."""
+        """Write trained adapters in a format that other software loads; ``values`` are named like :attr:`trained`."""
         ...

@@ -1,7 +1,7 @@
-"""LoRA: adapters within a transformer, and folders that hold one, a training's own or one that others have released.
+"""LoRA: adapters in a transformer, and the folders that hold them, whether trained here or released by others.
 
-Two layouts are read: diffusers' (``pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` takes, and
-which is written here) and peft's (``adapter_config.json`` with ``adapter_model.safetensors``, as Flow-GRPO's are released).
+Two layouts are read: diffusers' (``pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(folder)``), which is
+also written here, and peft's (``adapter_config.json`` with ``adapter_model.safetensors``), in which Flow-GRPO's are released.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PREFIXES = {"diffusers": "transformer.", "peft": "base_model.model."}
 SUFFIX = ".safetensors"
 METADATA, METADATA_KEY = "lora_adapter_metadata", "__metadata__"
 ADAPTER = ".default."
-"""Within a model, a weight's name also has that of its adapter: ``...to_q.lora_A.default.weight``."""
+"""Within a model, a weight's name also contains the adapter's name: ``...to_q.lora_A.default.weight``."""
 
 UNREADABLE = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
 
@@ -57,7 +57,7 @@ class Lora:
         """The weights as values of a model's trained parameters, for :meth:`star.models.interface.BaseModel.weights`.
 
         Raises:
-            UserError: the LoRA is of another model.
+            UserError: the LoRA does not fit the model.
         """
         named = {name.replace(".weight", f"{ADAPTER}weight"): value for name, value in self.weights.items()}
         own = base.trained
@@ -75,7 +75,7 @@ def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> N
     Args:
         folder: is created.
         trained: by their names in the model, as :attr:`star.models.interface.BaseModel.trained` has them.
-        config: says rank and alpha.
+        config: gives rank, alpha and target modules.
     """
     StableDiffusion3Pipeline.save_lora_weights(
         folder,
@@ -90,9 +90,9 @@ def write(folder: Path, trained: Mapping[str, Tensor], config: ModelConfig) -> N
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put a safetensors file's metadata in order, which its writer leaves to chance: equal runs have equal bytes."""
+    """Sort a safetensors file's metadata, whose order its writer leaves to chance, so that equal runs have equal bytes."""
     content = file.read_bytes()
-    size = int.from_bytes(content[:8], "little")  # of the header, a JSON object, filled up with spaces
+    size = int.from_bytes(content[:8], "little")  # of the header, a JSON object padded with spaces
     header = json.loads(content[8 : 8 + size])
     header = {METADATA_KEY: dict(sorted(header.pop(METADATA_KEY).items())), **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
@@ -101,10 +101,10 @@ def _sort_metadata(file: Path) -> None:
 
 
 def locate(source: str) -> Path:
-    """The folder or the file of a LoRA: a path, or the name of a repository in the hub's cache; nothing is downloaded.
+    """The folder or file of a LoRA, from its path or the name of a repository in the hub's cache; nothing is downloaded.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is no such path or repository.
     """
     if Path(source).is_file() and Path(source).suffix == SUFFIX:
         return Path(source)
@@ -118,10 +118,10 @@ def read(place: Path) -> Lora:
     """Read a LoRA in either layout.
 
     Args:
-        place: its folder, or its file of weights; peft's has its settings beside it.
+        place: its folder, or its weights file, which in peft's layout needs the settings file beside it.
 
     Raises:
-        UserError: there is none, or one of a kind that is not plain LoRA of one rank and alpha.
+        UserError: there is none, it cannot be read, or it is not a plain LoRA with a single rank and alpha.
     """
     file, layout = _weights_file(place)
     folder = file.parent
@@ -153,7 +153,7 @@ def _weights_file(place: Path) -> tuple[Path, str]:
     """The file of a LoRA's weights, and its layout."""
     if place.is_file():
         return place, "peft" if place.name != DIFFUSERS_FILE and (place.parent / PEFT_FILES[0]).exists() else "diffusers"
-    for folder in (place, place / "lora", place / "final" / "lora"):  # a checkpoint of ours has it below it, and so has a run
+    for folder in (place, place / "lora", place / "final" / "lora"):  # as released, in a checkpoint, in a run folder
         for name, layout in ((DIFFUSERS_FILE, "diffusers"), (PEFT_FILES[1], "peft")):
             if (folder / name).exists():
                 return folder / name, layout
@@ -183,9 +183,9 @@ def _parsed(text: str | bytes, file: Path) -> dict:
 
 @contextmanager
 def folded(transformer: nn.Module) -> Iterator[None]:
-    """Inside, the adapters of a transformer are part of the weights that they adapt, W + s B A: a product less in each layer.
+    """Inside, a transformer's adapters are merged into the weights that they adapt, W + s B A, which saves their own products.
 
-    Adapters that are off stay off. Afterwards the weights are what they were, to the bit.
+    Disabled adapters stay disabled. Afterwards the weights are bit for bit what they were.
     """
     layers = [module for module in transformer.modules() if isinstance(module, LoraLayer) and not module.disable_adapters]
     weights = [layer.get_base_layer().weight for layer in layers]

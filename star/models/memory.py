@@ -1,4 +1,4 @@
-"""What a run needs of memory and disk, estimated from the model's shape before anything is loaded."""
+"""How much memory and disk a run needs, estimated from the model's shape before anything is loaded."""
 
 from dataclasses import dataclass, replace
 
@@ -12,20 +12,20 @@ from star.models.text import KEPT_TEXTS
 
 BLOCK_KEEPS = 21
 DUAL_BLOCK_KEEPS = 29.5
-"""What a block leaves for the backward pass, in units of its hidden states; with gradient checkpointing it is their 1 alone.
+"""What a block saves for the backward pass, in units of its hidden states; 1, these alone, with gradient checkpointing.
 
-Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium's width and of a narrow one (20.6 and 21.0,
-29.0 and 29.5); a test counts again.
+Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium's width and on narrow ones (20.6 and 21.0;
+dual blocks 29.0 and 29.5); a test counts the narrow ones again.
 """
 
 TRAINED_BYTES = 24
-"""Of a trained parameter in float32: itself, its gradient, two moments, its average, and a flat copy of the gradient."""
+"""Per trained parameter, in float32: itself, its gradient, two moments, its average, and a flat copy of the gradient."""
 
 GPU_OVERHEAD = 1.5 * 2**30
 """CUDA's context and what the allocator holds back: a rule of thumb."""
 
 CHECKPOINT_BYTES = 20
-"""Of a trained parameter: itself, two moments, and its average twice, once for others to load."""
+"""Per trained parameter: itself, two moments, and its average twice, the second time for other software to load."""
 
 RESULTS_BYTES = 2 * 2**30
 """Sample images, verdicts and logs of a run at 512 pixels: a rule of thumb."""
@@ -34,31 +34,31 @@ PROCESS_OVERHEAD = 4 * 2**30
 """Libraries and images: a rule of thumb."""
 
 PINNED = 1.41
-"""Of what rests in main memory for a GPU, because torch rounds such tensors up to powers of two: SD3's text encoders from 12.3
-to 17.3 GiB."""
+"""Factor for what rests in main memory for a GPU, because torch rounds pinned tensors up to powers of two: SD3's text encoders
+grow from 12.3 to 17.3 GiB."""
 
 TEXT_ENCODER_PARAMETERS = 123.7e6 + 694.7e6 + 4_762e6
 AUTOENCODER_PARAMETERS = 84e6
 T5_OUTPUT_PARAMETERS = 24 * 10240 * 4096
-"""Of the feed-forward outputs of T5-XXL, which transformers keeps in float32 in a model of half precision."""
+"""The feed-forward output weights of T5-XXL, which transformers keeps in float32 in a float16 model."""
 
 EVALUATOR_PARAMETERS = {"geneval": 428e6 + 69e6, "pickscore": 986e6}
-"""Of what judges on the GPU, in float32 and while training too: CLIP-L and Mask2Former; PickScore's CLIP-H. OCR needs none. In
-the end the other tasks' come one after another, when a run's own has gone and all texts are encoded."""
+"""Of evaluators on the GPU, in float32, during training too: CLIP-L and Mask2Former; PickScore's CLIP-H. OCR needs none. Other
+tasks' evaluators follow one by one at the end, each when the one before it is freed and the texts are encoded."""
 
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a run needs, in bytes but for the first.
+    """What a run needs; all but ``parameters`` in bytes.
 
     Attributes:
         parameters: how many the transformer has with its adapters.
-        gpu: peak of one GPU in an update, which needs more than a rollout does; with ``model.offload=null`` the least.
-        process: main memory of one process; with ``model.offload=null`` the most.
+        gpu: peak of one GPU, reached in an update rather than a rollout; a lower bound with ``model.offload=null``.
+        process: main memory of one process; an upper bound with ``model.offload=null``.
         pipeline: the model's files.
-        checkpoint: one of the run's.
+        checkpoint: one checkpoint of the run.
     """
 
     parameters: int
@@ -75,24 +75,24 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         config: the settings.
         shape: of the transformer.
         others: bytes of text encoders and autoencoder; by default those of the SD3 family.
-        processes: that share the images of an epoch, and the weights if the settings say so.
+        processes: how many share the images of an epoch, and the weights if the settings say so.
     """
     size = SIZES[config.model.dtype]
     total, trained = _parameters(config, shape)
-    # The table of positions is no parameter, and every GPU has all of it.
+    # The position table is a buffer, not a parameter, and every GPU holds all of it.
     table = size * shape["pos_embed_max_size"] ** 2 * shape["num_attention_heads"] * shape["attention_head_dim"]
     transformer = size * total + table
-    # Of sharded weights a GPU holds its part and two blocks, the one that computes and the next, which is being gathered.
+    # With sharding a GPU holds its part and two whole blocks: the one that computes and the next, which is being gathered.
     part = min(1, 1 / processes + 2 / shape["num_layers"]) if config.model.shard else 1
     if others is None:
         others = size * TEXT_ENCODER_PARAMETERS + 4 * AUTOENCODER_PARAMETERS
     kept = T5_OUTPUT_PARAMETERS / TEXT_ENCODER_PARAMETERS if config.model.dtype == "float16" else 0
     resident = others * (1 + kept)
     rewards = [config.task.name, *config.rewards.others]
-    # Whose evaluator judges prompts of one's own is known when their class is imported: at most it is the largest.
+    # Which evaluator judges a user's own prompts is known only once their class is imported; assume the largest.
     sizes = EVALUATOR_PARAMETERS | ({config.task.name: max(EVALUATOR_PARAMETERS.values())} if config.task.prompts else {})
     judges = 4 * sum(sizes.get(name, 0) for name in rewards if config.evaluators.get(name) != "mini")
-    # Text encoders that rest visit the GPU alone: no activations are there then, and they need less than those or more.
+    # Offloaded text encoders are on the GPU only while no activations are, so the larger of the two counts.
     activations = activation_bytes(config, shape)
     beside = activations + resident if config.model.offload is False else max(activations, resident)
     resting = 0.0 if config.model.offload is False else PINNED * resident
@@ -106,7 +106,7 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
         + trajectory_bytes(config, shape, processes)
         + judges
         + GPU_OVERHEAD,
-        # First the whole pipeline is loaded; what goes on to the GPU then leaves room for embeddings.
+        # The whole pipeline is loaded first; what then moves on to the GPU makes room for embeddings.
         process=max(transformer + resident, resting + embeddings) + PROCESS_OVERHEAD,
         pipeline=transformer + others,
         checkpoint=CHECKPOINT_BYTES * trained,
@@ -114,12 +114,12 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
 
 
 def left_on_disk(config: Config, need: Need) -> float:
-    """The most bytes that a run takes on disk: one checkpoint more is being written, one more stays while epochs are bad."""
+    """The most bytes that a run takes on disk: beside ``keep`` checkpoints one being written, and one kept in bad epochs."""
     return (config.train.keep + 2) * need.checkpoint + RESULTS_BYTES * (config.model.resolution / 512) ** 2
 
 
 SAFE_SHARE = 0.9
-"""Of a GPU's memory, up to which an estimate is trusted."""
+"""The share of a GPU's memory up to which an estimate is trusted."""
 
 
 def must_offload(config: Config, shape: Shape, total: float, processes: int) -> bool:
@@ -129,15 +129,14 @@ def must_offload(config: Config, shape: Shape, total: float, processes: int) -> 
         config: the settings.
         shape: of the transformer.
         total: bytes of one GPU.
-        processes: that share the images of an epoch.
+        processes: how many share the images of an epoch.
     """
     resident = replace(config, model=replace(config.model, offload=False))
     return needed(resident, shape, processes=processes).gpu > SAFE_SHARE * total
 
 
 def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
-    """What the rollouts of an epoch leave on one GPU until its updates: latents before and after each trained step, and the
-    means of its transitions where updates need them."""
+    """What an epoch's rollouts leave on a GPU: latents before and after trained steps, and means if updates need them."""
     images = -(-config.train.groups * config.train.group_size // processes)
     steps = config.sampling.trained
     return (
@@ -158,12 +157,12 @@ def activation_bytes(config: Config, shape: Shape) -> float:
     dual, blocks = len(shape["dual_attention_layers"]), shape["num_layers"]
     if not config.model.gradient_checkpointing:
         return hidden * (dual * DUAL_BLOCK_KEEPS + (blocks - dual) * BLOCK_KEEPS)
-    # The inputs of all blocks, and one block as often as twice: what it keeps, and the gradients of that.
+    # The inputs of all blocks, and for one block at a time what it saves, and the gradients of that.
     return hidden * (blocks + 2 * (DUAL_BLOCK_KEEPS if dual else BLOCK_KEEPS))
 
 
 def _parameters(config: Config, shape: Shape) -> tuple[int, int]:
-    """Of the transformer with its adapters: all, and those that are trained."""
+    """Parameters of the transformer with its adapters: how many in all, and how many are trained."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(**shape)
         if config.model.parameters == "lora":

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 3 pipeline from a folder: whole, and as its files say it, or not at all."""
+"""Loads a Stable Diffusion 3 pipeline from a folder: complete and exactly as its files state it, or not at all."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ STATED: Mapping[str, Mapping[str, Rule]] = {
     },
     "scheduler/scheduler_config.json": {"num_train_timesteps": WHOLE, "shift": ABOVE_0},
 }
-"""What a pipeline's files must say, and in which range; diffusers would fill in something else without a word."""
+"""What a pipeline's files must state, and the allowed values; diffusers would silently fill in defaults of its own."""
 
 MODULES: Mapping[str, Any] = {
     "transformer": SD3Transformer2DModel,
@@ -55,14 +55,14 @@ MODULES: Mapping[str, Any] = {
     "text_encoder_2": CLIPTextModelWithProjection,
     "text_encoder_3": T5EncoderModel,
 }
-"""What has weights in a pipeline -> its class."""
+"""Part of a pipeline that has weights -> its class."""
 
 
 def stated(folder: Path) -> Path:
-    """The folder of a pipeline, whose files say all of :data:`STATED`.
+    """The given folder of a pipeline, after a check that its files state all of :data:`STATED`.
 
     Raises:
-        ValueError: one does not.
+        ValueError: a file is missing or damaged, or lacks a value or has one that is not allowed.
     """
     for name, rules in STATED.items():
         known = read_json(folder / name)
@@ -81,9 +81,9 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
 
     Args:
         folder: in diffusers' layout.
-        dtype: of its weights; by default what the files say. The autoencoder's are float32 then: in bfloat16 they would lose
-            bits that no later conversion gives back.
-        options: of ``from_pretrained`` of every part: with ``device_map="meta"`` nothing is read but what the files hold.
+        dtype: of all weights but the autoencoder's, which are then float32: bfloat16 would lose bits for good. By default
+            diffusers loads float32, and transformers what each ``config.json`` says.
+        options: for ``from_pretrained`` of every part; with ``device_map="meta"`` the weights' numbers are not read.
 
     Raises:
         ValueError: a file is missing, damaged or of another model, or lacks weights.
@@ -106,12 +106,12 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
 
 
 def _module(folder: Path, name: str, kind: Any, options: Mapping[str, Any]) -> Any:
-    """A part of a pipeline with all of its weights, instead of which there would be random numbers."""
+    """A part of a pipeline; missing or misshapen weights, for which libraries fill in random numbers, are an error."""
     with loading(name):
         module, report = kind.from_pretrained(
             folder, subfolder=name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    # Buffers that a file does not have are worked out; those that it has must be these.
+    # Buffers that a file lacks are computed, so only parameters count as missing; what it has must fit in shape.
     missing = set(report["missing_keys"]) & {key for key, _ in module.named_parameters()}
     missing |= {key for key, *_ in report["mismatched_keys"]}
     if missing:
@@ -121,7 +121,7 @@ def _module(folder: Path, name: str, kind: Any, options: Mapping[str, Any]) -> A
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Inside, a library loads something: whatever it makes of damaged files is one error, with a name in front."""
+    """Inside, a library loads something; whatever error damaged files cause becomes a ValueError with a name in front."""
     libraries = diffusers.utils.logging, transformers.utils.logging
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
@@ -131,7 +131,7 @@ def loading(what: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # of any kind; of tokenizers a plain one
+    except Exception as error:  # tokenizers raise a plain Exception
         raise ValueError(f"{what}: {reason(error)}") from error
     finally:
         for library, level in zip(libraries, levels, strict=True):

@@ -37,7 +37,7 @@ class SD3:
         pipeline: the ``StableDiffusion3Pipeline``.
         transformer: its transformer, with adapters if ``parameters`` is ``lora``.
         trained: name -> trained parameter, float32.
-        sharded: whether processes hold the frozen weights together, so that all must call :meth:`velocity` equally often.
+        sharded: whether the frozen weights are split over processes, so that all must call :meth:`velocity` equally often.
         encode: texts -> embeddings (B, columns, width) and pooled embeddings (B, width).
     """
 
@@ -52,7 +52,7 @@ class SD3:
             pipeline: the model itself; by default it is loaded from where the settings say.
 
         Raises:
-            UserError: the model folder is missing, is no SD3 pipeline, or a LoRA target fits no module.
+            UserError: the model folder is missing or is no SD3 pipeline, or a setting such as a LoRA target does not fit it.
         """
         self.config, self.device = config, device
         self.pipeline = pipeline or _load(config, device)
@@ -63,21 +63,21 @@ class SD3:
         self._check_supported()
         self.trained = self._made_trainable(seed)
         self._choose_computation()
-        # Full fine-tuning needs a copy of where it started; adapters are simply left out.
+        # As the reference, full fine-tuning needs a copy of the initial weights; adapters can be switched off.
         self._initial = {} if config.parameters == "lora" else {n: p.detach().clone() for n, p in self.trained.items()}
         self.encode = TextCache(self.encoded, self.encoders, device, self._rest)
 
     def _freeze(self) -> None:
-        """Put all weights where they rest, as constants."""
-        # The whole transformer need not fit on the device where it is sharded.
+        """Freeze all weights, and put each part where it rests."""
+        # A sharded transformer need not fit on the device as a whole.
         start = torch.device("cpu") if self.sharded else self.device
         # A half-precision decoder is off by whole grey levels; text encoders stay in the model's precision. On a GPU torch
-        # computes float32 convolutions by TF32 unless told otherwise, in Flow-GRPO's code as well.
+        # computes float32 convolutions in TF32 by default, and Flow-GRPO's code leaves it at that.
         self.pipeline.vae.to(memory_format=torch.channels_last).float()
         for name, module in self._modules():
             module.requires_grad_(False).to(start if name == "transformer" else self._rest).eval()
             if self.device.type == "cuda" and self.config.offload and name != "transformer":
-                module._apply(torch.Tensor.pin_memory)  # from there they come several times as fast
+                module._apply(torch.Tensor.pin_memory)  # copies from pinned memory are several times as fast
 
     def _check_supported(self) -> None:
         config = self.config
@@ -91,7 +91,7 @@ class SD3:
             raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
 
     def _made_trainable(self, seed: int) -> dict[str, nn.Parameter]:
-        """What is trained, in float32: adapters, which are added here, or all of the transformer."""
+        """The trained parameters, in float32: adapters, which are added here, or all of the transformer."""
         torch.manual_seed(seed)
         if self.config.parameters == "lora":
             add_lora(self.transformer, self.config)
@@ -103,7 +103,7 @@ class SD3:
         return trained
 
     def _choose_computation(self) -> None:
-        """By which attention and products the transformer computes, compiled, sharded, and with what kept for gradients."""
+        """Set how the transformer computes: attention kernel, products, compilation, sharding and gradient checkpointing."""
         config = self.config
         if config.attention and not may_have(self.device.type, config.attention, config.dtype):
             raise UserError(
@@ -122,11 +122,11 @@ class SD3:
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """What texts are encoded by."""
+        """The pipeline's three text encoders."""
         return [self.pipeline.text_encoder, self.pipeline.text_encoder_2, self.pipeline.text_encoder_3]
 
     def encoded(self, text: str) -> tuple[Tensor, Tensor]:
-        """The embeddings (columns, width) of a text and the pooled one (width), by encoders that are on the device."""
+        """Embeddings (columns, width) and pooled embedding (width) of a text; the encoders must be on the device."""
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             text,
             None,
@@ -145,16 +145,16 @@ class SD3:
 
     @property
     def patch(self) -> int:
-        """Latent positions per image token and axis."""
+        """Side of an image token, in latent positions."""
         return self.transformer.config.patch_size
 
     @property
     def blocks(self) -> int:
-        """Joint blocks of the transformer."""
+        """Number of the transformer's joint blocks."""
         return len(self.transformer.transformer_blocks)
 
     def schedule(self, steps: int) -> Tensor:
-        """The noise levels of an image, float32 (steps + 1) in main memory, with the shift of the pipeline's scheduler."""
+        """The sigmas of a sampling schedule, float32 (steps + 1) on the CPU, with the shift of the pipeline's scheduler."""
         return sigmas(steps, self.pipeline.scheduler.config.shift)
 
     def relevance(self, config: RelevanceConfig, mask: Tensor) -> Relevance:
@@ -210,12 +210,12 @@ class SD3:
         """Latents (B, C, H, W) to uint8 images (B, H, W, 3).
 
         Raises:
-            RunStopped: pixels are not finite; in whole numbers they would be black or white.
+            RunStopped: pixels are not finite; converted to uint8 they would be black or white.
         """
         autoencoder = self.pipeline.vae
         scaled = latents.float() / autoencoder.config.scaling_factor + (autoencoder.config.shift_factor or 0.0)
         with visiting([autoencoder], self.device, self._rest):
-            # A few at a time: at 512 pixels nine need 7 GiB, which is there only once in an epoch.
+            # A few at a time: at 512 pixels nine need 7 GiB, which is not free throughout an epoch.
             parts = [autoencoder.decode(part).sample for part in scaled.split(self.config.decode_batch)]
         images = torch.cat(parts) / 2 + 0.5
         if not images.isfinite().all():
@@ -227,7 +227,7 @@ class SD3:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformer computes in."""
+        """The precision that the transformer computes in."""
         return getattr(torch, self.config.dtype)
 
     @contextmanager
@@ -244,8 +244,8 @@ class SD3:
             yield
 
     def sampling(self) -> AbstractContextManager[None]:
-        """Inside, adapters are folded into the weights, where precision and placement allow it: half of it would round them
-        away, and of sharded weights nobody has the whole."""
+        """Inside, adapters are folded into the weights if these are float32 and not sharded."""
+        # Half precision would round small adapters away, and no process holds all of a sharded weight.
         whole = self.config.parameters == "lora" and self.dtype == torch.float32 and not self.sharded
         return lora.folded(self.transformer) if whole else nullcontext()
 
@@ -304,16 +304,16 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
 
 
 VARIANTS = 64
-"""Of one block's code that are compiled: with and without gradients, adapters and relevance, for each shape. torch's limit
-of 8 would leave the rest to the interpreter without a word."""
+"""How many variants of a block's code may be compiled: with and without gradients, adapters and relevance, for each shape.
+torch's default of 8 would leave the rest to the interpreter without a word."""
 
 
 def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, backend: str = "inductor") -> None:
-    """Compile every block on its own: they are alike, so that the code of a few serves all.
+    """Compile every block on its own: blocks are alike, so the code compiled for a few serves all.
 
     Args:
-        transformer: in which blocks are compiled.
-        device: that they will compute on.
+        transformer: its blocks are compiled in place.
+        device: where they will compute.
         backend: of ``torch.compile``; ``eager`` and ``aot_eager`` trace the same graphs in seconds and compile nothing.
 
     Raises:
@@ -324,7 +324,7 @@ def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, bac
             "model.compile=true needs a C++ compiler for a CPU, g++ or $CXX; install one or use model.compile=false"
         )
     torch._dynamo.config.recompile_limit = VARIANTS
-    # Beyond that a run stops: interpreted blocks would compute other digits than compiled ones.
+    # Beyond the limit a run stops: interpreted blocks would compute other digits than compiled ones.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in transformer.transformer_blocks:
         block.compile(backend=backend)

@@ -62,34 +62,34 @@ AUTOENCODER: Shape = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""The autoencoder of all of them."""
+"""The configuration of the autoencoder that all of them share."""
 
 
 def shape_of(model: str) -> Shape:
-    """The transformer's configuration of a model that is known by name or lies in a folder.
+    """The transformer's configuration of a model: a published one's name, a folder, or a repository in the hub's cache.
 
     Raises:
-        UserError: neither a published model nor a whole diffusers folder.
+        UserError: it is neither a published model nor a complete diffusers folder.
     """
     return TRANSFORMERS.get(model) or _shape(model, "transformer", SD3Transformer2DModel)
 
 
 def autoencoder_of(model: str) -> Shape:
-    """The autoencoder's configuration of such a model; raises what :func:`shape_of` does."""
+    """The autoencoder's configuration of a model; arguments and errors are those of :func:`shape_of`."""
     return AUTOENCODER if model in TRANSFORMERS else _shape(model, "vae", AutoencoderKL)
 
 
 def _shape(model: str, part: str, kind: type) -> Shape:
-    """All that a kind of module takes, as a folder's files say it."""
+    """All constructor arguments of a module's class, from a folder's ``config.json`` and the class's defaults."""
     try:
         if (folder := located(model)) is None:
             raise FileNotFoundError("it is not on this machine")
         config = read_json(stated(folder) / part / "config.json")
-        # Configurations that older versions of diffusers wrote lack what came later.
+        # Configurations written by older versions of diffusers lack arguments that were added later.
         defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
         shape = {name: config.get(name, default) for name, default in defaults.items()}
         with loading(f"{part}/config.json"), torch.device("meta"):
-            kind(**shape)  # which tells whether there is such a module
+            kind(**shape)  # fails if there can be no such module
     except (OSError, ValueError) as error:
         known = ", ".join(TRANSFORMERS)
         raise UserError(
@@ -103,14 +103,14 @@ def random_pipeline(
 ) -> StableDiffusion3Pipeline:
     """A pipeline with random weights (from torch's global generator of the device).
 
-    The transformer has the given shape and its inputs the true sizes, but what makes its text embeddings is one thin layer
-    per encoder, and the tokenizers are those of the mini world.
+    The transformer has the given shape and inputs of the true sizes, but each text encoder is a single thin layer, and the
+    tokenizers are those of the mini world.
 
     Args:
         shape: of the transformer.
         dtype: of its weights.
         autoencoder: configuration of the autoencoder.
-        device: where the weights are made, and are.
+        device: where the weights are created and stay.
     """
     # Weights are drawn here, because diffusers takes minutes to draw so many.
     with torch.device("meta"):

@@ -1,8 +1,8 @@
-"""FSDP2: the processes of a run hold a transformer's frozen weights together, each a part of every tensor.
+"""FSDP2: a transformer's frozen weights are sharded over the processes of a run; each holds a part of every tensor.
 
-What is trained stays whole on every process: adapters are small, and so the sum of gradients, the average, checkpoints and
-exports are the same with and without sharding. A module's weights are gathered when it computes, forward and backward, and
-all processes take part in that: each must call the transformer as often as the others, or they wait for ever.
+Trained parameters stay whole on every process: adapters are small, and gradient sums, the average, checkpoints and exports
+are then the same with and without sharding. A module's weights are gathered when it computes, forward and backward, and all
+processes take part in that, so each must call the transformer as often as the others, or they wait forever.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ from star.common.processes import together
 
 
 def gather() -> Any:
-    """torch's own gathering of a module's weights; but a process that waits for one that has died says so, as everywhere.
+    """torch's own all-gather of a module's weights, but inside :func:`together`, which reports that a process has died.
 
     Raises:
-        UserError: this version of torch has it at another place, which is none of its public ones.
+        UserError: this version of torch does not have it in the private module where it is looked for.
     """
     try:
         from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
@@ -39,13 +39,12 @@ def gather() -> Any:
 
 
 def several_processes() -> bool:
-    """Whether there is anybody to share weights with."""
+    """Whether there are other processes to share weights with."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def shard(transformer: SD3Transformer2DModel, whole: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Keep this process's part of the weights on the device, and free the rest; block by block, so
-    that it never holds all of them.
+    """Keep only this process's part of the weights on the device; block by block, so that it never holds all of them.
 
     Args:
         transformer: with the same weights on every process; it may be in main memory.

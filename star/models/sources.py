@@ -19,7 +19,7 @@ REVISIONS = {
     "stabilityai/stable-diffusion-3.5-large": "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f",
     "stabilityai/stable-diffusion-3-medium-diffusers": "ea42f8cef0f178587cf766dc8129abd379c90671",
 }
-"""Published model -> the commit of its repository that is meant by its name; another one can be named by its folder."""
+"""Published model -> the commit that its name stands for; to use another commit, give its folder instead."""
 
 
 def source(config: ModelConfig) -> str:
@@ -50,20 +50,20 @@ def pipeline_folder(config: ModelConfig) -> Path:
 
 
 def pipeline_class(config: ModelConfig) -> str:
-    """The name of the class that the configured model's ``model_index.json`` says; empty if it says none.
+    """The name of the class in the configured model's ``model_index.json``; empty if it names none.
 
     Raises:
-        UserError: the model cannot be had. That is quick to tell, before anything is done.
+        UserError: the model is not available. This is a quick check, to be made before other work.
     """
     with told(config):
         return str(index_of(pipeline_folder(config)).get("_class_name", ""))
 
 
 def index_of(folder: Path) -> dict[str, Any]:
-    """What the folder of a pipeline says of its parts.
+    """The content of a pipeline's ``model_index.json``, which names its parts.
 
     Raises:
-        ValueError: nothing that can be read.
+        ValueError: it is missing or damaged.
     """
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict):
@@ -76,10 +76,10 @@ MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 def fingerprint(model: str) -> str:
-    """What tells a model from another under the same name, in a moment: a digest of its files' names, sizes and some parts of
-    each, the smaller ones whole. Empty if the model is not on this machine.
+    """A digest that quickly tells apart models of the same name; empty if the model is not on this machine.
 
-    Of a pipeline the files of its parts count, not what a repository holds beside them, nor copies of them in half precision.
+    It covers the files' names, their sizes and some parts of each, all of the smaller ones. Of a pipeline only the files of
+    its parts count, not what a repository holds beside them, nor copies of them in half precision.
     """
     folder = located(model)
     if folder is None:
@@ -101,7 +101,7 @@ def fingerprint(model: str) -> str:
 
 @contextmanager
 def told(config: ModelConfig) -> Iterator[None]:
-    """Inside, what keeps a model from being loaded becomes a line that says how to get it."""
+    """Inside, an error that keeps a model from being loaded becomes a UserError that says how to get it."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -112,17 +112,17 @@ def told(config: ModelConfig) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why a library could not load something, without how the hub was asked, and what else one might do."""
+    """Why a library could not load something: the start of its message, without details of the hub and advice."""
     first = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0]
     return first.rstrip(".") or type(error).__name__
 
 
 def remedy(model: str, kind: str) -> str:
-    """What to do about a model that is not where it was said to be; a path is nothing to download.
+    """What to do about a model that is not where the settings say; only a repository can be downloaded.
 
     Args:
         model: a path, or the name of a repository.
-        kind: of folder that is wanted, e.g. ``diffusers``.
+        kind: the kind of folder that is wanted, e.g. ``diffusers``.
     """
     if Path(model).is_file():
         return f"it is a file: name the {kind} folder that it belongs to"
@@ -134,6 +134,6 @@ def remedy(model: str, kind: str) -> str:
 
 
 def download(model: str) -> str:
-    """The command that gets a repository of the hub."""
+    """The command that downloads a repository from the hub."""
     at = f" --revision {REVISIONS[model]}" if model in REVISIONS else ""
     return f"hf download {model}{at}"

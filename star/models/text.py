@@ -17,7 +17,7 @@ KEPT_TEXTS = 3000
 
 
 Embeddings = tuple[Tensor, Tensor]
-"""Of one text (columns, width) and pooled (width), or of several with another dimension in front."""
+"""Embeddings (columns, width) and pooled embedding (width) of a text, or of several with a batch dimension in front."""
 
 
 class TextCache:
@@ -32,33 +32,33 @@ class TextCache:
     ) -> None:
         """
         Args:
-            encode: a text's embeddings, of the same shape for all texts: a method of the model that has this cache, called
-                where the encoders are on the device.
-            encoders: what it computes with.
+            encode: computes a text's embeddings, of the same shape for all texts; a method of the model that has this cache,
+                called only while the encoders are on the device.
+            encoders: the modules that it computes with.
             device: where texts are encoded and their embeddings are wanted.
-            rest: where the encoders are when they have nothing to do.
+            rest: where the encoders are while they are not needed.
         """
-        # The model is not held by what it holds: when nobody has it any more it goes at once, with what it takes of a GPU.
+        # A weak reference, because the model owns this cache: a cycle would hold GPU memory until garbage collection.
         self._encode = WeakMethod(encode)
         self._encoders, self._device, self._rest = encoders, device, rest
         self._kept: dict[str, Embeddings] = {}
         self._latest: tuple[list[str], Embeddings] | None = None
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Encode those of the texts that are not kept yet, in one visit of the encoders to the device."""
+        """Encode the texts that are not kept yet, in one visit of the encoders to the device."""
         distinct = list(dict.fromkeys(texts))
         if missing := [text for text in distinct if text not in self._kept]:
             with visiting(self._encoders, self._device, self._rest):
                 self._kept |= {text: self._encoded(text) for text in missing}
-        for text in distinct:  # the last ones used are the last ones to go
+        for text in distinct:  # so that those used least recently are dropped first
             self._kept[text] = self._kept.pop(text)
         while len(self._kept) > max(KEPT_TEXTS, len(distinct)):
             del self._kept[next(iter(self._kept))]
 
     def __call__(self, texts: Sequence[str]) -> Embeddings:
-        """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts travel there once.
+        """Embeddings (B, columns, width) and pooled embeddings (B, width) on the device; equal texts are copied there once.
 
-        The latest ones stay there: all steps of a micro-batch ask for the same.
+        The latest result stays there, because all steps of a micro-batch ask for the same texts.
         """
         if self._latest is None or self._latest[0] != list(texts):
             self._latest = None
@@ -85,7 +85,7 @@ class TextCache:
 
 @contextmanager
 def visiting(modules: Sequence[nn.Module], device: torch.device, rest: torch.device) -> Iterator[None]:
-    """Inside, modules are on a device; afterwards they are as they were where they rest: what was there has stayed there."""
+    """Inside, modules are on a device; afterwards they have their resting tensors back, which were kept all the while."""
     resting = [] if rest == device else [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     kept = [tensor.data for tensor in resting]
     for tensor in resting:

@@ -18,7 +18,7 @@ KNOWN_WORDS = tuple(
 
 
 def clip_tokenizer(length: int = TEXT_LENGTH) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges for the world's words; any other word falls into letters or endings.
+    """CLIP's byte-pair tokenizer with merges for the world's words; any other word is split into letters or word endings.
 
     Args:
         length: columns that a text is padded to.
