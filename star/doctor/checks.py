@@ -39,13 +39,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The outcome of one check.
 
     Attributes:
-        what: it is.
+        what: the thing that was checked.
         fine: whether a run can go on with it.
         found: what is there.
-        todo: what helps if it is not fine; else empty.
+        todo: what to do if it is not fine; else empty.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Finding:
 
 
 def check(config: Config) -> list[Finding]:
-    """Everything that a run of these settings needs, in the order in which one would see to it.
+    """Check everything that a run of these settings needs, in the order in which a user would fix it.
 
     Raises:
         UserError: the shape of the model is not known.
@@ -74,10 +74,10 @@ def check(config: Config) -> list[Finding]:
 
 
 def _known_model(config: Config) -> list[Finding]:
-    """Whether there is a device, the model, and room for both."""
+    """Check the device, the model, and the memory and disk space that a run needs."""
     model = source(config.model)
     folder, shape = located(model), shape_of(model)
-    if torch.cuda.is_available():  # as a run here would decide
+    if torch.cuda.is_available():  # decide on offloading as a run here would
         config = replace(config, model=placed(config, torch.device("cuda"), _processes()))
     pipeline, fault = _on_meta(config, folder) if folder else (None, "")
     need = needed(config, shape, None if pipeline is None else _beside(pipeline, config.model.dtype), _processes())
@@ -91,7 +91,7 @@ def _known_model(config: Config) -> list[Finding]:
 
 
 def _own_model(config: Config) -> list[Finding]:
-    """Whether a class of somebody's own is there; nothing is known of what it needs."""
+    """Check that a user-defined model class can be found; how much memory and disk it needs is not known."""
     try:
         find(config.model)
         if torch.cuda.is_available():
@@ -102,13 +102,13 @@ def _own_model(config: Config) -> list[Finding]:
 
 
 def _arm(config: Config) -> Finding:
-    """Whether the method's map can be made: a function of somebody's own, or what the evaluator tells of images."""
+    """Check that the method's map can be made and that the evaluator provides what it is made from."""
     arm, train = config.method.arm, config.train
     try:
         maker = map_maker(arm)
         if maker and (needs(maker, "places") or needs(maker, "slopes")):
             check_evaluator(arm, load_task(config, config.task.name))
-        if maker:  # on some tokens, since those of a model of one's own are not known here
+        if maker:  # on a small token grid, since a user-defined model's is not known here
             try_map(arm, config.sampling.trained, train.groups, train.group_size, (4, 4), config.model.resolution)
     except UserError as error:
         return Finding("method", False, config.method.name, str(error))
@@ -116,7 +116,7 @@ def _arm(config: Config) -> Finding:
 
 
 def packages(distribution: str = "star-rl") -> Finding:
-    """Whether what the project requires is installed in a version that fits."""
+    """Whether the packages that the project requires are installed in matching versions."""
     try:
         wanted = [Requirement(line) for line in requires(distribution) or []]
     except PackageNotFoundError:
@@ -131,7 +131,7 @@ def packages(distribution: str = "star-rl") -> Finding:
 
 
 def _code() -> Finding:
-    """Whether results will name a commit that others can have."""
+    """Say whether results will name a commit that others can check out."""
     at = commit()
     told = f"commit {at}" if is_commit(at) else f"{at}, which is no commit: star publish would refuse its results"
     return Finding("code", True, told)
@@ -158,7 +158,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file of weights was not cut off, by its table of contents."""
+    """Whether a weight file is complete, judged by its table of contents."""
     if file.suffix == ".bin":
         return zipfile.is_zipfile(file)
     try:
@@ -175,7 +175,7 @@ def _problem(wanted: Requirement) -> str | None:
 
 
 def _launch() -> list[Finding]:
-    """What the environment says of processes, if it cannot be used."""
+    """A finding if the environment variables of a distributed launch cannot be used; otherwise none."""
     try:
         check_launched()
     except UserError as error:
@@ -200,7 +200,7 @@ def _device(need: Need) -> Finding:
 
 
 def _on_meta(config: Config, folder: Path) -> tuple[StableDiffusion3Pipeline | None, str]:
-    """The pipeline of a folder without its numbers; or None, and what is wrong with it."""
+    """A folder's pipeline on the meta device, without its weights; or None and what is wrong with it."""
     try:
         return load_pipeline(folder, getattr(torch, config.model.dtype), device_map="meta"), ""
     except (OSError, ValueError) as error:
@@ -208,13 +208,13 @@ def _on_meta(config: Config, folder: Path) -> tuple[StableDiffusion3Pipeline | N
 
 
 def _beside(pipeline: StableDiffusion3Pipeline, dtype: str) -> float:
-    """Bytes in memory of all but the transformer, whatever precision their files have."""
+    """Bytes in memory of the text encoders and the autoencoder, whatever precision their files have."""
     encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
     return SIZES[dtype] * sum(part.num_parameters() for part in encoders) + 4 * pipeline.vae.num_parameters()
 
 
 def _model(config: Config, folder: Path | None, pipeline: StableDiffusion3Pipeline | None, fault: str, need: Need) -> Finding:
-    """Whether the model is there, whole, and what these settings can train: all that loading would find but its numbers."""
+    """Check that the model is present, complete and trainable with these settings, without loading its weights."""
     model = source(config.model)
     get = f"{download(model)} (after hf auth login, if it is gated)"
     if Path(model).is_dir():
@@ -272,7 +272,7 @@ def _gpu_bytes() -> int:
 
 
 def _processes() -> int:
-    """How many a run would have on this machine: one per GPU."""
+    """How many processes a run would have on this machine: one per GPU, and at least one."""
     return max(1, torch.cuda.device_count())
 
 

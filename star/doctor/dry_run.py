@@ -1,4 +1,4 @@
-"""The dry run: the true transformer with random weights, one rollout and one update, on whatever device there is."""
+"""The dry run: the full-size transformer with random weights, one rollout and one update, on whatever device there is."""
 
 import math
 import os
@@ -35,7 +35,7 @@ from star.training.machine import placed
 from star.training.rollout import MicroBatch, Sample, sample
 from star.training.trainer import Trainer
 
-# The method with all of the work, two denoising steps of which the first is trained, and one update.
+# The full method, two denoising steps of which the first is trained, and one update.
 FIXED = (
     "method=star",
     "sampling.steps=2",
@@ -44,13 +44,13 @@ FIXED = (
     "train.updates_per_epoch=1",
 )
 PROMPT = Prompt("a photo of a circle", ((13, 19),))
-SECONDS = 10.0  # rollout steps are repeated for so long, and at least once
+SECONDS = 10.0  # for which rollout steps are repeated, at least once
 GOAL = 0.01
 
 
 @dataclass
 class Measured:
-    """What a phase took: seconds, and peak memory in GiB (of a GPU in this phase, of a process until its end)."""
+    """Seconds and peak memory (GiB) of a phase; on a CPU the peak is that of the process up to the end of the phase."""
 
     seconds: float
     memory: float
@@ -61,16 +61,16 @@ class DryRun:
     """What a dry run found.
 
     Attributes:
-        config: the settings it ran.
-        wanted: those that were asked for, by which an epoch is estimated.
-        device: what computed.
-        parameters, trained: numbers of parameters.
+        config: the settings that it ran with.
+        wanted: the settings that were asked for; the estimate of an epoch is for these.
+        device: its name.
+        parameters, trained: how many parameters there are, and how many are trained.
         plain, captured: seconds of a rollout step without maps and with them.
-        maps: seconds that the maps took within it.
+        maps: seconds of a rollout step that the maps take.
         rollout: two steps and decoding.
         update: forward and backward pass of a trained step and the optimizer's step.
-        ratio_error: how far the first update was off its rollout.
-        tolerance: how far it may be.
+        ratio_error: largest distance of a ratio from 1 in the first update.
+        tolerance: the largest ``ratio_error`` with which a run goes on.
     """
 
     config: Config
@@ -88,12 +88,12 @@ class DryRun:
 
     @property
     def share(self) -> float:
-        """Of the maps in the time of a rollout step."""
+        """The maps' share of the time of a rollout step."""
         return self.maps / self.captured
 
     @property
     def epoch_seconds(self) -> float:
-        """An epoch of the wanted settings at this pace on one such device, without the judging."""
+        """Estimated seconds of an epoch with the ``wanted`` settings on one such device, without computing rewards."""
         train, sampling = self.wanted.train, self.wanted.sampling
         batches = train.groups * train.group_size / self.config.train.micro_batch
         decoding = max(0.0, self.rollout.seconds - self.plain - self.captured)
@@ -101,10 +101,10 @@ class DryRun:
 
 
 def dry_run(overrides: Sequence[str]) -> DryRun:
-    """Build the configured model's transformer at its true size, with random weights, and measure what training does.
+    """Build the configured model's transformer at its true size, with random weights, and measure a rollout and an update.
 
     Args:
-        overrides: of the run that is meant, e.g. ``scale=paper preset=gpu1``.
+        overrides: those of the planned run, e.g. ``scale=paper preset=gpu1``.
 
     Raises:
         UserError: a setting that cannot be used, or a model of an unknown shape.
@@ -127,7 +127,7 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         pipeline = random_pipeline(shape, getattr(torch, config.model.dtype), autoencoder)
         base = SD3(config.model, device, config.seed, pipeline)
         trainer = Trainer(config, Task("dry run", Reddest(), lambda: [PROMPT], lambda: [PROMPT]), base)
-        # It is told how far sampling and update are apart, and not stopped by it.
+        # How far the ratio is off in the first update is reported, and does not stop the dry run.
         tolerance, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         done("rollout steps")
         plain, captured, maps = _rollout_steps(trainer, base)
@@ -170,7 +170,7 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
 
 
 def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
-    """Write what was found to ``runs/results/<scale>/dry_run.md``; gives the file and the rows of its table."""
+    """Write a report to ``runs/results/<scale>/dry_run.md``; return the file and the rows of its table."""
     rows = _rows(run)
     load = f"load {os.getloadavg()[0]:.1f} on " if hasattr(os, "getloadavg") else ""  # Windows has none
     system = f"{platform.system()} {platform.machine()}; Python {platform.python_version()}"
@@ -203,7 +203,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
     allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding"
     met = "goal met" if run.share <= GOAL else "above the goal"
-    as_run = replace(wanted, model=placed(wanted, _device(), 1))  # which without a GPU is what would need most of one
+    as_run = replace(wanted, model=placed(wanted, _device(), 1))  # without a GPU, offload=null is false: an upper bound
     estimate = needed(as_run, shape_of(source(wanted.model))).gpu / GIB
     trained = f"LoRA, rank {config.model.lora_rank}" if config.model.parameters == "lora" else "all"
     kl = "with" if config.train.beta else "without"
@@ -272,7 +272,7 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
 
 
 class Timed(Relevance):
-    """A capture that also keeps the seconds that it takes."""
+    """A :class:`Relevance` that also records how many seconds its computation takes."""
 
     def __init__(self, *given, **named) -> None:
         super().__init__(*given, **named)

@@ -27,13 +27,13 @@ MARKS = {
 
 
 class Board:
-    """The states of a matrix' cells, and their display; a context."""
+    """The states of a matrix's cells and their display; a context manager."""
 
     def __init__(self, states: Mapping[Cell, State], at_once: int = 1) -> None:
         """
         Args:
-            states: of all cells in their order. Failed ones are tried again, so here they count as left.
-            at_once: how many are known to run side by side.
+            states: of all cells, in order. Failed cells are tried again, so they count as left.
+            at_once: how many cells run side by side, as far as is known.
         """
         retried = {State.FAILED: State.CUT_OFF}
         self.states = {cell: retried.get(state, state) for cell, state in states.items()}
@@ -54,10 +54,10 @@ class Board:
             self._live.stop()
 
     def update(self, cell: Cell, state: State, reason: str = "") -> None:
-        """Say what became of a cell, or that it still runs."""
+        """Record the state of a cell, also if it still runs, and show it when due."""
         changed = self.states[cell] is not state
         self.states[cell] = state
-        self.reasons.pop(cell, None)  # of an attempt before this one
+        self.reasons.pop(cell, None)  # of an earlier attempt
         if reason:
             self.reasons[cell] = reason
         now = time.monotonic()

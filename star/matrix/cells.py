@@ -16,11 +16,11 @@ from star.records.results import METRICS, ROWS, VERDICTS, read_rows
 SEEDS = (0, 1, 2)
 AXES = ("task", "method", "seed")
 OF_TRAINING = ("method.", "relevance.", "sampling.", "rewards.", "task.beta=")
-"""Beginnings of settings that an untrained model has no use for."""
+"""Prefixes of settings that do not matter to an untrained model."""
 
 
 class State(StrEnum):
-    """How far a cell got. Whoever is cut off or failed goes on from its last checkpoint."""
+    """How far a cell got. One that failed or was cut off resumes from its last checkpoint."""
 
     DONE = "done"
     RUNNING = "running"
@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What it is called while a matrix runs."""
+        """Its name in messages."""
         return f"{self.task} base" if self.seed is None else f"{self.task} {self.method} seed {self.seed}"
 
     @property
@@ -75,22 +75,22 @@ class Cell:
         return 0 if self.seed is None else train.groups * train.group_size
 
     def measured(self) -> dict[str, Path]:
-        """The folders of its evaluations by task: of its own first, then of the others."""
+        """Its evaluation folders by task: its own task first, then the others."""
         own = {self.task: self.folder / "final"}
         return own if self.seed is None else own | {name: own[self.task] / name for name in settings.other_tasks(self.config)}
 
     def config_hash(self, task: str, seed: int | None = None) -> str:
-        """What the result rows of its evaluation on a task have as ``config_hash``, or would have with another seed."""
+        """The ``config_hash`` in its result rows of a task, or in those of the same run with another seed."""
         if self.seed is None:
             return config_hash(settings.base_identity(self.config))
         return config_hash(settings.identity(replace(self.config, seed=self.seed if seed is None else seed), task))
 
     def terms_hash(self) -> str:
-        """What arms that are trained alike have in common, see :func:`star.config.identity.terms`; empty for the base."""
+        """What trainings must share to be compared, see :func:`star.config.identity.terms`; empty for the base."""
         return "" if self.seed is None else settings.terms(self.config)
 
     def state(self) -> State:
-        """How far it got, from its folder. Which version of an evaluator it was measured with is not looked at."""
+        """How far it got, judged by its folder. The version of the evaluator that measured it is not checked."""
         if all(self._has_rows(folder / ROWS, task) for task, folder in self.measured().items()) and not self.fault():
             return State.DONE
         tries = attempts(self.folder)
@@ -99,7 +99,7 @@ class Cell:
         return State.CUT_OFF if tries or (self.folder / "metrics.jsonl").exists() else State.NEW
 
     def fault(self) -> str:
-        """What became of its results since they were written; see :func:`star.common.files.fault`."""
+        """What is wrong with its result files, in words; empty if nothing is. See :func:`star.common.files.fault`."""
         parts = (fault(folder, "summary.json", ROWS, VERDICTS, METRICS) for folder in self.measured().values())
         return next(filter(None, parts), "")
 
@@ -109,20 +109,20 @@ class Cell:
 
 
 def attempts(folder: Path) -> list[dict]:
-    """The attempts at a cell that came to an end: ``seconds`` of wall-clock time, and the ``reason`` if it failed."""
+    """The attempts at a cell that have ended, each with its ``seconds`` of wall-clock time and the ``reason`` if it failed."""
     return [line for line in read_jsonl(folder / "attempts.jsonl") if line.keys() >= {"seconds", "reason"}]
 
 
 def expand(words: Sequence[str]) -> list[Cell]:
     """The cells of a matrix, in the order in which they run.
 
-    The bases of the tasks come first. Then seeds are outermost and methods innermost: a matrix that was interrupted has
-    whole seeds, and arms that are compared run next to each other.
+    The bases of the tasks come first. After them, seeds are the outermost loop and methods the innermost: an interrupted
+    matrix then has complete seeds, and arms that are compared run next to each other.
 
     Args:
         words: ``task=``, ``method=`` and ``seed=`` with lists (``0,2``) and ranges (``0..4``), or ``task=all`` (the tasks that
-            the scale names an evaluator for) and ``method=all`` (the arms of the ablation), the last one counts if one is
-            there twice; all others are overrides of every cell.
+            the scale names an evaluator for) and ``method=all`` (the arms of the ablation); of repeated ones the last
+            counts. All other words are overrides of every cell.
 
     Raises:
         UserError: a name, a range or an override that cannot be used.

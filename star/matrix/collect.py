@@ -1,8 +1,8 @@
 """From run folders to result files: everything that tables and reports read, so that they do not need the run folders.
 
-What a file holds of other runs stays. The rows of the given cells replace what was there of the same task, method and seed,
-also if an older evaluator measured it, and of the same method with other settings, whatever the seed: a table is a mean over
-seeds of one thing.
+Rows of other runs stay in the files. The rows of the given cells replace those of the same task, method and seed, even if an
+older evaluator measured them, and those of the same method with other settings, whatever the seed: a table averages over the
+seeds of one configuration.
 """
 
 import gzip
@@ -29,7 +29,7 @@ from star.records.results import ROWS, VERDICTS, Row
 
 
 def rows(cell: Cell) -> list[Row]:
-    """The result rows of a cell that is done: of the own task, then of the others."""
+    """The result rows of a cell that is done: those of its own task first, then those of the others."""
     return [row for folder in cell.measured().values() for row in results.read_rows(folder / ROWS)]
 
 
@@ -48,29 +48,28 @@ def _put(cell: Cell, folder: Path) -> None:
 
 
 def _by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
-    """Each result file of a folder that a cell has rows for, and these."""
+    """Each result file of a folder that a cell has rows for, with these rows."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
         yield folder / f"{task}.csv", list(part)
 
 
 def leaving(cell: Cell, folder: Path) -> dict[Path, list[Row]]:
-    """The rows of a folder's result files that would leave them if a cell's were put there: of other settings, or of an older
-    evaluator."""
+    """The rows that :func:`put` would remove from each result file: those with other settings or from an older evaluator."""
     there = ((file, new) for file, new in _by_file(cell, folder) if file.exists())
     found = {file: list(filter(_outdated(new, cell), results.read(file))) for file, new in there}
     return {file: out for file, out in found.items() if out}
 
 
 def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:
-    """Whether a row of a result file gives way to a cell's rows of the same task."""
+    """A predicate: must a row of a result file give way to a cell's new rows of the same task?"""
     measured = {(row.protocol, row.method) for row in new}
     again = {(row.method, row.seed, row.config_hash) for row in new}
-    current = cache(partial(cell.config_hash, new[0].task))  # it takes milliseconds, and rows are many
+    current = cache(partial(cell.config_hash, new[0].task))  # a hash takes milliseconds, and there are many rows
 
     def outdated(row: Row) -> bool:
         if (row.protocol, row.method) in measured:
             return row.config_hash != current(row.seed)
-        # The same images in the eyes of an older evaluator: the run folder has no verdicts of it any more.
+        # An older evaluator judged the same images; the run folder no longer has its verdicts.
         return (row.method, row.seed, row.config_hash) in again
 
     return outdated
@@ -79,12 +78,12 @@ def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:
 def collect(cells: Sequence[Cell], folder: Path) -> None:
     """Write all result files from the folders of cells that are done.
 
-    Beside the result files of the tasks there are ``curves.csv``, a line per epoch with every figure that training logged;
+    Besides the result files of the tasks these are ``curves.csv``, a line per epoch with every figure that training logged;
     ``images.csv.gz``, a line per evaluated image with its verdicts, for comparisons that are paired by prompt and noise;
-    and ``commands.csv``, in which runs that were trained alike have the same ``terms``. Their rows are found by (task,
-    method, seed, config_hash), as in the result files.
+    and ``commands.csv``, where runs that were trained alike have the same ``terms``. (task, method, seed, config_hash)
+    tells which result rows a line belongs to.
     """
-    # Read before anything is written: a damaged one changes no file.
+    # The run folders are read before anything is written, so that a damaged file in them changes no result file.
     curves = [_curves(cell) for cell in cells]
     images = [part for cell in cells for part in _images(cell)]
     commands = [_labelled(cell.folder / "final", [_command(cell)]) for cell in cells]
@@ -114,7 +113,7 @@ def _command(cell: Cell) -> dict:
 
 
 def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
-    """A table with the names that the result rows of an evaluation have in front."""
+    """A table with the :data:`EVALUATION` columns of an evaluation's result rows added."""
     row = results.read_rows(folder / ROWS)[0]
     return pd.DataFrame(table).assign(**{name: str(getattr(row, name)) for name in EVALUATION})
 
@@ -124,7 +123,7 @@ def _is_number(value: object) -> bool:
 
 
 def _older(file: Path) -> pd.DataFrame:
-    """What a file holds so far. A damaged one is put aside, so that it can be written again and nothing in it is lost."""
+    """The table in a file. A damaged file is moved aside, so that it can be written again and nothing in it is lost."""
     try:
         return read_file(file, **AS_TEXT)
     except UserError as error:
@@ -135,9 +134,9 @@ def _older(file: Path) -> pd.DataFrame:
 
 
 def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row], key: Sequence[str]) -> None:
-    """Put tables into a file: its :data:`FIRST` columns and then by name, rows by task, method and seed, else in their order.
+    """Merge tables into a file: columns as in :data:`FIRST`, then by name; rows by task, method and seed, otherwise in order.
 
-    Old lines stay if they belong to ``known`` result rows and no new one has the same ``key``.
+    Old lines stay if they belong to ``known`` result rows and no new line has the same ``key``.
     """
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])
@@ -149,7 +148,7 @@ def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row], ke
     data = new.to_csv(index=False, lineterminator="\n").encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
-        # Without name and time in its header, so that the same rows are the same bytes.
+        # The gzip header has no name and no time, so that equal rows give equal bytes.
         part.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
 

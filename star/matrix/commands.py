@@ -21,27 +21,27 @@ from star.common.errors import RunStopped
 from star.common.files import append_jsonl
 
 POLL_SECONDS = 1.0
-TELL_SECONDS = 30.0  # after which it is said that somebody else has a cell
-END_SECONDS = 20.0  # a run that is told to end gets so long before it is killed
+TELL_SECONDS = 30.0  # of waiting for a cell's lock before the user is told
+END_SECONDS = 20.0  # that a run has after an interrupt before it is killed
 PYTHON = (sys.executable, "-m")
 POSIX = os.name == "posix"
 MODULES = {"star": "star", "accelerate": "accelerate.commands.accelerate_cli"}
 
 DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE)
-"""In what torch's launcher says at the end: the processes that died of a signal, and of which."""
+"""Finds, in the final report of torch's launcher, the ranks that a signal killed, each with the signal's number."""
 
 REASONS = (
     r"^star: (?!caution: |note: |another process of this run has died)(.+)",
     r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
     r"^star: (?!caution: |note: )(.+)",
 )
-"""What the reason looks like that a command gives, the most telling first: not what launchers say of the processes they
-started, and what a process says that misses another only if there is nothing else. torch puts the rank before a traceback."""
+"""Patterns of the reason that a command gives, the most telling first. Launchers' errors about the processes they started do
+not match; that another process has died counts only if nothing else matches. torch puts the rank before a traceback."""
 
 HOLDERS = "another matrix, a run that outlived its own, or a node that died and whose lock the file system still keeps"
 
 FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
-"""What processes die of when another is dead: libraries abort one that misses it, and the launcher ends the rest."""
+"""Signals that processes die of after another has died: libraries abort those that miss it, the launcher ends the rest."""
 
 
 def attempt(
@@ -50,19 +50,19 @@ def attempt(
     environment: Mapping[str, str] = MappingProxyType({}),
     patience: float = math.inf,
 ) -> Generator[None, None, int]:
-    """Run a command for a cell to its exit code, yielding about every second until it has ended.
+    """Run a command for a cell, yielding about every second until it has ended; returns its exit code.
 
-    Its output goes to ``log.txt``, and how it ended into ``attempts.jsonl``. An attempt that the caller gives up ends its
-    processes. Two attempts at a cell never run at once: the later one waits, also for one whose matrix was killed.
+    Its output is appended to ``log.txt``, and its outcome to ``attempts.jsonl``. Closing the generator ends the processes.
+    Where the system has file locks, a later attempt at the same cell waits for this one, even if this matrix is killed.
 
     Args:
         folder: the cell's.
         words: the command, ``star ...`` or ``accelerate ...``.
-        environment: variables that it gets beside those of this process.
-        patience: seconds to wait for somebody else who has the cell.
+        environment: variables that it gets in addition to those of this process.
+        patience: seconds to wait for a process that has the cell's lock.
 
     Raises:
-        RunStopped: somebody else still has it.
+        RunStopped: the other process still has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock, open(folder / "log.txt", "ab") as log:
@@ -81,7 +81,7 @@ def attempt(
 
 
 def _record(folder: Path, started: float, reason: str | None) -> None:
-    """Write down how an attempt at a cell ended that began at so many seconds of the monotonic clock."""
+    """Record the outcome and duration of an attempt that began at ``started`` on the monotonic clock."""
     seconds = round(time.monotonic() - started, 1)
     append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
 
@@ -89,7 +89,7 @@ def _record(folder: Path, started: float, reason: str | None) -> None:
 def carry_out(
     words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Generator[None, None, int]:
-    """Run a command to its exit code. If this is given up, so are its processes."""
+    """Run a command and return its exit code; closing the generator ends its processes."""
     log.write(f"$ {shlex.join(words)}\n".encode())
     log.flush()
     child = subprocess.Popen(
@@ -111,9 +111,9 @@ def carry_out(
 
 
 def _locked(file: IO[str], log: IO[bytes], patience: float) -> Iterator[None]:
-    """Take the lock of a cell, waiting for whoever has it; the log says so.
+    """Take the lock of a cell, waiting for whoever has it; the log mentions a long wait.
 
-    Of the system itself and not of a library, because the cell's process inherits it; Windows has none that can be.
+    It is the system's own lock, not a library's, because the cell's process inherits it; Windows has none that can be.
     """
     began, told = time.monotonic(), ""
     try:
@@ -140,7 +140,7 @@ def _locked(file: IO[str], log: IO[bytes], patience: float) -> Iterator[None]:
 
 
 def _apart(lock: IO[str] | None) -> dict[str, Any]:
-    """How a child is started so that it ends by :func:`_end` and by nothing that this process is told."""
+    """Options of Popen that keep signals to this process from a child, so that only :func:`_end` ends it."""
     if not POSIX:
         return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     # The lock is held for as long as the child lives, whatever happens to this process.
@@ -148,7 +148,7 @@ def _apart(lock: IO[str] | None) -> dict[str, Any]:
 
 
 def _set_signals() -> None:
-    """In a child: it can be ended by :func:`_end`, and only by that."""
+    """Runs in the child: sets signal handlers so that :func:`_end` can end it and SLURM's signal does not."""
     # What a shell runs in the background ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # SLURM sends it to all processes of a job whose time is up; submitit then requeues the job and ends this attempt.
@@ -156,10 +156,10 @@ def _set_signals() -> None:
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a child and its own children: first as Ctrl-C does, and if that takes too long, or cannot be said, by force.
+    """End a child and its descendants: first as Ctrl-C does, and if that takes too long or is not possible, by force.
 
-    The processes of a run on several GPUs are asked for one by one: torch's launcher gives each a session of its own, where
-    no signal to the child's group reaches it.
+    Descendants are looked up one by one: torch's launcher gives each process of a run on several GPUs its own session, which
+    no signal to the child's group reaches.
     """
     every: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
@@ -175,13 +175,13 @@ def _end(child: subprocess.Popen) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if POSIX and child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)  # what it has started since, too
+            os.killpg(child.pid, signal.SIGKILL)  # and what it has started since
         child.kill()
         child.wait()
 
 
 def _reason(log: Path, start: int, code: int) -> str:
-    """One line on why a command failed: what it said last, from byte ``start`` of the log on."""
+    """One line on why a command failed, by its exit code and its output from byte ``start`` of the log on."""
     if code < 0:
         return f"killed by {_signal(-code)}"
     text = log.read_bytes()[start:].decode(errors="replace")
@@ -196,7 +196,7 @@ def _reason(log: Path, start: int, code: int) -> str:
 
 
 def _signal(number: int) -> str:
-    """What a signal is called; those of the real-time range have no name in Python."""
+    """A signal's name, or its number: most of the real-time range has no names in Python."""
     try:
         name = signal.Signals(number).name
     except ValueError:

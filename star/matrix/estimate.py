@@ -1,4 +1,4 @@
-"""How long the cells of a matrix take, judged by those that ran before."""
+"""How long the cells of a matrix take, estimated from earlier runs."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ class Pace(NamedTuple):
 
     Attributes:
         image: seconds of training per image that it draws.
-        rest: seconds of a run beside that, most of them its evaluation; 0 where they are not known.
+        rest: seconds of a run besides its training, mostly for its evaluation; 0 if unknown.
     """
 
     image: float
@@ -27,12 +27,12 @@ class Pace(NamedTuple):
 def pace(scale: str, task: str, drawn: int) -> Pace | None:
     """The mean pace of a task's runs; None if nothing ever ran.
 
-    From the finished runs, or else from those that are under way, or else from result files, at last from those that ship,
-    whose runs were another machine's.
+    It is taken from finished runs, else from runs under way, else from this machine's result files, and last from the shipped
+    ones, whose runs were on another machine.
 
     Args:
-        scale, task: whose.
-        drawn: images of an epoch; runs that draw others, on fewer GPUs or as a trial, count where there are no like ones.
+        scale, task: of the runs.
+        drawn: images per epoch; only if no run draws that many do others count, such as trials or runs on fewer GPUs.
     """
     every = [file.parent for file in Path("runs", scale, task).glob("*/*/metrics.jsonl")]
     folders = [folder for folder in every if _drawn(folder) == drawn] or every
@@ -46,13 +46,13 @@ def pace(scale: str, task: str, drawn: int) -> Pace | None:
 
 
 def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
-    """Seconds until a cell is done at a :func:`pace`; None if there is no telling, as always for a base."""
+    """Seconds until a cell is done, at a :func:`pace`; None if unknown, as for any base that is not done."""
     if state is State.DONE:
         return 0.0
     if not cell.images:
         return None
     own = RunFolder(cell.folder).last()
-    if own:  # nothing knows better how fast it is
+    if own:  # the best estimate of its pace is its own
         rate = Pace(own["seconds"] / own["images_seen"], rate.rest if rate else 0.0)
     if rate is None:
         return None
@@ -60,11 +60,11 @@ def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
 
 
 def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
-    """The time until a matrix is done, in words: ``about 5:20:00``. What failed does not count, for it is over.
+    """The time until a matrix is done, in words: ``about 5:20:00``. Failed cells do not count: they are over.
 
     Args:
         cells: with their states.
-        at_once: how many will run side by side; more, if more are running.
+        at_once: how many will run side by side; if more are running, that number counts.
     """
     kinds = {cell: (cell.config.scale, cell.task, cell.drawn) for cell in cells}
     paces = {kind: pace(*kind) for kind in dict.fromkeys(kinds.values())}
@@ -75,7 +75,7 @@ def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
         return "?"
     running = sum(state is State.RUNNING for state in cells.values())
     lanes = [0.0] * max(1, running, min(at_once, len(known)))
-    for seconds in known:  # in their order, each where there is room first
+    for seconds in known:  # in order, each in the lane that is free first
         lanes[lanes.index(min(lanes))] += seconds
     return f"about {clock(max(lanes))}" + (f" and {unknown} of unknown time" if unknown else "")
 
@@ -87,7 +87,7 @@ def epochs(cell: Cell) -> int:
 
 
 def took(folder: Path) -> str:
-    """Wall-clock time of the attempts at a cell, as far as they are on record; of its training if star train made it."""
+    """Wall-clock time of the recorded attempts at a cell; if there are none, as after ``star train``, that of its training."""
     if tries := attempts(folder):
         return clock(_seconds(tries))
     summary = RunFolder(folder).summary()
@@ -95,13 +95,13 @@ def took(folder: Path) -> str:
 
 
 def _finished(folder: Path) -> tuple[float, int] | None:
-    """Seconds and images of a finished training; None if it is not."""
+    """Seconds and images of a finished training; None if it is not finished."""
     summary = RunFolder(folder).summary()
     return (summary["seconds"], summary["images_seen"]) if summary else None
 
 
 def _rest(folder: Path) -> float | None:
-    """Seconds of a finished run beside its training; None if it is not finished, or has no record of its attempts."""
+    """Seconds of a finished run besides its training; None if it is not finished, or has no record of its attempts."""
     summary, tries = RunFolder(folder).summary(), attempts(folder)
     # An attempt that was killed with its matrix left no record, so the record may be short of the training alone.
     return max(_seconds(tries) - summary["seconds"], 0.0) if summary and tries else None
@@ -112,7 +112,7 @@ def _seconds(tries: Iterable[dict]) -> float:
 
 
 def _recorded(file: Path) -> Iterator[tuple[float, int]]:
-    """Seconds and images of the trainings in a result file, which is not read before they are asked for."""
+    """Seconds and images of the trainings in a result file, which is read only when they are asked for."""
     rows = results.read(file) if file.exists() else []
     yield from {
         (row.method, row.seed): (row.seconds, row.images_seen) for row in rows if measured_on_own_task(row.method)
@@ -125,6 +125,6 @@ def _under_way(folder: Path) -> tuple[float, int]:
 
 
 def _drawn(folder: Path) -> float:
-    """Images of an epoch of a run."""
+    """Images per epoch of a run; 0 if no epoch is done."""
     line = RunFolder(folder).last()
     return line["images_seen"] / line["epoch"] if line else 0.0

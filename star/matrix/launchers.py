@@ -1,6 +1,6 @@
 """How the cells of a matrix are run: one after the other here, or as SLURM jobs.
 
-Whoever runs a cell goes through :func:`star.matrix.commands.attempt`, so that its folder tells the same whatever ran it.
+Every launcher runs cells through :func:`star.matrix.commands.attempt`, so that their folders look the same whatever ran them.
 """
 
 import os
@@ -35,9 +35,9 @@ from star.matrix.estimate import epochs
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
 FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
-FAILED_IN_A_ROW = 2  # without an epoch at one place, which looks broken then
-LOCK_SECONDS = 600.0  # that a job waits for its cell, with GPUs that somebody else could use
-CPUS_OF_A_GPU = 8  # its process, the thread of its judge and readers of text
+FAILED_IN_A_ROW = 2  # runs without an epoch, after which a place looks broken
+LOCK_SECONDS = 600.0  # that a job waits for its cell's lock, with GPUs that others could use
+CPUS_OF_A_GPU = 8  # for its process, the evaluator's thread and the OCR workers
 
 Event = tuple[Cell, State, str]
 """What became of a cell, and the reason if it failed. A cell that goes on running is reported again and again."""
@@ -48,9 +48,9 @@ class Local:
     """Cells on this machine.
 
     Attributes:
-        gpus_per_node: each cell runs on so many GPUs.
-        at_once: how many cells run side by side, each with its share of the cores and GPUs of its own; null for one, or
-            two if the machine has cores alone: small tensors keep one core busier than two.
+        gpus_per_node: how many GPUs each cell runs on.
+        at_once: how many cells run side by side, each with its share of the cores and its own GPUs; null for one, or for
+            two without GPUs (if there are two cores), since small tensors make poor use of a second core.
     """
 
     gpus_per_node: int
@@ -64,10 +64,10 @@ class Submitit:
 
     Attributes:
         cluster: ``slurm``, or ``local`` to try it without one.
-        nodes, gpus_per_node: of a job; with several GPUs in all the cell runs through accelerate.
-        cpus: per node; null for :data:`CPUS_OF_A_GPU` of each GPU.
+        nodes, gpus_per_node: of a job; with several GPUs in total the cell runs through accelerate.
+        cpus: per node; null for :data:`CPUS_OF_A_GPU` per GPU.
         partition: null for the cluster's default.
-        timeout: minutes, after which a job goes back into the queue.
+        timeout: minutes after which a job goes back into the queue.
         additional: further options of sbatch by their long names.
     """
 
@@ -82,7 +82,7 @@ class Submitit:
 
 Options = Local | Submitit
 RULES = dict.fromkeys(("nodes", "gpus_per_node", "cpus", "at_once"), COUNT) | {"timeout": MINUTES}
-"""What counts among their options may be."""
+"""The allowed values of their numeric options."""
 
 KINDS: dict[str, type[Local] | type[Submitit]] = {"local": Local, "submitit": Submitit}
 
@@ -142,26 +142,26 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
 
 
 def side_by_side(options: Options) -> int:
-    """How many cells run at once on this machine; on a cluster nobody knows before, and it is 1."""
+    """How many cells run at once; 1 for a cluster, where that is not known beforehand."""
     if isinstance(options, Submitit):
         return 1
     return options.at_once or (1 if usable_gpus() else min(2, cores()))
 
 
 def command(cell: Cell, options: Options, node: int | str = 0, host: str = "HOST", port: int = LOCAL_PORT) -> list[str]:
-    """What runs a cell, as a user would type it.
+    """The command that runs a cell, as a user would type it.
 
     Args:
         cell: the cell.
         options: with the number of nodes and of GPUs.
         node: number of the node that it is run on.
-        host, port: where processes meet: an address of node 0.
+        host, port: where the processes meet: an address of node 0.
     """
     processes = options.nodes * options.gpus_per_node
     if processes == 1:
         return list(cell.command)
     words = ["accelerate", "launch", "--multi_gpu", "--num_processes", processes, "--num_machines", options.nodes]
-    # Said out loud, so that a user's accelerate configuration does not get in.
+    # Stated explicitly, so that the user's accelerate configuration does not interfere.
     words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gpu_ids", "all", "--main_process_port", port]
     if options.nodes > 1:
         words += ["--machine_rank", node, "--main_process_ip", host]
@@ -181,7 +181,7 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
         if cell.state() is State.DONE:
             return cell, State.DONE, ""
         return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
-    except OSError as error:  # its folder does not answer now, which is no reason to end others
+    except OSError as error:  # its folder cannot be read now, which is no reason to end other runs
         return cell, State.FAILED, one_line(error)
 
 
@@ -214,39 +214,40 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
 
 
 class Places:
-    """Where runs are side by side, on GPUs of their own. One whose GPU is broken fails in a minute each run that others take a
-    day for, and would soon have had all that wait: it is left alone, and its runs go elsewhere.
+    """The places where runs go on side by side, each with its own GPUs.
+
+    A place whose GPU is broken would soon fail every waiting run, so it is left alone and its runs are tried elsewhere.
 
     Attributes:
-        free: the numbers of those that a run can have.
+        free: the numbers of the places that can take a run.
     """
 
     def __init__(self, gpus: Sequence[str]) -> None:
         """
         Args:
-            gpus: those of each place, as ``CUDA_VISIBLE_DEVICES`` has them.
+            gpus: those of each place, as a value of ``CUDA_VISIBLE_DEVICES``.
         """
         self._gpus = gpus
         self.free = list(range(len(gpus)))
         self._failed: dict[int, list[Cell]] = {place: [] for place in self.free}
-        self._moved: dict[Cell, int] = {}  # from where
+        self._moved: dict[Cell, int] = {}  # a run to be tried again -> the place it failed at
 
     def ended(self, cell: Cell, place: int, lost: bool, going_on: bool) -> list[Cell]:
         """Give a place back.
 
         Args:
-            cell: what has ended there.
-            place: the number.
-            lost: whether it failed before it had done an epoch.
-            going_on: whether runs at other places have done some.
+            cell: the run that has ended there.
+            place: its number.
+            lost: whether the run failed without completing an epoch.
+            going_on: whether any run at another place has completed an epoch.
 
         Returns:
             runs that are to be tried again.
         """
         if (origin := self._moved.pop(cell, None)) is not None:
-            # Now it is known of the place that it came from, whatever becomes of the others from there.
+            # The first retry to end settles whether its first place is to blame; other retries from there no longer count.
             self._moved = {other: where for other, where in self._moved.items() if where != origin}
-            if lost:  # it fails everywhere, so it was not the place: both can be had again
+            if lost:  # it fails here, too, so its first place was not to blame: both are free
                 self.free += [place, origin]
                 return []
         failed = self._failed[place]
@@ -268,7 +269,7 @@ class Places:
 
 
 def _has_moved(cell: Cell, begun: int) -> bool:
-    """Whether a run has done an epoch since it had done so many; no, if its folder does not answer now."""
+    """Whether a run has completed more than ``begun`` epochs; False if its folder cannot be read now."""
     try:
         return epochs(cell) > begun
     except OSError:
@@ -276,18 +277,18 @@ def _has_moved(cell: Cell, begun: int) -> bool:
 
 
 def _gone_on(going: Generator[None, None, int]) -> tuple[bool, str]:
-    """Whether an attempt has ended, and the reason if it left none."""
+    """Whether an attempt has ended, and the reason to give if it recorded none."""
     try:
         next(going)
     except StopIteration:
         return True, "it ended well but left no results"
-    except OSError as error:  # of its folder: no room, or deleted; the other runs go on
+    except OSError as error:  # its disk is full or its folder gone; the other runs go on
         return True, one_line(error)
     return False, ""
 
 
 def _folder_word(cell: Cell) -> list[str]:
-    """The word that names a training's folder: by the code of a later day its settings might have another, an empty one."""
+    """The word that fixes a training's folder, since later code might derive another, empty one from its settings."""
     return [] if cell.seed is None else [f"run={cell.folder}"]
 
 
@@ -308,7 +309,7 @@ def _share(at_once: int, gpus: str) -> dict[str, str]:
 def usable_gpus() -> list[str]:
     """The GPUs that may be used here, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        # As CUDA reads it: up to the first name that is of none, such as -1.
+        # CUDA reads the list up to the first name of no GPU, such as -1.
         return list(takewhile(lambda name: name.strip() and not name.strip().startswith("-"), named.split(",")))
     return [str(index) for index in range(_installed_gpus())]
 
@@ -319,12 +320,12 @@ def _installed_gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # beside its parts, and what went wrong
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())  # other lines are MIG devices and errors
 
 
 @dataclass
 class Job:
-    """What every node of a SLURM job does. submitit pickles it, and asks it for what goes on when its time is up."""
+    """What every node of a SLURM job does. submitit pickles it, and calls :meth:`checkpoint` when the job's time is up."""
 
     cell: Cell
     options: Submitit
@@ -344,7 +345,7 @@ class Job:
             with open(self.cell.folder / f"log-{node}.txt", "ab") as log:
                 code = _ended(carry_out(words, log))
         if code:
-            # The other nodes would wait for this one's processes until the job's time is up: a task that fails ends them.
+            # The other nodes would wait for this one's processes until the job's time is up; a failed task ends them.
             raise RunStopped(f"node {node} of {self.cell.label} ended with exit code {code}")
 
     def checkpoint(self) -> Any:
@@ -355,7 +356,7 @@ class Job:
 
 
 def _ended(going: Generator[None, None, int]) -> int:
-    """The exit code of a command, once it has ended."""
+    """Wait until a command has ended, and return its exit code."""
     while True:
         try:
             next(going)
@@ -408,7 +409,7 @@ def _submit(cell: Cell, options: Submitit) -> Any:
             timeout_min=options.timeout,
             slurm_partition=options.partition,
             slurm_additional_parameters=options.additional,
-            # SLURM 22.05 to 23.02 does not hand the first from sbatch to srun, and a run would have one core.
+            # SLURM 22.05 to 23.02 does not pass --cpus-per-task from sbatch to srun, and a run would have one core.
             slurm_srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
         job = executor.submit(Job(cell, options))
@@ -419,10 +420,10 @@ def _submit(cell: Cell, options: Submitit) -> Any:
 
 
 def _queued(cell: Cell) -> Any:
-    """The job of a cell that an earlier matrix submitted, if it is still in the queue or runs; or else None.
+    """The job of a cell that an earlier matrix submitted, if it is still queued or running; else None.
 
     Raises:
-        UserError: SLURM does not answer. Taking the job for gone would train twice in one folder.
+        UserError: SLURM does not answer. If the job were wrongly taken for gone, two trainings would share a folder.
     """
     import submitit
 

@@ -18,14 +18,14 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
 
     Args:
         words: as for ``star matrix``: they name the cells, and so the settings that their runs must have.
-        replace: let rows go that are there with other settings, or of an older evaluator.
+        replace: remove published rows that have other settings or come from an older evaluator.
 
     Returns:
         the folder, and how many cells were put there.
 
     Raises:
-        UserError: a word cannot be used, no cell is done, a run is of code that no commit has, or one task was measured under
-            several protocols, or rows would go without ``replace``; nothing was written then.
+        UserError: a word cannot be used, no cell is done, a run's code is in no commit, one task was measured under several
+            protocols, or rows would be removed without ``replace``; nothing is written then.
     """
     cells = expand(words)
     for cell in cells:
@@ -44,7 +44,7 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
 
 
 def _check_code(done: Sequence[Cell]) -> None:
-    """Refuse results that nobody could make again."""
+    """Refuse results whose code is in no commit: nobody could reproduce them."""
     for cell in done:
         for row in rows(cell):
             if not is_commit(row.commit):
@@ -55,7 +55,7 @@ def _check_code(done: Sequence[Cell]) -> None:
 
 
 def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
-    """Refuse results that must not stand in one table, with each other or with what is published and stays."""
+    """Refuse results that would put several protocols of one task together, also with published rows that stay."""
     new = [row for cell in done for row in rows(cell)]
     files = [file for task in dict.fromkeys(row.task for row in new) if (file := folder / f"{task}.csv").exists()]
     out = {row for cell in done for those in leaving(cell, folder).values() for row in those}
@@ -70,7 +70,7 @@ def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
 
 
 def _check_kept(done: Sequence[Cell], folder: Path) -> None:
-    """Refuse to take away what is published."""
+    """Refuse to remove published rows."""
     for cell in done:
         for file, out in leaving(cell, folder).items():
             seeds = ", ".join(map(str, sorted({row.seed for row in out})))

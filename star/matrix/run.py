@@ -1,4 +1,4 @@
-"""``star matrix``: all cells of a matrix, whatever was done of them before, and the result files that come of them."""
+"""``star matrix``: runs the cells of a matrix that are not done yet, and writes the result files."""
 
 import shlex
 import shutil
@@ -26,7 +26,7 @@ from star.records.folder import own_results
 
 
 def matrix(words: Sequence[str], dry_run: bool = False) -> int:
-    """Run the cells that are not done; what failed before is tried again.
+    """Run the cells that are not done; those that failed before are tried again.
 
     Args:
         words: ``task=``, ``method=`` and ``seed=`` with lists and ranges, ``launcher=`` and its options, and overrides of
@@ -73,8 +73,7 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
 
 
 class Bookkeeping:
-    """Does what may fail while trainings go on, which it must not end: a file of results that a spreadsheet has changed, or a
-    file system that does not answer for a while. What fails is told, once for the same reason."""
+    """Does work whose failure must not end the trainings under way; each reason of a failure is reported once."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -83,7 +82,7 @@ class Bookkeeping:
         """Do it."""
         try:
             work(*arguments)
-        except (OSError, UserError) as error:
+        except (OSError, UserError) as error:  # a file system that does not respond, a result file that a spreadsheet changed
             if (reason := one_line(error)) not in self._told:
                 self._told.add(reason)
                 tell(f"{reason}; the runs go on, and what they leave is collected at the end")
@@ -106,7 +105,7 @@ def _expected(cell: Cell, state: State) -> str:
 
 
 def check_present(waiting: Sequence[Cell]) -> None:
-    """Tell what is missing before hours of training, not after; in another process, which gives its memory back."""
+    """Find what is missing before hours of training, not after; in another process, so that the memory is freed."""
     configs = {cell.task: cell.config for cell in waiting}
     arms: dict[str, set[str]] = {task: set() for task in configs}
     for cell in waiting:
@@ -130,7 +129,7 @@ def check_present(waiting: Sequence[Cell]) -> None:
 
 
 def _size(folder: Path) -> int:
-    """The bytes that a run holds already, or most of them where its files come and go."""
+    """The bytes that a run takes on disk so far; too few if files vanish while they are counted."""
     size = 0
     with suppress(OSError):
         for file in folder.rglob("*"):
@@ -139,10 +138,10 @@ def _size(folder: Path) -> int:
 
 
 def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> dict[str, float]:
-    """Load what runs of these tasks need, and see that each task's evaluator tells its arms what their maps are made of.
+    """Load what runs of these tasks need, and check that each task's evaluator provides what its arms' maps are made from.
 
     Returns:
-        task -> the most bytes that a run of it takes on disk; 0 where nobody knows.
+        task -> the most bytes that a run of it takes on disk; 0 if unknown.
     """
     from star.method.arms import map_maker
     from star.models import find
@@ -168,7 +167,7 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
         try_evaluator(config, load_task(config, name))
     takes = dict.fromkeys(configs, 0.0)
     for own, config in configs.items():
-        with suppress(UserError):  # of a model of another kind nobody knows
+        with suppress(UserError):  # unknown for a user-defined model
             takes[own] = left_on_disk(config, needed(config, shape_of(source(config.model))))
     return takes
 

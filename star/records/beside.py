@@ -1,4 +1,4 @@
-"""One's own results beside those that ship with this project, and beside the published ones."""
+"""The user's own results beside those that ship with this project, and beside the published ones."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 
 HEADLINES = {"geneval": ("geneval_official_macro", "geneval_official_micro"), "ocr": ("ocr_accuracy",)}
-"""The scores of a task that are told at a glance, a task's own name for those that are not here. The mean behind GenEval's
-published numbers is not always stated, so both are."""
+"""The headline scores of a task; for other tasks it is the score named like the task. The mean behind GenEval's published
+numbers is not always stated, so both means are shown."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """One score of one method; None where there is none.
+    """One score of one method from each source.
 
     Attributes:
         own: what was run here.
-        shipped: of the same protocol.
-        paper: the published number.
+        shipped: the shipped results of the same protocol; None if there are none.
+        paper: the published number; None if there is none.
     """
 
     own: Summary
@@ -36,14 +36,14 @@ class Beside:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether runs that were made twice, with the same settings and seed, gave the same digits.
+    """Whether runs that were repeated with the same settings and seed gave the same digits.
 
     Attributes:
-        runs: the (method, seed) of both, sorted.
+        runs: the (method, seed) of each such run, sorted.
         figures: how many of their scores were compared.
-        verdicts: and how many verdicts on images.
-        differing: the runs of which a score or verdict is another.
-        machines: what computed these here, and there; empty where it is not known.
+        verdicts: of how many images the verdicts were compared.
+        differing: the runs with a score or verdict that differs.
+        machines: what computed the differing runs, here and in the shipped results; empty if unknown.
     """
 
     runs: tuple[tuple[str, int], ...]
@@ -54,17 +54,17 @@ class Agreement:
 
 
 def lines(task: str, own: Sequence[Row], shipped: Sequence[Row], paper: Iterable[PaperRow]) -> list[Beside]:
-    """The headline scores of what was run here, by score and by method in reading order.
+    """The headline scores of what was run here, sorted by score and by method in reading order.
 
     Args:
-        task: whose.
-        own, shipped: result rows, also of other tasks.
+        task: the task whose scores are wanted.
+        own, shipped: result rows; those of other tasks are ignored.
         paper: the published numbers.
     """
     mine, theirs = (_summaries(rows, task) for rows in (own, shipped))
     published = {row.key: row for row in paper}
     measured = {summary.metric for summary in mine.values()}
-    # An evaluator of somebody's own has other metrics, all of which are shown.
+    # A user-defined evaluator has other metrics, which are all shown.
     shown = measured & set(HEADLINES.get(task, (task,))) or measured - {DIVERSITY}
     found = [summary for summary in mine.values() if summary.metric in shown]
     order = reading_order(summary.method for summary in found)
@@ -73,11 +73,11 @@ def lines(task: str, own: Sequence[Row], shipped: Sequence[Row], paper: Iterable
 
 
 def agreement(task: str, own: Path, shipped: Path) -> Agreement:
-    """Of the runs that two results folders have with the same settings and seed: do their digits agree?
+    """Whether runs that two results folders have with the same settings and seed agree in every digit.
 
     Args:
         task: whose results are compared.
-        own, shipped: results folders; the second need not have any.
+        own, shipped: results folders; either may be without results of the task.
 
     Raises:
         UserError: a result file does not follow its schema.
@@ -113,7 +113,7 @@ def _run(row: Row) -> tuple[str, int]:
 
 
 def _machines(rows: Iterable[Row]) -> str:
-    """What computed them, as far as it is known."""
+    """What computed the rows, as far as it is known."""
     return " and ".join(sorted({row.machine for row in rows} - {""}))
 
 
@@ -122,7 +122,7 @@ def _digits(row: Row) -> tuple[Any, ...]:
 
 
 def _shared_verdicts(task: str, own: Path, shipped: Path) -> pd.DataFrame:
-    """A line per image that both folders have verdicts on, from the same settings: its key, and whether all are the same."""
+    """A row per image that both folders have verdicts on, with the same settings: its key, and whether all verdicts agree."""
     tables = list(_verdicts(task, (own, shipped)))
     if len(tables) < 2:
         return pd.DataFrame(columns=[*KEYS, "same"])

@@ -24,7 +24,7 @@ class Comparison:
         seeds: the training seeds that both have.
         per_seed: the difference of each.
         prompts, images: of one seed.
-        trained_on: how many images the training of either has drawn; 0 for what was not trained.
+        trained_on: how many images the training of each has drawn; 0 if it was not trained.
         same_terms: whether their trainings differ in nothing but the method, as far as is known.
     """
 
@@ -41,16 +41,16 @@ class Comparison:
 
     @property
     def equal_terms(self) -> bool:
-        """Whether both were trained as long and alike, or one not at all."""
+        """Whether both were trained equally long and on the same terms, or one was not trained at all."""
         return 0 in self.trained_on or (self.trained_on[0] == self.trained_on[1] and self.same_terms)
 
 
 def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: str) -> Comparison | None:
-    """One score of two methods, or None if they share no images.
+    """Compare two methods on one score; None if they share no images.
 
-    Runs of the same training seed and evaluation protocol are paired, image by image; what was not trained, and so has no
-    training seed, with every one. Of seeds that were trained or evaluated in several ways those of the most common one count,
-    and only images that all of them have.
+    Runs with the same training seed and evaluation protocol are paired image by image; an untrained model, which has no
+    training seed, is paired with every run. If seeds were trained or evaluated in several ways, only those of the most common
+    way count, and only images that all these seeds have.
 
     Args:
         images: verdicts of one task: ``method``, ``seed``, ``protocol``, ``trained_on``, ``terms`` (of the training; empty
@@ -67,7 +67,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
         ours, keys = ours.drop(columns="seed"), keys[:-1]
     elif not theirs["trained_on"].any():
         theirs, keys = theirs.drop(columns="seed"), keys[:-1]
-    # In an order of its own, because the bootstrap's draws depend on it.
+    # In a fixed order, because the bootstrap's draws depend on it.
     pairs = ours.merge(theirs, on=keys, suffixes=("_arm", "_reference")).sort_values([*IMAGE, "seed"])
     if pairs.empty:
         return None
@@ -94,11 +94,11 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
 
 
 def alike(method: str, terms: str, other: str, others: str) -> bool:
-    """Whether trainings of two methods differ in nothing but these, as far as is known.
+    """Whether trainings of two methods differ in nothing but the method, as far as is known.
 
     Args:
         method, other: their names.
-        terms, others: of :func:`star.config.identity.terms`; empty where they are not known.
+        terms, others: their :func:`star.config.identity.terms`; empty if unknown.
     """
     if not terms or not others:
         return True
@@ -108,7 +108,7 @@ def alike(method: str, terms: str, other: str, others: str) -> bool:
 
 
 class Trained(NamedTuple):
-    """One training on one measure.
+    """One training and what it reached on one measure.
 
     Attributes:
         method: which arm.
@@ -130,8 +130,8 @@ class Trained(NamedTuple):
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:
     """Where the variance of a run's score comes from, or None without verdicts of the method.
 
-    Of several protocols that of most seeds counts, of that only images that all seeds have, and in each stratum as many per
-    prompt as every prompt has.
+    Of several protocols, the one with the most seeds counts. Only images that all seeds have are used, and in each stratum the
+    same number per prompt: as many as every prompt has.
     """
     if column not in images:
         return None
@@ -145,7 +145,7 @@ def variances(images: pd.DataFrame, method: str, column: str) -> Variances | Non
 
 
 def _alike(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs, of one protocol, of the largest set of seeds that were trained alike, as far as is known."""
+    """From the pairs of one protocol, those of the largest set of seeds that were trained alike, as far as is known."""
     sides = ("_arm", "_reference")
     ways = pairs.drop_duplicates("seed").set_index("seed")
     same = {
@@ -163,7 +163,7 @@ def _known(images: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _most_seeds(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The one with the most seeds, of equal ones the first."""
+    """The part with the most seeds; the first one if several have as many."""
     return max(parts, key=lambda part: part["seed"].nunique())
 
 

@@ -1,22 +1,22 @@
-"""Results beside a reference: published numbers or another result file, with a verdict for every row.
+"""Results compared with a reference, published numbers or another result file, with a verdict for every row.
 
 The verdict on a number that both sides have rests on the 95 % interval of the difference, ours - reference. A published
-number has an interval of its own, that of its images, as far as it can be worked out (:func:`published_estimate`), and its
-rounding: the interval is widened by half a unit of its last digit.
+number has its own interval, computed from its number of images if that is known (:func:`published_estimate`). To allow for
+its rounding, the interval of the difference is widened by half a unit of its last digit.
 
-* ``partial budget``: our training had less than half or more than twice the updates of the published one, as far as those are
-  known; nothing is concluded. A method whose updates nobody tells may have no less than half of Flow-GRPO's of the same task.
+* ``partial budget``: our training had less than half or more than twice the updates of the published one; nothing is
+  concluded. If the published updates are not known, only less than half of Flow-GRPO's on the same task counts as partial.
 * ``differs``: 0 is outside the interval.
-* ``agrees by the other mean``: so it is, but the source does not say how it averaged, and by the other mean it is inside.
+* ``agrees by the other mean``: 0 is outside, but the source does not say how it averaged, and by the other mean 0 is inside.
 * ``within noise``: 0 is inside, but our own interval is too wide to show a difference that matters: its half-width is above
   the metric's resolution (:data:`RESOLUTION`, :data:`RESOLUTION_OF_RATES`).
 * ``reproduced``: 0 is inside, and ours is narrow enough. Without that condition any noisy run would "reproduce".
 
-A number without an interval (one seed and no standard error) must agree to within the rounding alone.
+A number without an interval (one seed and no standard error) must agree to within the rounding.
 
-Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``); nor do numbers of
-other engines or of images that were drawn in another way, or two numbers of different protocols in two result files
-(``not comparable (protocol)``). Rows of the reference that were not run stay, as ``not run``.
+Mini numbers answer another question than the paper's and get no verdict (``not comparable (mini)``). Numbers from other
+engines or from images drawn in another way get none either, nor do two result files' numbers under different protocols
+(``not comparable (protocol)``). Rows of the reference that were not run are kept as ``not run``.
 """
 
 import json
@@ -50,7 +50,7 @@ NO_PAPER_VALUE = "no paper value"
 NO_REFERENCE_VALUE = "no reference value"
 COLOURS = {REPRODUCED: "green", WITHIN_NOISE: "yellow", OTHER_MEAN: "yellow", DIFFERS: "red"}
 UNSTATED = "unstated mean"
-"""In the protocol of a published GenEval score whose source does not say how it averaged; it is filed under both means."""
+"""Marks the protocol of a published GenEval score filed under both means, as its source does not say how it averaged."""
 
 # Half-width up to which an interval can confirm a number; independent evaluations of SD3.5 Medium agree to about 0.05.
 RESOLUTION = dict.fromkeys(("pickscore", "aesthetic", "deqa", "image_reward", "unified_reward"), 0.05)
@@ -61,7 +61,7 @@ PUBLISHED_ENGINES = {
     "ocr": r"paddleocr-[^+]*\+PP-OCRv4_mobile_det\+en_PP-OCRv4_mobile_rec\b",
     "pickscore": "PickScore_v1@",
 }
-"""How the names of the engines begin, with all models of theirs, whose scores may stand beside published ones."""
+"""For each task, how the names of engines (with all their models) begin whose scores are comparable with published ones."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class DiffRow:
 
 
 def diff(ours: Path, reference: Path | None = None) -> list[DiffRow]:
-    """A result file beside a reference: ``results/paper.csv`` by default, or any result file.
+    """Compare a result file with a reference: ``results/paper.csv`` by default, or any result file.
 
-    Rows come by task, the arms in reading order, other methods that were run, then other systems.
+    Rows are ordered by task: first the arms in reading order, then other methods that were run, then other systems.
 
     Raises:
         UserError: a file is missing, does not follow its schema, or holds no row.
@@ -150,15 +150,15 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
 
 
 def published_estimate(row: PaperRow, base: PaperRow | None) -> Estimate:
-    """A published number with the interval of its images: normal, from the standard error ``sqrt(p (1 - p) / images)``.
+    """A published number with the normal interval of the standard error ``sqrt(p (1 - p) / images)``.
 
-    That is exact for shares of independent images, and the most that any score within [0, 1] can have. Images of one prompt
-    are not independent, and trainings differ too, so it is the least that a published number is uncertain by: Flow-GRPO's
+    For independent images this is exact if the number is a rate, and an upper bound for any other score within [0, 1]. The
+    real uncertainty of a rate is larger, since images of one prompt are correlated and trainings differ, too: Flow-GRPO's
     author got 0.9408 where the paper has 0.95.
 
     Args:
-        row: with a value.
-        base: a published row of the base on the same images: their number counts where the row has none.
+        row: has a value.
+        base: a published row of the base on the same images; its number of images counts if the row has none.
     """
     value, images = float(row.value or 0), row.images or (base.images if base else None)
     stderr = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
@@ -166,14 +166,14 @@ def published_estimate(row: PaperRow, base: PaperRow | None) -> Estimate:
 
 
 def _base(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:
-    """The published row of the base on the metric, or else that on most images: those of a whole score, by whichever mean."""
+    """The base's published row for the metric, or else its row on the most images: an overall score, by whichever mean."""
     bases = [other for other in paper if (other.task, other.method) == (row.task, "base")]
     same = [other for other in bases if other.metric == row.metric]
     return max(same or bases, key=lambda other: other.images or 0, default=None)
 
 
 def _partial(summary: Summary, budgets: Mapping[tuple[str, str], int]) -> bool:
-    """Whether a training had another budget than the published one, whatever the metric."""
+    """Whether a training had too few or too many updates to be compared with the published one, whatever the metric."""
     own, borrowed = (budgets.get((summary.task, method)) for method in (summary.method, REFERENCE))
     known = own or borrowed
     if not known or not summary.updates:
@@ -182,7 +182,7 @@ def _partial(summary: Summary, budgets: Mapping[tuple[str, str], int]) -> bool:
 
 
 def _by_either_mean(row: DiffRow, rows: Iterable[DiffRow]) -> DiffRow:
-    """A row that differs by one mean alone of a published score that may be the other."""
+    """Change a row's ``differs`` if the published score is of an unstated mean and ours agrees by the other mean."""
     if row.status != DIFFERS or UNSTATED not in row.reference_protocol:
         return row
     place = row.task, row.method, row.protocol, row.reference
@@ -191,8 +191,7 @@ def _by_either_mean(row: DiffRow, rows: Iterable[DiffRow]) -> DiffRow:
 
 
 def as_published(task: str, protocol: str) -> bool:
-    """Whether an evaluation is meant to give the published numbers: by the engines that stand for the published ones, with
-    the official weights, and drawn in the scale's own way."""
+    """Whether an evaluation is comparable with published ones, by its engine, its weights and the way images were drawn."""
     name = ProtocolName.parse(protocol)
     return bool(re.match(PUBLISHED_ENGINES.get(task, ""), name.engine)) and not name.changed
 
@@ -238,16 +237,16 @@ def difference(ours: Estimate, theirs: Estimate) -> Estimate:
 
 
 def verdict(metric: str, delta: Estimate, rounding: float, width: float | None) -> str:
-    """The verdict of the module's docstring on one difference.
+    """The verdict on one difference, as defined in the module's docstring.
 
     Args:
         metric: decides the resolution.
         delta: ours - reference.
         rounding: half a unit in the reference's last digit.
-        width: half of that of what has to be narrow: our interval, or the wider of two of ours; None if there is none.
+        width: half-width of the interval that has to be narrow: ours, or the wider of two files'; None if there is none.
     """
     low, high = delta.interval or (delta.value, delta.value)
-    # A value at the very edge of the rounding, such as 0.955 for 0.95, must not hang on the last bit of a float.
+    # A value at the very edge of the rounding, such as 0.955 for 0.95, must not depend on the last bit of a float.
     slack = rounding + 1e-9
     if low - slack > 0 or high + slack < 0:
         return DIFFERS

@@ -1,4 +1,4 @@
-"""What the first updates of trainings gain: the rows of ``star bench first_updates``, and what they say of the arms."""
+"""How much reward the first updates of trainings gain, by arm, from the rows of ``star bench first_updates``."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from star.method.arms import REFERENCE
 from star.records.folder import FIRST_UPDATES, NEEDED
 
 COLUMNS = NEEDED[FIRST_UPDATES]
-"""An epoch's number from 1 on, the updates that were made before it, the learning rate, and its mean reward."""
+"""``epoch`` counts from 1, ``updates`` is how many were made before it, and ``reward`` is the epoch's mean reward."""
 
 UNTRAINED = "untrained"
-"""What stands for an arm where no step is made."""
+"""In place of an arm's name, in rows of trainings that make no update."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Gain:
 
     Attributes:
         arm: its name.
-        seeds: that it, Flow-GRPO and the untrained model have.
-        epochs: that these have in each of them, the first among them.
-        gain: mean over seeds of the reward above that of the untrained model, 95 % by Student's t.
+        seeds: how many the arm, Flow-GRPO and the untrained model have in common.
+        epochs: how many the figures rest on for each seed, the first included.
+        gain: mean over seeds of the reward minus the untrained model's, with Student's 95 % t-interval.
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
         p: of the difference (:func:`star.common.statistics.paired_p`); None where there is none.
-        detectable: the difference that so many seeds find in four of five cases; None likewise.
-        ratio: gain over Flow-GRPO's of the same seeds and epochs, both summed over seeds; not a number unless that is above 0.
-        stderr: of the ratio, by the jackknife over seeds; not a number with one seed.
+        detectable: the true difference that this many seeds would find in four of five cases; None likewise.
+        ratio: gain divided by Flow-GRPO's on the same seeds and epochs, both summed over seeds; NaN unless that is above 0.
+        stderr: of the ratio, by the jackknife over seeds; NaN with one seed.
     """
 
     arm: str
@@ -46,17 +46,17 @@ class Gain:
 
 
 def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """The reward above the untrained model's on the same prompts and noise, mean over all epochs but the first.
+    """Each arm's reward minus the untrained model's on the same prompts and noise, mean over all epochs but the first.
 
     The first epoch is drawn before the first update, so that all arms have the same rewards in it.
 
     Args:
         rows: of one task and one configuration, with the columns ``arm``, ``seed``, ``epoch`` and ``reward``.
-        arms: which. Others do not matter to them.
+        arms: the arms wanted; the rows of others do not affect them.
 
     Returns:
-        a row for each seed and a column for each arm, and how many epochs, with the first, the means are of: as many as most
-        seeds have of all arms. Seeds with fewer are left out.
+        a table with a row per seed and a column per arm, and the number of epochs, the first included: the one most common
+        among the seeds, counting epochs that all arms have. Seeds with fewer are left out.
     """
     later = rows[(rows["epoch"] > 1) & rows["arm"].isin([*arms, UNTRAINED])]
     rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward")
@@ -88,7 +88,7 @@ def gains(rows: pd.DataFrame) -> list[Gain]:
 
 def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain:
     ratio = stderr = np.array(math.nan)
-    if reference.sum() > 0:  # of losses it would read as a gain
+    if reference.sum() > 0:  # a quotient of two losses would read as a gain
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio, stderr = jackknife(lambda kept: own[kept].sum() / reference[kept].sum(), len(own))
     apart = own - reference

@@ -1,9 +1,9 @@
-"""Where results lie, and the files of a results folder beside the result files of its tasks.
+"""Where results are kept, and the files of a results folder besides the result files of its tasks.
 
-What is run here goes to ``runs/results/SCALE``, which git ignores; what ships is in ``results/SCALE``, and ``star publish`` is
-the way there. In both, ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per evaluated image with
-its verdicts, ``commands.csv`` the command of every run, with what trainings must share to be compared (``terms``), and
-``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` what the commands of ``star bench`` of these names measured.
+Results of this machine's runs go to ``runs/results/SCALE``, which git ignores; ``star publish`` puts them into
+``results/SCALE``, which ships. In both, ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per
+evaluated image with its verdicts, ``commands.csv`` the command of every run and what trainings must share to be compared
+(``terms``); ``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` have what ``star bench`` of these names measured.
 """
 
 import zlib
@@ -23,14 +23,14 @@ OWN = Path("runs", "results")
 CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
 GRADIENT, INFLUENCE, FIRST_UPDATES = BENCH = "gradient.csv", "influence.csv", "first_updates.csv"
 NO_RESULTS = (CURVES, COMMANDS, *BENCH)
-"""Tables in a results folder that are no result files."""
+"""CSV tables in a results folder that are not result files."""
 
 INITIAL = "initial"
-"""How gradient.csv and influence.csv call a model's initial weights."""
+"""The name of a model's initial weights in gradient.csv and influence.csv."""
 
 MACHINE = "machine"
-"""The last column of the tables of ``star bench``: what computed the figures, see :func:`star.common.machine.machine`. It came
-later than the rest."""
+"""The last column of the tables of ``star bench``: what computed the figures, see :func:`star.common.machine.machine`. Older
+files lack it."""
 
 KEY = ["task", "method", "seed"]
 EVALUATION = [*KEY, "config_hash"]
@@ -39,13 +39,13 @@ FIRST = {
     IMAGES: [*EVALUATION, "stratum", "prompt", "image"],
     COMMANDS: [*EVALUATION, "command", "terms"],
 }
-"""The columns that each begins with."""
+"""The columns that each file begins with."""
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
     GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
     FIRST_UPDATES: ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"],
 }
-"""What each must have; ``terms`` came later than the rest."""
+"""The columns that each file must have; older files lack ``terms``."""
 
 ONCE = {
     CURVES: ([*EVALUATION, "epoch"], "an epoch"),
@@ -53,19 +53,19 @@ ONCE = {
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
     FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
 }
-"""The columns by which lines are told apart, and what a line is of. Those of images are not checked: a benchmark may
-have a prompt twice."""
+"""The columns that identify a line, and what a line stands for. The lines of images are not checked: a benchmark may
+list a prompt twice."""
 
 NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
-"""Those of them that are numbers in every line."""
+"""Columns that hold numbers in every line."""
 
 TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms", MACHINE)
-"""Those that are text: "None" and "NA" are prompts like any other, and some hashes and commits look like numbers."""
+"""Columns that hold text: "None" and "NA" are prompts like any other, and some hashes and commits look like numbers."""
 
 MAY_BE_EMPTY = ("stratum", "command", "stderr")
 
 AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False}
-"""Options of pandas with which what is read and written again stays the same byte for byte."""
+"""Pandas options with which values that are read and written again stay the same, byte for byte."""
 
 TYPED: dict[str, Any] = {
     "dtype": dict.fromkeys(TEXTS, str),
@@ -73,7 +73,7 @@ TYPED: dict[str, Any] = {
     "na_values": [""],
     "low_memory": False,
 }
-"""Options of pandas with which numbers are numbers."""
+"""Pandas options with which numbers are read as numbers."""
 
 
 def cure(file: Path) -> str:
@@ -99,7 +99,7 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     """One of the files of this module, with :data:`AS_TEXT` or :data:`TYPED`.
 
     Raises:
-        UserError: it cannot be read, is cut off, lacks a column, or a line lacks what every line has.
+        UserError: it cannot be read, is cut off or lacks a column, or a line lacks a required value or repeats another.
     """
     found = parse_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
     if file.suffix == ".csv" and not file.read_bytes().endswith(b"\n"):
@@ -115,7 +115,7 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
 
 
 def _check_cells(file: Path, table: pd.DataFrame, needed: Collection[str]) -> None:
-    """See that what is a number is one in every line, or empty where a line may lack it, and that nothing else is empty."""
+    """Check that numeric cells hold finite numbers and that no cell is empty, except where a cell may be."""
     for name, column in table.items():
         number = name in (*NUMBERS, "stderr") or (file.name == CURVES and name not in TEXTS)
         empty = column.isna() | (column == "")
@@ -128,7 +128,7 @@ def _check_cells(file: Path, table: pd.DataFrame, needed: Collection[str]) -> No
 
 
 def belonging(table: pd.DataFrame, known: Iterable[Row]) -> pd.DataFrame:
-    """The lines of a table that belong to result rows, rather than to runs whose results were replaced since."""
+    """The lines of a table that belong to result rows, rather than to runs whose results have been replaced."""
     evaluations = pd.DataFrame([(r.task, r.method, r.seed, r.config_hash) for r in known], columns=EVALUATION)
     return table.merge(evaluations.drop_duplicates().astype(table[EVALUATION].dtypes), on=EVALUATION)
 

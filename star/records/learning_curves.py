@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 WINDOW = 5
-"""Epochs in the running mean: a single epoch's reward is that of a few prompts, and the luckiest one must not count."""
+"""Epochs in the running mean: a single epoch's reward rests on a few prompts, and a lucky one must not count."""
 
 SHARES = (0.5, 1.0)
-"""Of the way from the start to the goal, the rewards whose cost is told."""
+"""The rewards whose cost is reported, as shares of the way from the start to the goal."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Reach:
 
     @property
     def median(self) -> float | None:
-        """The median over seeds, where "never" is later than all else; None if half of them or more never got there.
+        """The median over seeds, where "never" counts as later than any cost; None if half of them or more never got there.
 
         With an even number of seeds it is the later of the two in the middle, so that no number is made up.
         """
@@ -45,10 +45,10 @@ def cost_to_reach(costs: Sequence[float], rewards: Sequence[float], level: float
     """The cost (updates, images or seconds) at the first epoch whose running mean is at the level; None if it never is.
 
     Args:
-        costs: (n,) so far at the end of each epoch.
+        costs: (n,) total so far, at the end of each epoch.
         rewards: (n,) mean reward of each epoch.
         level: the reward to reach.
-        window: epochs in the running mean, this one the last.
+        window: number of epochs in the running mean, which ends with the epoch in question.
 
     Raises:
         ValueError: lengths that differ.
@@ -68,7 +68,7 @@ def area_under_curve(costs: Sequence[float], rewards: Sequence[float], until: fl
         until: where to stop, so that runs of different length are compared over the same range; by default the end.
 
     Raises:
-        ValueError: fewer than two points, lengths that differ, or an end outside the costs.
+        ValueError: fewer than two points, lengths that differ, costs that do not ascend, or ``until`` outside their range.
     """
     x, y = np.asarray(costs, dtype=np.float64), np.asarray(rewards, dtype=np.float64)
     if len(x) != len(y) or len(x) < 2 or (np.diff(x) <= 0).any():

@@ -1,4 +1,4 @@
-"""The names in result files: what a method's and a protocol's parts mean. Nothing else takes them apart."""
+"""The names in result files: what the parts of a method's and a protocol's name mean. No other module parses them."""
 
 import re
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ class MethodName:
 
     Attributes:
         text: the whole name.
-        arm: what comes first: an arm, ``base``, or a name of somebody's own.
-        source: whose numbers or weights they are, behind ``@``; empty if this project's.
-        changes: what differs from the arm's ordinary settings, each behind ``+``.
-        trained_for: the task that it was trained for, where that is not the task it was measured on; behind ``:``. Empty
+        arm: the first part: an arm, ``base``, or a user-defined name.
+        source: whose numbers or weights they are, after ``@``; empty if this project's.
+        changes: what differs from the arm's ordinary settings, each after ``+``.
+        trained_for: the task that it was trained for, where that is not the task it was measured on; after ``:``. Empty
             otherwise.
     """
 
@@ -38,10 +38,10 @@ class MethodName:
     @classmethod
     @cache
     def parse(cls, text: str) -> Self:
-        """Take a name apart.
+        """Parse a method's name.
 
         Raises:
-            UserError: it is no name of a method.
+            UserError: it is not the name of a method.
         """
         match = METHOD.fullmatch(text)
         if not match:
@@ -51,12 +51,12 @@ class MethodName:
 
     @property
     def at_home(self) -> str:
-        """The name on the task that it was trained for: without that task."""
+        """The name it has on the task that it was trained for: the part before ``:``."""
         return self.text.partition(":")[0]
 
     @property
     def family(self) -> str:
-        """What methods that are compared with each other share, as part of their names: ``+fast``, or nothing."""
+        """The part of the name that methods must share to be compared with each other: ``+fast``, or nothing."""
         return "".join(f"+{change}" for change in self.changes)
 
     @property
@@ -78,8 +78,8 @@ class ProtocolName:
 
     Attributes:
         evaluation: name and version.
-        parts: what follows: the engine (none for some), the scale, and in which way images were drawn otherwise than the
-            scale says (``guidance=2.0``).
+        parts: what follows: the engine (none for some), the scale, and where the drawing of images departs from the scale's
+            settings (``guidance=2.0``).
     """
 
     evaluation: str
@@ -87,7 +87,7 @@ class ProtocolName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Take a protocol apart; any text is one."""
+        """Parse a protocol; any text is a valid one."""
         evaluation, *parts = text.split("/")
         return cls(evaluation, tuple(parts))
 
@@ -98,7 +98,7 @@ class ProtocolName:
         Args:
             evaluator: the evaluator's own protocol, name and engine.
             scale: whose prompts and sampling.
-            changes: what of the sampling is not the scale's.
+            changes: the sampling settings that are not the scale's.
         """
         return cls.parse("/".join([evaluator, scale, *(f"{name}={value}" for name, value in changes.items())]))
 
@@ -107,7 +107,7 @@ class ProtocolName:
 
     @property
     def engine(self) -> str:
-        """What judged; empty if the protocol does not say."""
+        """What judged the images; empty if the protocol does not say."""
         return self.parts[0] if self.parts else ""
 
     @property
@@ -133,7 +133,7 @@ def method_label(method: str) -> str:
 
 
 def family(method: str) -> str:
-    """What methods that are compared share; see :attr:`MethodName.family`."""
+    """What methods must share to be compared; see :attr:`MethodName.family`."""
     return MethodName.parse(method).family
 
 
@@ -143,16 +143,16 @@ def is_mini(protocol: str) -> bool:
 
 
 def has_map(method: str) -> bool:
-    """Whether a method weighs places by a map, as far as is known: one of somebody's own name may."""
+    """Whether a method weights positions by a map; True also for a name that is no arm's, since it may."""
     arm = ARMS.get(MethodName.parse(method).arm)
     return arm is None or arm.map != "uniform"
 
 
 def on_task(method: str, trained_for: str, measured_on: str) -> str:
-    """What rows of a task call a method that was trained for a task: ``star``, or ``star:ocr`` on another one."""
+    """A method's name in the rows of a task: ``star`` on the task it was trained for, else e.g. ``star:ocr``."""
     return method if trained_for == measured_on else f"{method}:{trained_for}"
 
 
 def measured_on_own_task(method: str) -> bool:
-    """Whether a row is of the task that its method was trained for, or of none."""
+    """Whether a method was measured on the task that it was trained for, or is not trained at all."""
     return not MethodName.parse(method).trained_for

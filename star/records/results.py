@@ -19,12 +19,12 @@ CODE = ("star", "evaluators", "baselines")
 
 FORMULA = ("=", "+", "-", "@")
 MOST_DIGITS = 18
-"""Of a whole number, so that every table can hold it."""
+"""The most digits of a whole number, so that every table can hold it."""
 MOST = 1e12
-"""Of any other number: far above whatever is measured, and far below where sums and squares overflow."""
+"""The largest absolute value of other numbers: far above whatever is measured, far below where sums and squares overflow."""
 
 ROWS, VERDICTS, METRICS = "rows.json", "images.csv", "../metrics.jsonl"
-"""What an evaluation's folder holds of results: its rows, its verdicts image by image, and above it what training logged."""
+"""The result files of an evaluation's folder: its rows, its verdicts by image and, one level up, what training logged."""
 
 Key = tuple[str, str, str, str, int]
 
@@ -37,7 +37,7 @@ class Row:
         task: the benchmark it was measured on: geneval, ocr, pickscore, ...
         metric: its name, e.g. ``geneval_official_macro``, ``ocr_accuracy``, ``pickscore``.
         protocol: evaluation protocol, version first and scale last: ``geneval-v1/mini-detector/mini``.
-        method: base, flow_grpo, star, ...; with ``:task`` behind it when the checkpoint was trained for another task.
+        method: base, flow_grpo, star, ...; with ``:task`` after it when the checkpoint was trained for another task.
         seed: of the training run; of the evaluation noise where nothing was trained.
         value: finite, in the metric's own unit.
         stderr: standard error of ``value`` over prompts, or None where it cannot be estimated.
@@ -111,7 +111,7 @@ FORMATS = {"value": ".6f", "stderr": ".6f", "seconds": ".1f"}
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
-    """Write a result file in one stroke: sorted by key, fixed float formats, LF line ends.
+    """Write a result file atomically: sorted by key, fixed float formats, LF line ends.
 
     Raises:
         ValueError: two rows have the same key, or a row would not pass :func:`read`.
@@ -135,10 +135,10 @@ def upsert(path: Path, rows: Iterable[Row], outdated: Callable[[Row], bool] = la
     Args:
         path: the file.
         rows: the new ones.
-        outdated: tells which old rows are to go.
+        outdated: tells which old rows to remove.
 
     Returns:
-        the old rows that went because they are outdated.
+        the old rows that were removed as outdated.
     """
     old = read(path) if path.exists() else []
     left_out = {row.key: row for row in old if outdated(row)}
@@ -166,8 +166,8 @@ def read_together(paths: Iterable[Path]) -> list[Row]:
     """The rows of several result files, in their order.
 
     Raises:
-        UserError: as :func:`read`; or a row stands in two of them, as in a file and an old copy of it: rows are seeds, and one
-            must not count twice.
+        UserError: as :func:`read`; or two files have a row with the same key, such as a file and an old copy of it: no seed
+            may count twice.
     """
     where: dict[Key, Path] = {}
     rows = []
@@ -210,7 +210,7 @@ def commit() -> str:
     "+dirty" is appended when the code differs from that commit; "unknown" if it is not a git checkout.
     """
     place = _git("rev-parse", "--show-toplevel")
-    if not place or Path(place) != ROOT:  # of paths, since git writes them in its own way on Windows
+    if not place or Path(place) != ROOT:  # compared as paths, since git writes them in its own way on Windows
         return "unknown"
     head = _git("rev-parse", "--short=10", "HEAD")
     if not head:
@@ -219,7 +219,7 @@ def commit() -> str:
 
 
 def is_commit(text: str) -> bool:
-    """Whether what :func:`commit` gave is a commit that others can have; of a run that went on, ``A..B``, whether both are."""
+    """Whether a :func:`commit` is one that others can check out; for ``A..B``, of a resumed run, whether both are."""
     return "unknown" not in text and "+dirty" not in text
 
 
@@ -236,7 +236,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _word(text: str) -> str:
-    # Spreadsheets compute what begins like a formula.
+    # Spreadsheets evaluate text that begins like a formula.
     if not text or text != text.strip() or {"\n", "\r"} & set(text) or text.startswith(FORMULA):
         raise ValueError
     return text

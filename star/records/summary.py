@@ -9,7 +9,7 @@ from star.records.results import Row
 
 NORMAL_95 = 1.959963984540054
 RATES = ("geneval_official_", "geneval_strict_", "ocr_", "vivid")
-"""How metrics begin that lie in [0, 1]."""
+"""Prefixes of the metrics that lie in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Summary:
             mean of the rows' standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1:
             Wilson's interval over the prompts, since there the other two have no width.
         values: every seed's value, in the order of the seeds.
-        images, prompts: of one seed's evaluation; updates, images_seen: of one seed's training; the least of the seeds.
+        images, prompts, updates, images_seen: of one seed's evaluation and training; the smallest over the seeds.
     """
 
     task: str
@@ -43,8 +43,7 @@ class Summary:
 
     @property
     def shown(self) -> Estimate:
-        """The estimate for people: of a rate without what its interval has outside [0, 1], where no rate is. Verdicts are
-        made of the whole interval."""
+        """The estimate as displayed: a rate's interval is clipped to [0, 1]. Verdicts use the whole interval."""
         if self.estimate.interval is None or not self.metric.startswith(RATES):
             return self.estimate
         low, high = self.estimate.interval

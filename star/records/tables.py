@@ -1,4 +1,4 @@
-"""Markdown tables of results, each row of this project above the published row that it answers to."""
+"""Markdown tables of results, each row of this project above the published row that corresponds to it."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -11,10 +11,10 @@ from star.records.results import PaperRow, Row
 from star.records.summary import Summary, summarise
 
 OF_THE_PAPER = ("base", *(name for name, arm in ARMS.items() if arm.published))
-"""Its rows, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
+"""The paper's methods, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
 
 DIVERSITY = "diversity"
-"""Of images, which no evaluator judges."""
+"""The metric for the diversity of images, which no evaluator judges."""
 
 METRICS = {
     "geneval": {
@@ -82,7 +82,7 @@ def metric_label(task: str, metric: str) -> str:
 
 
 def columns(task: str, found: Collection[str]) -> dict[str, str]:
-    """:func:`metric_labels`, but all that was found where another evaluator than the task's own has judged."""
+    """Like :func:`metric_labels`, but every metric that was found if an evaluator other than the task's own judged."""
     labels, judged = metric_labels(task, found), set(found) - {DIVERSITY}
     return labels if not judged or judged & labels.keys() else {metric: metric for metric in sorted(found)}
 
@@ -125,7 +125,7 @@ def _published_cell(row: PaperRow | None) -> str:
 
 
 def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
-    """What each protocol measured on, so that no number stands without it."""
+    """What each protocol was measured on, so that no number appears without it."""
     lines = []
     for protocol in sorted({s.protocol for s in summaries}):
         own = [s for s in summaries if s.protocol == protocol]
