@@ -1,4 +1,4 @@
-"""``star calibrate``: released Flow-GRPO LoRAs through our evaluators: if the published numbers come out, these are right."""
+"""``star calibrate``: released Flow-GRPO LoRAs through our evaluators, to check whether the published numbers come out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +30,14 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     """Evaluate a LoRA on its task and put the rows into the scale's result file.
 
     Args:
-        overrides: of the settings; the scale is ``paper`` unless they say another.
+        overrides: settings; the scale is ``paper`` unless they set another.
         source: a folder, a .safetensors file, or a repository in the hub's cache; by default what Flow-GRPO's authors
             released for the task.
         name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``.
 
     Returns:
-        Each row with the published number and with what others measured on the released LoRA, as printed, or empty, as beside
-        all numbers of the small model.
+        Each row with the published number and the one that others measured on the released LoRA, both as printed; empty where
+        there is none, as for all numbers of the small model.
 
     Raises:
         UserError: the LoRA, the model or the evaluator is missing.
@@ -48,7 +48,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
     label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
-    if not NAME.allows(label):  # told before the work
+    if not NAME.allows(label):  # reported before the work
         raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
     parsed = MethodName.parse(label)
     if name is not None and parsed.arm.lower() in ARMS and not parsed.source:
@@ -56,7 +56,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     adapters = lora.read(lora.locate(source or RELEASED[task]))
     file = own_results(config.scale) / f"{task}.csv"
     check_room(file.parent, "result files")
-    if name or source:  # else it is the released one again, whose older rows may go
+    if name or source:  # otherwise it is the released LoRA again, whose older rows may be replaced
         _check_free(label, file, settings.config_hash(runs.released_identity(config, adapters)))
     rows = runs.released(config, adapters, label)
     if PartialState().is_main_process:
@@ -72,7 +72,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
 
 
 def _check_free(label: str, file: Path, known: str) -> None:
-    """Refuse a name by which the results know another LoRA: its rows would be replaced."""
+    """Refuse a name that the results use for another LoRA or other settings: those rows would be replaced."""
     rows = results.read(file) if file.exists() else []
     if other := next((row for row in rows if row.method == label and row.config_hash != known), None):
         raise UserError(

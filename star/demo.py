@@ -1,4 +1,4 @@
-"""``star demo``: what training does and where STAR's reward goes, in a minute, by adapters that ship with the small model."""
+"""``star demo``: what training does and where STAR's reward goes, in a minute, with adapters shipped for the small model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
         overrides: settings, e.g. ``evaluation.steps=8``.
 
     Raises:
-        UserError: a setting cannot be used, or makes another model than the adapters are of; or the folder cannot be written
-            to, or has another page.
+        UserError: a setting cannot be used, or makes a model that the adapters do not fit; the folder cannot be written to,
+            or has another page; or there are several processes.
     """
     page, picture = folder / "index.html", folder / "pictures.png"
     _check_place(page, picture)
@@ -82,7 +82,7 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
 
 
 def _check_place(page: Path, picture: Path) -> None:
-    """See, before the work, that page and picture can be written and would replace nothing else."""
+    """Check, before the work, that page and picture can be written and would replace nothing else."""
     check_file(page, "the page")
     check_file(picture, "the page's picture")
     ours = page.exists() and TITLE in page.read_text(errors="replace")
@@ -95,13 +95,13 @@ def _evaluated(base: BaseModel, task: Task, config: Config, accelerator: Acceler
 
 
 def _chosen(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts at equal distances in alphabetical order."""
+    """Evenly spaced prompts in alphabetical order."""
     ordered = sorted(prompts, key=lambda prompt: prompt.text)
     return [ordered[place] for place in spread(len(ordered))]
 
 
 def _map(base: BaseModel, config: Config, prompt: Prompt) -> np.ndarray:
-    """STAR's weights (h, w) for a prompt under the base's weights, mean over the trained steps."""
+    """STAR's weights (h, w) for a prompt under the base's parameters, averaged over the steps that training may use."""
     _, relevance = denoised(base, config, prompt)
     steps = config.sampling.trainable
     mean: np.ndarray = drawn_weights(config, relevance[steps.start : steps.stop]).mean(0)
@@ -114,7 +114,7 @@ def _scores(evaluation: Evaluation) -> list[str]:
 
 
 def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> Figure:
-    """A line per prompt: the image of each method with its verdict, and the map."""
+    """A row per prompt: the image of each method with its verdict, and the map."""
     right = {method: {row["prompt"]: row["correct"] for row in evaluation.rows} for method, evaluation in found.items()}
     highest = max(float(weights.max()) for weights in maps.values())
     with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 8}):
@@ -135,7 +135,7 @@ def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> F
 
 
 def _reasons(found: Mapping[str, Evaluation], prompts: Sequence[Prompt]) -> list[list[str]]:
-    """What the detector says of the pictured images that are wrong: prompt, method, reason."""
+    """What the detector says about the pictured images that are wrong: prompt, method, reason."""
     return [
         [prompt.text.removeprefix("a photo of "), method_label(method), row["reason"].replace("\n", "; ")]
         for prompt in prompts

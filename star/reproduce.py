@@ -1,4 +1,4 @@
-"""``star reproduce``: base, Flow-GRPO and STAR on one task, and one screen that says what came of it."""
+"""``star reproduce``: base, Flow-GRPO and STAR on one task, and one screen that sums up the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ METHODS = ("flow_grpo", "star")
 
 
 def reproduce(task: str, overrides: Sequence[str]) -> int:
-    """Run the task's main comparison as a small matrix; what is already done is not done again.
+    """Run the task's main comparison as a small matrix; what is already done is not repeated.
 
     Args:
         task: ``geneval``, ...
@@ -28,7 +28,7 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
         the exit code of the diff, or 1 if a run failed.
 
     Raises:
-        UserError: a setting, the model or an evaluator is not usable; nothing was written then.
+        UserError: a setting, the model or an evaluator is not usable; nothing has been written then.
     """
     task = task.removeprefix("task=")
     if word := next((word for word in overrides if word.startswith(("task=", "method="))), None):

@@ -1,9 +1,9 @@
-"""The command ``star bench first_updates``: the first epochs of a training, arm beside arm, for many seeds.
+"""The command ``star bench first_updates``: the first epochs of training, arm against arm, for many seeds.
 
-``star bench gradient`` tells what a small step along an arm's gradient would gain. Here the steps are made: every arm begins
-from the same weights, and draws the same prompts with the same noise. While weights have hardly moved, arms draw nearly the
-same images, so that their rewards differ by little but what the arm does, and a few epochs tell more than whole trainings,
-which rounding alone drives apart. The untrained model draws the same as well, and gains are over its reward.
+``star bench gradient`` estimates what a small step along an arm's gradient would gain. Here the steps are made: every arm
+starts from the same weights and draws the same prompts with the same noise. While the weights have hardly moved, all arms draw
+nearly the same images, so their rewards differ by little but the effect of the arm. A few epochs therefore say more than whole
+trainings, which rounding alone drives apart. The untrained model draws the same too, and gains are measured over its reward.
 """
 
 import json
@@ -36,7 +36,7 @@ from star.training.trainer import Trainer
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
 EPOCHS, SEEDS = 6, "0..7"
 OWN = ("epochs", "arms", "seed", "out")
-"""The words of the command that are no settings of a training."""
+"""The command's words that are not training settings."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Asked:
     """The words of the command.
 
     Attributes:
-        arms: which are trained, as ``star bench gradient`` names them.
+        arms: those to train, named as for ``star bench gradient``.
         epochs: of each training.
         seeds: of the trainings.
-        out: the table; None for that of the scale.
-        overrides: settings of all arms.
+        out: the table's file; None for the default one of the scale.
+        overrides: settings for all arms.
     """
 
     arms: tuple[str, ...]
@@ -59,21 +59,21 @@ class Asked:
 
 
 class Untrained(Trainer):
-    """A trainer that learns nothing: what it draws are the images that the others improve on."""
+    """A trainer that learns nothing: its images are the baseline that gains are measured over."""
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
-        """No step is made; see :meth:`Trainer.update`."""
+        """Makes no step; see :meth:`Trainer.update`."""
         return {}
 
 
 def run(words: Sequence[str]) -> Shown:
-    """Train what is not trained yet, write the rewards of all epochs and give what to print.
+    """Train what is missing, write the rewards of all epochs and return what to print.
 
     Args:
         words: ``epochs=6``, ``arms=A,B``, ``seed=0..7``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used, or an arm that the evaluator has no places for.
+        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks.
         RunStopped: a training stopped.
     """
     asked = parse(words)
@@ -115,10 +115,10 @@ def parse(words: Sequence[str]) -> Asked:
 
 
 def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) -> None:
-    """Make the files that are not there yet: ``seed0/ARM.json`` has the mean reward of each epoch of one training.
+    """Make the missing files: ``seed0/ARM.json`` has the mean reward of each epoch of one training.
 
     Args:
-        arms: arm -> its settings, of any seed.
+        arms: arm -> its settings, whose seed is ignored.
         asked: how long, and for which seeds.
         task: what is rewarded.
         folder: of the files.
@@ -135,7 +135,7 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
     with bar(f"first updates, {task.name}", count) as display:
         for seed, left in missing.items():
             own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
-            with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may be at other seeds
+            with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may work on other seeds
                 base = loaded(as_begun(own[left[0]], folder))
                 initial = {name: value.detach().clone() for name, value in base.trained.items()}
                 for arm, config in own.items():
@@ -150,7 +150,7 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
 
 
 def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> list[float]:
-    """The mean reward of each of the first epochs of a training; ``tick`` is called after each. The weights are moved."""
+    """The mean reward of each of the first epochs of a training; ``tick`` is called after each. This trains the weights."""
     rewards = []
     for epoch in range(epochs):
         rewards.append(trainer.epoch(epoch)["reward"])
@@ -159,8 +159,7 @@ def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> li
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
-    """The rewards of every epoch, of those too that only an earlier command asked for, with the columns of
-    :data:`star.records.first_updates.COLUMNS` and what computed them."""
+    """The rewards of every epoch, even if only an earlier command asked for it: :data:`COLUMNS` and the machine."""
     train, found = config.train, []
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
@@ -194,12 +193,12 @@ def _ratio(gain: Gain) -> str:
 
 
 def _identity(config: Config, task: Task) -> dict:
-    """What rewards depend on but their arm and seed."""
+    """What rewards depend on, except arm and seed."""
     return {key: value for key, value in identity(config, task, None).items() if key != "seed"}
 
 
 def _made(file: Path) -> dict:
-    """A training that was made: its ``rewards``, and the ``commit`` of the code; no rewards if there is none."""
+    """A recorded training: its ``rewards``, and the ``commit`` of the code; no rewards if there is none."""
     found = read_json(file)
     return found if isinstance(found, dict) and found.keys() >= {"rewards", "commit"} else {"rewards": []}
 

@@ -1,9 +1,9 @@
-"""Flow-GRPO's training loop the way its scripts are published, as a fixture to time ours against (``star bench speed``).
+"""Flow-GRPO's training loop as its published scripts run it, to time ours against (``star bench speed``).
 
 It was written from a description of the code of November 2025 (commit 9745241), and keeps what costs time there: frozen
-weights in float32 under autocast, text embeddings for every rollout, a look-up of the step for every sample, one forward pass
-per micro-batch and trained step. Noise and advantages are given, so that it computes what our trainer computes. Nothing trains
-with it.
+weights in float32 under autocast, texts encoded anew for every rollout, a look-up of the step for every sample, and one
+forward pass per micro-batch and trained step. Noise and advantages are inputs, so that it computes the same as our trainer. No
+run is trained with it.
 """
 
 import math
@@ -35,7 +35,7 @@ SETTINGS = {
     "train.kl": "flow_grpo",
     "train.guard": False,
 }
-"""What settings must be for this loop to be the published one."""
+"""The settings with which this loop is the published one."""
 
 Figures = dict[str, list[Tensor]]
 
@@ -47,8 +47,8 @@ class Rollouts:
     Attributes:
         latents: (T + 1, B, C, H, W) float32, before each kept step and after the last.
         log_probs: under the policy that sampled, (T, B).
-        timesteps: what the transformer is told at the kept steps, (T, B).
-        embeds, pooled: of each rollout's own text, (B, columns, width) and (B, width).
+        timesteps: the transformer's time input at the kept steps, (T, B).
+        embeds, pooled: text embeddings of each rollout, (B, columns, width) and (B, width).
         images: uint8 (B, H, W, 3), on the CPU.
         advantages: (B,), once they are known.
     """
@@ -75,7 +75,7 @@ def load(config: ModelConfig) -> StableDiffusion3Pipeline:
 
 
 def check(config: Config) -> None:
-    """Refuse settings of which this is not the published loop.
+    """Refuse settings with which this is not the published loop.
 
     Raises:
         UserError: names the first such setting.
@@ -98,12 +98,12 @@ class FlowGRPO:
     def __init__(self, pipeline: StableDiffusion3Pipeline, config: Config, device: torch.device) -> None:
         """
         Args:
-            pipeline: with adapters in its transformer; what is not trained must need no gradient.
+            pipeline: with adapters in its transformer; frozen parameters must not require gradients.
             config: the settings.
             device: where everything computes.
 
         Raises:
-            UserError: settings of which this is not the published loop.
+            UserError: settings with which this is not the published loop.
         """
         check(config)
         self.pipeline, self.config, self.device = pipeline, config, device
@@ -131,8 +131,8 @@ class FlowGRPO:
         Args:
             texts: B prompts.
             start: latents to start from, (B, C, H, W) float32 on the device.
-            noises: of every step, each like ``start``.
-            steps: the window; without one every step is stochastic and kept, whatever is trained later.
+            noises: one for every step, each like ``start``.
+            steps: the window; if there is none, every step is stochastic and kept, whichever are trained later.
         """
         sampling, scheduler = self.config.sampling, self.pipeline.scheduler
         self.transformer.eval()
@@ -147,7 +147,7 @@ class FlowGRPO:
             noise_level = sampling.noise_level if index in kept else 0.0
             mean, std, root = self._moments(v, timestep[None], x, noise_level)
             x = mean + std * root * noises[index]
-            log_prob = _log_prob(x, mean, std * root)  # of no meaning, and not kept, where nothing is random
+            log_prob = _log_prob(x, mean, std * root)  # at deterministic steps it is meaningless and not kept
             if index in kept:
                 latents.append(x)
                 log_probs.append(log_prob)
@@ -161,7 +161,7 @@ class FlowGRPO:
         )
 
     def update(self, shares: Sequence[Sequence[Rollouts]]) -> list[dict[str, float]]:
-        """One optimizer step on each share of the micro-batches, which have their advantages; gives the figures of each."""
+        """One optimizer step on each share of the micro-batches, whose advantages must be set; returns each step's figures."""
         self.transformer.train()
         return [self._update(share) for share in shares]
 
@@ -205,7 +205,7 @@ class FlowGRPO:
         return loss
 
     def _kl(self, batch: Rollouts, x: Tensor, timestep: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """The penalty of the published code, a scalar: its std leaves the length of the step out."""
+        """The published code's KL penalty, a scalar, whose std lacks the factor ``sqrt(-dt)``."""
         self.transformer.disable_adapters()
         with torch.no_grad():
             v = self._velocity(x, timestep, batch.embeds, batch.pooled)
@@ -229,7 +229,7 @@ class FlowGRPO:
         return unconditional + guidance * (conditional - unconditional)
 
     def _moments(self, v: Tensor, timestep: Tensor, x: Tensor, noise_level: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean of the next latents, the published std without the length of the step, and the root of that length."""
+        """Mean of the next latents, their std as published, without the factor ``sqrt(-dt)``, and that factor."""
         sigmas = self.pipeline.scheduler.sigmas.to(self.device)
         index = self.step_indices(timestep)
         here = sigmas[index].view(-1, 1, 1, 1)
@@ -239,7 +239,7 @@ class FlowGRPO:
         return mean, std, torch.sqrt(-dt)
 
     def step_indices(self, timestep: Tensor) -> list[int]:
-        """The steps that timesteps (n,) are those of, each looked up by equality, as published."""
+        """The step index of each timestep (n,), looked up one by one by equality, as published."""
         return [self.pipeline.scheduler.index_for_timestep(t) for t in timestep]
 
     @torch.no_grad()
@@ -258,6 +258,6 @@ class FlowGRPO:
 
 
 def _log_prob(following: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Of the next latents (B, C, H, W), averaged over C, H and W: (B,)."""
+    """The log-prob of the next latents (B, C, H, W), averaged over C, H and W: (B,)."""
     squared = (following.detach() - mean).square()
     return (-squared / (2 * std.square()) - std.log() - math.log(math.sqrt(2 * math.pi))).mean((1, 2, 3))

@@ -1,7 +1,7 @@
 """The command ``star bench gradient``: every arm's policy gradient at fixed weights, from the same rollouts, without training.
 
-Each epoch is drawn, judged and allocated by the trainer itself; only its update is another: no step is made, and the gradients
-are kept, each arm's and each trained step's. What they say is in :mod:`star.bench.signal`.
+Each epoch is drawn, judged and allocated by the trainer itself. Only the update differs: instead of making a step, it keeps
+each arm's gradient at each trained step. :mod:`star.bench.signal` makes figures of them.
 """
 
 import math
@@ -41,7 +41,7 @@ from star.training.trainer import Trainer
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS, MOST_EPOCHS = 12, 1000
 OWN = ("epochs", "arms", "weights", "out")
-"""The words of the command that are no settings."""
+"""The command's words that are not settings."""
 
 COLUMNS = NEEDED[GRADIENT]
 
@@ -51,12 +51,12 @@ class Asked:
     """The words of the command.
 
     Attributes:
-        arms: whose gradients: a name of the table of arms or the path of a function that makes maps, and settings of the arm's
-            own behind it, ``star@mix=1@normalise=step``.
+        arms: whose gradients: each is a name in the table of arms or the path of a function that makes maps, followed by
+            settings of its own, if any: ``star@mix=1@normalise=step``.
         epochs: how many.
         weights: the file of the weights; None for the model's initial ones.
-        out: the table; None for that of the scale.
-        overrides: settings of all arms.
+        out: the table's file; None for the default one of the scale.
+        overrides: settings for all arms.
     """
 
     arms: tuple[str, ...]
@@ -67,12 +67,12 @@ class Asked:
 
 
 class Gradients(Trainer):
-    """A trainer that makes no step: it keeps the gradients of several arms, of the same rollouts and advantages.
+    """A trainer that makes no step: it keeps the gradients of several arms on the same rollouts and advantages.
 
     Attributes:
-        methods: the arms that are allocated and differentiated; the configured one decides on how rollouts are drawn alone.
-        steps: the trained ones of the latest epoch.
-        gradients: at each of them: arm -> name of a trained parameter -> float32 (steps, ...).
+        methods: the arms that are allocated and differentiated; the configured arm decides only how rollouts are drawn.
+        steps: the trained steps of the latest epoch.
+        gradients: arm -> name of a trained parameter -> its gradient at each of these steps, float32 (steps, ...).
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Gradients(Trainer):
         self.gradients: dict[str, dict[str, Tensor]] = {}
         self._weights: dict[str, dict[int, Tensor | None]] = {}
         self._shares: dict[str, list[float]] = {}
-        # Of a micro-batch's loss: of its share of an epoch's, half precision would lose more.
+        # Scales losses to about a micro-batch's own mean: half precision would lose more of a small share of the epoch's.
         train = config.train
         share = 2.0 ** math.floor(math.log2(train.groups * train.group_size // train.micro_batch))
         self._scale = share * self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
 
     def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
-        """The weights of every arm in turn, by the trainer's own allocation."""
+        """Compute the weights of every arm in turn, by the trainer's own allocation."""
         common = self.config
         self._weights, self._shares = {}, {}
         for arm, method in self.methods.items():
@@ -111,11 +111,11 @@ class Gradients(Trainer):
         self.config = common
 
     def update(self, batches: Sequence[MicroBatch], count: int, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
-        """Every arm's gradient over the whole epoch, kept in :attr:`gradients`; nothing is learnt.
+        """Keep every arm's gradient over the whole epoch in :attr:`gradients`; no weight changes.
 
         Args:
-            batches: the epoch's.
-            count: of them.
+            batches: the epoch's micro-batches.
+            count: how many there are.
             epoch: its number.
             tick: called after every trained step of every micro-batch.
         """
@@ -134,14 +134,14 @@ class Gradients(Trainer):
     def _add(self, batch: MicroBatch, row: int, terms: int, epoch: int, kept: dict[str, dict[str, Tensor]]) -> None:
         """Add the gradients of one trained step of a micro-batch.
 
-        A function of its own, so that the step's graph is gone when it returns: a GPU has no room for two.
+        A function of its own, so that the step's graph is freed when it returns: a GPU has no room for two.
         """
         for arm, loss in self._losses(batch, row, terms).items():
             for name, part in zip(self.base.trained, self._gradient(loss, epoch), strict=True):
                 kept[arm][name][row] += part
 
     def _losses(self, batch: MicroBatch, row: int, terms: int) -> dict[str, Tensor]:
-        """Every arm's part of the epoch's policy loss, a mean over ``terms`` samples and steps, at ratio 1, in one forward."""
+        """Every arm's part, at ratio 1, of the epoch's policy loss, a mean over ``terms`` samples and steps; one forward."""
         moved = self.moved(batch, row)
         losses = {}
         for arm, method in self.methods.items():
@@ -152,7 +152,7 @@ class Gradients(Trainer):
         return losses
 
     def _gradient(self, loss: Tensor, epoch: int) -> list[Tensor]:
-        """With respect to all trained parameters; in float16 of the scaled loss, whose scale is halved until it fits."""
+        """The gradient of each trained parameter; in float16 the loss is scaled, and the scale halved until none overflows."""
         parameters = list(self.base.trained.values())
         while True:
             found = torch.autograd.grad(loss * self._scale, parameters, retain_graph=True, materialize_grads=True)
@@ -165,14 +165,14 @@ class Gradients(Trainer):
 
 
 def run(words: Sequence[str]) -> Shown:
-    """Measure what is not measured yet, write the table and give what to print.
+    """Measure what is missing, write the table and return what to print.
 
     Args:
         words: ``epochs=12``, ``arms=A,B``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used, or an arm that the evaluator has no places for.
-        RunStopped: the GPU's memory does not suffice, a gradient is not finite, or all are 0.
+        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks.
+        RunStopped: the GPU runs out of memory, a gradient is not finite, or all are 0.
     """
     asked = parse(words)
     config = settings.load([*asked.overrides, f"method={COMMON}"])
@@ -227,7 +227,7 @@ def parse(words: Sequence[str]) -> Asked:
 
 
 def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, task: Task, folder: Path) -> None:
-    """Make the files that are not there yet, epoch by epoch: ``epoch-0000/ARM.safetensors``."""
+    """Make the missing files, epoch by epoch: ``epoch-0000/ARM.safetensors``."""
     missing = {
         epoch: left
         for epoch in range(asked.epochs)
@@ -249,7 +249,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
 
 
 def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:
-    """A file for each arm, without what is 0: LoRA's A while B is."""
+    """Write a file for each arm, without gradients that are 0, such as those of LoRA's A while B is 0."""
     metadata = {"steps": ",".join(map(str, trainer.steps)), "reward": str(figures["reward"])}
     metadata |= {"commit": trainer.commit, MACHINE: trainer.machine}
     for arm, gradient in trainer.gradients.items():

@@ -1,7 +1,7 @@
-"""The command ``star bench influence``: the noise of one token at one trained step is drawn anew, and all else stays.
+"""The command ``star bench influence``: redraw the noise of one token at one trained step, and keep everything else.
 
-Where does the final image change, and by how much the reward? STAR holds that a place counts by what its noise does to the
-verdict, and takes attention for a sign of that. Here it is measured: without gradients, and for any evaluator.
+Where does the final image change, and by how much does the reward? STAR assumes that a place matters as much as its noise
+affects the verdict, and takes attention as a proxy. Here that effect is measured, without gradients and for any evaluator.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,10 +40,10 @@ from star.training.rollout import Sample, plan, sample, step_noise, trained_step
 
 PROMPTS, TOKENS = 48, 16
 OWN = ("prompts", "tokens", "weights", "out")
-"""The words of the command that are no settings."""
+"""The command's words that are not settings."""
 
 EPOCH = 0
-"""Whose prompts, noise and window the rollouts have."""
+"""The epoch whose prompts, noise and window the rollouts have."""
 
 QUARTILES = 4
 
@@ -52,10 +52,10 @@ class Figure(NamedTuple):
     """One number.
 
     Attributes:
-        part: ``all`` trained steps, or ``step 0`` and so on: of the one whose noise was drawn anew.
-        metric: a key of what :func:`statistics` gives.
-        value: of it.
-        stderr: by the jackknife over prompts; not a number where there are too few.
+        part: ``all`` trained steps, or ``step 0`` and so on: the step whose noise was redrawn.
+        metric: a key of the result of :func:`statistics`.
+        value: of the metric.
+        stderr: by the jackknife over prompts; NaN where there are too few.
     """
 
     part: str
@@ -68,7 +68,7 @@ COLUMNS = ["task", "weights", *Figure._fields, "prompts", "images", "commit", "c
 
 
 class Change(NamedTuple):
-    """A token's noise that is drawn anew: the step, and the token's row and column among the tokens."""
+    """One token's noise at one step, which is redrawn: the step, and the token's row and column in the token grid."""
 
     step: int
     row: int
@@ -81,9 +81,9 @@ class Asked:
 
     Attributes:
         prompts: how many, with one rollout each.
-        tokens: how many of each rollout and trained step.
+        tokens: how many per rollout and trained step.
         weights: the file of the weights; None for the model's initial ones.
-        out: the table; None for that of the scale.
+        out: the table's file; None for the default one of the scale.
         overrides: settings.
     """
 
@@ -95,7 +95,7 @@ class Asked:
 
 
 def run(words: Sequence[str]) -> Shown:
-    """Measure what is not measured yet, write the table and give what to print.
+    """Measure what is missing, write the table and return what to print.
 
     Args:
         words: ``prompts=48``, ``tokens=16``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
@@ -115,7 +115,7 @@ def run(words: Sequence[str]) -> Shown:
     draws = pd.concat(parts, ignore_index=True)
     found = figures(draws)
     weights = weights_label(asked.weights)
-    by = draws.reindex(columns=["commit", MACHINE]).fillna("").drop_duplicates()  # older versions did not say
+    by = draws.reindex(columns=["commit", MACHINE]).fillna("").drop_duplicates()  # older versions did not record them
     code, computed = made_by(by.itertuples(index=False, name=None))
     facts = (len(files), len(draws), code, hashed, computed)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=[*COLUMNS, MACHINE])
@@ -146,7 +146,7 @@ def parse(words: Sequence[str]) -> Asked:
 
 
 def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path]:
-    """Make the files that are not there yet, prompt by prompt, and give all: each holds the draws of one rollout.
+    """Make the missing files, prompt by prompt, and return all of them: each holds the draws of one rollout.
 
     Raises:
         UserError: there are fewer prompts or tokens than are asked for.
@@ -174,10 +174,10 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
 
 
 def drawn_changes(base: BaseModel, drawn: Sample, steps: Sequence[int], tokens: int, seed: int) -> list[Change]:
-    """So many tokens of each step, drawn without repeats.
+    """As many random tokens of each step as ``tokens`` says, without repeats.
 
     Raises:
-        UserError: there are fewer.
+        UserError: an image has fewer.
     """
     height, width = (side // base.patch for side in base.latent_shape[1:])
     if tokens > height * width:
@@ -198,22 +198,22 @@ def influences(
     changes: Sequence[Change],
     tick: Callable[[int], None] = lambda done: None,
 ) -> Iterator[dict]:
-    """What each change does to a rollout, a row each.
+    """What each change does to a rollout, one row per change.
 
-    Every micro-batch has the unchanged rollout as its first, so that nothing but the noise tells two images apart. A row has
-    ``step``, ``row`` and ``column`` of the token; ``relevance``, relative to the mean of the step's map; ``quartile``, 0 to 3,
-    of the token among all of that map's; ``place``, the share of the token where the verdict on the unchanged image comes from
-    (not a number if the evaluator does not tell); ``reward``, its change; ``image``, the sum of the squared change of all
-    pixels in [0, 1], and ``own`` and ``near``, what of that lies in the token and in the 3 x 3 tokens around it.
+    Every micro-batch begins with the unchanged rollout, so that nothing but the noise tells two images apart. A row has the
+    token's ``step``, ``row`` and ``column``; its ``relevance``, relative to the mean of the step's map, and ``quartile``, 0 to
+    3, in that map; ``place``, the share of the token's area where the verdict on the unchanged image comes from (NaN if the
+    evaluator cannot tell); ``reward``, the change of the reward; ``image``, the summed squared change of all pixels, which are
+    in [0, 1]; and ``own`` and ``near``, the parts of that sum in the token and in the 3 x 3 tokens around it.
 
     Args:
         base: the model.
-        task: its training prompts, and what judges.
+        task: has the training prompts and the evaluator.
         config: of the rollouts.
         drawn: the rollout.
-        steps: the trained ones.
+        steps: the trained steps.
         changes: of its noise.
-        tick: called with the number of changes that were measured.
+        tick: called after each micro-batch with the number of its changes.
     """
     prompt, places = task.train[drawn.prompt], places_of(task.evaluator)
     size = max(1, config.train.micro_batch - 1)
@@ -250,9 +250,9 @@ def influences(
 
 
 def redrawn(base: BaseModel, drawn: Sample, changes: Sequence[Change], seed: int) -> Callable[[], Tensor]:
-    """What draws the noise of a rollout as it is and once for each change of it, (1 + changes, C, H, W), step after step.
+    """A function that draws, step after step, a rollout's noise and a copy for each change, (1 + changes, C, H, W).
 
-    New noise is keyed by (seed, prompt, step, token): it is not that of any rollout.
+    New noise is keyed by (seed, prompt, step, token), and so is not that of any rollout.
     """
     draw, steps, patch = step_noise(base, [drawn], seed, EPOCH), count(), base.patch
 
@@ -270,7 +270,7 @@ def redrawn(base: BaseModel, drawn: Sample, changes: Sequence[Change], seed: int
 
 
 def figures(draws: pd.DataFrame) -> list[Figure]:
-    """All figures, of all steps together and of each, from the rows of :func:`influences` with the ``prompt`` of each."""
+    """All figures, for all steps together and for each, from rows of :func:`influences` with a ``prompt`` column."""
     groups = [part for _, part in draws.groupby("prompt")]
 
     def statistic(kept: np.ndarray) -> np.ndarray:
@@ -294,15 +294,15 @@ def _by_step(draws: pd.DataFrame, steps: Sequence[int]) -> list[pd.DataFrame]:
 
 
 def statistics(draws: pd.DataFrame) -> dict[str, float]:
-    """The figures of some draws; not a number where nothing is there to tell.
+    """The figures of some draws; NaN where they are undefined.
 
     With d the change of the reward:
 
     * ``reward_change``: root of the mean of d^2.
-    * ``on_objects``: share of tokens that lie on the places of the verdict by more than half, and ``carried`` their share of
-      the sum of d^2; ``on_over_off``: mean d^2 of those over that of the others.
+    * ``on_objects``: share of tokens with more than half their area in the places of the verdict; ``carried``: their share of
+      the sum of d^2; ``on_over_off``: their mean d^2 over that of the other tokens.
     * ``quartile_1`` to ``quartile_4``: mean d^2 of the tokens in each quarter of their map's relevance, the lowest first, over
-      that of all.
+      that of all tokens.
     * ``correlation``: of the relative relevance with d^2 (Pearson's).
     * ``in_token`` and ``in_3x3``: share of the squared change of all images that lies in the token and in the 3 x 3 around it.
     """
@@ -347,7 +347,7 @@ LABELS = {
 
 
 def shown(title: str, found: Sequence[Figure], below: str) -> Shown:
-    """The figures as a table: a row each, all steps and then each."""
+    """The figures as a table: a row per metric; a column for all steps together, then one for each."""
     cells = {(f.metric, f.part): _cell(f) for f in found}
     parts = list(dict.fromkeys(f.part for f in found))
     rows = [(label, *(cells.get((name, part), MISSING) for part in parts)) for name, label in LABELS.items()]

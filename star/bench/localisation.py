@@ -1,7 +1,7 @@
-"""Do the maps lie on the objects that they name? Measured on pictures of held-out prompts, per block and step.
+"""Whether the maps lie on the objects that the prompt names, per block and step, on pictures of held-out prompts.
 
 The figure is a concentration: the share of relevance inside the masks of the detected objects, over the masks' share of
-the area. 1 means that the map knows nothing of the objects.
+the area. 1 means that the map says nothing about where the objects are.
 """
 
 from collections.abc import Sequence
@@ -45,18 +45,18 @@ class Localisation:
     prompts: list[str]
 
     def mean(self) -> np.ndarray:
-        """(blocks, steps)."""
+        """The mean over pictures, (blocks, steps)."""
         return self.concentration.mean(0)
 
     def stderr(self) -> np.ndarray:
-        """(blocks, steps), over pictures."""
+        """The standard error over pictures, (blocks, steps)."""
         return self.concentration.std(0, ddof=1) / len(self.concentration) ** 0.5
 
 
 def measure(overrides: Sequence[str]) -> Localisation:
     """One rollout of the base for every GenEval test prompt, with the relevance of all blocks at all steps.
 
-    Only pictures with all objects found count; the others have no masks to compare with. Sampling is that of the
+    Only pictures in which all objects were found count; the others lack masks to compare with. Sampling is that of the
     rollouts, with every step stochastic but the last.
 
     Raises:
@@ -86,7 +86,7 @@ def _measured(base: BaseModel, detector: Detector, config: Config, prompts: Sequ
     capture = base.relevance(replace(config.relevance, blocks=list(range(base.blocks))), mask)
     x = torch.stack([normal(base.latent_shape, config.seed, "maps", text) for text in texts]).to(base.device)
     noise = keyed_noise(base, [(config.seed, "maps steps", text) for text in texts])
-    # The last step is taken without noise, as the pictures are judged.
+    # The last step adds no noise, because the pictures are judged.
     kinds = [sampling.kind] * (sampling.steps - 1) + ["ode"]
     steps = []
     for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, per_block=True):
@@ -116,7 +116,7 @@ def _measured(base: BaseModel, detector: Detector, config: Config, prompts: Sequ
 
 
 def picture(result: Localisation, blocks: Sequence[int], file: Path) -> None:
-    """The first pictures with the mean map of the chosen blocks at every step, as a PNG."""
+    """Save the first pictures, each with the mean map of the chosen blocks at every step, as a PNG."""
     steps = result.maps.shape[2]
     shown = min(SHOWN, len(result.images))
     figure, axes = plt.subplots(shown, steps + 1, figsize=(1.1 * (steps + 1), 1.25 * shown), squeeze=False)

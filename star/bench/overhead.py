@@ -1,4 +1,4 @@
-"""What STAR's maps cost: epochs of two methods in turn in one process, and the ratio of their times."""
+"""What STAR's maps cost: epochs of two methods, alternating in one process, and the ratio of their times."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ ROUNDS = 5
 
 
 def measure(overrides: Sequence[str]) -> list[tuple[str, Estimate]]:
-    """Time STAR's epochs against those of the same trainer with weights of 1.
+    """Time STAR's epochs against those of ``dense_uniform``, whose weights are 1.
 
-    The first epoch of each is not counted. Methods alternate, so that a change of the machine's speed meets both; both
+    The first epoch of each is not counted. Methods alternate, so that a change of the machine's speed affects both; both
     draw the same noise.
 
     Returns:
-        (what, mean over epochs with Student's interval): seconds of an epoch per method, and the ratio of each pair of epochs.
+        (what, mean over epochs with Student's interval): seconds per epoch of each method, and their ratio in each round.
     """
-    load(overrides, own_folder=False)  # what is wrong is told before a folder is made
+    load(overrides, own_folder=False)  # wrong settings are reported before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             method: Trainer(load([*overrides, f"method={method}", f"run={Path(folder) / method}"])) for method in METHODS

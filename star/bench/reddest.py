@@ -1,4 +1,4 @@
-"""An evaluator for measurements of everything but evaluators."""
+"""An evaluator for measurements in which judging plays no part."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,9 +20,9 @@ class Reddest:
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """The mean of the red channel, in [0, 1], when it is asked for."""
+        """The mean of the red channel, in [0, 1], computed when the verdicts are asked for."""
         return lambda: [{"reward": float(image[..., 0].mean()) / 255} for image in images]
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
-        """Nothing: what is measured is not evaluated."""
+        """Nothing: these measurements evaluate no model."""
         return []

@@ -1,9 +1,9 @@
-"""Signal and noise in policy gradients: figures of cosines between the gradients of different epochs.
+"""Signal and noise in policy gradients, measured by cosines between the gradients of different epochs.
 
-An epoch's gradient is a direction in which the expected reward grows plus the noise of its rollouts, which is another in every
-epoch. So two epochs' gradients agree by as much as they hold signal, and how an arm's maps change that can be measured at
-fixed weights, without training. Every figure is made of the inner products of all gradients, which are summed parameter by
-parameter, so that a model's gradients never are in memory all at once.
+An epoch's gradient is a signal, a direction in which the expected reward grows, plus the noise of its rollouts, which is
+independent between epochs. So two epochs' gradients agree as far as they hold signal, and how an arm's maps change that can be
+measured at fixed weights, without training. Every figure is made from the inner products of all gradients. They are summed
+parameter by parameter, so that a model's gradients are never in memory all at once.
 """
 
 import re
@@ -21,15 +21,15 @@ from star.common.statistics import jackknife
 from star.method.arms import REFERENCE
 
 METRICS = ("self_cosine", "cosine", "ratio", "direction", "effective_images")
-"""What :func:`figures` gives, in its order."""
+"""The metrics that :func:`figures` returns, in its order."""
 
 ADAM = "all, Adam's metric"
 EPOCHS_FOR_ADAM = 4
-"""Of fewer epochs the mean square is so rough, and so much the gradients' own, that ratios come out far too low. Of twelve,
-self-cosines in Adam's metric are still about a tenth too low, and their ratios right."""
+"""With fewer epochs the mean square is so noisy, and so dependent on the gradients that it scales, that ratios come out far
+too low. With twelve, self-cosines in Adam's metric are still about a tenth too low, but their ratios are right."""
 
 BY_BLOCK = ("flow_grpo", "star")
-"""The arms whose gradients are also told block by block."""
+"""The arms whose gradients are also reported block by block."""
 
 PAIRS = (
     ("star", "star_shifted"),
@@ -39,7 +39,7 @@ PAIRS = (
     ("star", "flow_grpo"),
     ("background", "flow_grpo"),
 )
-"""The arms whose figures are subtracted, epoch by epoch, where both were measured."""
+"""The arms whose figures are subtracted where both were measured; the jackknife leaves out the same epoch of both."""
 
 
 class Figure(NamedTuple):
@@ -48,9 +48,9 @@ class Figure(NamedTuple):
     Attributes:
         arm: its name, or ``A - B``.
         part: of the gradient: ``all``; ``A`` and ``B``, the factors of LoRA; ``step 0`` and so on; ``block 0`` and so on.
-        metric: one of :data:`METRICS`, with ``adam_`` before it in Adam's metric.
-        value: of it.
-        stderr: by the jackknife over epochs; not a number where there are too few.
+        metric: one of :data:`METRICS`, with the prefix ``adam_`` in Adam's metric.
+        value: of the metric.
+        stderr: by the jackknife over epochs; NaN where there are too few.
     """
 
     arm: str
@@ -61,24 +61,24 @@ class Figure(NamedTuple):
 
 
 def parts_of(name: str) -> list[str]:
-    """To which parts of a gradient a parameter of this name belongs: ``all``, its factor of LoRA's, and its block."""
+    """The parts of a gradient that a parameter of this name belongs to: ``all``, its LoRA factor and its block."""
     factor, block = re.search(r"\blora_([AB])\b", name), re.search(r"\btransformer_blocks\.(\d+)\.", name)
     return ["all", *([factor[1]] if factor else []), *([f"block {block[1]}"] if block else [])]
 
 
 def inner_products(files: Sequence[Sequence[Path]], reference: int) -> dict[str, np.ndarray]:
-    """The inner products of all gradients with each other, float64 (arms, epochs, arms, epochs), for each part of them.
+    """The inner products of all pairs of gradients, float64 (arms, epochs, arms, epochs), for each part of them.
 
-    In Adam's metric every element is divided by its root mean square over the reference's epochs, which is what Adam's second
-    moment comes to; there is none of fewer than :data:`EPOCHS_FOR_ADAM`.
+    In Adam's metric every element is divided by its root mean square over the reference's epochs, which stands for the root of
+    Adam's second moment; it is left out if there are fewer epochs than :data:`EPOCHS_FOR_ADAM`.
 
     Args:
-        files: for each arm those of its epochs, in the same order: name of a parameter -> gradient (steps, ...), and in the
-            metadata the ``steps``, with commas between. What is not there is 0.
-        reference: the place of the arm that Adam's metric is made of.
+        files: for each arm the files of its epochs, in the same order: name of a parameter -> gradient (steps, ...), with the
+            ``steps`` in the metadata, separated by commas. A gradient that is missing is 0.
+        reference: index of the arm that defines Adam's metric.
 
     Returns:
-        Part -> inner products, see :class:`Figure`, and :data:`ADAM`. Parts whose gradients are all 0 are left out.
+        Part, as in :class:`Figure` or :data:`ADAM`, -> inner products. Parts whose gradients are all 0 are left out.
     """
     arms, epochs = len(files), len(files[0])
     own = slice(reference * epochs, (reference + 1) * epochs)
@@ -107,7 +107,7 @@ def _steps(file: Any) -> list[int]:
 
 
 def _spread(file: Any, name: str, steps: Sequence[int]) -> Tensor:
-    """A parameter's gradient at each of the steps, float64 (steps, elements); 0 at those of other epochs."""
+    """A parameter's gradient at each of the steps, float64 (steps, elements); 0 at steps that only other epochs trained."""
     found = file.get_tensor(name).flatten(1).double()
     whole = torch.zeros(len(steps), found.shape[1], dtype=torch.float64)
     whole[[steps.index(step) for step in _steps(file)]] = found
@@ -115,7 +115,7 @@ def _spread(file: Any, name: str, steps: Sequence[int]) -> Tensor:
 
 
 def cosines(products: np.ndarray) -> np.ndarray:
-    """Inner products (arms, epochs, arms, epochs) -> cosines; not a number for a gradient that is 0."""
+    """Inner products (arms, epochs, arms, epochs) -> cosines; NaN for a gradient that is 0."""
     arms, epochs = products.shape[:2]
     lengths = np.sqrt(products.reshape(arms * epochs, -1).diagonal()).reshape(arms, epochs)
     with np.errstate(invalid="ignore"):
@@ -124,24 +124,24 @@ def cosines(products: np.ndarray) -> np.ndarray:
 
 
 def figures(shared: np.ndarray, reference: int) -> np.ndarray:
-    """What the cosines of different epochs' gradients say of every arm, (arms, metrics) as :data:`METRICS` names them.
+    """The metrics of every arm, from the cosines of different epochs' gradients: (arms, metrics), as in :data:`METRICS`.
 
     With g(a, i) the gradient of arm a in epoch i, and f the reference arm (Flow-GRPO):
 
-    * ``self_cosine(a)``: mean of cos(g(a, i), g(a, j)) over pairs of different epochs. If a gradient is a signal s and
+    * ``self_cosine(a)``: mean of cos(g(a, i), g(a, j)) over pairs of different epochs. If a gradient is a signal s plus
       independent noise of mean square n, it is about ``s^2 / (s^2 + n)``: 1 without noise, 0 without signal.
-    * ``cosine(a)``: mean of cos(g(a, i), g(f, j)) over different epochs, whose rollouts have nothing in common, so that only
+    * ``cosine(a)``: mean of cos(g(a, i), g(f, j)) over different epochs, whose rollouts share no noise, so that only the
       signals agree: how steeply the reward that Flow-GRPO climbs rises along the arm's gradient.
     * ``ratio(a)`` = cosine(a) / self_cosine(f): the reward gained by a small step of fixed length along the arm's gradient,
       relative to a step along Flow-GRPO's.
     * ``direction(a)`` = cosine(a) / sqrt(self_cosine(a) self_cosine(f)): the cosine of the two signals without their noise.
       Below 1 the arm also pulls elsewhere.
-    * ``effective_images(a)`` = c / (1 - c) of the arm over that of Flow-GRPO, with c its self_cosine: noise falls as images
-      grow, so it says how many times as many images Flow-GRPO would need to do as well.
+    * ``effective_images(a)`` = c / (1 - c) of the arm over that of Flow-GRPO, with c the self_cosine: noise falls as images
+      are added, so it says how many times as many images Flow-GRPO would need to match the arm.
 
     Args:
-        shared: cosines (arms, epochs, arms, epochs); pairs that are not a number do not count.
-        reference: the place of f.
+        shared: cosines (arms, epochs, arms, epochs); pairs whose cosine is NaN are ignored.
+        reference: index of f.
     """
     epochs = shared.shape[1]
     others = ~np.eye(epochs, dtype=bool)
@@ -159,10 +159,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def told(products: Mapping[str, np.ndarray], arms: Sequence[str]) -> list[Figure]:
-    """All figures of all parts: of every arm, then the differences of :data:`PAIRS`, whose error is of the difference itself.
+    """All figures of all parts: of every arm, then of the differences of :data:`PAIRS`, with errors of the differences.
 
     Args:
-        products: what :func:`inner_products` gives; its reference is :data:`star.method.arms.REFERENCE`.
+        products: the result of :func:`inner_products`, with :data:`star.method.arms.REFERENCE` as the reference.
         arms: their names, in the same order.
     """
     return [figure for part, found in products.items() for figure in _of_part(part, cosines(found), arms)]

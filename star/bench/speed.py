@@ -1,6 +1,6 @@
-"""How fast training is: our epochs and those of Flow-GRPO's loop as published in turn, and the ratios of their times.
+"""How fast training is: our epochs alternating with those of Flow-GRPO's published loop, and the ratios of their times.
 
-Both draw the same rollouts and make the same updates, which is shown before anything is timed. Judging is no part of it.
+Both draw the same rollouts and make the same updates, which is checked before anything is timed. Judging is not included.
 """
 
 import tempfile
@@ -33,23 +33,23 @@ ROUNDS = 5
 PHASES = ("rollouts", "update")
 
 TOLERANCES = {"float32": (1e-4, 1e-3), "float16": (2e-2, 1e-1), "bfloat16": (1e-1, 3e-1)}
-"""Precision of the model -> how far rollouts may be apart as a share of their size, and how far gradients and
-parameters after them."""
+"""Precision of the model -> largest relative difference allowed between the rollouts of the two loops, and between the
+gradients and parameters that follow."""
 
 ADAPTERS = 0.02
-"""Deviation of the second factor of the adapters, which begins at 0: without it they would have no effect."""
+"""Standard deviation of the values given to the adapters' second factor: left at its initial 0, they would have no effect."""
 
 Row = tuple[str, Estimate]
 
 
 @dataclass
 class Epoch:
-    """What an epoch draws, made before it is timed.
+    """The random inputs of an epoch, drawn before it is timed.
 
     Attributes:
         number: of the epoch.
-        samples: n of them.
-        steps: the trained ones.
+        samples: the epoch's n samples.
+        steps: the trained steps.
         inputs: of each micro-batch: texts, latents to start from (B, C, H, W), and the noise of every step.
         advantages: (n,).
         shares: the micro-batches of each update.
@@ -64,7 +64,7 @@ class Epoch:
 
     @classmethod
     def drawn(cls, trainer: Trainer, number: int) -> "Epoch":
-        """The epoch of a number, as the trainer draws it; advantages are noise."""
+        """The inputs of epoch ``number``, as the trainer draws them; advantages are noise."""
         config, train = trainer.config, trainer.config.train
         samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, number)
         parts = [samples[start : start + train.micro_batch] for start in range(0, len(samples), train.micro_batch)]
@@ -116,17 +116,17 @@ class Published:
 
 
 def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
-    """Time the configured model's epochs here and in the published loop; see :func:`compare`.
+    """Time the configured model's epochs in our trainer and in the published loop; see :func:`compare`.
 
     Args:
-        overrides: ``key=value`` words; the method is flow_grpo and the learning rate constant.
+        overrides: ``key=value`` words; by default the method is flow_grpo and the learning rate constant.
         rounds: epochs that are timed.
 
     Raises:
-        UserError: a setting that cannot be used, or of which there is no published loop.
+        UserError: a setting that cannot be used, or for which there is no published loop.
         RunStopped: the two do not compute the same.
     """
-    load_config([*DEFAULTS, *overrides], own_folder=False)  # what is wrong is told before a folder is made
+    load_config([*DEFAULTS, *overrides], own_folder=False)  # wrong settings are reported before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
@@ -144,24 +144,24 @@ def compare(
 ) -> list[Row]:
     """Time epochs of a model in our trainer against those of the same model in the published loop.
 
-    The first epoch of each is compared and not timed. Then phases alternate, and which goes first alternates from round to
-    round, so that a change of the machine's speed meets both.
+    The first epoch is compared and not timed. Then the two alternate phase by phase, and which goes first alternates from
+    round to round, so that a change of the machine's speed affects both.
 
     Args:
         config: the settings of both.
         base: the model for our trainer, on its device. Its adapters are given new values.
-        pipeline: the same frozen weights in float32, with adapters of their own, which are given the same values.
+        pipeline: the same frozen weights in float32, with adapters of its own, which are given the same values.
         task: whose prompts are drawn; it is asked for verdicts that nobody waits for.
         rounds: epochs that are timed.
-        disagree: is told if the results of the two differ by more than rounding; without it that ends the comparison.
+        disagree: called with a message if the results differ by more than rounding; by default that is an error.
 
     Returns:
-        (what, mean over rounds with Student's interval, if there are several): seconds of both and their ratio, for rollouts,
-        updates and both together; images per second; and how far the results were apart.
+        (what, mean over rounds with Student's interval, if there are several): seconds of each side and their ratio, for
+        rollouts, updates and whole epochs; images per second; and how far the results were apart.
 
     Raises:
-        UserError: settings of which there is no published loop.
-        RunStopped: the two do not compute the same, and nobody is told.
+        UserError: settings for which there is no published loop.
+        RunStopped: the two do not compute the same, and ``disagree`` is None.
     """
     loop = FlowGRPO(pipeline, config, base.device)
     fill_adapters(base, config.seed)
@@ -199,18 +199,18 @@ def fill_adapters(base: BaseModel, seed: int) -> None:
 
 
 def differences(ours: Ours, published: Published, epoch: Epoch) -> dict[str, float]:
-    """How far two epochs are apart: their rollouts, their gradients as the optimizer saw them, and what was learnt.
+    """How far the two sides of an epoch are apart: rollouts, gradients as the optimizer saw them, and updated parameters.
 
     Both sides run the epoch, and must not have made an update before.
 
     Returns:
-        what -> its mean absolute difference as a share of its mean absolute value; of rollouts the largest of any micro-batch.
+        what -> mean absolute difference as a share of the mean absolute value; for rollouts the largest of any micro-batch.
     """
     ours.rollouts(epoch)
     published.rollouts(epoch)
     pairs = [(own.trajectory, other) for own, other in zip(ours.batches, published.batches, strict=True)]
     apart = {
-        # Without a window the last step's is kept there and not here.
+        # Without a window the published loop also keeps the last step's, which ours does not.
         "latents": max(_apart(own.latents, other.latents[: len(own.latents)]) for own, other in pairs),
         "log-probabilities": max(_apart(own.log_probs, other.log_probs[: len(own.log_probs)]) for own, other in pairs),
         "images": max(_apart(own.images, other.images) for own, other in pairs),
@@ -227,7 +227,7 @@ def disagreement(apart: Mapping[str, float], dtype: str) -> str:
 
     Args:
         apart: see :func:`differences`.
-        dtype: what the model computes in.
+        dtype: the precision that the model computes in.
     """
     of_rollouts, of_gradients = TOLERANCES[dtype]
     for what, far in apart.items():
@@ -250,7 +250,7 @@ def _inputs(trainer: Trainer, samples: Sequence[Sample], epoch: int) -> tuple[li
 
 
 def _moments(optimizer: torch.optim.Optimizer, trained: Iterable[Tensor]) -> Tensor:
-    """AdamW's first moments, an average of the clipped gradients of all updates so far; 0 where there was none."""
+    """AdamW's first moments, a running average of the clipped gradients of all updates so far; 0 where there was none."""
     return _flat(optimizer.state[p].get("exp_avg", torch.zeros_like(p)) for p in trained)
 
 
@@ -259,17 +259,17 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _apart(own: Tensor, other: Tensor) -> float:
-    """Mean absolute difference as a share of the mean absolute value; not a number where that is 0."""
+    """Mean absolute difference as a share of the other's mean absolute value; NaN where both are 0."""
     own, other = own.float(), other.float()
     return ((own - other).abs().mean() / other.abs().mean()).item()
 
 
 def _rows(seconds: Mapping[str, Sequence[float]], images: int) -> list[Row]:
-    """Seconds, their ratios round by round, and pace.
+    """Mean seconds, mean ratios of the seconds round by round, and images per second.
 
     Args:
-        seconds: ``rollouts ours`` and so on -> of every round.
-        images: of an epoch.
+        seconds: ``rollouts ours`` and so on -> seconds of every round.
+        images: how many an epoch has.
     """
     phases = {phase: [seconds[f"{phase} {side}"] for side in ("ours", "published")] for phase in PHASES}
     phases["epoch"] = [list(map(sum, zip(*sides, strict=True))) for sides in zip(*phases.values(), strict=True)]

@@ -1,4 +1,4 @@
-"""What a measurement writes and prints: its rows in a table beside older ones, and a table on the screen."""
+"""What a measurement writes and prints: its rows, into a table that keeps older ones, and a table on the screen."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv
 
 @dataclass(frozen=True)
 class Shown:
-    """What a command prints: a table, and what stands below it."""
+    """What a command prints: a table with a title, and a text below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -24,16 +24,16 @@ class Shown:
 
 
 def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = ("task", "weights", "config_hash")) -> None:
-    """Put figures into a file in the place of older ones of the same task, weights and settings; the others stay.
+    """Write figures to a file in place of older rows with the same ``keys``; all other rows stay.
 
     Args:
-        table: of figures; where it does not say what computed them (``machine``) it is what computes here.
+        table: of figures; without a column ``machine``, which says what computed them, this machine is filled in.
         file: the table's.
-        command: of ``star bench``, whose table it is.
-        keys: the columns in which rows of the same are alike.
+        command: the command of ``star bench`` whose table it is.
+        keys: columns; old rows that agree with a new row in all of them are replaced.
 
     Raises:
-        UserError: the file is no such table.
+        UserError: the file is not a table of this command.
     """
     keys = list(keys)
     table = table if MACHINE in table else table.assign(**{MACHINE: machine()})
@@ -48,23 +48,23 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
 
 
 def made_by(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:
-    """The commits and the machines that computed what a figure is made of, each once; see :func:`write`."""
+    """The commits and the machines that computed the parts of a figure, each named once; see :func:`write`."""
     commits, machines = (" and ".join(sorted(set(names) - {""})) for names in zip(*parts, strict=True))
     return commits or "unknown", machines
 
 
 def prepared(command: str, config: Config, hashed: str, out: Path | None, columns: Sequence[str]) -> tuple[Path, Path]:
-    """Where a measurement's table goes, and the folder of what it is made of; seen, before the work, that both can be written.
+    """A measurement's table and the folder of its parts, after checking, before the work, that both can be written.
 
     Args:
-        command: of ``star bench``, whose files they are.
+        command: the command of ``star bench`` whose files they are.
         config: the settings.
-        hashed: of all that the figures depend on.
-        out: the table, or None for that of the scale.
+        hashed: hash of everything that the figures depend on.
+        out: the table's file; None for the default one of the scale.
         columns: of the table.
 
     Raises:
-        UserError: one of them cannot be written.
+        UserError: one of them cannot be written, or the file is not a table of this command.
     """
     out = out or own_results(config.scale) / f"{command}.csv"
     folder = Path("runs", command, config.scale, config.task.name, hashed)
@@ -77,20 +77,21 @@ def prepared(command: str, config: Config, hashed: str, out: Path | None, column
 def refuse_less(
     out: Path, columns: Sequence[str], command: str, hashed: str, what: str, asked: int, arms: Sequence[str] = ()
 ) -> None:
-    """See, before the work, that figures of the same settings in a table remain of as much as each other, and of no less than
-    they were: arms are compared.
+    """Refuse, before the work, to replace figures of more data, or to leave other arms with figures of less.
+
+    Arms of the same settings are compared, and so must be measured on as much data.
 
     Args:
         out: the table.
         columns: its columns.
-        command: of ``star bench``, whose table it is.
-        hashed: of the settings.
-        what: a column that says of how many ``epochs`` or ``prompts`` figures are.
-        asked: how many they would be of.
-        arms: that would be measured; none if a table has none.
+        command: the command of ``star bench`` whose table it is.
+        hashed: hash of the settings.
+        what: the column that counts a figure's data: ``epochs`` or ``prompts``.
+        asked: how many the new figures would be of.
+        arms: those that would be measured; empty if the table has no arms.
 
     Raises:
-        UserError: they would not.
+        UserError: one of the two would happen.
     """
     older = older_rows(out, columns, command)
     older = older[older["config_hash"] == hashed]
@@ -108,10 +109,10 @@ def refuse_less(
 
 
 def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame:
-    """What a table of ``star bench`` holds so far, as text.
+    """The rows that a table of ``star bench`` has so far, as text.
 
     Raises:
-        UserError: the file is no such table.
+        UserError: the file is not a table of this command.
     """
     if not file.exists():
         return pd.DataFrame(columns=list(columns))

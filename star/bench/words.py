@@ -1,4 +1,4 @@
-"""The words that measurements share: arms and weights, and what a measurement is known by."""
+"""The words that measurements share, for arms and weights, and what identifies a measurement."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ def parse_arms(value: str) -> tuple[str, ...]:
     """The arms of ``arms=A,B``, each once.
 
     Raises:
-        UserError: there is no such arm, or the one that all are compared with is missing.
+        UserError: there is no such arm, or the arm that all are compared with is missing.
     """
     arms = tuple(dict.fromkeys(value.split(",")))
     for arm in arms:
@@ -38,14 +38,14 @@ def parse_arms(value: str) -> tuple[str, ...]:
 
 
 def arm_words(arm: str) -> list[str]:
-    """The settings that make an arm as ``arms=`` names it."""
+    """The settings of an arm that is named as in ``arms=``."""
     name, *own = arm.split("@")
     made = [f"method={name}"] if name in ARMS else [f"method={COMMON}", "method.name=own", f"method.arm={name}"]
     return made + [f"method.{setting}" for setting in own]
 
 
 def file_name(arm: str) -> str:
-    """What files of an arm are called: with a digest of its module's source where it is somebody's own, which may change."""
+    """The name of an arm's files; for a user's own arm it has a digest of the module's source, which may change."""
     name = arm.replace(":", ".")
     path = arm.partition("@")[0]
     if not is_path(path):
@@ -55,14 +55,14 @@ def file_name(arm: str) -> str:
 
 
 def refuse_runs(overrides: Sequence[str], why: str) -> None:
-    """Settings of a command that makes no run say no method and no run's folder.
+    """Refuse a method or a run folder in the settings of a command that makes no run.
 
     Args:
         overrides: the settings.
-        why: why there is none.
+        why: the reason, for the error message.
 
     Raises:
-        UserError: they do.
+        UserError: there is one.
     """
     for word in overrides:
         if word.startswith(("method=", "run=")):
@@ -70,9 +70,9 @@ def refuse_runs(overrides: Sequence[str], why: str) -> None:
 
 
 def weights_file(name: str) -> Path:
-    """The trained weights that a word names: a file, or those of a run folder: the final ones, else the newest checkpoint's.
+    """The weights file that a word names: the file itself, or a run folder's final weights, else its newest checkpoint's.
 
-    The final ones are the run's average, a checkpoint's are those that it goes on from.
+    The final weights are the run's average; a checkpoint's are those that the run goes on from.
 
     Raises:
         UserError: there are none.
@@ -86,12 +86,12 @@ def weights_file(name: str) -> Path:
 
 
 def weights_label(file: Path | None) -> str:
-    """What tables call the weights of a file, None for the initial ones."""
+    """The name of a weights file in tables; None stands for the initial weights."""
     return os.path.relpath(file) if file else INITIAL
 
 
 def identity(config: Config, task: Task, weights: Path | None) -> dict:
-    """What a measurement depends on but its arm and epoch: of a model or prompts of somebody's own also what is in them."""
+    """What a measurement depends on, except arm and epoch; with digests of a model or prompts that are not shipped."""
     known = settings.identity(config)
     known["method"] = {key: value for key, value in known["method"].items() if key not in ("name", "arm")}
     own = {name: digest for name, digest in given(config, task).items() if digest}

@@ -1,4 +1,4 @@
-"""How small letters may be: an engine's accuracy on drawn words, by the height of their capitals.
+"""How small letters may be: an OCR engine's accuracy on drawn words, by the height of their capitals.
 
 python -m star.mini.legibility rapidocr
 """
@@ -41,7 +41,7 @@ def table(engine: Engine, images: int = 48, seed: int = 0) -> pd.DataFrame:
     """Accuracy by image side and height of capitals, both in pixels.
 
     Returns:
-        One row per height: side, height, exact (share of words read without fault), reward (mean), images.
+        One row per height: side, height, exact (share of words read without error), reward (mean), images.
     """
     rows = []
     for side, heights in HEIGHTS.items():

@@ -1,6 +1,6 @@
 """Pretraining of the mini base: the autoencoder, then text encoders and transformer together by flow matching.
 
-Everything lives in one work folder. Each stage saves itself as it goes and continues where it was cut off; a stage that is
+Everything lives in one work folder. Each stage saves its state as it goes and continues where it was cut off; a stage that is
 done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 """
 
@@ -37,8 +37,8 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe like that of the shipped base, which took several (``star/weights/base/README.md``); what it gives from nothing
-    has not been measured. Batch sizes are in images, learning rates are AdamW's peak."""
+    """A recipe like those that made the shipped base (``star/weights/base/README.md``); from random weights it is untested.
+    Batch sizes are in images, learning rates are AdamW's peak."""
 
     seed: int = 0
     autoencoder_steps: int = 1600
@@ -95,11 +95,11 @@ def _read(start: Path) -> StableDiffusion3Pipeline:
 
 @contextmanager
 def working_in(folder: Path, own: Sequence[str]) -> Iterator[None]:
-    """Inside, a training has its work folder for itself.
+    """Inside, a training has its work folder to itself.
 
     Args:
-        folder: the folder; is made.
-        own: what such a training puts there beside its log, what it begins with first.
+        folder: the folder; created if need be.
+        own: names of what such a training puts there besides its log. The log or the first of them shows that one has begun.
 
     Raises:
         UserError: the folder cannot be written to, holds something else, or another training works in it.
@@ -114,7 +114,7 @@ def working_in(folder: Path, own: Sequence[str]) -> Iterator[None]:
 
 
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
-    """Save in half precision, to be loaded in single: transformers would take the files' precision otherwise."""
+    """Save in half precision, but to be loaded in single: transformers would otherwise load in the files' precision."""
     pipeline.to(torch.float16).save_pretrained(folder)
     for file in folder.glob("text_encoder*/config.json"):
         file.write_text(file.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
@@ -122,7 +122,7 @@ def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
 
 
 def train_autoencoder(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> None:
-    """Absolute error plus a small KL term; then latents are shifted and scaled to zero mean and unit deviation."""
+    """Train on absolute error plus a small KL term, then set the shift and scale that give latents mean 0 and deviation 1."""
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=recipe.autoencoder_lr, weight_decay=1e-4)
     state = Checkpoint(folder / "autoencoder.pt", {"model": autoencoder, "optimizer": optimizer})
     total, batch = recipe.autoencoder_steps, recipe.autoencoder_batch
@@ -149,7 +149,7 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
     """The first ``recipe.bank`` pictures of the world as scaled latents (N, 4, 16, 16) in half precision, and captions.
 
     Raises:
-        UserError: the folder holds those of another autoencoder or recipe.
+        UserError: the folder holds pictures of another autoencoder or recipe, or a damaged file.
     """
     file = folder / "bank.pt"
     source = f"{recipe.seed} {recipe.bank} {digest(autoencoder)}"
@@ -176,8 +176,8 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
 def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]], folder: Path, recipe: Recipe) -> None:
     """Rectified-flow matching: x_s = (1 - s) x0 + s eps, target eps - x0, s logit-normal; some captions empty.
 
-    s is shifted towards noise as much as in sampling: there the layout of a picture is decided. The pipeline ends with the
-    average of the weights.
+    s is shifted towards noise as much as in sampling, because the layout of a picture is decided there. The pipeline ends up
+    with the average of the weights.
 
     Args:
         pipeline: what is trained, in place.
@@ -238,8 +238,7 @@ def zero_modulation(transformer: nn.Module) -> None:
 def optimizers(
     parameters: Mapping[str, nn.Parameter], lr: float, layers: str = r"\.(attn2?|ff|ff_context)\."
 ) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for the matrices of attention and feed-forward layers (a pattern of their names), AdamW for the rest; one
-    learning rate fits both."""
+    """Muon for matrices whose names match ``layers`` (attention, feed-forward), AdamW for the rest; one rate fits both."""
     inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(layers, name)}
     muon = torch.optim.Muon(
         [parameters[name] for name in sorted(inner)],
@@ -267,7 +266,7 @@ def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
 
 
 class Checkpoint:
-    """Parts with ``state_dict`` in one file, the step reached, and the log beside it."""
+    """Parts with ``state_dict`` and the step reached, kept in one file, and figures of steps that are not logged yet."""
 
     def __init__(self, file: Path, parts: dict) -> None:
         self.file, self.parts = file, parts
@@ -281,7 +280,7 @@ class Checkpoint:
                     part.load_state_dict(saved[name])
 
     def save(self, step: int) -> None:
-        """Write all parts after so many steps."""
+        """Write all parts as they are after ``step`` steps."""
         save({"step": step} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
 
     def log(self, step: int, **values: Tensor) -> None:
@@ -296,12 +295,12 @@ class Checkpoint:
 
 @contextmanager
 def _whole(file: Path) -> Iterator[None]:
-    """Inside, a file of a training that was begun is read, and refused if it is damaged or of another one."""
+    """Inside, a file of an earlier training is read; it is refused if it is damaged or does not fit this training."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # of whatever other kind reading a damaged file raises
+    except Exception as error:  # reading a damaged file may raise any kind
         raise UserError(
             f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
         ) from None

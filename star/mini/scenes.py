@@ -14,7 +14,7 @@ from evaluators.geneval.shapes import RGB, SIZE, shape_mask
 
 # Sides of an object's square in pixels, by the number of objects in the scene.
 SIDES = {1: (28, 32, 36), 2: (20, 24), 3: (20,), 4: (20,)}
-# Squares start on a grid that the autoencoder's latents share: a model of this size does not learn outlines at any offset.
+# Squares start on the grid of the autoencoder's latents: a model of this size does not learn outlines at arbitrary offsets.
 GRID, MARGIN, GAP = 4, 2, 4
 
 
@@ -32,7 +32,7 @@ def draw_scene(record: Record, rng: np.random.Generator, haze: float = 0.0) -> t
     """A picture that fulfils a record, as uint8 (SIZE, SIZE, 3), and the objects on it.
 
     Args:
-        haze: the objects cover their ground by 1 - haze to 1, all of a picture alike.
+        haze: the opacity of the objects is drawn from 1 - haze to 1, one value for the whole picture.
     """
     wanted = [clause for clause in record["include"] for _ in range(clause["count"])]
     boxes = _place(wanted, rng)
@@ -90,8 +90,8 @@ def _regions(wanted: list[dict], rng: np.random.Generator) -> tuple[np.ndarray, 
     """Upper left and lower right corners (N, 2) of the part of the picture that each object stands in.
 
     One object, and objects with a relation, may stand anywhere. Two stand in the left and the right half, in the order of the
-    words, and three or four in a quarter each: where nothing says which place is whose, a model of this size draws one
-    shape that is half of either.
+    words, and three or four in a quarter each: if nothing said which object goes where, a model of this size would draw one
+    shape that is half of each.
     """
     count, half = len(wanted), SIZE // 2
     if count == 1 or any("position" in clause for clause in wanted):
@@ -119,5 +119,5 @@ def _paint(color: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def to_uint8(canvas: np.ndarray) -> np.ndarray:
-    """A canvas in [0, 255] as pixels."""
+    """A canvas in [0, 255] as uint8 pixels."""
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)

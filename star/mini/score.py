@@ -1,4 +1,4 @@
-"""How good the mini base is: its GenEval, and how well its signs can be read, with plain diffusers code."""
+"""How good the mini base is: its GenEval score, and how well its signs can be read, with plain diffusers code."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ SIGNS = 64
 
 
 def score(pipeline: StableDiffusion3Pipeline, guidance: float = 1.0, steps: int = 16) -> dict[str, float]:
-    """One image of every mini GenEval test prompt and of 64 test words.
+    """Scores of one image for every mini GenEval test prompt and for each of 64 test words.
 
     Returns:
         ``geneval`` (macro mean over tags of official correctness), each tag's mean, and ``ocr`` (mean reward).

@@ -41,7 +41,7 @@ def draw_sign(word: str, rng: np.random.Generator, haze: float = 0.0) -> np.ndar
     Letters stand in fixed columns and one of three rows: a model of this size does not learn to spell in free layout.
 
     Args:
-        haze: the letters cover the board by 1 - haze to 1, all of a word alike.
+        haze: the opacity of the letters is drawn from 1 - haze to 1, one value for the whole word.
     """
     ground = Image.fromarray(to_uint8(background(rng)))
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", FONTS[rng.integers(len(FONTS))])

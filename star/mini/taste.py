@@ -1,10 +1,10 @@
 """A taste for pictures of the mini world: a hidden utility, preferences drawn from it, and a small CLIP that learns them.
 
-Pictures are drawn and spoilt under control, so that the utility is exact::
+Pictures are drawn and degraded by known amounts, so that the utility is exact::
 
     utility = 16 alignment + 16 quality
 
-Alignment is how much of the prompt a picture shows; quality the mean of its sharpness, the contrast of its objects with the
+Alignment is how much of the prompt a picture shows. Quality is the mean of its sharpness, the contrast of its objects with the
 ground, and the cleanness of its ground; without objects the first two are 0. The CLIP sees none of these numbers: only which
 of two pictures was preferred, and words for what is on each.
 """
@@ -43,12 +43,13 @@ from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
 Clause = dict
 
 ALIGNMENT, QUALITY = 16.0, 16.0
-# What alignment gives for the shape of an object whose colour is wrong, and takes for an object too many and for a
+# In alignment: the credit for an object's shape if its colour is wrong, and the deductions for an object too many and for a
 # relation that does not hold.
 SHAPE_CREDIT, EXTRA, RELATION = 0.6, 0.25, 0.5
 # At degree 0: standard deviation of the blur in pixels, share of the way from object to ground, noise in grey levels.
 BLUR, FADE, NOISE = 2.0, 0.65, 22.0
-# Faults of generated pictures that cost nothing: shapes that wobble by up to so many pixels, grain in grey levels.
+# Faults of generated pictures that do not lower the utility: largest std of the wobble of shapes, in pixels, and of the grain,
+# in grey levels.
 WOBBLE, GRAIN = 1.2, 3.0
 TAG_SHARES = dict(zip(prompts.TAGS, (0.1, 0.2, 0.1, 0.2, 0.1, 0.3), strict=True))
 # Objects that a scene has room for, without and with a relation between two of them.
@@ -90,7 +91,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped CLIP was made. A batch is prompts, with four pictures and six preferences each."""
+    """How the shipped CLIP was made; a batch counts prompts, each with four pictures and six preferences."""
 
     seed: int = 0
     steps: int = 6000
@@ -106,7 +107,7 @@ class Recipe:
 def alignment(record: Record, objects: Sequence[Object]) -> float:
     """How much of what a record asks for is there, in [0, 1].
 
-    Objects are matched with clauses so that their credits sum to most: 1 for the right object, 0.6 if only its colour is
+    Objects are matched with clauses so as to maximise the sum of credits: 1 for the right object, 0.6 if only its colour is
     wrong, 0.4 if only its shape is. The mean credit loses 0.25 per object too many, and 0.5 if a relation is broken.
     """
     wanted = _flat(record)
@@ -118,12 +119,12 @@ def alignment(record: Record, objects: Sequence[Object]) -> float:
 
 
 def draw_record(rng: np.random.Generator) -> Record:
-    """A prompt, of each kind as often as :data:`TAG_SHARES` says."""
+    """A random prompt, of each kind with the share in :data:`TAG_SHARES`."""
     return prompts.draw(rng.choice(prompts.TAGS, p=list(TAG_SHARES.values())), MINI, rng)
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """Degrees that are often near 0 or 1: reinforcement learning will go to the best, and started from the worst."""
+    """Degrees that are often near 0 or 1: reinforcement learning starts from the worst pictures and moves to the best."""
     return Look(*rng.beta(0.5, 0.5, 3).tolist())
 
 
@@ -140,7 +141,7 @@ def draw_clauses(record: Record, rng: np.random.Generator) -> list[Clause]:
 
 
 def mistaken(clauses: Sequence[Clause], rng: np.random.Generator) -> list[Clause]:
-    """The clauses with one more thing wrong: a shape, a colour, two colours swapped, a relation, an object too few or many."""
+    """The clauses with one more thing wrong: a shape, a colour, swapped colours, a relation, an object missing or too many."""
     colored = [i for i, clause in enumerate(clauses) if "color" in clause]
     related = [i for i, clause in enumerate(clauses) if "position" in clause]
     possible = {
@@ -180,24 +181,24 @@ def draw_picture(record: Record, clauses: Sequence[Clause], look: Look, rng: np.
         image, objects = draw_scene({"include": list(clauses)}, rng)
     else:
         image, objects = to_uint8(background(rng)), []
-        look = replace(look, sharpness=0.0, contrast=0.0)  # of objects; there is nothing to see them in
+        look = replace(look, sharpness=0.0, contrast=0.0)  # these are of objects, and there are none
     cover = np.clip(sum((thing.mask for thing in objects), np.zeros((SIZE, SIZE), np.float32)), 0, 1)
     utility = ALIGNMENT * alignment(record, objects) + QUALITY * look.quality
     return Picture(spoilt(image, cover, look, rng), utility, inventory(objects))
 
 
 def inventory(objects: Sequence[Object]) -> str:
-    """Colours and shapes from left to right, as "red ring blue star"."""
+    """Colours and shapes from left to right, such as "red ring blue star"."""
     return " ".join(f"{thing.color} {thing.name}" for thing in sorted(objects, key=lambda thing: thing.box))
 
 
 def spoilt(image: np.ndarray, cover: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """A picture made to look as told, with wobble and grain besides.
+    """A picture degraded to a given look, with wobble and grain added.
 
     Args:
         image: uint8 (SIZE, SIZE, 3).
         cover: where objects are, (SIZE, SIZE) in [0, 1].
-        look: how good it may look.
+        look: how good it is to look.
         rng: source of all noise.
     """
     layers = np.dstack([image.astype(np.float32), cover])
@@ -207,7 +208,7 @@ def spoilt(image: np.ndarray, cover: np.ndarray, look: Look, rng: np.random.Gene
     canvas = canvas + FADE * (1 - look.contrast) * objects * (ground - canvas)
     sigma = BLUR * (1 - look.sharpness)
     canvas, objects = gaussian_filter(canvas, (sigma, sigma, 0)), gaussian_filter(objects, (sigma, sigma, 0))
-    # After the blur, which would take the noise away; in blotches of one or two pixels.
+    # Noise comes after the blur, which would remove it, in blotches of one or two pixels.
     blotch = rng.integers(1, 3)
     noise = rng.normal(0, 1, (SIZE // blotch, SIZE // blotch, 3)).repeat(blotch, 0).repeat(blotch, 1)
     canvas = canvas + NOISE * (1 - look.cleanness) * (1 - objects) * noise
@@ -215,7 +216,7 @@ def spoilt(image: np.ndarray, cover: np.ndarray, look: Look, rng: np.random.Gene
 
 
 def wobbled(layers: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
-    """Layers (SIZE, SIZE, C) with every place moved by a smooth random field of so many pixels."""
+    """Layers (SIZE, SIZE, C), displaced by a smooth random field: normal values of std ``pixels``, interpolated."""
     fields = [Image.fromarray(rng.normal(0, pixels, (6, 6)).astype(np.float32)) for _ in range(2)]
     shift = np.stack([np.asarray(field.resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for field in fields])
     places = np.mgrid[0:SIZE, 0:SIZE] + shift
@@ -223,14 +224,13 @@ def wobbled(layers: np.ndarray, pixels: float, rng: np.random.Generator) -> np.n
 
 
 def preferred(utilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Whether the first picture of each pair FIRST[p], SECOND[p] wins, bool (6,): by Bradley and Terry's model, with
-    probability ``sigmoid(u_first - u_second)``."""
+    """Whether FIRST[p] beats SECOND[p], bool (6,), drawn by Bradley-Terry: P = ``sigmoid(u_first - u_second)``."""
     return rng.random(len(FIRST)) < expit(utilities[FIRST] - utilities[SECOND])
 
 
 class Preferences(Dataset):
-    """Group ``index`` of a seed: a prompt, four pictures as ``pixels`` gives them (4, 3, SIZE, SIZE), their inventories, and
-    which one is preferred of each pair (6,), 1 for the first and 0 for the second. The first picture is aligned."""
+    """The groups of a seed: a prompt, four pictures, of which the first is aligned, their inventories and preferences.
+    Pictures are (4, 3, SIZE, SIZE) as ``pixels`` gives them, preferences (6,), 1 where the first of a pair wins, else 0."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -362,12 +362,12 @@ def preference_loss(scores: Tensor, wins: Tensor) -> Tensor:
 def contrastive_loss(logits: Tensor, texts: Sequence[str]) -> Tensor:
     """Which text describes each picture: CLIP's loss (arXiv 2103.00020) in one of its two directions.
 
-    Prompts with their aligned pictures tie scores of different prompts; inventories with theirs teach the model to see. The
-    other direction, which picture a text describes, would punish scores that are higher for pictures of better quality.
+    Prompts with their aligned pictures put scores of different prompts on one scale; inventories with their pictures teach the
+    model to see. The other direction, which picture a text describes, would penalise higher scores for better quality.
 
     Args:
         logits: (N, N) of text i and the picture that text j describes.
-        texts: the same text elsewhere is no counterexample.
+        texts: the N texts; copies of a picture's text are not its negatives.
     """
     numbers = torch.tensor([texts.index(text) for text in texts])
     same = (numbers[:, None] == numbers) & ~torch.eye(len(texts), dtype=torch.bool)
@@ -414,7 +414,7 @@ def _credit(clause: Clause, thing: Object) -> float:
 
 
 def _holds(clause: Clause, wanted: Sequence[Clause], objects: Sequence[Object]) -> bool:
-    """Whether a clause's relation holds between the first objects of its classes; if one is missing, none is broken."""
+    """Whether a clause's relation holds between the first objects of its classes; True if either is missing."""
     relation, target = clause["position"]
     boxes = {thing.name: thing.box for thing in reversed(objects)}
     subject, reference = clause["class"], wanted[target]["class"]

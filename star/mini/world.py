@@ -7,7 +7,7 @@ from star.mini import scenes, signs
 from star.tasks import sign_words
 
 SIGN_SHARE = 0.18
-# Objects and letters stand out more or less, as on photographs: what a base learns from that, reinforcement learning can undo.
+# Objects and letters stand out more or less, as in photographs: the base learns to draw haze, and RL can unlearn it.
 HAZE, SIGN_HAZE = 0.6, 0.95
 # Counting and two coloured objects are what small models learn last, so they are drawn more often.
 TAG_SHARES = dict(zip(prompts.TAGS, (0.08, 0.22, 0.16, 0.08, 0.26, 0.2), strict=True))

@@ -1,8 +1,8 @@
-"""What is trained for: prompts with their core words, and the evaluator that judges their images.
+"""Tasks to train for: prompts with their core words, and the evaluator that judges their images.
 
 A task is a module here, found by its name. It has ``EVALUATOR``, the name of its evaluator, and the functions
-``train(scale)`` and ``test(scale)``, which give lists of :class:`Prompt`; no test prompt is among the training prompts. One of
-somebody's own is a class, found by the path in ``task.prompts``: :class:`OwnTask`.
+``train(scale)`` and ``test(scale)``, which return lists of :class:`Prompt`; no test prompt is among the training prompts. Your
+own task is a class, found by the path in ``task.prompts``: :class:`OwnTask`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ from star.method.tokens import Span
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the character spans of its core words, and what evaluators need to know of it beside the text."""
+    """A text, the character spans of its core words, and what evaluators need to know besides the text."""
 
     text: str
     spans: tuple[Span, ...]
@@ -34,12 +34,12 @@ Prompts = Callable[[], list[Prompt]]
 
 
 class OwnTask(Protocol):
-    """What ``task.prompts`` names: a class that is made without arguments.
+    """The class that ``task.prompts`` names; it is instantiated without arguments.
 
-    Every process of a run asks for the prompts, and again when it goes on: they must be the same lists each time.
+    Every process of a run asks for the prompts, and again when the run is resumed: the lists must be the same each time.
 
     Attributes:
-        evaluator: the name of one here; ``evaluators.NAME`` says with which engine, or the path of a class to judge instead.
+        evaluator: the name of a built-in one; ``evaluators.NAME`` sets its engine, or the path of a class to judge instead.
     """
 
     evaluator: str
@@ -119,7 +119,7 @@ class Task:
 
 
 def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> Task:
-    """The task of a name with the configured evaluator, or with a given one.
+    """The task of this name, with the configured evaluator or the given one.
 
     Raises:
         UserError: there is no such task, its evaluator lacks weights or packages, or cannot judge its prompts.
@@ -135,11 +135,10 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
 
 
 def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
-    """What judges the images of a task beside its own evaluator, by the names in ``rewards.others``: those of other tasks,
-    whose evaluators they are, and paths.
+    """The evaluators besides a task's own, by their names in ``rewards.others``: the name of the evaluator's task, or a path.
 
     Raises:
-        UserError: one lacks weights or packages, the task's prompts lack what it needs, or one of somebody's own does not
+        UserError: one lacks weights or packages, the task's prompts lack what it needs, or a user's own evaluator does not
             judge as it must.
     """
     found = {
@@ -155,10 +154,10 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
 
 
 def try_evaluator(config: Config, task: Task) -> None:
-    """See, before hours of training, that a task's held-out prompts are there and that its evaluator judges them.
+    """Check, before hours of training, that a task's held-out prompts are there and that its evaluator judges them.
 
     Raises:
-        UserError: one is not so.
+        UserError: they are not there, or it does not judge them.
     """
     setting = f"evaluators.{task.name}"
     _check_judged(setting, task.evaluator, task.name, task.test, "name another evaluator")
@@ -169,11 +168,11 @@ def _check_judged(setting: str, evaluator: Evaluator, task: str, prompts: Sequen
     """Refuse prompts whose images an evaluator cannot judge.
 
     Args:
-        setting: that names the evaluator.
+        setting: the one that names the evaluator.
         evaluator: what is to judge.
         task: whose prompts they are.
-        prompts: which.
-        cure: what to do about one.
+        prompts: those to check.
+        cure: what the user can do about such a prompt.
     """
     for prompt in prompts:
         if lack := evaluator.lacks(prompt):
@@ -183,8 +182,8 @@ def _check_judged(setting: str, evaluator: Evaluator, task: str, prompts: Sequen
 def main_metric(task: str, measured: Collection[str]) -> str | None:
     """The metric that a task's methods are compared by, of those that were measured: its evaluator's main one.
 
-    Where an evaluator of somebody's own judges it is the only one, on a task of somebody's own that of an evaluator here; None
-    if nobody knows.
+    If only one was measured, it is that one. Otherwise, on a user's own task, any built-in evaluator's main metric counts.
+    None if no such metric was measured.
     """
     if len(measured) == 1:
         return next(iter(measured))
@@ -193,19 +192,19 @@ def main_metric(task: str, measured: Collection[str]) -> str | None:
 
 
 def paired_scores(metric: str | None) -> dict[str, str]:
-    """What the images are compared by where methods are by a metric, column -> label, the main one first: the scores of the
-    evaluator here whose main metric it is, or else the reward, whose unit may be another than the metric's."""
+    """What images are compared by when methods are compared by ``metric``, column -> label, the main one first.
+    The scores of the built-in evaluator with this main metric, or else the reward, whose unit may not be the metric's."""
     evaluator = _by_metric().get(metric or "")
     return dict(evaluator.paired) if evaluator else {"reward": "reward"}
 
 
 def _by_metric() -> dict[str, type[Evaluator]]:
-    """The evaluators here by their main metrics."""
+    """The built-in evaluators by their main metrics."""
     return {evaluator.primary: evaluator for evaluator in map(registry.find, registry.EVALUATORS)}
 
 
 def _find(name: str) -> _Source:
-    """The task of a module here."""
+    """The built-in task of this name."""
     if name not in options("task"):
         raise UserError(f"no task {name!r}; there are: {', '.join(options('task'))}")
     module = import_module(f"star.tasks.{name}")
@@ -213,7 +212,7 @@ def _find(name: str) -> _Source:
 
 
 def _own(path: str, scale: str) -> _Source:
-    """The task of a class of somebody's own, whose prompts are looked at before anything else is done.
+    """The task of a user's own class, whose prompts are checked before anything else is done.
 
     Raises:
         UserError: there is no such class, or it is not what :class:`OwnTask` says.
@@ -226,7 +225,7 @@ def _own(path: str, scale: str) -> _Source:
         evaluator = task.evaluator
     except Exception as error:
         raise UserError(f"{setting} gives no prompts: {type(error).__name__}: {one_line(error)}") from error
-    if evaluator not in list(registry.EVALUATORS):  # a list as a key would be an error
+    if evaluator not in list(registry.EVALUATORS):  # looking up an unhashable value in the dict would be an error
         raise UserError(
             f"{setting}: evaluator must be {', '.join(registry.EVALUATORS)}, not {evaluator!r}; a class of your own judges "
             "instead by +evaluators.NAME=my_module:MyReward"
@@ -246,7 +245,7 @@ def _own(path: str, scale: str) -> _Source:
 
 
 def _has_core_words(prompt: Prompt) -> bool:
-    """Whether a prompt's spans are some, and of its text."""
+    """Whether a prompt has spans, all of them within its text."""
     try:
         return bool(prompt.spans) and all(0 <= start < end <= len(prompt.text) for start, end in prompt.spans)
     except (TypeError, ValueError):

@@ -18,7 +18,7 @@ STOP_WORDS = frozenset(
     also too s t d m re ve ll""".split()  # noqa: SIM905
 )
 MEDIUM = frozenset({"photo", "photos", "photograph", "picture", "image"})
-"""Words that name the picture and not what it shows: every place of it attends to them."""
+"""Words that name the picture and not what it shows: every position attends to them."""
 
 
 def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]:
@@ -26,7 +26,7 @@ def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]
 
     ``geneval``: the classes (singular or plural), colours, counts and relations of the record, wherever they stand.
     ``ocr``: the text inside the first pair of ASCII double quotes. ``pickscore``: every word but :data:`STOP_WORDS` and
-    :data:`MEDIUM`; of the latter only where a prompt has nothing else.
+    :data:`MEDIUM`; the latter count only where a prompt has nothing else.
 
     Args:
         task: one of :data:`TASKS`.
@@ -86,7 +86,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 
 
 def spans_if_any(task: str, prompt: str) -> list[Span]:
-    """The :func:`core_spans` of a prompt that may have none, as some of those that were published have."""
+    """The :func:`core_spans` of a prompt; empty if it has none, like some of the published prompts."""
     try:
         return core_spans(task, prompt)
     except UserError:

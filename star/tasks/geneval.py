@@ -1,4 +1,4 @@
-"""GenEval's prompts: for training in Flow-GRPO's mix, for the test GenEval's own."""
+"""GenEval's prompts: training prompts in Flow-GRPO's mix, and the benchmark's own for the test."""
 
 from evaluators.geneval import prompts as geneval
 from star.tasks import Prompt
@@ -9,17 +9,17 @@ VOCABULARIES = {"mini": geneval.MINI, "paper": geneval.OFFICIAL}
 TRAINING_PROMPTS = {"mini": 4_000, "paper": 50_000}
 TRAINING_SEED = 0
 DISTINCT = ("paper",)
-"""Where prompts do not repeat by chance. The mini scale's do: all its runs have drawn them so."""
+"""The scales whose training prompts are distinct. At the mini scale some repeat by chance, as they did in all its runs."""
 
 
 def train(scale: str) -> list[Prompt]:
-    """Drawn once, with one seed for everybody."""
+    """The training prompts, drawn once with one seed for all runs."""
     records = geneval.training(VOCABULARIES[scale], TRAINING_PROMPTS[scale], TRAINING_SEED, distinct=scale in DISTINCT)
     return [_prompt(record) for record in records]
 
 
 def test(scale: str) -> list[Prompt]:
-    """All of the benchmark."""
+    """All prompts of the benchmark."""
     return [_prompt(record) for record in geneval.generate(VOCABULARIES[scale])]
 
 

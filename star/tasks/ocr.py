@@ -1,4 +1,4 @@
-"""Prompts that quote a text: at the mini scale signs whose test words no training has seen, at the paper's Flow-GRPO's."""
+"""Prompts that quote a text: at the mini scale signs, whose test words no training sees; at the paper's, Flow-GRPO's."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ EVALUATOR = "ocr"
 
 
 def train(scale: str) -> list[Prompt]:
-    """A sign for every training word, or the lines of Flow-GRPO's file, without those that quote no text."""
+    """A sign for every training word, or the lines of Flow-GRPO's file, except those that quote no text."""
     prompts = [Prompt(text, tuple(spans_if_any("ocr", text))) for text in _texts(scale, "train", sign_words.TRAIN_WORDS)]
     return [prompt for prompt in prompts if prompt.spans]
 

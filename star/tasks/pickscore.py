@@ -1,4 +1,4 @@
-"""Prompts for pictures that people like: at the mini scale one or two shapes, at the paper's Pick-a-Pic's."""
+"""Prompts for pictures that people like: one or two shapes at the mini scale, Pick-a-Pic's prompts at the paper's."""
 
 from evaluators.geneval import prompts as geneval
 from star.tasks import Prompt
@@ -15,7 +15,7 @@ TRAINING_SEED = 1
 
 
 def train(scale: str) -> list[Prompt]:
-    """Without texts that have no core words: STAR could not tell where to look."""
+    """The training prompts that have core words: without any, STAR could not tell where to look."""
     if scale == "mini":
         prompts = [_of(record) for record in geneval.training(geneval.MINI, TRAINING_PROMPTS, TRAINING_SEED, MINI_MIX)]
     else:

@@ -68,7 +68,7 @@ def fetch(task: str, source: Path | None = None) -> Path:
 
 
 def load_prompts(task: str, split: str) -> list[str]:
-    """The prompts of ``data/<task>/<split>.txt``, stripped, in the file's order; empty lines are none.
+    """The prompts of ``data/<task>/<split>.txt``, stripped, in the file's order, without empty lines.
 
     Args:
         task: ``ocr`` or ``pickscore``.
@@ -87,7 +87,7 @@ def load_prompts(task: str, split: str) -> list[str]:
 
 
 def _reader(task: str, source: Path | None) -> Callable[[str], bytes]:
-    """What gives the content of a file by its name."""
+    """A function that reads the content of a file, given its name."""
     if source is None:
         return lambda name: _download(f"{SOURCE}/{task}/{name}")
     if source.is_file():
@@ -125,6 +125,6 @@ def _check(task: str, name: str, content: bytes, origin: str) -> None:
 
 
 def _lines(content: bytes) -> list[str]:
-    """Lines as Python's readlines counts them: a final line feed begins no line."""
+    """Lines as Python's readlines counts them: a final line feed does not start another line."""
     lines = content.decode("utf-8").split("\n")
     return lines[:-1] if lines[-1] == "" else lines

@@ -1,4 +1,4 @@
-"""The words of the mini world's signs, split once and for all into those of training and those of the test.
+"""The words of the mini world's signs, split once and for all into training words and test words.
 
 Test words are never seen before the test: neither the base's pretraining nor reinforcement learning draws them.
 """

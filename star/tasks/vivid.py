@@ -1,4 +1,4 @@
-"""A check of measurements, of the mini world alone: one or two objects without a colour, and the more vivid the better."""
+"""A task to check measurements, in the mini world only: one or two objects without a colour, the more vivid the better."""
 
 from evaluators.geneval import prompts as geneval
 from star.common.errors import UserError

@@ -37,11 +37,11 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how large is measured.
+    """The device and the sizes of all measurements.
 
     Attributes:
-        device: what computes.
-        overrides: settings of the command, which come after those of the sizes.
+        device: where everything computes.
+        overrides: settings of the command, which take precedence over those of the sizes.
     """
 
     device: torch.device
@@ -49,30 +49,30 @@ class Bench:
 
     @property
     def sizes(self) -> Sizes:
-        """The true ones on a GPU."""
+        """The published sizes on a GPU, toy sizes on a CPU."""
         return TRUE if self.device.type == "cuda" else SHRUNKEN
 
     def config(self, *words: str) -> Config:
-        """The settings of a step, whose own words are the last."""
+        """The settings of a step, whose own words take precedence."""
         return settings.load([*self.sizes.words, *self.overrides, *words])
 
     @contextmanager
     def run(self, *words: str) -> Iterator[Config]:
-        """The settings of a training whose folder is there inside alone."""
+        """The settings of a training, with a run folder that exists only inside the context."""
         with tempfile.TemporaryDirectory() as folder:
             yield self.config(*words, f"run={folder}")
 
     def pipeline(self, dtype: str) -> Any:
-        """A pipeline with random weights on the device, every time the same."""
+        """A pipeline with random weights on the device, the same every time."""
         torch.manual_seed(SEED)
         precision = getattr(torch, dtype)
         pipeline = random_pipeline(self.sizes.transformer, precision, self.sizes.autoencoder, self.device)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-            encoder.to(precision)  # as all parts are that are loaded
+            encoder.to(precision)  # like all parts of a pipeline that is loaded
         return pipeline
 
     def base(self, config: Config, pipeline: Any = None) -> SD3:
-        """The base model, with adapters that are not 0: those would hide what they do."""
+        """The base model, with adapters that are not 0, as otherwise they would have no effect."""
         base = SD3(config.model, self.device, SEED, pipeline or self.pipeline(config.model.dtype))
         fill_adapters(base, SEED)
         return base
@@ -82,7 +82,7 @@ class Bench:
         return Task("bench", Reddest(), lambda: list(PROMPTS), lambda: list(PROMPTS))
 
     def latents(self, base: SD3, rows: int) -> Tensor:
-        """Noise for so many images, (rows, C, H, W) float32."""
+        """Noise for ``rows`` images, (rows, C, H, W) float32."""
         return normal((rows, *base.latent_shape), SEED, "latents").to(self.device)
 
 
@@ -92,7 +92,7 @@ def texts(rows: int) -> list[str]:
 
 
 def built(kind: Callable[..., Model], config: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:
-    """A model of transformers with random weights, made on the device and in its precision: half of T5-XXL is 10 GB."""
+    """A ``transformers`` model with random weights, made on the device in its precision: even in half, T5-XXL is 10 GB."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -103,7 +103,7 @@ def built(kind: Callable[..., Model], config: Any, device: torch.device, dtype: 
 
 
 def put_true_encoders(pipeline: Any, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
-    """Replace the thin text encoders of a pipeline by some of the published sizes, with random weights."""
+    """Replace the thin text encoders of a pipeline with encoders of the given sizes, with random weights."""
 
     def clip(shape: Mapping[str, Any]) -> torch.nn.Module:
         tokens = {f"{kind}_token_id": getattr(pipeline.tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}

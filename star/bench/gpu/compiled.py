@@ -1,4 +1,4 @@
-"""What compiling the blocks takes, and gives."""
+"""What compiling the transformer's blocks costs, and what it gains."""
 
 import os
 import tempfile
@@ -16,11 +16,11 @@ from star.bench.gpu.model import REDUCTIONS, Passes, ratio_error
 from star.models.sd3 import compile_blocks
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Where the compiler keeps its code from one process to the next."""
+"""The environment variable for the folder in which the compiler keeps its code between processes."""
 
 
 def compiled(bench: Bench) -> Iterator[Figure]:
-    """Every pass eager, compiled for the first time, and compiled; the ratios of compiled rollouts and updates; graphs."""
+    """Seconds of every pass eager, in its first compiled call and compiled; ratio errors when compiled; number of graphs."""
     base = bench.base(bench.config("model.compile=false"))
     passes = Passes(bench, base, bench.sizes.micro_batch)
     actions: dict[str, Callable[[], None]] = {
@@ -39,7 +39,7 @@ def compiled(bench: Bench) -> Iterator[Figure]:
         for name, action in actions.items():
             yield from attempt(f"{name}, compiled", partial(_pass, passes, name, action, eager[name]))
         for reduction, method in REDUCTIONS.items():
-            label = f"compiled, per {reduction}"  # in the same shape, which another would be compiled for
+            label = f"compiled, per {reduction}"  # of the same shape, since another would be compiled anew
             yield from attempt(label, partial(ratio_error, bench, base, label, method, passes.size))
         yield Figure("graphs", counters["stats"]["unique_graphs"])
 
@@ -56,7 +56,7 @@ def _pass(passes: Passes, name: str, action: Callable[[], None], eager: float) -
 
 @contextmanager
 def _compiler() -> Iterator[None]:
-    """Inside, the compiler knows nothing of earlier times; afterwards it is as it was."""
+    """Inside, the compiler starts with nothing cached; afterwards its settings are as before."""
     limits = torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit
     before = os.environ.get(CACHE)
     torch._dynamo.reset()

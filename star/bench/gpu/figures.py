@@ -1,4 +1,4 @@
-"""What a measurement gives, and how it is made: seconds, memory, and what becomes of an error."""
+"""Figures and how they are measured: seconds, memory, and what becomes of an error."""
 
 import gc
 import math
@@ -17,10 +17,10 @@ from star.common.statistics import mean_interval
 GIB = 2**30
 NO_MEMORY = "out of memory"
 FAILED = "failed: "
-"""How the value of a figure begins that could not be measured; the reason follows."""
+"""The prefix of the value of a figure that could not be measured; the reason follows."""
 
 PATIENCE = 8.0
-"""Seconds after which a measurement is not repeated further, however few repeats that leaves beyond :data:`FEWEST`."""
+"""Seconds of repeats after which a measurement is not repeated again, once it has :data:`FEWEST` repeats."""
 
 FEWEST = 3
 
@@ -30,7 +30,7 @@ class Figure:
     """One thing that was measured.
 
     Attributes:
-        what: it is.
+        what: what was measured.
         value: a number, or words.
         unit: of the number; may be empty.
         low, high: its 95 % interval, where there is one.
@@ -44,20 +44,20 @@ class Figure:
 
 
 def finite(figure: Figure) -> Figure:
-    """The same, with words instead of a number that is infinite or none, for which JSON has no form."""
+    """The same figure; if a number in it is infinite or NaN, which JSON cannot hold, its value as text, without interval."""
     numbers = [part for part in (figure.value, figure.low, figure.high) if isinstance(part, float)]
     return figure if all(map(math.isfinite, numbers)) else Figure(figure.what, str(figure.value), figure.unit)
 
 
 def attempt(what: str, measure: Callable[[], Iterable[Figure]]) -> Iterator[Figure]:
-    """The figures of one part of a step; what goes wrong in it is a figure too, and the next part follows.
+    """The figures of one part of a step; an error becomes a figure too, so that the next part can follow.
 
     Args:
-        what: the part is called where it fails.
-        measure: gives its figures.
+        what: the name of the part's figure if it fails.
+        measure: yields the part's figures.
 
     Raises:
-        RuntimeError: the device does not answer any more, so that nothing can follow.
+        RuntimeError: the device no longer responds, so that nothing can follow.
     """
     try:
         yield from measure()
@@ -66,7 +66,7 @@ def attempt(what: str, measure: Callable[[], Iterable[Figure]]) -> Iterator[Figu
         told = NO_MEMORY
     except Exception as error:
         told = FAILED + reason(error)
-    free()  # when the error is gone, and with it what its traceback held
+    free()  # by now the error is gone, and with it what its traceback held
     yield Figure(what, told)
 
 
@@ -76,7 +76,7 @@ def reason(error: BaseException) -> str:
 
 
 def free() -> None:
-    """Give back all memory that nobody holds; raises an error if the device does not answer any more."""
+    """Release all memory that is not in use; raises an error if the device no longer responds."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -84,7 +84,7 @@ def free() -> None:
 
 
 def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """What an action takes, by the GPU's own events where there is one."""
+    """The seconds that an action takes, measured with CUDA events on a GPU."""
     if device.type != "cuda":
         started = time.perf_counter()
         action()
@@ -99,7 +99,7 @@ def seconds(action: Callable[[], object], device: torch.device) -> float:
 
 
 def median_seconds(action: Callable[[], object], device: torch.device, warm: int, repeats: int) -> float:
-    """The median of some repeats, after some that do not count; of fewer where they take longer than :data:`PATIENCE`."""
+    """The median of ``repeats`` calls after ``warm`` untimed ones; of fewer where they take longer than :data:`PATIENCE`."""
     for _ in range(warm):
         action()
     taken: list[float] = []
@@ -115,18 +115,18 @@ def mean_of(what: str, values: Sequence[float], unit: str = "") -> Figure:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let :func:`peak` begin anew, where it can."""
+    """Reset :func:`peak`, which is possible on a GPU only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak(device: torch.device) -> float:
-    """The most memory that tensors took, in GiB; on a CPU that of the whole process so far."""
+    """The peak memory of tensors, in GiB; on a CPU that of the whole process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / GIB
-    import resource  # which Windows has not
+    import resource  # which Windows lacks
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / GIB if sys.platform == "darwin" else most * 1024 / GIB
@@ -134,7 +134,7 @@ def peak(device: torch.device) -> float:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Inside, float32 products and convolutions are ``float32`` or ``TF32``; other names leave them as they are."""
+    """Inside, float32 products and convolutions run in ``float32`` or ``TF32``; other names leave them as they are."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     if precision in ("float32", "TF32"):
         torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")

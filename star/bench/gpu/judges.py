@@ -1,4 +1,4 @@
-"""What works beside the transformer: the judges' networks and the autoencoder, in several precisions."""
+"""The networks besides the transformer: those of the judges and the autoencoder, in several precisions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Judge:
-    """A network that looks at images.
+    """A network to time: a judge's, or the autoencoder.
 
     Attributes:
         network: in float32.
-        prepare: makes its input of the images, on the CPU, in float32.
-        look: the network's pass.
-        preprocesses: whether that is a part of judging, whose pace matters.
+        prepare: makes the network's input, on the CPU, in float32.
+        look: the network's forward pass.
+        preprocesses: whether ``prepare`` is a part of judging, and so is timed too.
     """
 
     network: Any
@@ -49,7 +49,7 @@ class Judge:
 
 
 def judges(bench: Bench) -> Iterator[Figure]:
-    """PickScore's CLIP-H, GenEval's Mask2Former and the autoencoder: images a second, and those of their preprocessing."""
+    """Images per second of PickScore's CLIP-H, GenEval's Mask2Former and the autoencoder, and of the preprocessing."""
     images = np.random.default_rng(0).integers(
         0, 256, (bench.sizes.judged, *[bench.config().model.resolution] * 2, 3), np.uint8
     )

@@ -12,10 +12,10 @@ from star.bench.gpu.figures import Figure, attempt, median_seconds, products, se
 from star.method.attention import KERNELS, Attended, may_have
 
 PRECISIONS = {"bfloat16": "bfloat16", "float16": "float16", "TF32": "float32", "float32": "float32"}
-"""What is multiplied in -> the type of the tensors."""
+"""Precision of a product -> type of its tensors."""
 
 AT_ONCE = 10
-"""Products and copies between two looks at the clock, which takes longer than a short one."""
+"""Products or copies in one timing, since reading the clock takes longer than a short one."""
 
 
 def ceilings(bench: Bench) -> Iterator[Figure]:
@@ -26,7 +26,7 @@ def ceilings(bench: Bench) -> Iterator[Figure]:
 
 
 def product_ceiling(bench: Bench, precision: str) -> float:
-    """Floating-point operations a second of a large square product, 2 n^3 of them, in one of :data:`PRECISIONS`."""
+    """Floating-point operations per second in a large square product, which takes 2 n^3, in one of :data:`PRECISIONS`."""
     size = bench.sizes.product
     one, other = torch.randn(2, size, size, device=bench.device).to(getattr(torch, PRECISIONS[precision]))
     result = torch.empty_like(one)
@@ -55,7 +55,7 @@ def _copies(bench: Bench) -> Iterator[Figure]:
 
 
 def _transfers(here: Tensor) -> Iterator[Figure]:
-    """To the device, as text encoders come that rest in main memory."""
+    """Copies to the device, as for text encoders that rest in main memory."""
     for kind, rests in (("pageable", torch.zeros_like(here, device="cpu")), ("pinned", torch.zeros_like(here, device="cpu"))):
         source = rests.pin_memory() if kind == "pinned" else rests
         here.copy_(source)
@@ -77,8 +77,7 @@ class Inputs(NamedTuple):
 
 
 def attention(bench: Bench) -> Iterator[Figure]:
-    """Every attention kernel of the method at the model's shape, and torch's own choice: seconds, and whether the output is
-    the same with and without gradients, as it must be in rollouts and updates."""
+    """The speed of every attention kernel and of torch's own choice, and whether gradients change its output."""
     for dtype in ("bfloat16", "float16", "float32"):
         kernels = {name: kernel for name, kernel in KERNELS.items() if may_have(bench.device.type, name, dtype)}
         reference: list[Tensor] = []
@@ -94,7 +93,7 @@ def _torch(query: Tensor, key: Tensor, value: Tensor) -> Attended:
 def _kernel(
     bench: Bench, label: str, kernel: Callable[[Tensor, Tensor, Tensor], Attended], dtype: torch.dtype, reference: list[Tensor]
 ) -> Iterator[Figure]:
-    """One kernel in one precision; the first one's output is the reference of those that follow."""
+    """One kernel in one precision; the first kernel's output is the reference for those that follow."""
     inputs = _inputs(bench, dtype)
     parts, repeats = inputs[:3], bench.sizes.repeats
 
@@ -113,7 +112,7 @@ def _kernel(
     yield Figure(f"{label}, forward", flops / forward / 1e12, "TFLOP/s")
     yield Figure(f"{label}, forward and backward", 1000 * total, "ms")
     yield Figure(f"{label}, forward and backward", 3.5 * flops / total / 1e12, "TFLOP/s")
-    apart = (following.float() - without.float()).abs().max().item()
+    apart = (following.float() - without.float()).abs().max().item()  # of rollouts and updates, which must agree
     yield Figure(f"{label}, output with and without gradients", _same(apart))
     if not reference:
         reference.append(without)

@@ -33,14 +33,14 @@ from star.training.trainer import Trainer
 FLOW = ("method=flow_grpo",)
 STAR = ("method=star",)
 REDUCTIONS = {"image": FLOW, "image_weighted": STAR, "position": (*STAR, "method.reduction=position")}
-"""What the ratio is taken of -> the method that does so; STAR's rollouts also read relevance."""
+"""Reduction of the ratio -> settings of a method that uses it; STAR's rollouts also read relevance."""
 
 ONE_GROUP = ("train.groups=1", "train.updates_per_epoch=1")
 STANDING = (*ONE_GROUP, "train.lr=1e-30", "train.weight_decay=0")
 """An epoch of one group whose update changes nothing."""
 
 AGREEING = 2
-"""Rollouts of the check that ratios are 1: so few that float32 has room for them, and attention that keeps its softmax."""
+"""Rollouts in the check that ratios are 1: few enough to fit in memory in float32, even if attention keeps its softmax."""
 
 
 def build(bench: Bench) -> Iterator[Figure]:
@@ -57,7 +57,7 @@ def build(bench: Bench) -> Iterator[Figure]:
 
 
 def on_policy(bench: Bench) -> Iterator[Figure]:
-    """How far ratios of an update on its own rollouts are off 1, in every precision, for every kernel and reduction."""
+    """How far the ratios of an on-policy update are off 1, in every precision, for every kernel and reduction."""
     for dtype in ("bfloat16", "float16", "float32"):
         yield from attempt(dtype, partial(_agreement, bench, dtype))
         free()
@@ -77,9 +77,9 @@ def _agreement(bench: Bench, dtype: str) -> Iterator[Figure]:
 
 
 def ratio_error(bench: Bench, base: SD3, label: str, words: Sequence[str], rows: int) -> Iterator[Figure]:
-    """So many rollouts, and the largest ``|ratio - 1|`` of the update on them, beside what a run allows.
+    """The largest ``|ratio - 1|`` of an on-policy update on ``rows`` rollouts, and the largest that a run allows.
 
-    Of the two last trained steps: their deviation is the smallest, and so a difference weighs most.
+    Only the last two trainable steps are trained: their std is the smallest, so that a difference weighs most.
     """
     fixed = (f"train.group_size={rows}", f"train.micro_batch={rows}", "train.ratio_tolerance=null")
     with bench.run(*STANDING, *fixed, *words) as config:
@@ -97,14 +97,14 @@ def ratio_error(bench: Bench, base: SD3, label: str, words: Sequence[str], rows:
             SEED,
             epoch=0,
         )
-        trajectory.alike = None  # these are no first steps, where rows may be alike
+        trajectory.alike = None  # rows can be alike only up to a rollout's first stochastic step
         figures = trainer.update([MicroBatch(0, trajectory, advantages=torch.ones(rows))], 1, 0)
     yield Figure(f"{label}, largest |ratio - 1|", figures["ratio_error"])
     yield Figure(f"{label}, allowed", allowed)
 
 
 def pace(bench: Bench) -> Iterator[Figure]:
-    """Every pass of the training alone: seconds, images a second, share of the product ceiling, memory."""
+    """Every pass of training by itself: seconds, images per second, share of the product ceiling, memory."""
     base = bench.base(bench.config())
     forward, both = _flops(bench, base)
     yield Figure("forward, of one row", forward / 1e12, "TFLOP")
@@ -126,7 +126,7 @@ class Passes:
     """The passes of a training, one micro-batch each.
 
     Attributes:
-        size: images at once.
+        size: images per micro-batch.
         words: settings of an epoch of these images alone.
         config: all settings.
         rows: of the transformer's batch; with guidance twice the images.
@@ -140,10 +140,10 @@ class Passes:
         self.rows = size if self.guidance == 1 else 2 * size
         self._x, self._texts = bench.latents(base, size), texts(size)
         self._sigma = base.schedule(self.config.sampling.steps)[1]
-        base.prepare(self._texts, self.guidance)  # which is no part of any pass
+        base.prepare(self._texts, self.guidance)  # which is not part of any pass
 
     def velocity(self) -> Tensor:
-        """The model's, (size, C, H, W)."""
+        """The model's velocity, (size, C, H, W)."""
         return self.base.velocity(self._x, self._sigma, self._texts, self.guidance)
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class Passes:
 
     @torch.no_grad()
     def reference(self) -> None:
-        """The same without adapters, for the KL penalty."""
+        """A forward pass without adapters, as for the KL penalty."""
         with self.base.reference():
             self.velocity()
 
@@ -167,7 +167,7 @@ class Passes:
             parameter.grad = None
 
     def capture(self) -> Capture:
-        """What reads relevance as the settings say."""
+        """A capture that reads relevance as configured."""
         prompts = [PROMPTS[row % len(PROMPTS)] for row in range(self.size)]
         relevance = self.config.relevance
         mask = self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], relevance.columns)
@@ -179,7 +179,7 @@ class Passes:
 
 
 def _flops(bench: Bench, base: SD3) -> tuple[float, float]:
-    """Floating-point operations of products, for one row: forward, and forward and backward."""
+    """Floating-point operations in products, for one row: of a forward pass, and of forward and backward."""
     passes = Passes(bench, base, bench.sizes.micro_batch)
     counts = []
     for action in (passes.rollout, passes.learn):
@@ -201,7 +201,7 @@ def _sampling(passes: Passes, label: str, ideal: float) -> Iterator[Figure]:
 
 
 def _learning(passes: Passes, label: str, checkpointing: bool, ideal: float) -> Iterator[Figure]:
-    """Forward and backward; what checkpointing computes again does not count as work that is done."""
+    """Forward and backward; what checkpointing recomputes does not count as useful work."""
     transformer, device = passes.base.transformer, passes.bench.device
     if checkpointing:
         transformer.enable_gradient_checkpointing()
@@ -222,7 +222,7 @@ def _learning(passes: Passes, label: str, checkpointing: bool, ideal: float) -> 
 
 
 def _estimate(passes: Passes, checkpointing: bool) -> float:
-    """Of ``star doctor`` for the tensors alone, in GiB: without what CUDA takes, with the thin text encoders of the bench."""
+    """``star doctor``'s estimate for tensors only, in GiB: without CUDA's overhead, with the bench's thin text encoders."""
     config = passes.bench.config(*passes.words, f"model.gradient_checkpointing={str(checkpointing).lower()}")
     pipeline = passes.base.pipeline
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
@@ -231,7 +231,7 @@ def _estimate(passes: Passes, checkpointing: bool) -> float:
 
 
 def capture(bench: Bench) -> Iterator[Figure]:
-    """What reading relevance costs: rollout steps with and without it in turn."""
+    """What reading relevance costs: rollout steps with and without it, alternating."""
     base = bench.base(bench.config())
     passes = Passes(bench, base, bench.sizes.micro_batch)
     watching = passes.capture()

@@ -9,11 +9,11 @@ from star.common import markdown
 from star.common.files import append_jsonl, read_jsonl, write_text
 
 Line = dict[str, Any]
-"""Of one step of one run: ``run``, ``date``, ``command``, ``commit``, ``machine`` (facts), ``step``, ``state``, ``reason``,
-``seconds`` and ``figures``."""
+"""A step of a run, with the keys ``run``, ``date``, ``command``, ``commit``, ``machine`` (facts), ``step``, ``state``,
+``reason``, ``seconds`` and ``figures``."""
 
 NAMES = {"cuda": "bench", "cpu": "shrunken"}
-"""Kind of the device -> name of its files: what a CPU takes for toy sizes never stands beside figures of a GPU."""
+"""Kind of the device -> name of its files: a CPU's figures, of toy sizes, are never mixed with those of a GPU."""
 
 ON_A_GPU = (
     "# What one GPU does",
@@ -44,14 +44,14 @@ class Record:
         self.run = 1 + max((line["run"] for line in read_jsonl(self.lines)), default=0)
 
     def add(self, line: Line) -> None:
-        """Write down a step, and the table anew."""
+        """Append a step to the lines, and write the table anew."""
         append_jsonl(self.lines, {"run": self.run} | line)
         head = ON_A_GPU if self._kind == "cuda" else ON_A_CPU
         write_text(self.table, "\n".join([*head, *_sections(read_jsonl(self.lines))]) + "\n")
 
 
 def _sections(lines: Sequence[Line]) -> list[str]:
-    """A section for each device, in the order in which they came."""
+    """A section for each device, in the order of their first lines."""
     devices = list(dict.fromkeys(line["machine"]["device"] for line in lines))
     return [text for device in devices for text in _section(device, [x for x in lines if x["machine"]["device"] == device])]
 
@@ -59,7 +59,7 @@ def _sections(lines: Sequence[Line]) -> list[str]:
 def _section(device: str, lines: Sequence[Line]) -> list[str]:
     latest: dict[str, Line] = {}
     for line in lines:
-        # A step that a later run left out is not forgotten.
+        # A step that a later run skipped keeps its earlier figures.
         if line["state"] != "skipped" or line["step"] not in latest:
             latest[line["step"]] = line
     order = [step.name for step in STEPS]

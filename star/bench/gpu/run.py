@@ -1,4 +1,4 @@
-"""The command ``star bench gpu``: which steps, in which time, and what becomes of the figures."""
+"""The command ``star bench gpu``: chooses the steps, keeps to the time budget and records the figures."""
 
 import math
 import time
@@ -23,14 +23,14 @@ from star.records.results import commit
 BUDGET = 600.0
 FOLDER = "runs/results/gpu"
 CUDA_TESTS = "pytest -n 8 tests/method/test_attention.py tests/training/test_rollout.py tests/training/test_trainer.py"
-"""The tests that behave otherwise where there is a GPU."""
+"""The tests that behave differently where there is a GPU."""
 
 OVERRUN = 3.0
 START = 60.0
-"""A step may take so many times what is expected, and so many seconds more, before it is taken to hang."""
+"""A step is taken to hang after :data:`OVERRUN` times its expected seconds plus :data:`START` seconds."""
 
 SHRUNKEN = 0.05
-"""What a step takes on a CPU, of what is expected of a GPU, for toy sizes."""
+"""Expected seconds of a step with toy sizes on a CPU, relative to those on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Asked:
     """The words of the command.
 
     Attributes:
-        steps: to measure, in their order.
-        budget: seconds of the whole command.
+        steps: to measure, in order.
+        budget: seconds for the whole command.
         folder: of the files.
         overrides: settings of all runs.
         command: as it was typed.
@@ -54,7 +54,7 @@ class Asked:
 
 @dataclass
 class Measured:
-    """What is known of a step that is being measured."""
+    """What is known about a step that is being measured."""
 
     step: Step
     began: float = field(default_factory=time.monotonic)
@@ -74,7 +74,7 @@ def parse(words: Sequence[str]) -> Asked:
     only = own["only"].split(",") if "only" in own else names
     if wrong := [name for name in only if name not in names]:
         raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
-    settings = config.load(["scale=paper", *overrides], own_folder=False)  # what is wrong is told before anything is built
+    settings = config.load(["scale=paper", *overrides], own_folder=False)  # reports wrong settings before anything is built
     if settings.model.kind:
         raise UserError(f"model.kind={settings.model.kind}: star bench gpu measures SD3.5's shape alone; leave it out")
     return Asked(
@@ -113,14 +113,14 @@ def run(words: Sequence[str]) -> int:
     record = Record(asked.folder, kind)
     if kind == "cpu":
         print("star: no GPU: a model of toy size shows that every step runs; its figures say nothing about a GPU", flush=True)
-    with ending_like_ctrl_c():  # what was measured is written down
+    with ending_like_ctrl_c():  # so that what was measured is recorded
         states = list(_steps(asked, record, 1.0 if kind == "cuda" else SHRUNKEN))
     print(f"\ntable: {record.table}; all figures: {record.lines}\nthe tests that see a GPU: {CUDA_TESTS}", flush=True)
     return 1 if "failed" in states else 0
 
 
 def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
-    """The state of each step, when it is written down."""
+    """Measure the steps and yield the state of each once it is recorded."""
     started = time.monotonic()
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -149,7 +149,7 @@ def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
 
 
 def _ready(worker: Worker, asked: Asked) -> Worker:
-    """The worker, or another one where that has died."""
+    """The worker, or a new one if it has died."""
     if worker.alive:
         return worker
     worker.close()

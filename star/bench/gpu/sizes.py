@@ -1,4 +1,4 @@
-"""How large everything is that is measured: SD3.5 Medium and its judges on a GPU, the same of toy size on a CPU."""
+"""The sizes of everything that is measured: SD3.5 Medium and its judges on a GPU, toy versions of them on a CPU."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of all that is built and repeated.
+    """The sizes of models and inputs, and how often things are repeated.
 
     Attributes:
-        words: settings of all runs, which those of a command come after.
+        words: settings of all runs, over which those of a command take precedence.
         transformer, autoencoder: of the base model.
-        clip_l, clip_g, t5: the configurations of its text encoders, but for their tokens.
-        clip_h: text and vision configuration of PickScore's CLIP, and the width that they share.
+        clip_l, clip_g, t5: the configurations of its text encoders, without the ids of special tokens.
+        clip_h: text and vision configuration of PickScore's CLIP, and the width that both are projected to.
         detector: of GenEval's Mask2Former.
         attention: (B, heads, tokens, d) of the attention that is measured alone.
         product: side of the square matrices that are multiplied.
         copied: bytes that are copied.
-        micro_batches: at which the pace is measured.
-        micro_batch: of all other measurements, the published one.
+        micro_batches: sizes at which the pace is measured.
+        micro_batch: the usual size of other measurements; on a GPU the published one.
         published: rounds of the comparison with the published loop.
-        epoch: groups, rollouts of each, and how many go through the model at once.
-        warm, repeats: of every time: how many do not count, and of how many the median is taken.
-        pairs: of steps with and without maps.
+        epoch: groups, rollouts of each, and the size of a micro-batch, in the measurement of an epoch.
+        warm, repeats: of every timing: how many calls do not count, and of how many the median is taken.
+        pairs: of steps with and without relevance.
         judged: images that are judged at once.
         backend: of ``torch.compile``.
     """
@@ -55,8 +55,8 @@ class Sizes:
     backend: str
 
 
-# As fast as the published float16, and nothing overflows whatever the random weights are. How far ratios are off 1 is
-# measured, and ends no other measurement.
+# bfloat16 is as fast as the published float16, and nothing overflows whatever the random weights are. The tolerance is large
+# because ratios off 1 are measured here, and must not end other measurements.
 WORDS = ("scale=paper", "model.dtype=bfloat16", "model.offload=false", "evaluators.geneval=mini", "train.ratio_tolerance=1")
 
 TRUE = Sizes(

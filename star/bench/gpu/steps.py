@@ -1,4 +1,4 @@
-"""The steps of ``star bench gpu``: first what one would want to know first, and last what may take long, compiling."""
+"""The steps of ``star bench gpu``: the most important ones first, and last the one that may take long, compiling."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ class Step:
 
     Attributes:
         name: of the step, in ``only=`` and in the table.
-        seconds: that it is expected to take on an H100, when the process that computes has started.
-        measure: path of the function that gives its figures as they come, of a :class:`star.bench.gpu.bench.Bench`.
+        seconds: how long it is expected to take on an H100, without the start of the process that computes.
+        measure: path of the function that takes a :class:`star.bench.gpu.bench.Bench` and yields figures as they come.
         about: what it measures, for help.
     """
 

@@ -1,4 +1,4 @@
-"""Whole trainings: beside the published loop, phase by phase, cut off and gone on with, and with shared weights."""
+"""Training as a whole: against the published loop, phase by phase, interrupted and resumed, and with sharded weights."""
 
 import hashlib
 import time
@@ -29,9 +29,9 @@ Result = TypeVar("Result")
 
 
 def published(bench: Bench) -> Iterator[Figure]:
-    """Epochs of one micro-batch here and in Flow-GRPO's loop as published, in turn: all steps but the last trained, with KL.
+    """Epochs of one micro-batch, with KL, alternating between our trainer and Flow-GRPO's published loop.
 
-    Where both do not fit without gradient checkpointing, both have it.
+    All steps but the last are trained. Where the two do not fit without gradient checkpointing, both use it.
     """
     for checkpointing in (False, True):
         figures = list(attempt("published", partial(_published, bench, checkpointing)))
@@ -57,7 +57,7 @@ def _published(bench: Bench, checkpointing: bool) -> Iterator[Figure]:
     )
     with bench.run(*words) as config:
         base = bench.base(config)
-        # The same weights, which rounded to half precision are the same in float32 again.
+        # The same weights: they were rounded to half precision, so converting them to float32 does not change them.
         pipeline = bench.pipeline(config.model.dtype)
         add_lora(pipeline.transformer.float().requires_grad_(False), config.model)
         told: list[str] = []
@@ -109,7 +109,7 @@ class Phased(Trainer):
 
 
 def epoch(bench: Bench) -> Iterator[Figure]:
-    """An epoch of STAR with text encoders of the published sizes, which rest in main memory or stay on the device."""
+    """An epoch of STAR with text encoders of the given sizes, offloaded to main memory or kept on the device."""
     groups, group, size = bench.sizes.epoch
     words = ("method=star", f"train.groups={groups}", f"train.group_size={group}", f"train.micro_batch={size}")
     for number, offload in enumerate((True, False)):
@@ -128,9 +128,9 @@ def _epoch(bench: Bench, label: str, words: tuple[str, ...], first: bool) -> Ite
         base = bench.base(config, pipeline)
         trainer = Phased(config, bench.task(), base)
         if first:
-            trainer.epoch(0)  # what the first epoch of a process takes beyond the others is not what is asked
+            trainer.epoch(0)  # the first epoch of a process takes longer, which is not of interest here
         rest = torch.device("cpu") if config.model.offload else bench.device
-        base.encode = TextCache(base.encoded, base.encoders, bench.device, rest)  # one that knows no text yet
+        base.encode = TextCache(base.encoded, base.encoders, bench.device, rest)  # an empty one, so that texts are encoded
         forget_peak(bench.device)
         train = config.train
         samples = plan(len(trainer.task.train), train.groups, train.group_size, config.seed, 1)
@@ -154,14 +154,14 @@ class CutOff(Trainer):
     """A trainer that is cut off when its second epoch begins."""
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
-        """The first one alone."""
+        """Run the first epoch, and no other."""
         if epoch:
             raise Cut
         return super().epoch(epoch, tick)
 
 
 def resume(bench: Bench) -> Iterator[Figure]:
-    """Two epochs beside one, a checkpoint and another: the same weights? By default, and with deterministic kernels."""
+    """Whether two epochs give the same weights if resumed in between, with default and with deterministic kernels."""
     base = bench.base(bench.config())
     initial = {name: parameter.detach().clone() for name, parameter in base.trained.items()}
     taken: dict[str, float] = {}
@@ -175,7 +175,7 @@ def resume(bench: Bench) -> Iterator[Figure]:
 
 @contextmanager
 def only_deterministic() -> Iterator[None]:
-    """Kernels that give the same digits every time, as with ``train.deterministic``, and afterwards any again."""
+    """Inside, only kernels with reproducible results are used, as with ``train.deterministic``; afterwards any."""
     compute_deterministically()
     try:
         yield
@@ -226,7 +226,7 @@ def _equal(one: str, other: str) -> str:
 
 
 def sharded(bench: Bench) -> Iterator[Figure]:
-    """FSDP2 of every block among a single process, which gathers nothing: it must change nothing but the time."""
+    """Shard every block with FSDP2 over a single process, which gathers nothing: only the time may change."""
     base = bench.base(bench.config())
     passes = Passes(bench, base, bench.sizes.micro_batch)
     yield from _paced(passes, "whole")
@@ -236,7 +236,7 @@ def sharded(bench: Bench) -> Iterator[Figure]:
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        distributed.all_reduce(torch.zeros(1, device=bench.device))  # or the backend would not be tried at all
+        distributed.all_reduce(torch.zeros(1, device=bench.device))  # otherwise the backend would not be tried at all
         started = time.perf_counter()
         shard(base.transformer, base.trained.values(), bench.device)
         free()
@@ -256,7 +256,7 @@ def _paced(passes: Passes, label: str) -> Iterator[Figure]:
 
 
 def _results(passes: Passes) -> dict[str, str]:
-    """Digests of what a rollout step and an update give."""
+    """Digests of the velocity of a rollout step and of the gradients of a backward pass."""
     with torch.no_grad():
         velocity = passes.velocity()
     passes.velocity().square().mean().backward()

@@ -1,4 +1,4 @@
-"""The process that computes: one step after another, as it is asked for."""
+"""The process that computes the steps, one after another, on request."""
 
 import multiprocessing
 import platform
@@ -19,13 +19,13 @@ from star.common.errors import RunStopped
 from star.common.machine import PACKAGES, installed
 from star.common.plugins import import_path
 
-CONTEXT = multiprocessing.get_context("spawn")  # a CUDA device is not to be had in a forked process
+CONTEXT = multiprocessing.get_context("spawn")  # CUDA does not work in a forked process
 
 START_SECONDS = 180.0
-"""After which a process that has not imported everything is given up."""
+"""Seconds after which a process that has not finished its imports is given up."""
 
 END_SECONDS = 3.0
-"""How long a process may take to end that nobody asks any more."""
+"""Seconds that a process may take to end by itself once its pipe is closed."""
 
 Message = dict[str, Any]
 """``figure`` as it was measured, or at the end ``state`` (``done`` or ``failed``) and ``reason``."""
@@ -49,7 +49,7 @@ class Worker:
         self._pipe, theirs = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=_serve, args=(theirs, tuple(overrides)), daemon=True)
         self._process.start()
-        theirs.close()  # so that its end is seen
+        theirs.close()  # so that the pipe ends when the process does
         started = self._receive(START_SECONDS)
         if "facts" not in started:
             self.close()
@@ -57,14 +57,14 @@ class Worker:
         self.facts: dict[str, Any] = started["facts"]
 
     def measure(self, step: Step, limit: float) -> Iterator[Message]:
-        """What a step gives, as it comes; the last message has its state, whatever happens to the process.
+        """A step's messages, as they come; the last one has its state, whatever happens to the process.
 
         Args:
             step: to measure.
             limit: seconds after which the process is killed.
         """
         until = time.monotonic() + limit
-        with suppress(OSError):  # of one that has just died, which is told when it is asked for what it found
+        with suppress(OSError):  # the process may have died; receiving from it will say so
             self._pipe.send(step)
         while True:
             message = self._receive(until - time.monotonic())
@@ -80,14 +80,14 @@ class Worker:
         return self._process.is_alive()
 
     def close(self) -> None:
-        """End the process: by itself where it waits to be asked, at once where it computes."""
+        """End the process: an idle one ends by itself, one that computes is killed after :data:`END_SECONDS`."""
         self._pipe.close()
         self._process.join(END_SECONDS)
         self._process.kill()
         self._process.join()
 
     def _receive(self, seconds: float) -> Message:
-        """The next message; where none comes the process is killed, and the message says why."""
+        """The next message; if none comes, the process is killed, and the message returned says why."""
         try:
             if self._pipe.poll(max(0.0, seconds)):
                 return self._pipe.recv()
@@ -101,8 +101,8 @@ class Worker:
 
 
 def _serve(pipe: Connection, overrides: tuple[str, ...]) -> None:
-    """Answer requests for steps until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked ends this process
+    """Answer requests for steps until the pipe is closed or the device is lost."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with suppress(EOFError, BrokenPipeError):
         try:
@@ -121,7 +121,7 @@ def _serve(pipe: Connection, overrides: tuple[str, ...]) -> None:
 
 
 def _frees() -> bool:
-    """Whether memory can be freed; if not, the device is lost to this process, and another one may have it."""
+    """Whether memory can be freed; if not, this process has lost the device, but a new one may get it back."""
     try:
         free()
     except RuntimeError:
@@ -143,7 +143,7 @@ def measured(step: Step, bench: Any) -> Iterator[Message]:
 
 
 def _facts(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on beside the code."""
+    """What a figure depends on besides the code."""
     found: dict[str, Any] = {
         "device": f"CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
