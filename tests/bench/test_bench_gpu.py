@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from star.bench.gpu import run, worker
+from star.bench.gpu import judges, run, worker
 from star.bench.gpu.bench import Bench
 from star.bench.gpu.figures import FAILED, NO_MEMORY, Figure, attempt
 from star.bench.gpu.model import ONE_GROUP
@@ -235,6 +236,17 @@ def test_a_part_that_fails_is_a_figure():
 
     assert [figure.value for figure in attempt("part", out_of_memory)] == [1.0, NO_MEMORY]
     assert list(attempt("part", wrong)) == [Figure("part", FAILED + "UserError: no such thing")]
+
+
+def test_without_opencv_only_the_detectors_preprocessing_is_left_out(monkeypatch):
+    bench = Bench(torch.device("cpu"))
+    whole = {figure.what for figure in judges.judges(bench)}
+    monkeypatch.delitem(sys.modules, "evaluators.geneval.official.preprocess", raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)  # importing it raises an error
+    monkeypatch.setattr(judges, "find_spec", lambda name: None)
+    found = list(judges.judges(bench))
+    assert whole - {figure.what for figure in found} == {"Mask2Former, preprocessing on the CPU"}
+    assert all(isinstance(figure.value, float | int) for figure in found)
 
 
 def test_sizes_of_a_gpu_are_those_of_the_published_models():
