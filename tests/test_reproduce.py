@@ -40,4 +40,4 @@ def test_other_methods_and_tasks_are_for_the_matrix():
 def test_one_seed_says_that_it_is_one(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(3,), tasks=("ocr",))
     sentence = write_brief(collect(results, tmp_path), "ocr")
-    assert "seed 3," in sentence and "one training seed says nothing of others" in sentence and "by seed" not in sentence
+    assert "seed 3," in sentence and "one training seed says nothing about others" in sentence and "by seed" not in sentence

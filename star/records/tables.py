@@ -36,8 +36,8 @@ METRICS = {
     },
 }
 MINI_WARNING = (
-    "Rows marked **mini** come from the embedded small model, its own prompts and its own detector. They are not "
-    "comparable with the published numbers beneath them, which are SD3.5 Medium's."
+    "Rows marked **mini** come from the small embedded model with its own prompts and evaluators. They are not comparable "
+    "with the published numbers below them, which are SD3.5 Medium's."
 )
 LEGEND = (
     "One seed: value ± standard error over prompts. Several seeds: mean over seeds [95 % t-interval over seeds; over prompts "

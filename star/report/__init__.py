@@ -16,8 +16,8 @@ from star.report.sections import sections
 
 TITLE = "STAR and its baselines"
 MINI = (
-    "These numbers come from the embedded small model, its own prompts and its own evaluators. They compare methods with each "
-    "other there; beside the published numbers, which are SD3.5 Medium's, they say nothing."
+    "These numbers come from the small embedded model with its own prompts and evaluators. They compare methods on "
+    "that model; they cannot be compared with the published numbers, which are SD3.5 Medium's."
 )
 
 

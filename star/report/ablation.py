@@ -39,16 +39,16 @@ def ablation(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
     section.blocks += [_arms(found), *_named(found)]
     section.blocks.append(
         Text(
-            "Same prompts, same noise, image by image. With several training seeds the 95 % interval holds for new prompts "
-            "and new trainings at once: prompts are resampled, seeds enter by Student's t. It is not corrected for the "
-            "number of arms. The arms of a variant are compared with those of the same variant."
+            "Paired image by image, on the same prompts and noise. With several training seeds, the 95 % interval holds for "
+            "new prompts and new trainings at once: prompts are resampled, and seeds enter through Student's t. It is not "
+            "corrected for the number of arms. Arms of a variant are compared only with arms of the same variant."
         )
     )
     for task, own in compared.items():
         if own:
             section.parts.append(Section(f"ablation-{task}", task, _blocks(task, own)))
         else:
-            text = f"{task}: no image-by-image comparison with Flow-GRPO can be made from what is here."
+            text = f"{task}: no image-by-image comparison with Flow-GRPO is possible from these files."
             section.blocks.append(Text(text, missing=True))
     return section
 
@@ -67,7 +67,7 @@ def _arms(found: Collection) -> Table:
     rows = [
         [*row, _where(found, tasks[method]), overlaps.get(method, MISSING)] for row, method in zip(rows, METHODS, strict=True)
     ]
-    caption = "The arms; overlap is the share of the credit that an arm's map gives where STAR's of the same rollout gives it"
+    caption = "The arms; overlap is the share of the credit that an arm's map puts where STAR's map of the same rollout does"
     return Table(caption, ["method", "ratio", "weights", "question", "here", "overlap"], rows, numbers=5)
 
 
@@ -115,10 +115,10 @@ def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:
         caption = f"{task}: paired differences with 95 % intervals; ticks above a line are single seeds."
         blocks.append(Gallery(caption, drawn))
     if any(c.arm == "star" for c in arms) and not any(c.reference in CONTROLS for c in controls):
-        text = "No arm has maps that mean nothing here: nothing tells whether STAR's result comes from its maps."
+        text = "No arm here has meaningless maps, so nothing shows whether STAR's result comes from its maps."
         blocks.append(Text(text, missing=True))
     if unequal := dict.fromkeys(f"{method_label(c.arm)} minus {method_label(c.reference)}" for c in own if not c.equal_terms):
-        what = "Trained with other settings or on another number of images, so not of the method alone"
+        what = "Trained with different settings or on a different number of images, so more than the method differs"
         blocks.append(Text(f"{what}: {', '.join(unequal)}.", missing=True))
     blocks += _tables(task, arms, "paired differences", "minus Flow-GRPO", lambda c: c.arm)
     blocks += _tables(task, controls, "STAR minus every other arm", "STAR minus it", lambda c: c.reference)

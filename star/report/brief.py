@@ -45,11 +45,11 @@ def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     if not gains:
         return ""
     seeds = gains[0].seeds
-    known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing of others"
+    known = "new prompts and trainings" if len(seeds) > 1 else "new prompts; one training seed says nothing about others"
     return (
         f"{method_label(arm)} minus {method_label(reference)}, {named_seeds(seeds)}, paired by prompt and noise "
         f"(95 % interval, for {known}): {'; '.join(map(_told, gains))}."
-        + " They were not trained alike, so this is not of the method alone."
+        + " They were not trained alike, so more than the method differs."
         * (not gains[0].equal_terms)
     )
 

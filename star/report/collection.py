@@ -210,7 +210,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
         found.images = _with_terms(_with_numbers(found, images), rows, found.terms)
-    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not told")
+    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not shown")
     if not found.runs:
         found.missing.append(
             f"No run folders of these results in {runs / found.scale}: settings, maps and sample images come from earlier "
@@ -321,7 +321,7 @@ def _mixed(found: Collection) -> list[str]:
             {row.commit for row in found.rows if row.task == task and row.updates and measured_on_own_task(row.method)}
         )
         if len(commits) > 1 or not all(map(is_commit, commits)):
-            sentences.append(f"Trainings on {task} are of the code {', '.join(commits)}.")
+            sentences.append(f"Trainings on {task} used the code of {', '.join(commits)}.")
     return sentences
 
 

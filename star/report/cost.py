@@ -22,8 +22,8 @@ def cost(found: Collection) -> Section:
         return section
     section.blocks.append(
         Text(
-            "Runs may have shared a machine, or come from different ones, and all that is in these times. What maps cost is "
-            "measured by `star bench overhead`, with and without them in turn, in one process."
+            "Runs may have shared a machine or used different ones, which affects these times. The cost of maps is measured "
+            "by `star bench overhead`, alternating with and without them in one process."
         )
     )
     return section
@@ -73,7 +73,7 @@ def _epochs(found: Collection, task: str) -> list[Block]:
     return [Table(f"{task}: seconds of an epoch, median over epochs and seeds", head, lines)] if lines else []
 
 
-AGAINST = ["time against Flow-GRPO", "time against dense_uniform"]
+AGAINST = ["relative to Flow-GRPO", "relative to dense_uniform"]
 
 
 def _ratios(times: dict[str, float], method: str) -> list[str]:

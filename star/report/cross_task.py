@@ -15,10 +15,10 @@ def elsewhere(found: Collection) -> Section:
     section = Section("elsewhere", "On the other tasks, and diversity")
     section.blocks.append(
         Text(
-            "What a checkpoint gained on its own task it may have lost elsewhere. Each row is one arm trained for one task. "
-            "Other tasks are scored with fewer images per prompt, so scores of different rows may be of different images; in "
-            "parentheses is the distance from the base on the same prompts and noise, with its 95 % interval, which with one "
-            "seed knows nothing of other trainings."
+            "A checkpoint may have lost elsewhere what it gained on its own task. Each row is one arm trained for one task. "
+            "Other tasks are scored with fewer images per prompt, so different rows may be scored on different images; in "
+            "parentheses is the difference from the base on the same prompts and noise, with its 95 % interval, which with "
+            "one seed does not cover other trainings."
         )
     )
     tasks = dict.fromkeys(task for task in (*TASKS, *found.tasks) if task not in found.checks)
@@ -66,7 +66,7 @@ def _across(found: Collection, measured: Mapping[str, str]) -> list[Block]:
         ),
     ]
     if lacking := [task for task, metric in measured.items() if found.summary(task, metric, "base") is None]:
-        text = f"The base was not measured on {', '.join(lacking)}, so the distance from it is not known there."
+        text = f"The base was not measured on {', '.join(lacking)}, so the difference from it is not known there."
         blocks.append(Text(text, missing=True))
     return blocks
 

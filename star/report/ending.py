@@ -76,7 +76,7 @@ def ending(found: Collection, task: str, arm: str = "star", reference: str = REF
         _agreement(agreement(task, found.folder, shipped_results(found.scale))),
     ]
     if small:
-        sentences.append("The small model's numbers compare methods with each other; beside the paper's they say nothing.")
+        sentences.append("The small model's numbers compare methods with each other, and are not comparable with the paper's.")
     return [
         Table(f"{task}, {found.scale}", HEAD if small else (*HEAD, "verdict"), rows, numbers=2),
         *(Text(sentence) for sentence in sentences if sentence),
@@ -114,7 +114,7 @@ def _difference(gain: Comparison | None) -> str:
     if gain is None:
         return "none that can be compared"
     seeds = counted(len(gain.seeds), "seed") if len(gain.seeds) > SEEDS_TO_NAME else named_seeds(gain.seeds)
-    unlike = "" if gain.equal_terms else "; not trained alike, so not of the method alone"
+    unlike = "" if gain.equal_terms else "; not trained alike, so more than the method differs"
     return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval{unlike})"
 
 
@@ -124,16 +124,16 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
         return ""
     largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds))
     if len(largest.seeds) < 2:
-        return "One training seed says nothing of others: how far trainings lie apart is not known here."
+        return "One training seed says nothing about others: the spread between trainings is not known here."
     if np.ptp(largest.per_seed) == 0:
-        return f"All {len(largest.seeds)} seeds have the same difference: how far trainings lie apart is not known here."
+        return f"All {len(largest.seeds)} seeds have the same difference: the spread between trainings is not known here."
     freedom = len(largest.seeds) - 1
     spread = float(np.std(largest.per_seed, ddof=1))
     counts = sorted({len(own.seeds), len(largest.seeds)})
     shown = " and ".join(f"{detectable(spread, n, freedom):.3f} with {counted(n, 'seed')}" for n in counts)
     return (
-        f"Trainings lie apart: the difference varies by {spread:.3f} between seeds ({len(largest.seeds)} of them). What could "
-        f"have been found, in four of five cases: {shown}."
+        f"Trainings vary: the difference has a standard deviation of {spread:.3f} over {len(largest.seeds)} seeds. Detectable "
+        f"with 80 % power: {shown}."
     )
 
 
@@ -142,19 +142,19 @@ def _budgets(own: Comparison | None, shipped: Comparison | None) -> str:
     if own is None or shipped is None or own.trained_on == shipped.trained_on:
         return ""
     yours, theirs = (" and ".join(f"{count:,}" for count in dict.fromkeys(one.trained_on)) for one in (own, shipped))
-    return f"Your trainings drew {yours} images and the shipped ones {theirs}: their scores are of other budgets."
+    return f"Your trainings drew {yours} images and the shipped ones {theirs}: their scores are of different budgets."
 
 
 def _agreement(found: Agreement) -> str:
     if not found.runs:
-        return "No shipped run has your settings and seed, so there is none to be equal to."
+        return "No shipped run has your settings and seed, so there is none to match."
     named = _named(found.runs)
     if found.differing:
         yours, theirs = (name or "not recorded" for name in found.machines)
         computed = f" Computed by: {yours}; the shipped ones: {theirs}." if any(found.machines) else ""
         return (
-            f"Of the shipped runs with your settings and seed ({named}) these came out otherwise here: "
-            f"{_named(found.differing)}. Processors and libraries differ in last digits, and training makes that grow."
+            f"Of the shipped runs with your settings and seed ({named}), these came out differently here: "
+            f"{_named(found.differing)}. Processors and libraries differ in the last digits, and training amplifies that."
             f"{computed}"
         )
     return (

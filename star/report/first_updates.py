@@ -10,10 +10,10 @@ from star.report.collection import Collection
 COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
 MEANING = (
     "Short trainings from the same weights, on the same prompts and noise: the mean reward of the epochs after the first, "
-    "above that of the untrained model. Arms still draw nearly the same images, so a difference has far less noise than one "
-    "of whole trainings, and says as little of their ends as gradients do. Each arm is compared with Flow-GRPO on the seeds "
-    "and epochs that both have. Intervals are Student's t over seeds and p is of one test, uncorrected; ± is a jackknife over "
-    "seeds. The background must lose."
+    "minus that of the untrained model. Arms still draw nearly the same images, so their differences are far less noisy than "
+    "those of whole trainings, but like gradients they say little about where trainings end. Each arm is compared with "
+    "Flow-GRPO on the seeds and epochs that both have. Intervals are 95 % Student's t over seeds; p is of a single test, "
+    "uncorrected; ± is the jackknife standard error over seeds. The background should lose."
 )
 
 
@@ -21,7 +21,7 @@ def first_updates(found: Collection) -> Section:
     """The chapter."""
     section = Section("first_updates", "What the first updates of a training gain")
     if found.first_updates is None:
-        section.blocks.append(Text("Not measured here; `star bench first_updates` does it.", missing=True))
+        section.blocks.append(Text("Not measured here; `star bench first_updates` measures it.", missing=True))
         return section
     section.blocks.append(Text(MEANING))
     section.blocks += [_table(part) for part in parts(found.first_updates)]

@@ -13,21 +13,21 @@ COLUMNS = {
     "adam_ratio": "ratio in Adam's metric",
 }
 MEANING = (
-    "Gradients of different epochs from the same weights, whose rollouts have nothing in common. Self-cosine: how far an "
-    "arm's agree, signal over signal and noise. Ratio: the reward that a small step of fixed length along the arm's gradient "
-    "gains, relative to Flow-GRPO's. Images: how many times as many Flow-GRPO would need to be as good. The map of "
-    "oracle_twins is where the verdicts on the prompt's other rollouts come from: about what a map can do that does not know "
-    "the noise it weighs. The oracle's is of the rollout's own verdict and knows that noise, so no training reaches its "
-    "figure; the background must lose. ± is a jackknife over epochs; rows with a minus are differences of two arms on the "
-    "same rollouts."
+    "Gradients of different epochs at the same weights, from rollouts that share nothing. Self-cosine: how well an arm's "
+    "gradients agree, about signal over signal plus noise. Ratio: the reward that a small step of fixed length along the "
+    "arm's gradient gains, relative to Flow-GRPO's. Images: how many times as many Flow-GRPO would need to match the arm. The "
+    "map of oracle_twins shows where the verdicts on the prompt's other rollouts come from: about what a map can do without "
+    "knowing the noise it weights. The oracle's map is of the rollout's own verdict and knows that noise, so no training "
+    "reaches its figure; the background should lose. ± is the jackknife standard error over epochs; rows with a minus are "
+    "differences of two arms on the same rollouts."
 )
 
 
 def gradients(found: Collection) -> Section:
     """The chapter."""
-    section = Section("gradients", "What gradients say of the maps, without training")
+    section = Section("gradients", "What gradients say about the maps, without training")
     if found.gradient is None:
-        section.blocks.append(Text("Not measured here; `star bench gradient` does it.", missing=True))
+        section.blocks.append(Text("Not measured here; `star bench gradient` measures it.", missing=True))
         return section
     whole = found.gradient[(found.gradient["part"] == "all") & found.gradient["metric"].isin(COLUMNS)]
     section.blocks.append(Text(MEANING))

@@ -56,8 +56,8 @@ def _learning_blocks(task: str, own: Runs) -> list[Block]:
         alt = f"{task}: training reward of {method_label(method)} over images seen: {ends}."
         gallery.append((method_label(method), curves_svg(runs, reference, arm_color(method), limits, alt)))
     caption = (
-        f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: the "
-        "seeds of Flow-GRPO."
+        f"Running mean over {WINDOW} epochs of the training reward, a line per seed with its number at the end; dashed: "
+        "Flow-GRPO's seeds."
     )
     blocks: list[Block] = [Gallery(caption, gallery)]
     for variant in families(own):
@@ -87,7 +87,7 @@ def _speed(title: str, reference: str, own: Runs) -> list[Block]:
     long = {method: [part for part in runs.values() if len(part) > 1] for method, runs in own.items()}
     curves = [part for parts in long.values() for part in parts]
     if not curves:
-        return [Text("One epoch is no curve: nothing can be said of speed.", missing=True)]
+        return [Text("One epoch is not a curve, so speed cannot be judged.", missing=True)]
     # A short trial of one arm must not cut off the curves of all others.
     until = min(part["images_seen"].iloc[-1] for part in long.get(reference) or curves)
     rows = []
@@ -96,23 +96,25 @@ def _speed(title: str, reference: str, own: Runs) -> list[Block]:
         areas = [area_under_curve(*curve(part, "images_seen"), until=until) for part in there]
         if areas:
             rows.append([method_label(method), estimate(mean_interval(areas)), ", ".join(number(area) for area in areas)])
-    caption = f"{title}: training reward averaged over the first {until:,} images (area under the curve), of runs that long"
+    caption = (
+        f"{title}: training reward averaged over the first {until:,} images (area under the curve), of runs at least that long"
+    )
     blocks: list[Block] = [Table(caption, ["method", "mean [95 % t-interval over seeds]", "every seed"], rows)]
     if reference not in own:
-        return [*blocks, Text("Flow-GRPO was not trained, so there is no reward to set as a goal.", missing=True)]
+        return [*blocks, Text("Flow-GRPO was not trained, so there is no goal to reach.", missing=True)]
     start = float(np.mean([part["reward"].iloc[0] for part in curves]))
     if max(len(part) for part in curves) < WINDOW:
-        return [*blocks, Text(f"Fewer than {WINDOW} epochs have no running mean that could reach a goal.", missing=True)]
+        return [*blocks, Text(f"With fewer than {WINDOW} epochs, there is no running mean to reach a goal.", missing=True)]
     goal = float(np.mean([_shown(curve(part, "images_seen"))[-1] for part in own[reference].values()]))
     goals = levels(start, goal)
     if not goals:
-        return [*blocks, Text("Flow-GRPO's reward did not grow, so there is no reward to set as a goal.", missing=True)]
+        return [*blocks, Text("Flow-GRPO's reward did not grow, so there is no goal to reach.", missing=True)]
     lines = [_reach_line(method, runs, level) for level in goals for method, runs in own.items()]
     caption = (
-        f"{title}: what it took until the running mean of the reward reached half and all of the way from the start "
-        f"({start:.3f}) to where Flow-GRPO ended ({goal:.3f}); median over seeds, “never” counted as later than all else"
+        f"{title}: cost until the running mean of the reward had gone half and all of the way from the start ({start:.3f}) to "
+        f"where Flow-GRPO ended ({goal:.3f}); median over seeds, with “never” counted as the latest"
     )
-    return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds there"], lines)]
+    return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds that got there"], lines)]
 
 
 def _reach_line(method: str, runs: Mapping[int, pd.DataFrame], level: float) -> list[str]:

@@ -14,7 +14,7 @@ from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
-WIDE, UNSURE = 0.1, "an amount that cannot be told"
+WIDE, UNSURE = 0.1, "an uncertain amount"
 """The largest standard error at which a ratio that is not seen to differ from 1 is called 1, and the words for one above."""
 
 
@@ -29,11 +29,11 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     """Sentences on the maps, the controls and the ceiling; a single one if no gradient of STAR's was measured."""
     table = found.gradient
     if table is None:
-        unknown = "Gradients were not measured here; `star bench gradient` tells without a training."
+        unknown = "Gradients were not measured here; `star bench gradient` answers this without training."
         return [("Do STAR's maps carry signal?", unknown)]
     table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
     if not (table["arm"] == "star").any():
-        return [("Do STAR's maps carry signal?", "No gradient of STAR's at the base's weights was measured here.")]
+        return [("Do STAR's maps carry signal?", "STAR's gradient at the base's weights was not measured here.")]
     star, shifted, shuffled, twins, oracle, background = (
         _told(table[table["arm"] == arm])
         for arm in ("star", "star_shifted", "star_shuffled", "oracle_twins", "oracle", "background")
@@ -41,38 +41,39 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     sentences = [
         (
             "Do STAR's maps carry signal?",
-            f"A small step along STAR's gradient at the base's weights, beside one along Flow-GRPO's, gains {star}. “As much” "
-            "is within two standard errors.",
+            "Compared with a small step along Flow-GRPO's gradient at the base's weights, one of the same length along STAR's "
+            f"gains {star}. In parentheses: the ratio of the rewards gained ± its standard error; “as much” is within two "
+            "standard errors of 1.",
         )
     ]
     if shifted or shuffled:
-        parts = [f"moved by half the canvas, gain {shifted}"] * bool(shifted)
-        parts += [f"of other prompts, {shuffled}"] * bool(shuffled)
-        sentences.append(("Do maps that mean nothing?", f"STAR's maps, {'; '.join(parts)}."))
-    told = [f"made of the places of the verdicts on the prompt's other rollouts gains {twins}"] * bool(twins)
-    told += [f"made of those of the rollout's own verdict, known only afterwards, {oracle}"] * bool(oracle)
-    told += [f"made of all but those places, which must lose, {background}"] * bool(background)
+        parts = [f"maps moved by half the canvas (star_shifted) gain {shifted}"] * bool(shifted)
+        parts += [f"maps of other prompts (star_shuffled) gain {shuffled}"] * bool(shuffled)
+        sentences.append(("Do meaningless maps carry signal too?", f"STAR's {'; its '.join(parts)}."))
+    told = [f"the verdicts on the prompt's other rollouts come from (oracle_twins) gains {twins}"] * bool(twins)
+    told += [f"the rollout's own verdict comes from (oracle), known only afterwards, gains {oracle}"] * bool(oracle)
+    told += [f"the verdict does not come from (background), which should lose, gains {background}"] * bool(background)
     if told:
-        sentences.append(("What could a map gain?", f"One {'; one '.join(told)}."))
+        sentences.append(("How much could a map gain?", f"A map of where {'; one of where '.join(told)}."))
     return sentences
 
 
 def _told(rows: pd.DataFrame) -> str:
-    """Ratios in words: ``more on geneval (1.19 ± 0.02 times), as much on ocr (1.02 ± 0.04 times)``.
+    """Ratios in words: ``more on geneval (1.19 ± 0.02), as much on ocr (1.02 ± 0.04)``.
 
     Settings are named where a task was measured with several.
     """
-    found: dict[str, list[str]] = {word: [] for word in ("more", "as much", "less", UNSURE, "with an unknown error")}
+    found: dict[str, list[str]] = {word: [] for word in ("more", "as much", "less", UNSURE, "an amount of unknown error")}
     for task, own in rows.groupby("task", sort=False):
         for hashed, value, stderr in zip(own["config_hash"], own["value"], own["stderr"], strict=True):
             place = str(task) if len(own) == 1 else f"{task} with settings {hashed}"
-            found[_word(float(value), float(stderr))].append(f"{place} ({with_error(value, stderr, 2)} times)")
+            found[_word(float(value), float(stderr))].append(f"{place} ({with_error(value, stderr, 2)})")
     return ", ".join(f"{word} on {_listed(tasks)}" for word, tasks in found.items() if tasks)
 
 
 def _word(ratio: float, stderr: float) -> str:
     if math.isnan(stderr):
-        return "with an unknown error"
+        return "an amount of unknown error"
     if abs(ratio - 1) > 2 * stderr:
         return "more" if ratio > 1 else "less"
     return "as much" if stderr <= WIDE else UNSURE
@@ -88,10 +89,10 @@ def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str
     """A paragraph on the first updates, where they were measured, and on whole trainings."""
     beginnings, whole = _beginnings(found), _whole(found, made)
     if not beginnings and not whole:
-        return [("What does training make of it?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]
-    told = [f"In the first updates, over the untrained model: {beginnings}."] * bool(beginnings)
+        return [("Do trainings gain from STAR's maps?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]
+    told = [f"Gain over the untrained model in the first updates: {beginnings}."] * bool(beginnings)
     told += [f"In whole trainings: {whole}."] * bool(whole)
-    return [("What does training make of it?", f"STAR minus Flow-GRPO, with 95 % intervals over seeds. {' '.join(told)}")]
+    return [("Do trainings gain from STAR's maps?", f"STAR minus Flow-GRPO, with 95 % intervals over seeds. {' '.join(told)}")]
 
 
 def _beginnings(found: Collection) -> str:
@@ -123,11 +124,11 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
 
 
 def _difference(one: Planned) -> str:
-    known = "" if one.detectable is None else f" (detectable: {one.detectable:.4f})"
+    known = "" if one.detectable is None else f" (80 % power at {one.detectable:.4f})"
     return signed(one.delta, 4) + known
 
 
 def _reach(found: Collection) -> tuple[str, str]:
     if any(is_mini(row.protocol) for row in found.rows):
-        return "What does this not say?", "Anything about SD3.5: it holds for one small base, its own prompts and evaluators."
-    return "What does this hold for?", "The base model, prompts and evaluators of this page alone."
+        return "What does this not show?", "Anything about SD3.5: it holds for one small base, its own prompts and evaluators."
+    return "What does this hold for?", "Only the base model, prompts and evaluators of this page."

@@ -47,9 +47,9 @@ def filmstrip(found: Collection, task: str) -> Block:
     """STAR's weights over the denoising steps of one prompt, before and after training, or why they cannot be shown."""
     runs = _runs(found, task, ("star",))
     caption = (
-        "STAR's weights (of mean 1) at every denoising step, before training (above) and after (below), from the same noise, "
-        "without noise on the way; left the finished image. Bold: steps that training uses, whose weights it scales among "
-        "themselves. The prompt is the first of the test prompts with the most core words."
+        "STAR's weights (mean 1) at every denoising step, before training (above) and after (below), from the same noise and "
+        "with none added on the way; left: the finished image. Bold: steps used in training, which scales their "
+        "weights among themselves. The prompt is the first test prompt with the most core words."
     )
 
     def draw() -> tuple[Figure, str]:
@@ -66,8 +66,8 @@ def samples(found: Collection, task: str) -> Block:
     runs = _runs(found, task, SHOWN)
     caption = (
         f"Test prompts at equal distances in alphabetical order, not chosen by eye; the first image of each, from the same "
-        f"noise for every method: {', '.join(method_label(method) for method in SHOWN)}. Below each image its verdict, of "
-        "which the main score is made."
+        f"noise for every method: {', '.join(method_label(method) for method in SHOWN)}. Below each image is its "
+        "verdict, from which the main score is computed."
     )
 
     def draw() -> tuple[Figure, str]:

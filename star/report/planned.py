@@ -29,14 +29,14 @@ TESTS = 2 * len(ASKED_ON)
 """Tests of the question: two measures on each of its tasks. The correction also counts those that cannot be made yet."""
 PLANNED = "Two measures, planned before the trainings (`results/PLAN.md`): "
 NOT_PLANNED = (
-    "Two measures, those of `results/PLAN.md`, which is a plan for the embedded model; nobody planned them for these runs: "
+    "Two measures, those that `results/PLAN.md` planned for the embedded model; they were not planned for these runs: "
 )
 MEANING = (
-    "the training reward, mean over all epochs, and the score of the final weights on held-out prompts. Both are differences "
-    "of two arms with the same seed, so with the same prompts and noise; intervals are Student's t over seeds, 95 %. Seeds "
-    "that were not trained alike, or not scored by one protocol, are left out. Detectable: the true difference that so many "
-    "seeds, spread as these are, find in four of five cases by one test at 5 %. p of the question is corrected for its six "
-    "tests, made or not, by Holm's procedure, so that the first one to be found must be larger than that."
+    "the training reward, mean over all epochs, and the score of the final weights on held-out prompts. Both are compared "
+    "between two arms with the same seed, and so the same prompts and noise; intervals are 95 % Student's t over seeds. Seeds "
+    "that were not trained alike, or not scored under one protocol, are left out. Detectable: the true difference that this "
+    "many seeds with this spread find with 80 % power in one test at 5 %. The question's p is corrected for its six "
+    "tests, made or not, by Holm's procedure, so the first difference to be found has to be larger."
 )
 
 
@@ -126,9 +126,7 @@ def planned_tests(found: Collection) -> Section:
     section = Section("planned", "The planned tests")
     made = planned(found)
     if not made:
-        section.blocks.append(
-            Text("None can be made: they need two arms that were trained alike with the same seed.", missing=True)
-        )
+        section.blocks.append(Text("None can be made: they need two arms trained alike with the same seed.", missing=True))
         return section
     section.blocks.append(Text((PLANNED if found.mini else NOT_PLANNED) + MEANING))
     p = corrected(made)
@@ -153,15 +151,17 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     text = (
         f"Mean over all epochs, {counted(len(gain.seeds), 'training seed')}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
     )
-    text += "." if p is None else f"; the planned test, corrected for all tests of the question, has p = {p:.2g}."
+    text += "." if p is None else f"; the planned test, corrected for multiple testing, gives p = {p:.2g}."
     if gain.detectable is not None:
-        text += f" So many trainings find {gain.detectable:.4f} in four of five cases by one test at 5 %."
+        text += f" This many trainings detect {gain.detectable:.4f} with 80 % power in one test at 5 %."
     text += f" {says_of_oracle(oracle, 4)}"
     if control:
         text += f" STAR minus star_shuffled is {signed(control.delta, 4)}."
     scored = next((one for one in made if (one.task, one.measure, one.arm, one.reference) == (task, SCORE, *QUESTION)), None)
     if scored and _side(scored) * _side(gain) < 0:
-        text += f" The score on held-out prompts lies on the other side of 0, {signed(scored.delta, 4)}: neither tells it all."
+        text += (
+            f" The score on held-out prompts has the opposite sign, {signed(scored.delta, 4)}: neither tells the whole story."
+        )
     return Text(text, strong=f"{task}, {gain.label}: {verdict(gain, control, p=p)}")
 
 
@@ -176,16 +176,16 @@ def says_of_check(task: str, made: Sequence[Planned]) -> Text:
     known = {one.arm: one for one in made if (one.task, one.reference, one.measure) == (task, REFERENCE, LEARNING)}
     wrong = known.get("background")
     if wrong is None or wrong.delta.interval is None:
-        text = "It takes two seeds or more of Flow-GRPO and of the background, a map that must lose."
+        text = "It needs at least two seeds of Flow-GRPO and of the background, a map that should lose."
         return Text(text, strong=f"{task}, a check: not made.", missing=True)
     told = [
         f"{method_label(arm)} minus Flow-GRPO {signed(one.delta, 4)} ({counted(len(one.seeds), 'seed')})"
         for arm, one in known.items()
     ]
-    seen = "tell maps apart" if wrong.delta.interval[1] < 0 else "are not seen to tell maps apart"
+    seen = "tell maps apart" if wrong.delta.interval[1] < 0 else "do not tell maps apart"
     return Text(
-        f"Training reward, mean over all epochs: {'; '.join(told)}. The background is a map that must lose, and is told apart "
-        "if its interval lies below 0. No claim is made of this task.",
+        f"Training reward, mean over all epochs: {'; '.join(told)}. The background is a map that should lose; maps are "
+        "told apart if its interval lies below 0. No claim is made about this task.",
         strong=f"{task}, a check: {counted(len(wrong.seeds), 'training')} of each arm {seen}.",
     )
 

@@ -33,14 +33,14 @@ def made(found: Collection) -> Section:
         Table("Where the report was made", ["what", "version"], [["commit", commit()], *_versions()], numbers=2),
     ]
     lines, notes = _commands(found)
-    section.blocks.append(Code("Every run; what is done is not done again:", "\n".join(lines)))
+    section.blocks.append(Code("The command of every run; finished runs are not repeated:", "\n".join(lines)))
     section.blocks += [Text(note, missing=True) for note in notes]
     shipped = found.folder.resolve() == shipped_results(found.scale).resolve()
     folder = f"results/{found.scale}" if shipped else found.folder
-    section.blocks.append(Code("This report:", f"star report {folder}"))
+    section.blocks.append(Code("The command of this report:", f"star report {folder}"))
     section.blocks.append(
         Text(
-            f"The same for programs, in `{folder}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
+            f"The same numbers for programs, in `{folder}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
             f"`{numbers.FOLDER}/{numbers.DIFFERENCES}` with the paired differences and "
             f"`{numbers.FOLDER}/{numbers.AGAINST_PAPER}` with every number beside the paper's."
         )
@@ -85,9 +85,7 @@ def _commands(found: Collection) -> tuple[list[str], list[str]]:
         verb = "train" if trained else "calibrate" if MethodName.parse(method).source else "base"
         lines.append(found.commands.get(cell) or shlex.join(["star", verb, *words]))
     if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
-        notes.append(
-            f"Of {len(unknown)} runs only task, method and seed are known; other settings they had are not in the command."
-        )
+        notes.append(f"For {len(unknown)} runs only task, method and seed are known; their commands lack any other settings.")
     return lines, notes
 
 

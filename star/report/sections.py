@@ -28,28 +28,28 @@ from star.report.uncertainty import uncertainty
 from star.report.verdict import says
 
 STATUS = {
-    diff.REPRODUCED: "the paper's number lies inside our interval, which is narrow",
-    diff.WITHIN_NOISE: "it lies inside, but the interval is too wide to tell",
-    diff.DIFFERS: "it lies outside",
-    diff.OTHER_MEAN: "it lies outside, but its source does not say how it averaged, and by the other mean it lies inside",
-    diff.PARTIAL_BUDGET: "ours was trained for less than half or more than twice as many updates; nothing is concluded",
+    diff.REPRODUCED: "ours agrees with the paper's number, and its interval is narrow",
+    diff.WITHIN_NOISE: "ours agrees with the paper's number, but its interval is too wide to tell",
+    diff.DIFFERS: "the interval of the difference excludes 0",
+    diff.OTHER_MEAN: "ours differs, but the source does not say how it averaged, and by the other mean they agree",
+    diff.PARTIAL_BUDGET: "ours was trained for fewer than half or more than twice the updates; nothing is concluded",
     diff.NOT_RUN: "this project has not measured it",
-    diff.NOT_COMPARABLE_MINI: "ours comes from the embedded small model; no difference is computed",
-    diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator, or of images drawn in another way",
-    diff.NO_PAPER_VALUE: "no number of the paper is known",
+    diff.NOT_COMPARABLE_MINI: "ours comes from the small embedded model; no difference is computed",
+    diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator or from images drawn in another way",
+    diff.NO_PAPER_VALUE: "no number from the paper is known",
 }
 TWO_SEEDS = (
-    "Two seeds: their t-interval is 12.7 times as wide as they lie apart. It can leave the range of the score, and it is very "
-    "narrow where they agree by chance."
+    "Two seeds: their t-interval is 12.7 times as wide as the distance between them. It can exceed the range of the score, "
+    "and is very narrow where they agree by chance."
 )
 OTHER_SEEDS = (
-    "Not all arms have the same seeds, so that their means, areas and costs are of different trainings. The paired "
-    "differences of the ablation take the seeds that both arms have."
+    "Not all arms have the same seeds, so their means, areas and costs rest on different seeds. The paired differences of the "
+    "ablation use the seeds that both arms have."
 )
 RULES = (
-    "GenEval's rules. Official: all that the prompt names is there, more of it is fine except when counting. Strict: exactly "
-    "as many of each. Continuous: Flow-GRPO's training reward, with points for parts. Macro is the mean over the six kinds of "
-    "prompt, micro over images."
+    "GenEval's rules. Official: everything the prompt names is there; more of it is allowed, except when counting. Strict: "
+    "exactly as many of each. Continuous: Flow-GRPO's training reward, with partial credit. Macro is the mean over the six "
+    "kinds of prompt, micro over images."
 )
 
 
@@ -111,7 +111,7 @@ def _beside_the_shipped(found: Collection) -> list[Section]:
     if found.folder.resolve() == shipped_results(found.scale).resolve():
         return []
     parts = [Section(f"shipped-{task}", task, list(ending(found, task))) for task in found.tasks]
-    return [Section("shipped", "Beside the results that ship", parts=parts)]
+    return [Section("shipped", "Beside the shipped results", parts=parts)]
 
 
 def _beside_the_paper(found: Collection) -> Section:
@@ -183,7 +183,7 @@ def _all_metrics(found: Collection, task: str) -> Table:
     lines = tables.table(task, own, found.paper)
     columns = [column for column, name in enumerate(lines[0]) if name not in TAGS]
     head, *rows = [[_typeset(line[column]) for column in columns] for line in lines]
-    return Table(f"{task}, all metrics: mean over seeds, and beneath it what was published", head, rows, numbers=2)
+    return Table(f"{task}, all metrics: mean over seeds, and below it the published number", head, rows, numbers=2)
 
 
 def _typeset(cell: str) -> str:

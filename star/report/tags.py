@@ -36,7 +36,7 @@ def tags(found: Collection) -> Section:
     compared = by_tag(found.images)
     section.blocks.append(
         Gallery(
-            "Share of right images (official rule) by tag: a dot per seed, a bar at their mean; and the paired difference "
+            "Share of correct images (official rule) by tag: a dot per seed, a bar at their mean; and the paired difference "
             f"with its 95 % interval, where there are {ENOUGH_PROMPTS} prompts or more.",
             [_dots(summaries), *_forest(compared)],
         )
@@ -63,7 +63,7 @@ def _dots(summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[str, str]:
     main = [method for method in SHOWN if method in summaries]
     dots = {tag: {method_label(m): summaries[m][tag].values for m in main if tag in summaries[m]} for tag in TAGS}
     told = "; ".join(f"{tag}: " + ", ".join(f"{m} {np.mean(v):.2f}" for m, v in row.items()) for tag, row in dots.items())
-    return "Share of right images", dots_svg(dots, "share of right images", f"GenEval by tag. {told}.")
+    return "Share of correct images", dots_svg(dots, "share of correct images", f"GenEval by tag. {told}.")
 
 
 def _forest(compared: Mapping[str, Comparison]) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ def _forest(compared: Mapping[str, Comparison]) -> list[tuple[str, str]]:
     told = "; ".join(f"{tag} {signed(c.delta)}" for tag, c in compared.items())
     rows = [(tag, c.delta, c.per_seed) for tag, c in compared.items()]
     alt = f"GenEval by tag, STAR minus Flow-GRPO, 95 % intervals: {told}."
-    return [("STAR minus Flow-GRPO", forest_svg(rows, "difference in the share of right images", alt))]
+    return [("STAR minus Flow-GRPO", forest_svg(rows, "difference in the share of correct images", alt))]
 
 
 def _table(found: Collection, summaries: Mapping[str, Mapping[str, Summary]]) -> Table:

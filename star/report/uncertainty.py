@@ -17,13 +17,13 @@ def uncertainty(found: Collection) -> Section:
     """The chapter: the variance by source, and aggregates over tasks if there are enough runs."""
     section = Section("uncertainty", "Where the uncertainty comes from")
     if found.images is None:
-        section.blocks.append(Text("Without per-image verdicts the variances cannot be told apart.", missing=True))
+        section.blocks.append(Text("Without per-image verdicts, the sources of variance cannot be separated.", missing=True))
     else:
         section.blocks.append(
             Text(
-                "Standard deviation of one run's score, by source: what it would move by if the model were trained again, "
-                "if the prompts were others of the same kinds, if the images were drawn from other noise. “Interaction” is "
-                "what another training changes prompt by prompt; it averages out over prompts. An estimate below 0 is "
+                "Standard deviation of one run's score, by source: how much it would vary if the model were trained again, "
+                "if other prompts of the same kinds were used, or if the images were drawn from other noise. “Interaction” "
+                "is what another training changes prompt by prompt; it averages out over prompts. Estimates below 0 are "
                 "shown as 0."
             )
         )
@@ -59,7 +59,7 @@ def _aggregate(found: Collection) -> list[Block]:
         blocks.append(
             Text(
                 f"No aggregate over tasks: a bootstrap over runs needs at least {ENOUGH_RUNS} runs of each task and "
-                f"{ENOUGH_SCORES} in all for each arm; here there are: {counts}.",
+                f"{ENOUGH_SCORES} in all for each arm; found: {counts}.",
                 missing=True,
             )
         )
@@ -73,9 +73,9 @@ def _aggregate(found: Collection) -> list[Block]:
         mean = interquartile_mean(runs, None if arm == REFERENCE else there[REFERENCE])
         rows.append([method_label(arm), number(mean.value, 2) if arm == REFERENCE else estimate(mean, 2), *wins])
     caption = (
-        f"Over {size}, scores with 0 for the base and 1 for Flow-GRPO's mean: interquartile mean, and the chance that a run "
-        "is better than one of another arm; stratified bootstrap over the runs of both, nominally 95 %, which with five runs "
-        "a task covers about 90 %, less where nearly all pairs are won, and takes the base for exact"
+        f"Over {size}, scores scaled to 0 for the base and 1 for Flow-GRPO's mean: interquartile mean, and the chance that a "
+        "run beats one of another arm; stratified bootstrap over the runs of both, nominally 95 %; with five runs per task it "
+        "covers about 90 %, less where nearly all pairs are won; the base is treated as exact"
     )
     head = ["method", "interquartile mean [95 %]", "chance against Flow-GRPO [95 %]", "chance against star_shuffled [95 %]"]
     return [*blocks, Table(caption, head, rows)]
@@ -87,7 +87,7 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
     left_out = {}
     for task in found.tasks:
         if task in found.checks:
-            left_out[task] = "it checks measurements and is no benchmark"
+            left_out[task] = "it checks measurements and is not a benchmark"
             continue
         metric = found.main_metric(task) or ""
         goal = found.summary(task, metric, REFERENCE)
@@ -99,12 +99,12 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
             continue
         start, unit = base.estimate.value, goal.estimate.value - base.estimate.value
         if goal.estimate.interval is None or goal.estimate.interval[0] <= start:
-            left_out[task] = "Flow-GRPO is not clearly above the base, so its gain is no unit"
+            left_out[task] = "Flow-GRPO is not clearly above the base, so its gain cannot be the unit"
             continue
         trained = [m for m in own if m != "base"]
         unlike = [m for m in trained if not found.trained_alike(task, m, REFERENCE)]
         if REFERENCE in unlike:
-            left_out[task] = "Flow-GRPO was trained in several ways, so its gain is no unit"
+            left_out[task] = "Flow-GRPO was trained in several ways, so its gain cannot be the unit"
             continue
         left_out |= {f"{method_label(m)} on {task}": "it was not trained as Flow-GRPO was" for m in unlike}
         scores[task] = {m: tuple((v - start) / unit for v in own[m].values) for m in trained if m not in unlike}

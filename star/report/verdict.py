@@ -143,8 +143,8 @@ def says(
 def _gain(gain: Comparison | None) -> str:
     if gain is None:
         return (
-            "STAR and Flow-GRPO have no images of the same prompts, noise and seeds here that one evaluation has judged, so "
-            "they cannot be compared."
+            "STAR and Flow-GRPO have no images here of the same prompts, noise and seeds, judged under one protocol, so they "
+            "cannot be compared."
         )
     text = (
         f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
@@ -153,18 +153,18 @@ def _gain(gain: Comparison | None) -> str:
     if not gain.equal_terms:
         return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."
     if gain.delta.interval is None:
-        return f"{text}; there is no interval, because a group of prompts has a single one."
+        return f"{text}; there is no interval, because one group of prompts has a single prompt."
     low, high = gain.delta.interval
-    side = "above" if low > 0 else "below" if high < 0 else "on both sides of"
-    return f"{text}; the interval lies {side} 0."
+    side = "lies above" if low > 0 else "lies below" if high < 0 else "includes"
+    return f"{text}; the interval {side} 0."
 
 
 def _test(gain: Comparison | None, p: float | None) -> str:
     if p is None or gain is None or not gain.equal_terms:
         return ""
-    text = f"The planned test over seeds, corrected for all tests of the question, has p = {p:.2g}"
+    text = f"The planned test over seeds, corrected for multiple testing, gives p = {p:.2g}"
     if p < LEVEL and gain.delta.interval and gain.delta.interval[0] <= 0 <= gain.delta.interval[1]:
-        return f"{text}: these trainings differ, but not by more than other prompts might make of it."
+        return f"{text}: the trainings differ on these prompts, but perhaps not on others."
     return f"{text}."
 
 
@@ -176,33 +176,33 @@ def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
     if (shown := detectable_among(gain.per_seed)) is not None:
         shown = max(shown, (gain.delta.half_width or 0) + FOUR_OF_FIVE * (gain.delta.stderr or 0))
         sentences.append(
-            f"So many trainings and prompts, spread as these are, find {shown:.3f} in four of five cases by one test at 5 %; "
-            "corrected for others it takes more."
+            f"With this spread, this many trainings and prompts detect a difference of {shown:.3f} with 80 % power in one "
+            "test at 5 %; after correction it has to be larger."
         )
     if papers is not None:
-        sentences.append(f"As large as the paper's, as a share of Flow-GRPO's gain, would be {papers:+.3f}.")
+        sentences.append(f"The paper's gain, as a share of Flow-GRPO's gain, would be {papers:+.3f} here.")
     return " ".join(sentences)
 
 
 def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
-    """The sentence on the map that knows where the verdicts come from: whether any map can be seen to help.
+    """The sentence on the map that knows where the verdicts come from: whether any map helps measurably.
 
     Args:
         oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
         digits: decimals of its numbers.
     """
     if oracle is None:
-        return "No oracle (oracle_twins) was trained, so whether any map can be seen to help here is not known."
+        return "There is no oracle (oracle_twins) to compare, so whether any map helps measurably here is not known."
     if not oracle.equal_terms:
         return ""
     if len(oracle.seeds) < SEEDS_FOR_A_CLAIM:
-        what = "too few to say whether maps can be seen to help"
+        what = "too few to say whether any map helps measurably"
     elif _helps(oracle):
-        what = "maps can be seen to help"
+        what = "a map can help measurably"
     elif oracle.delta.interval and oracle.delta.interval[1] < 0:
-        what = "a map that ought to help is seen to harm, so this says nothing of STAR's"
+        what = "a map that should help does measurable harm, so this says nothing about STAR's"
     else:
-        what = "no map can be seen to help, so this says nothing of STAR's"
+        what = "not even this map helps measurably, so this says nothing about STAR's"
     size = counted(len(oracle.seeds), "training seed")
     return f"oracle_twins minus Flow-GRPO is {signed(oracle.delta, digits)} ({size}): {what}."
 
@@ -219,7 +219,7 @@ def _control(found: str, gain: Comparison | None, control: Comparison | None, ab
         if found not in (NO_CONTROL, FEW_SEEDS):
             return ""
         why = "was not run" if "star_shuffled" in absent else "has no images to compare with"
-        return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be put down to the map."
+        return f"The control with maps of other prompts (star_shuffled) {why}, so the gain cannot be attributed to the map."
     text = f"STAR minus star_shuffled is {signed(control.delta)}"
     if gain is None or control.seeds != gain.seeds:
         text += f" ({counted(len(control.seeds), 'training seed')})"
@@ -230,13 +230,13 @@ def _control(found: str, gain: Comparison | None, control: Comparison | None, ab
     if found == SHARED and control.delta.interval and control.delta.interval[1] < 0:
         return f"{text}, below 0: maps of other prompts do better."
     if found == SHARED:
-        return f"{text}, not above 0: maps of other prompts do as well, or the difference is too small to be seen."
+        return f"{text}, not above 0: maps of other prompts do as well, or the difference is too small to detect."
     return f"{text}."
 
 
 def _unequal(c: Comparison, reference: str) -> str:
     if c.trained_on[0] == c.trained_on[1]:
-        return f"{reference} was trained with other settings"
+        return f"{reference} was trained with different settings"
     return f"STAR was trained on {c.trained_on[0]:,} images and {reference} on {c.trained_on[1]:,}"
 
 
@@ -246,7 +246,7 @@ def _trained(trained: Comparison | None) -> str:
     if trained.delta.interval is None:
         return f"Flow-GRPO minus base is {signed(trained.delta)}."
     low, high = trained.delta.interval
-    effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no effect that shows"
+    effect = "training works" if low > 0 else "training made it worse" if high < 0 else "training has no measurable effect"
     if low <= 0 <= high and len(trained.seeds) == 2:
         effect = "the interval of two seeds is too wide to tell"
     return f"Flow-GRPO minus base is {signed(trained.delta)}: {effect}."
@@ -254,5 +254,5 @@ def _trained(trained: Comparison | None) -> str:
 
 def _seeds(count: int) -> str:
     if count == 1:
-        return "With one training seed the interval knows nothing of the spread between trainings."
+        return "With one training seed, the interval does not cover the spread between trainings."
     return f"A claim needs {SEEDS_FOR_A_CLAIM} training seeds, not {count}."

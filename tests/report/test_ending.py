@@ -47,7 +47,7 @@ def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
     assert f"yours: {gains[0]:+.4f} [" in difference and "(seed 0;" in difference
     assert f"shipped: {np.mean(gains):+.4f} [" in difference and "(seeds 0, 1, 2;" in difference
     spread = np.std(gains, ddof=1)
-    assert f"varies by {spread:.3f} between seeds (3 of them)" in effect
+    assert f"a standard deviation of {spread:.3f} over 3 seeds" in effect
     assert f"{detectable(spread, 1, 2):.3f} with 1 seed and {detectable(spread, 3):.3f} with 3 seeds" in effect
     images = 3 * len(verdicts("ocr", "star", 0))
     runs = "base, Flow-GRPO seed 0, STAR seed 0"
@@ -72,10 +72,10 @@ def test_another_verdict_or_digit_is_told(places):
     rows = read(own / "ocr.csv")
     write([replace(row, value=0.1) if row.method == "base" else row for row in rows], own / "ocr.csv")
     assert agreement("ocr", own, shipped).differing == (("base", 1000), ("star", 0))
-    assert "these came out otherwise here: base, STAR seed 0." in (text := told(own)[1][2])
-    assert text.endswith("training makes that grow.")
+    assert "these came out differently here: base, STAR seed 0." in (text := told(own)[1][2])
+    assert text.endswith("training amplifies that.")
     write([replace(row, machine="AMD EPYC") for row in read(own / "ocr.csv")], own / "ocr.csv")
-    assert told(own)[1][2].endswith("grow. Computed by: AMD EPYC; the shipped ones: not recorded.")
+    assert told(own)[1][2].endswith("amplifies that. Computed by: AMD EPYC; the shipped ones: not recorded.")
 
 
 def test_runs_of_other_settings_are_not_called_equal(places):
@@ -83,7 +83,7 @@ def test_runs_of_other_settings_are_not_called_equal(places):
     write([replace(row, config_hash="other") for row in read(own / "ocr.csv")], own / "ocr.csv")
     found = agreement("ocr", own, shipped)
     assert (found.runs, found.figures, found.verdicts, found.differing) == ((), 0, 0, ())
-    assert "No shipped run has your settings and seed, so there is none to be equal to." in told(own)[1]
+    assert "No shipped run has your settings and seed, so there is none to match." in told(own)[1]
 
 
 def test_without_shipped_results_nothing_is_claimed_of_others(places):
@@ -91,7 +91,7 @@ def test_without_shipped_results_nothing_is_claimed_of_others(places):
     (shipped / "ocr.csv").unlink()
     table, (difference, effect, *_) = told(own)
     assert {row[3] for row in table.rows} == {"–"} and "shipped: none that can be compared" in difference
-    assert effect == "One training seed says nothing of others: how far trainings lie apart is not known here."
+    assert effect == "One training seed says nothing about others: the spread between trainings is not known here."
 
 
 def test_scores_of_another_protocol_do_not_stand_beside(places):
@@ -135,7 +135,7 @@ def test_seeds_that_differ_by_the_same_tell_nothing_of_how_far_trainings_lie_apa
     gain = collect(shipped, shipped).difference("ocr", "star", "flow_grpo")
     same = replace(gain, per_seed=(0.25,) * 3)
     assert screen._detectable(same, None) == (
-        "All 3 seeds have the same difference: how far trainings lie apart is not known here."
+        "All 3 seeds have the same difference: the spread between trainings is not known here."
     )
 
 
@@ -160,7 +160,10 @@ def test_trainings_that_are_not_alike_are_said_to_be_so(places):
     rows = read(own / "ocr.csv")
     write([replace(r, images_seen=2 * r.images_seen) if r.method == "star" else r for r in rows], own / "ocr.csv")
     _, (difference, *_) = told(own)
-    assert "yours: +" in difference and "95 % interval; not trained alike, so not of the method alone); shipped" in difference
+    assert (
+        "yours: +" in difference
+        and "95 % interval; not trained alike, so more than the method differs); shipped" in difference
+    )
 
 
 def test_beside_the_papers_numbers_stands_what_they_are_worth(tmp_path, monkeypatch):

@@ -67,9 +67,9 @@ def test_reward_and_score_that_part_ways_are_told_together(found):
         ]
         return says_of_learning("ocr", made, corrected(made)).text
 
-    apart = "The score on held-out prompts lies on the other side of 0, −0.0485 [−0.0506, −0.0464]: neither tells it all."
+    apart = "The score on held-out prompts has the opposite sign, −0.0485 [−0.0506, −0.0464]: neither tells the whole story."
     assert apart in told(0.05, -0.05)
-    assert "other side" not in told(0.05, 0.05) and "other side" not in told(0.05, -0.0015)
+    assert "opposite sign" not in told(0.05, 0.05) and "opposite sign" not in told(0.05, -0.0015)
 
 
 def test_differences_that_are_all_the_same_pass_no_test(found):
@@ -118,7 +118,7 @@ def test_the_training_reward_has_a_verdict_of_its_own(lead, over_shuffled, seeds
     made += differences(SCORE, 0.0, over_shuffled=0.0, seeds=seeds)
     text = says_of_learning("ocr", made, corrected(made))
     assert text.strong == f"ocr, training reward: {said}"
-    assert f"{seeds} training seeds" in text.text and "STAR minus star_shuffled" in text.text and "has p = " in text.text
+    assert f"{seeds} training seeds" in text.text and "STAR minus star_shuffled" in text.text and "gives p = " in text.text
     assert says_of_learning("geneval", made, corrected(made)) is None
 
 
@@ -216,13 +216,16 @@ def test_five_sentences(tmp_path):
     made += [("geneval", "runs/half.safetensors", "star", "all", "ratio", 9.0, *facts)]
     write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     signal, nothing, ceiling, training, reach = opening(collect(results, tmp_path)).blocks
-    assert "gains more on geneval (1.13 ± 0.03 times)." in signal.text
-    assert "moved by half the canvas, gain as much on geneval (0.99 ± 0.03 times); of other prompts, as much" in nothing.text
-    assert nothing.text.endswith("on geneval (1.03 ± 0.03 times).")
-    assert "other rollouts gains more on geneval (1.15 ± 0.03 times); one made of those of" in ceiling.text
-    assert "afterwards, more on geneval (1.51 ± 0.03 times); one made of all but those places" in ceiling.text
-    assert ceiling.text.endswith("which must lose, less on geneval (0.66 ± 0.03 times).")
-    assert "geneval (4 seeds): training reward +" in training.text and "(detectable: " in training.text
+    assert "gains more on geneval (1.13 ± 0.03)." in signal.text
+    assert (
+        "STAR's maps moved by half the canvas (star_shifted) gain as much on geneval (0.99 ± 0.03); its maps of"
+        in nothing.text
+    )
+    assert nothing.text.endswith("other prompts (star_shuffled) gain as much on geneval (1.03 ± 0.03).")
+    assert "other rollouts come from (oracle_twins) gains more on geneval (1.15 ± 0.03); one of where" in ceiling.text
+    assert "afterwards, gains more on geneval (1.51 ± 0.03); one of where the verdict does not come" in ceiling.text
+    assert ceiling.text.endswith("which should lose, gains less on geneval (0.66 ± 0.03).")
+    assert "geneval (4 seeds): training reward +" in training.text and "(80 % power at " in training.text
     assert "Anything about SD3.5" in reach.text
 
 
@@ -237,12 +240,12 @@ def first_sentence(tmp_path, made):
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ([("geneval", "spatial", 1.2, 0.1, "01")], "No gradient of STAR's at the base's weights was measured here."),
-        ([("geneval", "star", 1.2, float("nan"), "01")], "gains with an unknown error on geneval (1.20 times). "),
+        ([("geneval", "spatial", 1.2, 0.1, "01")], "STAR's gradient at the base's weights was not measured here."),
+        ([("geneval", "star", 1.2, float("nan"), "01")], "gains an amount of unknown error on geneval (1.20). "),
         (
             [("geneval", "star", 1.2, 0.05, "01"), ("geneval", "star", 1.5, 0.4, "02"), ("ocr", "star", 0.8, 0.05, "03")],
-            "gains more on geneval with settings 01 (1.20 ± 0.05 times), less on ocr (0.80 ± 0.05 times), an amount that "
-            "cannot be told on geneval with settings 02 (1.50 ± 0.40 times). ",
+            "gains more on geneval with settings 01 (1.20 ± 0.05), less on ocr (0.80 ± 0.05), an uncertain amount on geneval "
+            "with settings 02 (1.50 ± 0.40). ",
         ),
     ],
 )
@@ -267,7 +270,7 @@ def with_check(tmp_path, lead):
     return collect(results, tmp_path)
 
 
-@pytest.mark.parametrize("lead, seen", [(-0.05, "tell maps apart"), (-0.001, "are not seen to tell maps apart")])
+@pytest.mark.parametrize("lead, seen", [(-0.05, "tell maps apart"), (-0.001, "do not tell maps apart")])
 def test_a_check_is_told_by_its_background_and_no_claim_is_made_of_it(tmp_path, lead, seen):
     found = with_check(tmp_path, lead)
     assert found.checks == ["vivid"] and found.tasks == ["ocr", "vivid"]
@@ -280,7 +283,7 @@ def test_a_check_is_told_by_its_background_and_no_claim_is_made_of_it(tmp_path, 
     assert not any("On vivid" in block.text for block in said)
     assert corrected(planned(found)).keys() == {("ocr", LEARNING), ("ocr", SCORE)}
     across = uncertainty(found).parts[0].blocks
-    assert any(block.text == "vivid is left out: it checks measurements and is no benchmark." for block in across)
+    assert any(block.text == "vivid is left out: it checks measurements and is not a benchmark." for block in across)
 
 
 def test_a_check_without_its_background_is_not_made(found):

@@ -140,13 +140,13 @@ def test_every_chapter_is_there(whole):
     assert titles == [
         "In short",
         "What this says",
-        "Beside the results that ship",
+        "Beside the shipped results",
         "The planned tests",
         "Beside the paper",
         "How the reward grew",
         "Ablation: every arm minus Flow-GRPO",
         "Where the uncertainty comes from",
-        "What gradients say of the maps, without training",
+        "What gradients say about the maps, without training",
         "What the first updates of a training gain",
         "Where the reward goes, before and after",
         "Samples at the same noise",
@@ -163,7 +163,7 @@ def test_every_chapter_has_what_it_is_for(whole):
     chapters = {name: Page(text[: text.rindex("</section>")]) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     arms = len(ARMS)
     expected = {
-        "opening": (0, 0, 0, "star bench gradient tells without a training"),
+        "opening": (0, 0, 0, "star bench gradient answers this without training"),
         "says": (0, 0, 0, "STAR minus star_shuffled is"),
         "shipped": (3, 0, 0, "No shipped run has your settings and seed"),
         "planned": (3, 0, 0, "is it the map's match to the prompt?"),
@@ -171,8 +171,8 @@ def test_every_chapter_has_what_it_is_for(whole):
         "learning": (6, 3 * arms, 0, "a line per seed"),
         "ablation": (1 + 6 + 6, 6, 0, "does the map have to match the prompt?"),
         "uncertainty": (3, 0, 0, "evaluation noise"),
-        "gradients": (0, 0, 0, "star bench gradient does it"),
-        "first_updates": (0, 0, 0, "star bench first_updates does it"),
+        "gradients": (0, 0, 0, "star bench gradient measures it"),
+        "first_updates": (0, 0, 0, "star bench first_updates measures it"),
         "maps": (0, 0, 0, "Not drawn"),
         "samples": (0, 0, 1, "not chosen by eye"),
         "elsewhere": (2, 6, 0, "trained for"),
@@ -407,7 +407,7 @@ def test_the_least_that_reproduce_leaves(tmp_path):
     text = markdown.read_text()
     for sentence in (
         "training seeds 0, 1.",
-        "No arm has maps that mean nothing here",
+        "No arm here has meaningless maps",
         "12.7 times as wide",
         "The base was not measured on ocr, pickscore",
     ):
@@ -424,10 +424,10 @@ def test_runs_that_stopped_and_code_that_changed_are_told(tmp_path):
     assert [line for line in found.missing if "stopped without" in line] == [
         "ocr, STAR seed 7 stopped without results: collapsed: the reward is 0.1."
     ]
-    assert not [line for line in found.missing if "of the code" in line]
+    assert not [line for line in found.missing if "used the code" in line]
     rows = read(results / "ocr.csv")
     write([replace(r, commit="def+dirty") if (r.method, r.seed) == ("star", 2) else r for r in rows], results / "ocr.csv")
-    assert "Trainings on ocr are of the code abc1234567, def+dirty." in collect(results, tmp_path / "runs").missing
+    assert "Trainings on ocr used the code of abc1234567, def+dirty." in collect(results, tmp_path / "runs").missing
 
 
 def test_run_folders_stand_in_for_missing_tables(tmp_path):
@@ -729,8 +729,8 @@ def test_another_rate_of_learning_is_no_gain(tmp_path):
     (results / "commands.csv").write_text("\n".join(commands) + "\n")
     text = report(results, tmp_path)[1].read_text()
     says = section(text, "What this says")
-    assert "**ocr: Not trained alike.**" in says and "but Flow-GRPO was trained with other settings." in says
-    unequal = re.search(r"so not of the method alone: (.+)\.", section(text, "Ablation"))[1].split(", ")
+    assert "**ocr: Not trained alike.**" in says and "but Flow-GRPO was trained with different settings." in says
+    unequal = re.search(r"so more than the method differs: (.+)\.", section(text, "Ablation"))[1].split(", ")
     assert "STAR minus Flow-GRPO" in unequal and "STAR minus star_shuffled" in unequal and len(unequal) == len(ARMS) - 1
 
 
@@ -789,7 +789,7 @@ def test_settings_of_ones_own_are_told_and_drawn_apart(tmp_path):
     page, markdown = report(results, tmp_path)
     ablation = section(markdown.read_text(), "Ablation")
     assert table(ablation, "Settings of their own")[1:] == [["star_mix1", "method=star method.mix=1"]]
-    assert "No arm has maps that mean nothing here" in ablation
+    assert "No arm here has meaningless maps" in ablation
     drawn = dict(
         re.findall(r'aria-label="ocr, accuracy: Every arm minus Flow-GRPO([^,]*), 95 % intervals: ([^"]*)"', page.read_text())
     )
@@ -820,6 +820,6 @@ def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_p
     assert "**ocr: Not measured.**" in says and "**ocr, fast: Better than Flow-GRPO on these seeds; too few" in says
     assert [line[0] for line in table(learned, "ocr: training reward")[1:]] == ["star_mix1"]
     assert [line[0] for line in table(learned, "ocr, fast: training reward")[1:]] == ["Flow-GRPO, fast", "STAR, fast"]
-    assert "Flow-GRPO was not trained" in learned and "ocr, fast: what it took until" in learned
+    assert "Flow-GRPO was not trained" in learned and "ocr, fast: cost until" in learned
     sentence = write_brief(collect(results, tmp_path), "ocr", "star+fast", "flow_grpo+fast")
     assert sentence.startswith("STAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2")

@@ -36,12 +36,12 @@ def test_nothing_is_claimed_that_the_planned_test_does_not_show(interval, p, exp
     assert few in (rules.FEW_SEEDS, rules.FEW_SEEDS_LOSS, rules.UNCLEAR)
     told = says("ocr", made(*interval), made(*ABOVE), None, [], mini=False, p=p).text
     assert ("The planned test over seeds" in told) == (p is not None)
-    assert "but not by more than other prompts" not in told
+    assert "but perhaps not on others" not in told
 
 
 def test_trainings_that_differ_by_less_than_prompts_do_are_said_to():
     text = says("ocr", made(*AROUND), made(*ABOVE), None, [], mini=False, p=0.001).text
-    assert "has p = 0.001: these trainings differ, but not by more than other prompts might make of it." in text
+    assert "gives p = 0.001: the trainings differ on these prompts, but perhaps not on others." in text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_terms_that_differ_are_said():
     text = says("ocr", made(*ABOVE), control, None, [], mini=False).text
     assert "+0.050], but STAR was trained on 5,760 images and star_shuffled on 23,040." in text
     other = says("ocr", replace(made(*ABOVE), same_terms=False), None, None, [], mini=False)
-    assert other.strong == "ocr: Not trained alike." and "but Flow-GRPO was trained with other settings." in other.text
+    assert other.strong == "ocr: Not trained alike." and "but Flow-GRPO was trained with different settings." in other.text
     worse = says("ocr", made(*ABOVE), made(*BELOW, reference="star_shuffled"), None, [], mini=False).text
     assert "below 0: maps of other prompts do better." in worse
     few = says("ocr", made(*ABOVE), made(*ABOVE, seeds=1), None, [], mini=False).text
@@ -101,9 +101,9 @@ def test_terms_that_differ_are_said():
 
 def test_what_is_missing_is_said():
     text = says("ocr", made(*ABOVE, seeds=1), None, made(*AROUND, seeds=1), ["star_shuffled"], mini=False).text
-    assert "(star_shuffled) was not run, so the gain cannot be put down to the map" in text
-    assert "With one training seed the interval knows nothing of the spread between trainings" in text
-    assert "training has no effect that shows" in text and "not comparable" not in text
+    assert "(star_shuffled) was not run, so the gain cannot be attributed to the map" in text
+    assert "With one training seed, the interval does not cover the spread between trainings" in text
+    assert "training has no measurable effect" in text and "not comparable" not in text
     assert "has no images to compare with" in says("ocr", made(*ABOVE), None, None, [], mini=False).text
     assert "two seeds is too wide to tell" in says("ocr", None, None, made(*AROUND, seeds=2), [], mini=False).text
     assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
@@ -137,17 +137,17 @@ def test_a_difference_that_does_not_show_says_what_could_have():
     gain = replace(made(*AROUND), per_seed=tuple(0.01 * (-1) ** seed for seed in range(8)))
     text = says("ocr", gain, None, None, [], False, made(*ABOVE), 0.027).text
     of_trainings, of_prompts = detectable(np.std(gain.per_seed, ddof=1), 8), 0.03 + 0.84162 * 0.01  # half the interval
-    assert of_trainings < of_prompts and f"find {of_prompts:.3f} in four of five cases by one test at 5 %; corrected" in text
+    assert of_trainings < of_prompts and f"a difference of {of_prompts:.3f} with 80 % power in one test at 5 %; after" in text
     apart = replace(gain, per_seed=tuple(0.05 * (-1) ** seed for seed in range(8)))
     shown = detectable(np.std(apart.per_seed, ddof=1), 8)
-    assert f"find {shown:.3f} in four of five cases" in says("ocr", apart, None, None, [], False).text
-    assert "Flow-GRPO's gain, would be +0.027" in text
-    assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050] (8 training seeds): maps can be seen to help." in text
+    assert f"detect a difference of {shown:.3f} with 80 % power" in says("ocr", apart, None, None, [], False).text
+    assert "Flow-GRPO's gain, would be +0.027 here." in text
+    assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050] (8 training seeds): a map can help measurably." in text
     one = says("ocr", gain, None, None, [], False, made(*ABOVE, seeds=1)).text
-    assert "(1 training seed): too few to say whether maps can be seen to help." in one
-    assert "no map can be seen to help, so this" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
-    # Whatever the verdict is: where no map can be seen to help, a loss says no more of STAR's than a null.
+    assert "(1 training seed): too few to say whether any map helps measurably." in one
+    assert "not even this map helps measurably, so this" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
+    # Whatever the verdict is: where no map helps measurably, a loss says no more of STAR's than a null.
     for found in (gain, made(*BELOW), made(*ABOVE)):
-        assert "ought to help is seen to harm, so this" in says("ocr", found, None, None, [], False, made(*BELOW)).text
-    assert "No oracle (oracle_twins) was trained" in says("ocr", gain, None, None, [], False).text
-    assert "four of five" not in says("ocr", made(*ABOVE), None, None, [], False).text
+        assert "should help does measurable harm, so this" in says("ocr", found, None, None, [], False, made(*BELOW)).text
+    assert "There is no oracle (oracle_twins) to compare" in says("ocr", gain, None, None, [], False).text
+    assert "80 % power" not in says("ocr", made(*ABOVE), None, None, [], False).text
