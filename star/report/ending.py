@@ -158,8 +158,8 @@ def _agreement(found: Agreement) -> str:
             f"{computed}"
         )
     return (
-        f"Your run equals the shipped one to the last digit: {named}; {found.figures} scores and {found.verdicts:,} verdicts "
-        "on images."
+        f"Equal to the shipped runs to the last digit: {named}; {found.figures} scores and {found.verdicts:,} verdicts on "
+        "images."
     )
 
 

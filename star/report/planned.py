@@ -151,7 +151,7 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     text = (
         f"Mean over all epochs, {counted(len(gain.seeds), 'training seed')}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
     )
-    text += "." if p is None else f"; the planned test, corrected for multiple testing, gives p = {p:.2g}."
+    text += "." if p is None else f"; the test over seeds, corrected for multiple testing, gives p = {p:.2g}."
     if gain.detectable is not None:
         text += f" This many trainings detect {gain.detectable:.4f} with 80 % power in one test at 5 %."
     text += f" {says_of_oracle(oracle, 4)}"

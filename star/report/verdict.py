@@ -124,7 +124,7 @@ def says(
     sentences = [
         _gain(gain),
         _test(gain, p),
-        _could(found, gain, papers),
+        _could(found, gain, papers, p),
         says_of_oracle(oracle),
         _control(found, gain, control, absent),
     ]
@@ -162,13 +162,13 @@ def _gain(gain: Comparison | None) -> str:
 def _test(gain: Comparison | None, p: float | None) -> str:
     if p is None or gain is None or not gain.equal_terms:
         return ""
-    text = f"The planned test over seeds, corrected for multiple testing, gives p = {p:.2g}"
+    text = f"The test over seeds, corrected for multiple testing, gives p = {p:.2g}"
     if p < LEVEL and gain.delta.interval and gain.delta.interval[0] <= 0 <= gain.delta.interval[1]:
         return f"{text}: the trainings differ on these prompts, but perhaps not on others."
     return f"{text}."
 
 
-def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
+def _could(found: str, gain: Comparison | None, papers: float | None, p: float | None) -> str:
     """If no difference shows, how large a one would have been found, and how large the paper's would be here."""
     if gain is None or found not in (UNCLEAR, SMALLER):
         return ""
@@ -177,7 +177,7 @@ def _could(found: str, gain: Comparison | None, papers: float | None) -> str:
         shown = max(shown, (gain.delta.half_width or 0) + FOUR_OF_FIVE * (gain.delta.stderr or 0))
         sentences.append(
             f"With this spread, this many trainings and prompts detect a difference of {shown:.3f} with 80 % power in one "
-            "test at 5 %; after correction it has to be larger."
+            f"test at 5 %{'' if p is None else '; after correction it has to be larger'}."
         )
     if papers is not None:
         sentences.append(f"The paper's gain, as a share of Flow-GRPO's gain, would be {papers:+.3f} here.")
@@ -200,7 +200,7 @@ def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
     elif _helps(oracle):
         what = "a map can help measurably"
     elif oracle.delta.interval and oracle.delta.interval[1] < 0:
-        what = "a map that should help does measurable harm, so this says nothing about STAR's"
+        what = "a map that should help loses, so this says nothing about STAR's"
     else:
         what = "not even this map helps measurably, so this says nothing about STAR's"
     size = counted(len(oracle.seeds), "training seed")

@@ -51,7 +51,7 @@ def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
     assert f"{detectable(spread, 1, 2):.3f} with 1 seed and {detectable(spread, 3):.3f} with 3 seeds" in effect
     images = 3 * len(verdicts("ocr", "star", 0))
     runs = "base, Flow-GRPO seed 0, STAR seed 0"
-    assert equal.startswith(f"Your run equals the shipped one to the last digit: {runs}; 6 scores and {images:,} verdicts")
+    assert equal.startswith(f"Equal to the shipped runs to the last digit: {runs}; 6 scores and {images:,} verdicts")
 
 
 def test_rows_of_models_trained_for_another_task_alone_are_no_traceback(places):
