@@ -171,11 +171,11 @@ def _check_key(key: str) -> None:
         known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
         if is_dataclass(kind) and part not in known:
             owner = f"{'.'.join(path[:depth])} has" if depth else "there are"
-            raise UserError(f"{key} is no setting; {_meant(name)}{owner}: {', '.join(known)}")
+            raise UserError(f"{key} is no setting; {meant(name)}{owner}: {', '.join(known)}")
         kind = known.get(part)
 
 
-def _meant(name: str) -> str:
+def meant(name: str) -> str:
     """``did you mean train.epochs? ``, if a setting has that name within its group, or nearly that name; else empty."""
     known = [f"{group.name}.{f.name}" for group in fields(Config) if is_dataclass(group.type) for f in fields(group.type)]
     ends = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]

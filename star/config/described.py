@@ -1,6 +1,5 @@
 """All settings with their values and their meanings, which come from the docstrings of :mod:`star.config.schema`."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from star.common.errors import UserError
-from star.config.compose import as_word
+from star.config.compose import as_word, meant
 from star.config.schema import Config
 
 MARKUP = re.compile(r":\w+:`([^`]+)`|``([^`]+)``")
@@ -46,9 +45,7 @@ def described(config: Config, names: Sequence[str] = ()) -> list[Group]:
     known = [one.name for group in groups for one in group.settings]
     for name in names:
         if not any(_within(one, name) for one in known):
-            near = difflib.get_close_matches(name, [*known, *{one.partition(".")[0] for one in known}], n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{name} is no setting and no group of settings; {meant}star settings shows all")
+            raise UserError(f"{name} is no setting and no group of settings; {meant(name)}star settings shows all")
     if names:
         groups = [Group(title, [s for s in own if any(_within(s.name, name) for name in names)]) for title, own in groups]
     return [group for group in groups if group.settings]

@@ -93,7 +93,7 @@ def base(config: Config) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        model = loaded(as_begun(config, partial.folder) if partial else config)
+        model = _loaded(config, partial)
         with model.reference():
             return _evaluate(config, images, model, task, accelerator, partial)
 
@@ -106,8 +106,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     accelerator = processes.joined()  # gives each process its GPU, before an evaluator takes its place there
 
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
-        own = replace(config, model=lora.model_config(config.model))
-        model = loaded(as_begun(own, partial.folder) if partial else own)
+        model = _loaded(replace(config, model=lora.model_config(config.model)), partial)
         with model.weights(lora.values(model)):
             return _evaluate(config, images, model, task, accelerator, partial)
 
@@ -118,6 +117,11 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
 def released_identity(config: Config, lora: Lora) -> dict:
     """What an evaluation of a LoRA that was trained elsewhere depends on."""
     return settings.base_identity(config) | {"lora": lora.digest}
+
+
+def _loaded(config: Config, partial: Partial | None) -> BaseModel:
+    """The base model, with the kernels that what was judged so far was drawn with."""
+    return loaded(as_begun(config, partial.folder) if partial else config)
 
 
 def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, method: str) -> list[Row]:
