@@ -52,7 +52,7 @@ class Commands(TyperGroup):
         """
         for word in args:
             if not word.strip() or (word.startswith("--") and word.endswith("=")):
-                raise UserError(f"the command line has {word!r}, which says nothing; leave it out, or write what is meant")
+                raise UserError(f"{word!r} on the command line is empty; leave it out, or write what is meant")
         with _told_in_a_line():
             return super().parse_args(ctx, [_at_home(word) for word in args])
 

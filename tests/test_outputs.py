@@ -81,7 +81,7 @@ def test_a_folder_that_nothing_would_come_to_is_refused(star, words):  # noqa: F
 )
 def test_a_word_that_says_nothing_is_refused(star, words):  # noqa: F811
     code, _, err = star(*words)
-    assert code == 2 and "which says nothing" in err and not list(Path().iterdir())
+    assert code == 2 and "on the command line is empty" in err and not list(Path().iterdir())
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
     if sampling.kind == "cps" and train.beta and train.kl == "flow_grpo":
         raise UserError("train.kl=flow_grpo leaves out a time step that cps transitions do not have; use train.kl=paper")
     if sampling.kind == "cps" and train.guard:
-        raise UserError("train.guard normalises the log-ratios of densities, which cps transitions do not have; use kind=sde")
+        raise UserError("train.guard normalises log-ratios of densities, and cps transitions have none; use sampling.kind=sde")
     if not sampling.window and sampling.steps < 2:
         raise UserError(f"sampling.steps={sampling.steps} must be at least 2, because the last one is never trained")
     if sampling.window:
@@ -97,15 +97,17 @@ def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
 def _check_method(config: Config) -> None:
     method, sampling, guard = config.method, config.sampling, config.train.guard
     if method.clip == "kl" and (sampling.kind == "cps" or guard):
-        raise UserError("method.clip=kl has its limit from log-ratios of sde steps as they are; leave out cps and train.guard")
+        raise UserError(
+            "method.clip=kl limits log-ratios of sde steps as they are; use sampling.kind=sde and train.guard=false"
+        )
     if method.steps == "equal" and guard:
-        raise UserError("method.steps=equal divides by the size of scores that train.guard makes others; leave one out")
+        raise UserError("method.steps=equal divides by the size of the scores, which train.guard changes; leave one out")
     if method.normalise == "step" and method.arm == "temporal":
-        raise UserError("method.normalise=step leaves nothing of temporal, whose weights differ between steps alone")
+        raise UserError("method.normalise=step leaves nothing of method.arm=temporal, which differs between steps alone")
     arm = ARMS.get(named := re.split(r"[@+]", method.name)[0].lower())  # not all file systems tell Star from star
     if arm and arm.map != method.arm:
         raise UserError(
-            f"method.name={method.name}: results know {named} as the arm with the map {arm.map}, not {method.arm}; choose "
+            f"method.name={method.name}: in results {named} is the arm with the map {arm.map}, not {method.arm}; choose "
             "another name"
         )
 

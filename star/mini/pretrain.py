@@ -302,7 +302,7 @@ def _whole(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # reading a damaged file may raise any kind
         raise UserError(
-            f"{file} cannot be gone on with ({reason(error)}); delete it, and what it holds is made again"
+            f"{file} cannot be continued from ({reason(error)}); delete it, and what it holds is made again"
         ) from None
 
 

@@ -93,7 +93,7 @@ def _shape(model: str, part: str, kind: type) -> Shape:
     except (OSError, ValueError) as error:
         known = ", ".join(TRANSFORMERS)
         raise UserError(
-            f"model.path={model}: the shape is known of {known} and of whole diffusers folders, not of this: {error}"
+            f"model.path={model}: its shape is not known ({error}); there are {known} and whole diffusers folders"
         ) from None
     return shape
 

@@ -184,7 +184,7 @@ def test_memory_is_counted_in_the_precision_of_the_run(make_config, pipeline_fol
 
 
 def test_the_dry_run_of_an_unknown_model_is_one_line():
-    with pytest.raises(UserError, match="model.path=some/model: the shape is known of stabilityai"):
+    with pytest.raises(UserError, match="model.path=some/model: its shape is not known .*stabilityai"):
         shape_of("some/model")
 
 

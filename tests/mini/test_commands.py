@@ -49,7 +49,7 @@ def test_a_work_folder_is_a_trainings_own(star, command):  # noqa: F811
     file = {"pretrain": "autoencoder.pt", "taste": "taste.pt"}[command]
     Path("begun", file).write_bytes(b"cut")
     code, _, err = star("mini", command, "begun")
-    assert code == 2 and f"begun/{file} cannot be gone on with" in err and "Traceback" not in err
+    assert code == 2 and f"begun/{file} cannot be continued from" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"_class_name": "FluxPipeline"}'])

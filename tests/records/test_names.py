@@ -80,9 +80,7 @@ def test_names_of_ones_own_are_read_as_they_were_written(name):
 
 @pytest.mark.parametrize("name", ["flow_grpo", "spatial+late", "flow_grpo@mine", "Flow_GRPO"])
 def test_an_arms_name_is_that_arms(name):
-    with pytest.raises(
-        UserError, match=f"method.name={re.escape(name)}: results know .* as the arm with the map .*, not star"
-    ):
+    with pytest.raises(UserError, match=f"method.name={re.escape(name)}: in results .* is the arm with the map .*, not star"):
         load(["method=star", f"method.name={name}"])
 
 
