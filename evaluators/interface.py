@@ -146,7 +146,7 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
 def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) -> list[dict]:
     """Check the verdicts on some images, or scores, and return them; a number that is not finite stops the run.
 
-    A boolean reward becomes a float, in place, so that one table can hold it beside other tasks' rewards.
+    A reward that is no float, say True or 1, becomes one, in place: means are taken of it, and tables hold it.
 
     Args:
         judge: the evaluator's protocol or name.
@@ -162,7 +162,7 @@ def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) 
             f"'reward' is a number, not {repr(verdicts)[:100]}"
         )
     for verdict in verdicts:
-        if isinstance(verdict.get("reward"), bool | np.bool_):
+        if "reward" in verdict and not isinstance(verdict["reward"], float | np.floating):
             verdict["reward"] = float(verdict["reward"])
         for name, value in verdict.items():
             if isinstance(value, float | np.floating) and not math.isfinite(value):

@@ -94,7 +94,7 @@ class Gradients(Trainer):
         self._shares: dict[str, list[float]] = {}
         # Scales losses to about a micro-batch's own mean: half precision would lose more of a small share of the epoch's.
         train = config.train
-        share = 2.0 ** math.floor(math.log2(train.groups * train.group_size // train.micro_batch))
+        share = 2.0 ** math.floor(math.log2(train.micro_batches))
         self._scale = share * self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
 
     def allocate(self, batches: Sequence[MicroBatch], groups: Sequence[int], epoch: int) -> None:
@@ -191,7 +191,7 @@ def run(words: Sequence[str]) -> Shown:
         raise RunStopped("no epoch has a gradient: in every group all rewards are equal, so there is nothing to compare")
     found = told(products, asked.arms)
     train = config.train
-    images = asked.epochs * train.groups * train.group_size
+    images = asked.epochs * train.rollouts
     weights = weights_label(asked.weights)
     by = {arm: [_made_by(file) for file in own] for arm, own in files.items()}
     rows = []
@@ -239,7 +239,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
     if asked.weights:
         load_trained(asked.weights, trainer.base.trained)
     train = config.train
-    ticks = train.groups * train.group_size // train.micro_batch * (1 + config.sampling.trained)
+    ticks = train.micro_batches * (1 + config.sampling.trained)
     with bar(f"gradients, {config.task.name}", ticks * len(missing)) as display:
         for epoch, arms in missing.items():
             trainer.methods = {arm: methods[arm] for arm in arms}

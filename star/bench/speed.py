@@ -186,7 +186,7 @@ def compare(
                     seconds[f"{phase} {name}"].append(measured(partial(getattr(side, phase), epoch), base.device))
             display.advance()
     return [
-        *_rows(seconds, config.train.groups * config.train.group_size),
+        *_rows(seconds, config.train.rollouts),
         *((f"{what} apart, millionths", mean_interval([1e6 * far])) for what, far in apart.items()),
     ]
 

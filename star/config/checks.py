@@ -115,13 +115,12 @@ def _check_method(config: Config) -> None:
 def _check_batches(train: TrainConfig) -> None:
     if train.group_size < 2:
         raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
-    rollouts = train.groups * train.group_size
-    if rollouts % train.micro_batch:
-        raise UserError(f"train.micro_batch={train.micro_batch} must divide the {rollouts} rollouts of an epoch")
-    if rollouts // train.micro_batch < train.updates_per_epoch:
+    if train.rollouts % train.micro_batch:
+        raise UserError(f"train.micro_batch={train.micro_batch} must divide the {train.rollouts} rollouts of an epoch")
+    if train.micro_batches < train.updates_per_epoch:
         raise UserError(
-            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only "
-            f"{rollouts // train.micro_batch} micro-batches; lower train.micro_batch"
+            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only {train.micro_batches} micro-batches; "
+            "lower train.micro_batch"
         )
 
 

@@ -304,6 +304,16 @@ class TrainConfig:
     guard: bool = False
     deterministic: bool = False
 
+    @property
+    def rollouts(self) -> int:
+        """How many rollouts an epoch has."""
+        return self.groups * self.group_size
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches an epoch has."""
+        return self.rollouts // self.micro_batch
+
 
 @dataclass
 class EvaluationConfig:

@@ -95,7 +95,7 @@ class DryRun:
     def epoch_seconds(self) -> float:
         """Estimated seconds of an epoch with the ``wanted`` settings on one such device, without computing rewards."""
         train, sampling = self.wanted.train, self.wanted.sampling
-        batches = train.groups * train.group_size / self.config.train.micro_batch
+        batches = train.rollouts / self.config.train.micro_batch
         decoding = max(0.0, self.rollout.seconds - self.plain - self.captured)
         return batches * (sampling.steps * self.captured + decoding + sampling.trained * self.update.seconds)
 
@@ -207,7 +207,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     estimate = needed(as_run, shape_of(source(wanted.model))).gpu / GIB
     trained = f"LoRA, rank {config.model.lora_rank}" if config.model.parameters == "lora" else "all"
     kl = "with" if config.train.beta else "without"
-    epoch = wanted.train.groups * wanted.train.group_size
+    epoch = wanted.train.rollouts
     return [
         ("model", f"the shape of {config.model.path or 'the mini base'}, random weights, {config.model.dtype}"),
         ("parameters", f"{run.parameters / 1e6:,.0f} M, adapters included"),

@@ -72,7 +72,7 @@ class Cell:
     def drawn(self) -> int:
         """How many of them an epoch draws; 0 for the base, which is not trained."""
         train = self.config.train
-        return 0 if self.seed is None else train.groups * train.group_size
+        return 0 if self.seed is None else train.rollouts
 
     def measured(self) -> dict[str, Path]:
         """Its evaluation folders by task: its own task first, then the others."""

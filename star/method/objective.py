@@ -25,7 +25,6 @@ from torch import Tensor
 from star.method.sampling import log_prob
 
 REDUCTIONS = ("image", "image_weighted", "detached", "position")
-CLIPS = ("ratio", "kl")
 STDS = ("batch", "group")
 KLS = ("flow_grpo", "paper")
 

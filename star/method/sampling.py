@@ -20,8 +20,8 @@ class Transition(NamedTuple):
 
     Attributes:
         mean: like x, float32.
-        std: the true standard deviation of the transition, a scalar on the schedule's device or (B, 1, ..., 1); 0 for ode.
-        dt: ``s' - s``, negative, shaped as ``std``.
+        std: the true standard deviation of the transition, a scalar on the schedule's device; 0 for ode.
+        dt: ``s' - s``, negative, likewise.
     """
 
     mean: Tensor
@@ -50,9 +50,7 @@ def _shifted(levels: Tensor, shift: float) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-def transition(
-    x: Tensor, v: Tensor, sigmas: Tensor, index: int | Tensor, kind: str = "sde", noise_level: float = 0.7
-) -> Transition:
+def transition(x: Tensor, v: Tensor, sigmas: Tensor, index: int, kind: str = "sde", noise_level: float = 0.7) -> Transition:
     """The distribution of the next latents, given the velocity at this step.
 
     ``sde`` is Flow-GRPO's stochastic step (arXiv 2505.05470), ``cps`` coefficients-preserving sampling
@@ -61,8 +59,9 @@ def transition(
     Args:
         x: latents at this step, (B, ...).
         v: the model's velocity, shaped as x.
-        sigmas: the schedule, (steps + 1,), best in main memory.
-        index: the step, from 0 to steps - 1; one int, or an integer tensor (B,) when samples are at different steps.
+        sigmas: the schedule, (steps + 1,), best in main memory: its scalars reach GPU kernels by value, so nothing waits for a
+            copy.
+        index: the step, from 0 to steps - 1.
         kind: ``sde``, ``cps`` or ``ode``.
         noise_level: Flow-GRPO's a >= 0 for ``sde``; eta in [0, 1] for ``cps``; unused by ``ode``.
 
@@ -74,8 +73,11 @@ def transition(
         raise ValueError(f"latents and velocity differ in shape: {tuple(x.shape)} and {tuple(v.shape)}")
     if noise_level < 0 or (kind == "cps" and noise_level > 1):
         raise ValueError(f"noise_level is {noise_level}; it must be >= 0 for sde and in [0, 1] for cps")
+    steps = len(sigmas) - 1
+    if not 0 <= index < steps:
+        raise ValueError(f"step {index} is out of range; a schedule of {steps} steps has steps 0 to {steps - 1}")
     x, v, sigmas = x.float(), v.float(), sigmas.float()
-    here, there = _levels(sigmas, index, x)
+    here, there = sigmas[index], sigmas[index + 1]
     dt = there - here
     if kind == "ode":
         return Transition(x + v * dt, torch.zeros_like(dt), dt)
@@ -87,24 +89,6 @@ def transition(
     variance_rate = noise_level**2 * here / (1 - torch.where(here == 1, sigmas[1], here))
     mean = x * (1 + variance_rate * dt / (2 * here)) + v * (1 + variance_rate * (1 - here) / (2 * here)) * dt
     return Transition(mean, torch.sqrt(-variance_rate * dt), dt)
-
-
-def _levels(sigmas: Tensor, index: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The step's sigma and the next one: for an int as scalars on the schedule's device, else as (B, 1, ..., 1) on that of x.
-
-    Scalars in main memory are passed to GPU kernels by value, so nothing waits for a copy.
-    """
-    steps = len(sigmas) - 1
-    at = torch.as_tensor(index)
-    if at.dim() > 1 or (at.dim() == 1 and len(at) != len(x)):
-        raise ValueError(f"the step is one int or a tensor ({len(x)},), got shape {tuple(at.shape)}")
-    if at.min() < 0 or at.max() >= steps:
-        raise ValueError(f"step {index} is out of range; a schedule of {steps} steps has steps 0 to {steps - 1}")
-    at = at.to(sigmas.device)
-    if at.dim() == 0:
-        return sigmas[at], sigmas[at + 1]
-    at = at.reshape(-1, *[1] * (x.dim() - 1))
-    return sigmas[at].to(x.device), sigmas[at + 1].to(x.device)
 
 
 def log_prob(next: Tensor, mean: Tensor, std: Tensor | float, kind: str = "sde") -> Tensor:

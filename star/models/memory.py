@@ -137,7 +137,7 @@ def must_offload(config: Config, shape: Shape, total: float, processes: int) -> 
 
 def trajectory_bytes(config: Config, shape: Shape, processes: int) -> float:
     """What an epoch's rollouts leave on a GPU: latents before and after trained steps, and means if updates need them."""
-    images = -(-config.train.groups * config.train.group_size // processes)
+    images = -(-config.train.rollouts // processes)
     steps = config.sampling.trained
     return (
         images

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from star.common.errors import RunStopped, UserError
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, install, may_have
-from star.method.sampling import sigmas
+from star.method.sampling import TRAIN_TIMESTEPS, sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
 from star.models.ema import swapped
@@ -81,14 +82,27 @@ class SD3:
 
     def _check_supported(self) -> None:
         config = self.config
-        if self.pipeline.scheduler.config.use_dynamic_shifting:
-            raise UserError(f"model.path={source(config)}: its scheduler shifts by resolution, which is not supported")
+        self._check_schedule()
         token = self.pipeline.vae_scale_factor * self.patch
         most = self.transformer.config.pos_embed_max_size * token
         if config.resolution > most:
             raise UserError(f"model.resolution={config.resolution} is more than this model has positions for: {most}")
         if config.resolution % token:
             raise UserError(f"model.resolution={config.resolution} must be a multiple of {token}, the side of an image token")
+
+    def _check_schedule(self) -> None:
+        """Refuse a scheduler with other noise levels than :meth:`schedule`, by which the model would be trained and judged."""
+        scheduler, place = deepcopy(self.pipeline.scheduler), f"model.path={source(self.config)}"
+        if scheduler.config.get("use_dynamic_shifting"):
+            raise UserError(f"{place}: its scheduler shifts by resolution, which is not supported")
+        scheduler.set_timesteps(8)
+        ours, theirs = self.schedule(8), scheduler.sigmas.cpu()
+        times = TRAIN_TIMESTEPS * ours[:-1], scheduler.timesteps.cpu()
+        if any(one.shape != other.shape or not torch.allclose(one, other) for one, other in ((ours, theirs), times)):
+            raise UserError(
+                f"{place}: its scheduler ({type(scheduler).__name__}) has other noise levels than a shift of "
+                f"{scheduler.config.shift} alone gives, which is not supported"
+            )
 
     def _made_trainable(self, seed: int) -> dict[str, nn.Parameter]:
         """The trained parameters, in float32: adapters, which are added here, or all of the transformer."""
@@ -197,7 +211,7 @@ class SD3:
                 inputs.to(self.dtype),
                 encoder_hidden_states=embeds.to(self.dtype),
                 pooled_projections=pooled.to(self.dtype),
-                timestep=torch.full((len(inputs),), (1000 * sigma).item(), device=self.device),
+                timestep=torch.full((len(inputs),), (TRAIN_TIMESTEPS * sigma).item(), device=self.device),
                 return_dict=False,
             )[0].float()
         if guidance == 1:

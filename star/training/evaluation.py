@@ -26,7 +26,7 @@ class Evaluation:
 
     Attributes:
         scores: the task's metrics, and ``diversity`` where prompts have several images.
-        rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's ``judge`` gave.
+        rows: a dict per image: ``prompt``, ``image`` (its number) and what the task's evaluator gave.
         samples: the first image of every prompt, uint8 (H, W, 3): those that this process drew and, on the main one, those
             kept from before the evaluation was cut off.
     """

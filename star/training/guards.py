@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from star.common.errors import RunStopped
 from star.config import Config, ways_to_save_memory
-from star.models.sharding import several_processes
+from star.training.machine import placed
 
 COLLAPSED_REWARD = 0.5
 """The share of the first epoch's reward below which an epoch counts as bad."""
@@ -28,7 +30,7 @@ def check_update(figures: Mapping[str, Sequence[float]], tolerance: float, epoch
     Args:
         figures: ``loss`` and ``ratio_error``, the largest distance of a ratio from 1, of each micro-batch and step.
         tolerance: how much of that distance rounding explains, see :func:`star.method.objective.ratio_tolerance_for`.
-        epoch: of the update.
+        epoch: of the update, counted from 1.
     """
     if not all(map(math.isfinite, figures.get("loss", ()))):
         raise RunStopped(f"the loss is not finite in epoch {epoch}: lower train.lr or check the rewards")
@@ -66,7 +68,7 @@ def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> No
 
     Args:
         weights: what they are -> the tensors by name.
-        epoch: the finished epoch, for the message.
+        epoch: the finished one, counted from 1.
     """
     for what, tensors in weights.items():
         finite = torch.stack([tensor.detach().isfinite().all() for tensor in tensors.values()]).tolist()
@@ -81,8 +83,9 @@ def limits(config: Config) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". GPU")[0]  # the rest is about the allocator
-        ways = " or ".join(ways_to_save_memory(config, 2 if several_processes() else 1))
+        reason, here = str(error).partition(". GPU")[0], PartialState()  # the rest is about the allocator
+        taken = replace(config, model=placed(config, here.device, here.num_processes))
+        ways = " or ".join(ways_to_save_memory(taken, here.num_processes))
         raise RunStopped(
             f"{reason}; set {ways} (another micro-batch is another run, the others go on with this one)"
         ) from None

@@ -159,7 +159,8 @@ class Trainer:
         """Train to the last epoch, from the newest checkpoint if there is one.
 
         Returns:
-            the summary of the finished run: epochs, updates, images_seen, seconds, commit, versions, machine.
+            the summary of the finished run: epoch, updates, images_seen, seconds, first, bad_epochs, commit,
+            versions, machine, and digests of what was given.
 
         Raises:
             UserError: the folder belongs to a run with other settings.
@@ -197,15 +198,14 @@ class Trainer:
     def _train(self, progress: dict) -> dict:
         """Train the epochs that are left, with a checkpoint now and then; returns the final progress."""
         train = self.config.train
-        batches = train.groups * train.group_size // train.micro_batch
         label = f"{self.config.task.name} {self.config.method.name} seed {self.config.seed}"
-        left = (train.epochs - progress["epoch"]) * 2 * math.ceil(batches / self.accelerator.num_processes)
+        left = (train.epochs - progress["epoch"]) * 2 * sum(self._turns())
         with bar(label, left) if self.accelerator.is_main_process else nullcontext() as display:
             tick = display.advance if display else lambda: None
             saved = time.monotonic()
             for epoch in range(progress["epoch"], train.epochs):
                 metrics = self.epoch(epoch, tick)
-                guards.check_weights({"the weight": self.base.trained, "the average of": self.ema.values}, epoch)
+                guards.check_weights({"the weight": self.base.trained, "the average of": self.ema.values}, epoch + 1)
                 progress = self._advance(progress, metrics)
                 self._report(epoch, metrics | progress)
                 if display:
@@ -219,17 +219,17 @@ class Trainer:
     def _announce(self, done: int) -> None:
         """Say what is trained and where, and after how many epochs it goes on."""
         config, train = self.config, self.config.train
-        images = train.epochs * train.groups * train.group_size
+        images = train.epochs * train.rollouts
         what = f"{config.method.name} on {config.task.name}, seed {config.seed}: {train.epochs} epochs, {images:,} images"
         ranks = self.accelerator.num_processes
         where = f"in {self.folder.path}" + (f", by {ranks} processes" if ranks > 1 else "")
         note(f"{what}, {where}" + (f"; goes on after epoch {done}" if done else ""))
-        parts = train.groups * train.group_size // train.micro_batch // train.updates_per_epoch
-        if parts % ranks:
-            idle = 1 - parts / (ranks * math.ceil(parts / ranks))
+        idle = 1 - train.micro_batches / (ranks * sum(self._turns()))
+        if idle:
             note(
-                f"{parts} micro-batches an update are no multiple of {ranks} processes, which idle for {idle:.0%} of it; "
-                "train.micro_batch and train.groups decide how many there are"
+                f"{train.micro_batches} micro-batches in {train.updates_per_epoch} updates are no equal shares for "
+                f"{ranks} processes, which idle for {idle:.0%} of the time; train.micro_batch and train.groups decide how "
+                "many there are"
             )
 
     def epoch(self, epoch: int, tick: Callable[[], None] = lambda: None) -> dict:
@@ -344,7 +344,7 @@ class Trainer:
                 tick()
             for name, values in found.items():
                 figures[name] += torch.stack(values).tolist()
-            guards.check_update(figures, self.ratio_tolerance, epoch)
+            guards.check_update(figures, self.ratio_tolerance, epoch + 1)
             norm = self.step(epoch)
             made = math.isfinite(norm)
             if made:
@@ -365,10 +365,10 @@ class Trainer:
     def _check_shares(self) -> None:
         """Refuse sharded weights if processes would call the model unequally often, and so wait for each other forever."""
         train, ranks = self.config.train, self.accelerator.num_processes
-        batches = train.groups * train.group_size // train.micro_batch
-        if any(len(share) % ranks for share in self.shares(batches, 0)):
+        if train.micro_batches != ranks * sum(self._turns()):
+            updates = train.updates_per_epoch
             raise UserError(
-                f"model.shard=true: {batches} micro-batches in {train.updates_per_epoch} updates are no equal shares for "
+                f"model.shard=true: {train.micro_batches} micro-batches in {updates} updates are no equal shares for "
                 f"{ranks} processes; use another number of processes, another train.micro_batch or model.shard=false"
             )
 
@@ -380,6 +380,11 @@ class Trainer:
         """The micro-batches of each update of an epoch, of all processes."""
         order = torch.randperm(count, generator=generator(self.config.seed, "order", epoch))
         return [share.tolist() for share in order.tensor_split(self.config.train.updates_per_epoch)]
+
+    def _turns(self) -> list[int]:
+        """For each update of an epoch, the most micro-batches of its share that a process has."""
+        ranks = self.accelerator.num_processes
+        return [math.ceil(len(share) / ranks) for share in self.shares(self.config.train.micro_batches, 0)]
 
     def backward(self, batch: MicroBatch, samples: float, figures: dict[str, list[Tensor]], on_policy: bool) -> None:
         """Add the gradient of one micro-batch, as its part of the mean over ``samples`` samples and the trained steps.
@@ -473,7 +478,10 @@ class Trainer:
         """One optimizer step on the mean of the processes' gradients."""
         trained = list(self.base.trained.values())
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
-        flat = processes.total(self.accelerator, flat) / self.accelerator.num_processes
+        for parameter in trained:
+            parameter.grad = None  # its memory is for the sum, which is another copy
+        flat = processes.total(self.accelerator, flat)
+        flat /= self.accelerator.num_processes
         for parameter, grad in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = grad.view_as(parameter)
         # A process all of whose advantages are 0 has scaled nothing yet, and unscaling would fail.
@@ -482,7 +490,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        guards.check_gradient(norm, self.scaler.get_scale(), epoch)
+        guards.check_gradient(norm, self.scaler.get_scale(), epoch + 1)
         self.optimizer.zero_grad()
         self.ema.update(self.base.trained)
         return norm

@@ -253,7 +253,6 @@ def test_choices_are_those_of_the_code():
         (schema.REDUCTION, objective.REDUCTIONS),
         (schema.STD, objective.STDS),
         (schema.KL, objective.KLS),
-        (schema.CLIP, objective.CLIPS),
         (schema.NORMALISE, allocation.NORMALISE),
         (schema.KIND, [kind for kind in sampling.KINDS if kind != "ode"]),
         (schema.KERNELS, ["auto", *kernels.KERNELS]),

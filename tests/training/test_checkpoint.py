@@ -104,8 +104,17 @@ def test_processes_are_told_and_what_of_them_idles(make_config, capsys, ranks, t
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith(f", in {trainer.folder.path}{told}")
     assert trainer.config.train.updates_per_epoch == 2
-    idle = "star: note: 4 micro-batches an update are no multiple of 3 processes, which idle for 33% of it; "
+    idle = "star: note: 8 micro-batches in 2 updates are no equal shares for 3 processes, which idle for 33% of the time; "
     assert [line.startswith(idle) for line in lines[1:]] == [True] * (ranks == 3)
+
+
+def test_the_bar_counts_what_the_first_process_does(make_config):
+    """Each update's share is spread over the processes, so that its last round may lack some of them."""
+    trainer = Trainer(make_config("train.groups=3", "train.group_size=4", "train.micro_batch=1"), RedTask())
+    for ranks in (1, 2, 4, 5):
+        trainer.accelerator = SimpleNamespace(num_processes=ranks)
+        assert sum(trainer._turns()) == sum(len(share[0::ranks]) for share in trainer.shares(12, 0))
+    assert trainer._turns() == [2, 2]
 
 
 def test_processes_agree_on_whether_an_evaluation_is_done(make_config, monkeypatch):

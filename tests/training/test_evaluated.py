@@ -3,6 +3,7 @@
 import gc
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from star.config import base_folder, load
 from star.models.lora import Lora
 from star.models.sd3 import SD3
 from star.tasks import Score, load_task
-from star.training import runs
+from star.training import guards, runs
 from star.training.evaluation import Evaluation
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -220,6 +221,14 @@ def test_a_gpu_without_memory_is_told_with_the_settings_that_need_less(make_conf
             "CUDA out of memory. Tried to allocate 2.00 GiB; set model.gradient_checkpointing=true or model.offload=true or "
             "train.micro_batch below 8 (another micro-batch"
         )
+
+
+def test_what_saves_memory_already_is_not_advised(make_config, monkeypatch):
+    """Where the machine decides, by what it decided."""
+    monkeypatch.setattr("star.training.guards.placed", lambda config, *_: replace(config.model, offload=True))
+    with pytest.raises(RunStopped, match="set model.gradient_checkpointing=true or train.micro_batch below 8 "):
+        with guards.limits(make_config()):
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_memory_that_runs_out_while_processes_talk_is_not_taken_for_a_dead_one():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,16 @@ def test_an_evaluator_that_gives_no_number_stops_the_run(make_config, monkeypatc
     assert not list(tmp_path.rglob("rows.json"))
 
 
-def test_a_reward_that_is_a_truth_value_is_a_number():
-    verdicts = check_verdicts("red-v1", [{"reward": True, "right": True}, {"reward": np.bool_(False)}, {"reward": 0.25}])
-    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 0.25] and verdicts[0]["right"] is True
+def test_a_reward_that_is_no_float_becomes_one():
+    given = [True, np.bool_(False), 0.25, 3, np.int64(2), Fraction(1, 2)]
+    verdicts = check_verdicts("red-v1", [{"reward": reward, "right": True} for reward in given])
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0.0, 0.25, 3.0, 2.0, 0.5] and verdicts[0]["right"] is True
     assert {type(verdict["reward"]) for verdict in verdicts} == {float}
+
+
+def test_an_epoch_may_have_whole_numbers_as_rewards(make_config):
+    task = RedTask(lambda images: [int(image[..., 0].mean() > image[..., 2].mean()) for image in images])
+    assert Trainer(make_config(), task).epoch(0)["reward"] in (number / 16 for number in range(17))
 
 
 @pytest.mark.parametrize(("what", "told"), [("trained", "the weight"), ("ema", "the average of")])
@@ -98,7 +105,7 @@ def test_weights_that_are_not_finite_are_not_kept(make_config, monkeypatch, what
         return norm
 
     monkeypatch.setattr(trainer, "step", spoilt)
-    with pytest.raises(RunStopped, match=f"{told} .*lora_.* is not finite after epoch 1" if what == "ema" else "not finite"):
+    with pytest.raises(RunStopped, match=f"{told} .*lora_.* is not finite after epoch 2" if what == "ema" else "not finite"):
         trainer.run()
     assert [folder.name for folder in trainer.folder.checkpoints()] == ["epoch-000001"]
     assert not (trainer.folder.path / "final").exists()

@@ -65,7 +65,7 @@ def test_a_rollout_of_the_untrained_policy_is_off_policy(make_config, monkeypatc
     trainer = Trainer(make_config(f"method={method}"), RedTask())
     fill(trainer)
     monkeypatch.setattr(trainer.base, "sampling", trainer.base.reference)
-    with pytest.raises(RunStopped, match="first update of epoch 0 .* more than rounding"):
+    with pytest.raises(RunStopped, match="first update of epoch 1 .* more than rounding"):
         trainer.epoch(0)
 
 
@@ -408,7 +408,7 @@ def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
     overflow()
     assert trainer.scaler.get_scale() == 2
     assert all(torch.equal(before[name], value) for name, value in trainer.base.trained.items())
-    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 0"):
+    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 1"):
         overflow()
 
 
