@@ -42,8 +42,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     Raises:
         UserError: the LoRA, the model or the evaluator is missing.
     """
-    scale = [] if any(word.startswith("scale=") for word in overrides) else ["scale=paper"]
-    config = settings.load([*scale, *overrides], own_folder=False)
+    config = settings.load(["scale=paper", *overrides], own_folder=False)
     task = config.task.name
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from textwrap import fill
@@ -102,10 +101,10 @@ app.add_typer(bench, name="bench")
 
 def _version(asked: bool) -> None:
     if asked:
-        from star.common.machine import versions
+        from star.common.machine import installed, versions
         from star.records.results import commit
 
-        console().print(f"star {version('star-rl')}, commit {commit()}; {versions()}", soft_wrap=True)
+        console().print(f"star {installed('star-rl') or 'not installed'}, commit {commit()}; {versions()}", soft_wrap=True)
         raise typer.Exit
 
 
@@ -581,28 +580,16 @@ def localisation(
 
     Example: star bench localisation --image maps.png
     """
-    from star.bench.localisation import measure, picture
-    from star.common.numbers import number, with_error
-    from star.config import load
+    from star.bench.localisation import measure, picture, shown
 
     if image and (image.suffix != ".png" or not image.parent.is_dir()):
         raise UserError(f"--image {image}: name a .png file in a folder that exists")
     if image and image.exists():
         raise UserError(f"--image {image}: there is such a file, which would be overwritten; name another")
-    result = measure(overrides or [])
-    mean, stderr = result.mean(), result.stderr()
-    rows = [
-        [
-            str(block),
-            *(with_error(value, error, 2, "±") for value, error in zip(*found, strict=True)),
-            number(found[0].mean(), 2),
-        ]
-        for block, found in enumerate(zip(mean, stderr, strict=True))
-    ]
-    title = f"concentration on the objects ± standard error, {len(result.images)} pictures"
-    print_table(title, ("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps"), rows)
+    result = measure(overrides or [], drawn=image is not None)
+    _print_measured(shown(result))
     if image:
-        picture(result, load(overrides or []).relevance.blocks, image)
+        picture(result, image)
 
 
 def main() -> None:
@@ -635,7 +622,8 @@ def _tell_odd(words: Sequence[str]) -> None:
                 several = f" ({key}={last[key]},{value} is both, for star matrix)" if key in ("task", "method", "seed") else ""
                 note(f"{key} is given more than once; the last counts, {word}{several}")
             last[key] = value
-    if last.get("preset", "null") != "null" and last.get("scale", "mini") == "mini":
+    of_paper = list(words[:1]) == ["calibrate"] or list(words[:2]) == ["bench", "gpu"]
+    if last.get("preset", "null") != "null" and last.get("scale", "paper" if of_paper else "mini") == "mini":
         note(
             f"preset={last['preset']} is a budget of the paper's scale, and this is the mini scale: add scale=paper or drop it"
         )

@@ -9,6 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 
+from evaluators.geneval.evaluator import GenEval
 from star.common.errors import UserError
 from star.common.files import check_file, replacing, write_text
 from star.common.numbers import with_error
@@ -49,7 +50,7 @@ class Demo:
     rows: list[list[str]]
 
 
-def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
+def demo(folder: Path, overrides: Sequence[str]) -> Demo:
     """Draw and judge one image of every held-out prompt with each method, and write a page with pictures and maps.
 
     Args:
@@ -63,13 +64,16 @@ def demo(folder: Path, overrides: Sequence[str] = ()) -> Demo:
     page, picture = folder / "index.html", folder / "pictures.png"
     _check_place(page, picture)
     config = load(["task=geneval", *overrides], own_folder=False)
-    task, accelerator = load_task(config, "geneval"), joined()
+    task, accelerator = load_task(config, config.task.name), joined()
+    if not isinstance(task.evaluator, GenEval):
+        raise UserError(f"star demo shows GenEval's scores, and {task.protocol} gives others; leave task and evaluators out")
     if accelerator.num_processes > 1:
         raise UserError("star demo takes a minute and one process; start it without a launcher")
     base = loaded(config)
+    adapters = {method: lora.read(ADAPTERS / method).values(base) for method in METHODS}
     found = {"base": _evaluated(base, task, config, accelerator)}
-    for method in METHODS:
-        with base.weights(lora.read(ADAPTERS / method).values(base)):
+    for method, values in adapters.items():
+        with base.weights(values):
             found[method] = _evaluated(base, task, config, accelerator)
     prompts = _chosen(task.test)
     maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}

@@ -28,12 +28,16 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
         the exit code of the diff, or 1 if a run failed.
 
     Raises:
-        UserError: a setting, the model or an evaluator is not usable; nothing has been written then.
+        UserError: several tasks, or a setting, the model or an evaluator that is not usable; nothing has been written then.
     """
     task = task.removeprefix("task=")
     if word := next((word for word in overrides if word.startswith(("task=", "method="))), None):
         raise UserError(f"{word}: star reproduce {task} is {' and '.join(METHODS)} on one task; star matrix runs all others")
     cells, options = plan(["seed=0", *overrides, f"task={task}", f"method={','.join(METHODS)}"])
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    if len(tasks) > 1:
+        raise UserError(f"task={task}: star reproduce runs one task; star matrix task={task} runs {' and '.join(tasks)}")
+    task = tasks[0]  # one's own prompts may have another name
     if code := run(cells, options):
         return code
     folder = own_results(cells[0].config.scale)

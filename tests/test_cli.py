@@ -65,6 +65,20 @@ def test_words_that_have_no_effect_or_another_are_told(star, monkeypatch, words,
     assert told in err and ("star: note:" in err) == bool(told)
 
 
+def test_a_preset_is_told_nothing_where_the_paper_scale_is_meant(star, monkeypatch):
+    monkeypatch.setattr("star.calibrate.calibrate", lambda *given: 1 / 0)
+    monkeypatch.setattr("star.bench.gpu.run.run", lambda words: 1 / 0)
+    for command in (["calibrate", "task=geneval"], ["bench", "gpu"]):
+        assert "star: note:" not in star(*command, "preset=gpu1")[2]
+        assert "star: note: preset=gpu1 is" in star(*command, "preset=gpu1", "scale=mini")[2]
+
+
+def test_the_version_is_told_where_the_package_is_not_installed(star, monkeypatch):
+    monkeypatch.setattr("star.common.machine.installed", lambda package: None)
+    code, out, _ = star("--version")
+    assert code == 0 and out.startswith("star not installed, commit ")
+
+
 def test_settings_are_told(star):
     code, out, _ = star("settings", "sampling.steps", "train.keep", "task=ocr")
     assert code == 0 and "\nsampling.steps=8\n    denoising steps.\n" in out and "\ntrain.keep=2\n    checkpoints that" in out

@@ -1,5 +1,6 @@
 """The first thing that one runs: a page from what ships, without training."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ from star import demo as module
 from star.common.errors import UserError
 from star.demo import METHODS, METRICS, demo
 
+EXTENDING = Path(__file__).parent / "extending"
+
 
 def test_it_is_refused_to_a_launcher(tmp_path, monkeypatch):
     """Each process would have drawn a part of the pictures."""
@@ -16,6 +19,13 @@ def test_it_is_refused_to_a_launcher(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="one process; start it without a launcher"):
         demo(tmp_path / "made", [])
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("word", ["task=ocr", "evaluators.geneval=own_reward:Brightness"])
+def test_another_task_or_evaluator_is_refused(tmp_path, monkeypatch, word):
+    monkeypatch.syspath_prepend(EXTENDING)
+    with pytest.raises(UserError, match="star demo shows GenEval's scores, and .* gives others"):
+        demo(tmp_path / "made", [word])
 
 
 def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):

@@ -37,6 +37,14 @@ def test_other_methods_and_tasks_are_for_the_matrix():
             reproduce("geneval", [word])
 
 
+@pytest.mark.parametrize("tasks", ["all", "geneval,ocr"])
+def test_several_tasks_are_for_the_matrix_too(tasks):
+    with pytest.raises(
+        UserError, match=f"task={tasks}: star reproduce runs one task; star matrix task={tasks} runs geneval and"
+    ):
+        reproduce(tasks, [])
+
+
 def test_one_seed_says_that_it_is_one(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(3,), tasks=("ocr",))
     sentence = write_brief(collect(results, tmp_path), "ocr")

@@ -1,1 +1,1 @@
-"""Measurements of the method itself: where its maps lie and what they cost."""
+"""Measurements of the method itself: what its maps gain without a whole training, where they lie, and what they cost."""

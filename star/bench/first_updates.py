@@ -9,18 +9,19 @@ trainings, which rounding alone drives apart. The untrained model draws the same
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from star import config as settings
-from star.bench.table import Shown, prepared, write
+from star.bench.table import Shown, older_rows, prepared, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
 from star.common.files import alone_in, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
-from star.common.progress import bar
+from star.common.progress import Bar, bar
 from star.common.words import own_words, seeds_of
 from star.config import Config, config_hash
 from star.method.arms import REFERENCE
@@ -86,6 +87,7 @@ def run(words: Sequence[str]) -> Shown:
         check_evaluator(one.method.arm, task)
     hashed = config_hash(_identity(config, task))
     out, folder = prepared("first_updates", config, hashed, asked.out, COLUMNS)
+    _refuse_less(out, hashed, asked, folder)
     with guards.limits(config):
         measure(arms, asked, task, folder)
     table = rows(asked, config, folder, hashed)
@@ -114,6 +116,19 @@ def parse(words: Sequence[str]) -> Asked:
     )
 
 
+def _refuse_less(out: Path, hashed: str, asked: Asked, folder: Path) -> None:
+    """Refuse, before the work, to replace a training's rewards by those of fewer epochs."""
+    older = older_rows(out, COLUMNS, "first_updates")
+    older = older[older["config_hash"] == hashed]
+    for seed, arm in product(asked.seeds, (UNTRAINED, *asked.arms)):
+        most = older.loc[(older["arm"] == arm) & (older["seed"] == str(seed)), "epoch"].astype(int).max()
+        if most > max(asked.epochs, len(_made(_file(folder, seed, arm))["rewards"])):  # nan, of no row, is not
+            raise UserError(
+                f"epochs={asked.epochs}: {out} has {most} of {arm}, seed {seed}, with these settings; say epochs={most}, or "
+                "name another table with out=..."
+            )
+
+
 def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) -> None:
     """Make the missing files: ``seed0/ARM.json`` has the mean reward of each epoch of one training.
 
@@ -134,28 +149,29 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
         return
     with bar(f"first updates, {task.name}", count) as display:
         for seed, left in missing.items():
-            own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
             with alone_in(_file(folder, seed, UNTRAINED).parent):  # other processes may work on other seeds
-                base = loaded(as_begun(own[left[0]], folder))
-                initial = {name: value.detach().clone() for name, value in base.trained.items()}
-                for arm, config in own.items():
-                    display.update(f"first updates, {task.name}, seed {seed}, {arm}")
-                    with torch.no_grad():
-                        for name, value in base.trained.items():
-                            value.copy_(initial[name])
-                    trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
-                    rewards = first_rewards(trainer, asked.epochs, display.advance)
-                    made = {"rewards": rewards, "commit": trainer.commit, MACHINE: trainer.machine}
-                    write_text(_file(folder, seed, arm), json.dumps(made))
+                own = {arm: replace(each[arm], seed=seed, run=str(folder)) for arm in left}
+                _train(own, asked.epochs, task, folder, display)
 
 
-def first_rewards(trainer: Trainer, epochs: int, tick: Callable[[], None]) -> list[float]:
-    """The mean reward of each of the first epochs of a training; ``tick`` is called after each. This trains the weights."""
-    rewards = []
-    for epoch in range(epochs):
-        rewards.append(trainer.epoch(epoch)["reward"])
-        tick()
-    return rewards
+def _train(arms: Mapping[str, Config], epochs: int, task: Task, folder: Path, display: Bar) -> None:
+    """The trainings of one seed, in one model; a function, so that its memory is free before the next seed's is loaded."""
+    begun = as_begun(next(iter(arms.values())), folder)
+    base = loaded(begun)
+    initial = {name: value.detach().clone() for name, value in base.trained.items()}
+    for arm, asked in arms.items():
+        config = replace(asked, model=begun.model)
+        display.update(f"first updates, {task.name}, seed {config.seed}, {arm}")
+        with torch.no_grad():
+            for name, value in base.trained.items():
+                value.copy_(initial[name])
+        trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
+        rewards = []
+        for epoch in range(epochs):
+            rewards.append(trainer.epoch(epoch)["reward"])
+            display.advance()
+        made = {"rewards": rewards, "commit": trainer.commit, MACHINE: trainer.machine}
+        write_text(_file(folder, config.seed, arm), json.dumps(made))
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:

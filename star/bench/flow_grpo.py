@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -23,13 +24,14 @@ from star.models.sd3 import add_lora
 from star.models.sources import pipeline_folder, told
 from star.models.text import EMPTY
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "method.arm": "uniform",
     "method.reduction": "image",
     "method.steps": "as_sampled",
     "method.clip": "ratio",
     "model.kind": None,
     "model.parameters": "lora",
+    "rewards.others": {},
     "sampling.kind": "sde",
     "train.schedule": "constant",
     "train.kl": "flow_grpo",

@@ -16,8 +16,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.rules import filter_detections
+from star.bench.table import Shown
 from star.common.errors import UserError
 from star.common.noise import normal
+from star.common.numbers import number, with_error
 from star.common.progress import track
 from star.config import Config, load
 from star.models.interface import BaseModel
@@ -26,6 +28,7 @@ from star.training.machine import loaded
 from star.training.rollout import denoise, keyed_noise
 
 SHOWN = 8
+BELOW = "1: the map does not say where the objects are; more: it lies on them"
 
 
 @dataclass
@@ -37,12 +40,14 @@ class Localisation:
         images: uint8 (pictures, H, W, 3).
         maps: (pictures, blocks, steps, h, w), mean 1 over (h, w).
         prompts: of the pictures.
+        blocks: those that the settings choose.
     """
 
     concentration: np.ndarray
     images: np.ndarray
     maps: np.ndarray
     prompts: list[str]
+    blocks: list[int]
 
     def mean(self) -> np.ndarray:
         """The mean over pictures, (blocks, steps)."""
@@ -53,20 +58,26 @@ class Localisation:
         return self.concentration.std(0, ddof=1) / len(self.concentration) ** 0.5
 
 
-def measure(overrides: Sequence[str]) -> Localisation:
+def measure(overrides: Sequence[str], drawn: bool = False) -> Localisation:
     """One rollout of the base for every GenEval test prompt, with the relevance of all blocks at all steps.
 
     Only pictures in which all objects were found count; the others lack masks to compare with. Sampling is that of the
     rollouts, with every step stochastic but the last.
 
+    Args:
+        overrides: settings.
+        drawn: whether the chosen blocks' maps will be drawn, so that the model must have these blocks.
+
     Raises:
-        UserError: the task has no object masks, or no picture was right.
+        UserError: the task has no object masks, no picture was right, or a block to draw does not exist.
     """
     config = load(overrides, own_folder=False)
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):
         raise UserError("localisation is measured against the masks of detected objects; use task=geneval")
     base = loaded(config)
+    if drawn:
+        base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
     size = config.train.micro_batch
     prompts = list(task.test)
     parts = [
@@ -76,7 +87,22 @@ def measure(overrides: Sequence[str]) -> Localisation:
     concentration, images, maps = (np.concatenate([part[i] for part in parts]) for i in range(3))
     if not len(images):
         raise UserError("no picture shows the objects of its prompt, so there is nothing to compare the maps with")
-    return Localisation(concentration, images, maps, [text for part in parts for text in part[3]])
+    return Localisation(concentration, images, maps, [text for part in parts for text in part[3]], config.relevance.blocks)
+
+
+def shown(result: Localisation) -> Shown:
+    """The concentrations as a table."""
+    mean, stderr = result.mean(), result.stderr()
+    rows = [
+        (
+            str(block),
+            *(with_error(value, error, 2, "±") for value, error in zip(*found, strict=True)),
+            number(found[0].mean(), 2),
+        )
+        for block, found in enumerate(zip(mean, stderr, strict=True))
+    ]
+    title = f"concentration on the objects ± standard error, {len(result.images)} pictures"
+    return Shown(title, ("block", *(f"step {step}" for step in range(mean.shape[1])), "all steps"), rows, BELOW)
 
 
 @torch.no_grad()
@@ -115,7 +141,7 @@ def _measured(base: BaseModel, detector: Detector, config: Config, prompts: Sequ
     return concentration.numpy(), images[kept], chosen.numpy(), [texts[row] for row in kept]
 
 
-def picture(result: Localisation, blocks: Sequence[int], file: Path) -> None:
+def picture(result: Localisation, file: Path) -> None:
     """Save the first pictures, each with the mean map of the chosen blocks at every step, as a PNG."""
     steps = result.maps.shape[2]
     shown = min(SHOWN, len(result.images))
@@ -124,7 +150,7 @@ def picture(result: Localisation, blocks: Sequence[int], file: Path) -> None:
         axes[row, 0].imshow(result.images[row])
         axes[row, 0].set_title(result.prompts[row].removeprefix("a photo of "), fontsize=6, loc="left", parse_math=False)
         for step in range(steps):
-            axes[row, step + 1].imshow(result.maps[row, list(blocks), step].mean(0), cmap="magma", vmin=0)
+            axes[row, step + 1].imshow(result.maps[row, result.blocks, step].mean(0), cmap="magma", vmin=0)
             if row == 0:
                 axes[0, step + 1].set_title(f"step {step}", fontsize=6)
     for axis in axes.flat:

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from star.bench.words import refuse_runs
 from star.common.progress import bar
 from star.common.statistics import Estimate, mean_interval
 from star.config import load
@@ -19,10 +20,16 @@ def measure(overrides: Sequence[str]) -> list[tuple[str, Estimate]]:
     The first epoch of each is not counted. Methods alternate, so that a change of the machine's speed affects both; both
     draw the same noise.
 
+    Args:
+        overrides: settings.
+
     Returns:
         (what, mean over epochs with Student's interval): seconds per epoch of each method, and their ratio in each round.
+
+    Raises:
+        UserError: a setting that cannot be used.
     """
-    load(overrides, own_folder=False)  # wrong settings are reported before a folder is made
+    refuse_runs(overrides, f"what is timed is {' and '.join(METHODS)}, in a folder that goes away")
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             method: Trainer(load([*overrides, f"method={method}", f"run={Path(folder) / method}"])) for method in METHODS

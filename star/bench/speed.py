@@ -29,7 +29,6 @@ from star.training.rollout import MicroBatch, Sample, plan, starts, step_noise, 
 from star.training.trainer import Trainer
 
 DEFAULTS = ("method=flow_grpo", "train.schedule=constant")
-ROUNDS = 5
 PHASES = ("rollouts", "update")
 
 TOLERANCES = {"float32": (1e-4, 1e-3), "float16": (2e-2, 1e-1), "bfloat16": (1e-1, 3e-1)}
@@ -115,7 +114,7 @@ class Published:
         self.loop.update([[self.batches[number] for number in share] for share in epoch.shares])
 
 
-def measure(overrides: Sequence[str], rounds: int = ROUNDS) -> list[Row]:
+def measure(overrides: Sequence[str], rounds: int) -> list[Row]:
     """Time the configured model's epochs in our trainer and in the published loop; see :func:`compare`.
 
     Args:
@@ -139,7 +138,7 @@ def compare(
     base: BaseModel,
     pipeline: StableDiffusion3Pipeline,
     task: Task,
-    rounds: int = ROUNDS,
+    rounds: int,
     disagree: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Time epochs of a model in our trainer against those of the same model in the published loop.

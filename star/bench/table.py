@@ -8,7 +8,6 @@ import pandas as pd
 
 from star.common.errors import UserError
 from star.common.files import changing, check_file, check_room, replacing
-from star.common.machine import machine
 from star.config import Config
 from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv
 
@@ -27,7 +26,7 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
     """Write figures to a file in place of older rows with the same ``keys``; all other rows stay.
 
     Args:
-        table: of figures; without a column ``machine``, which says what computed them, this machine is filled in.
+        table: of figures, with a column ``machine``, which says what computed them.
         file: the table's.
         command: the command of ``star bench`` whose table it is.
         keys: columns; old rows that agree with a new row in all of them are replaced.
@@ -36,7 +35,6 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
         UserError: the file is not a table of this command.
     """
     keys = list(keys)
-    table = table if MACHINE in table else table.assign(**{MACHINE: machine()})
     table = table.map(lambda cell: f"{cell:.6g}" if isinstance(cell, float) else cell).replace("nan", "")
     with changing(file):
         if len(older := older_rows(file, list(table.columns), command)):

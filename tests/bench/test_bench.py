@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import FAST
@@ -34,8 +36,11 @@ def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatc
     assert np.allclose(result.concentration, result.maps[..., :4].mean((-2, -1)), atol=1e-5)
     assert result.prompts[0] == task.test[0].text
     assert np.allclose(result.stderr()[1, 2], np.std(result.concentration[:, 1, 2], ddof=1) / len(task.test) ** 0.5)
-    localisation.picture(result, [1], tmp_path / "maps.png")
+    assert result.blocks == [0, 1]
+    localisation.picture(replace(result, blocks=[1]), tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 1000
+    table = localisation.shown(result)
+    assert len(table.rows) == blocks and len(table.columns) == len(table.rows[0]) == steps + 2
 
 
 def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
@@ -53,6 +58,18 @@ def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
         ("ratio star / dense_uniform", 1.75),
     ]
     assert [mean.stderr for _, mean in results] == pytest.approx([0.5, 1.5, 0.25])
+
+
+@pytest.mark.parametrize("chosen", ["[6]", "[-1]", "[]"])
+def test_blocks_to_draw_that_are_not_there_are_told_before_the_work(pipeline_folder, monkeypatch, chosen):
+    monkeypatch.setattr(localisation, "_measured", lambda *given: pytest.fail("measured"))
+    with pytest.raises(UserError, match="block"):
+        localisation.measure([*FAST.split(), f"model.path={pipeline_folder}", f"relevance.blocks={chosen}"], drawn=True)
+
+
+def test_the_methods_that_are_timed_cannot_be_chosen():
+    with pytest.raises(UserError, match="method=spatial: what is timed is dense_uniform and star"):
+        overhead.measure(["method=spatial"])
 
 
 def test_localisation_takes_the_configured_heads(pipeline_folder):

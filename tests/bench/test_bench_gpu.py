@@ -113,7 +113,7 @@ def test_every_step_runs_on_a_cpu_and_stands_in_the_table(star, tmp_path, monkey
 
 def test_what_fails_costs_its_own_figures_alone(steps, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "START", 0.0)
-    monkeypatch.setattr(run, "SHRUNKEN", 1.0)
+    monkeypatch.setattr(run, "CPU_PACE", 1.0)
     chosen = steps(raising, dying, hanging, fine, seconds=60)
     monkeypatch.setattr(run, "STEPS", tuple(replace(step, seconds=0.5) if step.name == "hanging" else step for step in chosen))
     assert run.run([f"out={tmp_path}"]) == 1
@@ -142,7 +142,7 @@ def test_a_device_that_is_lost_costs_no_other_step(steps, tmp_path, monkeypatch)
 
 
 def test_what_does_not_fit_is_skipped(steps, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SHRUNKEN", 1.0)
+    monkeypatch.setattr(run, "CPU_PACE", 1.0)
     short, long = steps(fine, raising, seconds=1.0)
     monkeypatch.setattr(run, "STEPS", (Step(long.name, 1000.0, long.measure, ""), short))
     assert run.run([f"out={tmp_path}", "budget=100"]) == 0
@@ -219,6 +219,8 @@ def test_every_step_is_written_down_before_the_next_begins(steps, tmp_path, monk
         ("budgte=3", "budgte"),
         ("fast", "'fast' is no setting"),
         ("model.dtype=int8", "model.dtype=int8"),
+        ("model=sd35_large", "model.path=stabilityai/stable-diffusion-3.5-large: star bench gpu measures SD3.5"),
+        ("scale=mini", "model.path=null: star bench gpu measures SD3.5 Medium's shape alone"),
     ],
 )
 def test_bad_words_are_one_line(star, word, told):  # noqa: F811

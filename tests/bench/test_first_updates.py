@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -202,6 +203,16 @@ def test_bad_words_are_one_line_before_a_model_is_loaded(words, word, message, m
     with pytest.raises(UserError, match=message) as caught:
         first_updates.run([*words, "arms=flow_grpo,oracle", word])
     assert "\n" not in str(caught.value) and not Path("runs").exists()
+
+
+def test_a_table_of_more_epochs_is_not_replaced_by_fewer(words, monkeypatch):
+    """Where the trainings themselves are gone."""
+    first_updates.run([*words, "epochs=3", "arms=flow_grpo"])
+    shutil.rmtree("runs/first_updates")
+    monkeypatch.setattr("star.models.load", lambda *given: pytest.fail("loaded"))
+    told = "epochs=2: .*first_updates.csv has 3 of (untrained|flow_grpo), seed ., with these settings; say epochs=3, or name"
+    with pytest.raises(UserError, match=told):
+        first_updates.run([*words, "epochs=2", "arms=flow_grpo,star"])
 
 
 def test_another_table_is_not_overwritten(words):

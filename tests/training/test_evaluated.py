@@ -226,9 +226,9 @@ def test_a_gpu_without_memory_is_told_with_the_settings_that_need_less(make_conf
 def test_what_saves_memory_already_is_not_advised(make_config, monkeypatch):
     """Where the machine decides, by what it decided."""
     monkeypatch.setattr("star.training.guards.placed", lambda config, *_: replace(config.model, offload=True))
-    with pytest.raises(RunStopped, match="set model.gradient_checkpointing=true or train.micro_batch below 8 "):
-        with guards.limits(make_config()):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    told = pytest.raises(RunStopped, match="set model.gradient_checkpointing=true or train.micro_batch below 8 ")
+    with told, guards.limits(make_config()):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_memory_that_runs_out_while_processes_talk_is_not_taken_for_a_dead_one():

@@ -56,8 +56,8 @@ def _copies(bench: Bench) -> Iterator[Figure]:
 
 def _transfers(here: Tensor) -> Iterator[Figure]:
     """Copies to the device, as for text encoders that rest in main memory."""
-    for kind, rests in (("pageable", torch.zeros_like(here, device="cpu")), ("pinned", torch.zeros_like(here, device="cpu"))):
-        source = rests.pin_memory() if kind == "pinned" else rests
+    rests = torch.zeros_like(here, device="cpu")
+    for kind, source in (("pageable", rests), ("pinned", rests.pin_memory())):
         here.copy_(source)
         taken = seconds(partial(here.copy_, source), here.device)
         yield Figure(f"to the device, {kind} memory", here.numel() / taken / 1e9, "GB/s")

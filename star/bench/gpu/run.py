@@ -29,7 +29,7 @@ OVERRUN = 3.0
 START = 60.0
 """A step is taken to hang after :data:`OVERRUN` times its expected seconds plus :data:`START` seconds."""
 
-SHRUNKEN = 0.05
+CPU_PACE = 0.05
 """Expected seconds of a step with toy sizes on a CPU, relative to those on a GPU."""
 
 
@@ -46,10 +46,10 @@ class Asked:
     """
 
     steps: tuple[Step, ...]
-    budget: float = BUDGET
-    folder: Path = Path(FOLDER)
-    overrides: tuple[str, ...] = ()
-    command: str = "star bench gpu"
+    budget: float
+    folder: Path
+    overrides: tuple[str, ...]
+    command: str
 
 
 @dataclass
@@ -74,9 +74,12 @@ def parse(words: Sequence[str]) -> Asked:
     only = own["only"].split(",") if "only" in own else names
     if wrong := [name for name in only if name not in names]:
         raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
-    settings = config.load(["scale=paper", *overrides], own_folder=False)  # reports wrong settings before anything is built
-    if settings.model.kind:
-        raise UserError(f"model.kind={settings.model.kind}: star bench gpu measures SD3.5's shape alone; leave it out")
+    # Wrong settings are reported before anything is built.
+    given, known = (config.load(["scale=paper", *more], own_folder=False).model for more in (overrides, ()))
+    for name in ("kind", "path"):
+        if (value := getattr(given, name)) != getattr(known, name):
+            word = f"model.{name}={'null' if value is None else value}"
+            raise UserError(f"{word}: star bench gpu measures SD3.5 Medium's shape alone; leave it out")
     return Asked(
         steps=tuple(step for step in STEPS if step.name in only),
         budget=_seconds(own.get("budget", str(BUDGET))),
@@ -114,14 +117,14 @@ def run(words: Sequence[str]) -> int:
     if kind == "cpu":
         print("star: no GPU: a model of toy size shows that every step runs; its figures say nothing about a GPU", flush=True)
     with ending_like_ctrl_c():  # so that what was measured is recorded
-        states = list(_steps(asked, record, 1.0 if kind == "cuda" else SHRUNKEN))
+        states = list(_steps(asked, record, 1.0 if kind == "cuda" else CPU_PACE))
     print(f"\ntable: {record.table}; all figures: {record.lines}\nthe tests that see a GPU: {CUDA_TESTS}", flush=True)
     return 1 if "failed" in states else 0
 
 
 def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
     """Measure the steps and yield the state of each once it is recorded."""
-    started = time.monotonic()
+    ends = time.monotonic() + asked.budget
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": asked.command,
@@ -130,7 +133,7 @@ def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
     worker = Worker(asked.overrides)
     try:
         for step in asked.steps:
-            left, expected = asked.budget - (time.monotonic() - started), pace * step.seconds
+            left, expected = ends - time.monotonic(), pace * step.seconds
             if expected > left:
                 found = Measured(step, state="skipped", reason=f"{expected:.0f} s expected, {max(0, left):.0f} s left")
             else:
@@ -140,7 +143,7 @@ def _steps(asked: Asked, record: Record, pace: float) -> Iterator[str]:
             print(f"\n{step.name}: {doing}", flush=True)
             try:
                 if found.state != "skipped":
-                    _measure(worker, found, min(OVERRUN * expected + START, left))
+                    _measure(worker, found, min(OVERRUN * expected + START, ends - time.monotonic()))
             finally:
                 record.add(about | {"machine": worker.facts} | _line(found))
             yield found.state

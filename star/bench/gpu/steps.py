@@ -11,7 +11,7 @@ class Step:
         name: of the step, in ``only=`` and in the table.
         seconds: how long it is expected to take on an H100, without the start of the process that computes.
         measure: path of the function that takes a :class:`star.bench.gpu.bench.Bench` and yields figures as they come.
-        about: what it measures, for help.
+        about: what it measures, for the line that is printed when it begins.
     """
 
     name: str

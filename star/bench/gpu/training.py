@@ -16,6 +16,7 @@ from star.bench import speed
 from star.bench.gpu.bench import Bench, put_true_encoders
 from star.bench.gpu.figures import NO_MEMORY, Figure, attempt, forget_peak, free, peak, seconds
 from star.bench.gpu.model import ONE_GROUP, Passes
+from star.common.files import sha256
 from star.config import Config
 from star.models.sd3 import SD3, add_lora
 from star.models.sharding import shard
@@ -45,14 +46,12 @@ def published(bench: Bench) -> Iterator[Figure]:
 def _published(bench: Bench, checkpointing: bool) -> Iterator[Figure]:
     size = bench.sizes.micro_batch
     words = (
-        *(
-            "method=flow_grpo",
-            "task=geneval",
-            "train.schedule=constant",
-            *ONE_GROUP,
-            f"train.group_size={size}",
-            f"train.micro_batch={size}",
-        ),
+        "method=flow_grpo",
+        "task=geneval",
+        "train.schedule=constant",
+        *ONE_GROUP,
+        f"train.group_size={size}",
+        f"train.micro_batch={size}",
         f"model.gradient_checkpointing={str(checkpointing).lower()}",
     )
     with bench.run(*words) as config:
@@ -218,7 +217,7 @@ def _put(base: SD3, values: dict[str, Tensor]) -> None:
 
 
 def _digest(config: Config) -> str:
-    return hashlib.sha256(Path(config.run, "final", "trained.safetensors").read_bytes()).hexdigest()
+    return sha256(Path(config.run, "final", "trained.safetensors"))
 
 
 def _equal(one: str, other: str) -> str:
