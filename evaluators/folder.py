@@ -26,7 +26,6 @@ def score_folder(
     protocol: str,
     out: str | Path,
     batch: int = 16,
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Score every image of a folder and write the scores to a CSV file.
 
@@ -40,7 +39,6 @@ def score_folder(
         protocol: name and version of the evaluation, with its engine.
         out: the CSV file; its folder is made if need be.
         batch: images that are judged at once.
-        progress: show a progress bar.
 
     Returns:
         One row per image: file (relative to the folder), prompt, what ``judge`` gave, protocol.
@@ -53,8 +51,8 @@ def score_folder(
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
-    scored = _scored(root, pairs, judge, batch)
-    return keep(track(scored, protocol, total=len(pairs)) if progress else scored, protocol, target, [Path(prompts)])
+    scored = track(_scored(root, pairs, judge, batch), protocol, total=len(pairs))
+    return keep(scored, protocol, target, [Path(prompts)])
 
 
 def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path] = ()) -> pd.DataFrame:

@@ -200,6 +200,15 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
         verdicts = check_verdicts(judge, wait(), len(prompts))
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
+    summary(judge, evaluator, prompts, verdicts)
+
+
+def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
+    """An evaluator's scores of verdicts; ``judge`` is what error messages call it.
+
+    Raises:
+        UserError: they are not as :class:`Evaluator` says.
+    """
     scores = evaluator.summarise(prompts, verdicts)
     if not (isinstance(scores, list) and all(isinstance(score, Score) for score in scores)):
         raise UserError(f"{judge}: `summarise` must return a list of evaluators.interface.Score, not {repr(scores)[:100]}")
@@ -207,3 +216,4 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
         raise UserError(
             f"{judge}: `primary` is {evaluator.primary!r}, which `summarise` does not give; it gives {', '.join(metrics)}"
         )
+    return scores

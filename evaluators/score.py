@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluators import folder, registry
 from evaluators.geneval.detector import Detector
-from evaluators.interface import Evaluator, Text
+from evaluators.interface import Evaluator, Text, summary
 from star.common.errors import UserError
 from star.common.plugins import is_path
 
@@ -55,7 +55,7 @@ def score(
         raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
     evaluator = registry.create(task, engine)
     rows = folder.score_folder(images, prompts, partial(_judged, evaluator, task), evaluator.protocol, file)
-    scores = evaluator.summarise([Text(text) for text in rows["prompt"]], rows.to_dict("records"))
+    scores = summary(f"task={task}", evaluator, [Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import typer
 from fake_results import write_matrix
+from geneval_layout import save_folder
 from PIL import Image
 from tiny import FAST
 
-from evaluators.geneval.evaluate import save_folder
 from evaluators.geneval.prompts import MINI, TAGS, generate
 from star.cli import app, main
 from star.mini.scenes import draw_scene

@@ -110,7 +110,7 @@ def test_tables_of_prompts(tmp_path, suffix):
         return [{"length": len(prompt)} for prompt in prompts]
 
     def use(file):
-        return score_folder(tmp_path / "images", file, judge, "v", tmp_path / "out.csv", progress=False)
+        return score_folder(tmp_path / "images", file, judge, "v", tmp_path / "out.csv")
 
     @FUZZ
     @given(st.one_of(table(suffix).map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60)))

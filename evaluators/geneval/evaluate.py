@@ -6,23 +6,20 @@ called like ``0000.png``, are ignored. But a numbered picture with another suffi
 since nobody means to leave it out.
 """
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from evaluators.geneval.detector import Detector
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.official import compat
-from evaluators.geneval.prompts import OFFICIAL, TAGS, Record, serialise
-from evaluators.geneval.records import read_record
+from evaluators.geneval.prompts import OFFICIAL, TAGS, Record
+from evaluators.geneval.records import fault_of, read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
 from evaluators.images import OTHERS, SUFFIXES, read_image
-from evaluators.interface import mean_and_stderr
+from evaluators.interface import Asked, mean_and_stderr
 from star.common.errors import UserError
 from star.common.progress import track
 
@@ -91,6 +88,18 @@ def places(records: Sequence[Record], images: Sequence[np.ndarray], detector: De
     return masks
 
 
+def lacks(prompt: Asked, detector: Detector) -> str:
+    """What a prompt lacks to be judged by its record, as a noun; empty if it has all."""
+    record = prompt.target
+    if not {"tag", "include"} <= record.keys():
+        return "GenEval record"
+    if fault := fault_of({"prompt": prompt.text} | dict(record)):
+        return f"usable GenEval record: {fault};"
+    if unknown := _unknown(dict(record), detector):
+        return f"GenEval record of what the detector {detector.name} knows ({unknown[0]!r} it does not)"
+    return ""
+
+
 def area(found: Detection, shape: tuple[int, ...]) -> np.ndarray:
     """An object's mask, bool (H, W), or else its box."""
     if found.mask is not None:
@@ -101,23 +110,17 @@ def area(found: Detection, shape: tuple[int, ...]) -> np.ndarray:
     return mask
 
 
-def evaluate_folder(folder: str | Path, detector: Detector, progress: bool = True) -> pd.DataFrame:
-    """The rows of :func:`judge_folder` as a table, with a column ``protocol``; arguments and errors are the same."""
-    return pd.DataFrame(judge_folder(folder, detector, progress)).assign(protocol=protocol(detector))
-
-
 def protocol(detector: Detector) -> str:
     """Name and version of the evaluation, with its engine."""
     return f"{PROTOCOL}/{detector.name}"
 
 
-def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) -> Iterator[dict]:
+def judge_folder(folder: str | Path, detector: Detector) -> Iterator[dict]:
     """Judge every image of a folder in GenEval's layout, prompt by prompt.
 
     Args:
         folder: holds one folder per prompt.
         detector: finds the objects.
-        progress: show a progress bar.
 
     Returns:
         One row per image, in the order of the numbers: filename (relative to the folder), tag, prompt, index (the number
@@ -129,8 +132,7 @@ def judge_folder(folder: str | Path, detector: Detector, progress: bool = True) 
     """
     root = Path(folder)
     records = read_records(root)
-    tracked = track(records, "GenEval") if progress else records
-    return (row for path, record in tracked for row in _judge_prompt(path, record, root, detector))
+    return (row for path, record in track(records, "GenEval") for row in _judge_prompt(path, record, root, detector))
 
 
 def read_records(folder: Path) -> list[tuple[Path, Record]]:
@@ -173,7 +175,7 @@ def _judge_prompt(path: Path, record: Record, root: Path, detector: Detector) ->
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Scores with standard errors from the rows of :func:`evaluate_folder`.
+    """Scores with standard errors from the rows of :func:`judge_folder`, with a column ``protocol``.
 
     Returns:
         One row per metric with the columns metric, protocol, value, stderr, images, prompts. Metrics are
@@ -218,31 +220,6 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def save_folder(folder: str | Path, records: Sequence[Record], images: Iterable[Sequence[np.ndarray]]) -> None:
-    """Write images in GenEval's layout. The folder appears under its name when it is complete, and not before.
-
-    Args:
-        folder: must not exist yet.
-        records: one per prompt; their order gives the indices.
-        images: per record its samples, uint8 (H, W, 3) in RGB; may be a generator.
-
-    Raises:
-        UserError: the folder exists.
-    """
-    final = Path(folder)
-    if final.exists():
-        raise UserError(f"{final} exists; name another folder or remove it")
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for index, (record, samples) in enumerate(zip(records, images, strict=True)):
-        path = partial / f"{index:05d}"
-        (path / "samples").mkdir(parents=True)
-        for k, image in enumerate(samples):
-            Image.fromarray(image).save(path / "samples" / f"{k:05d}.png")
-        (path / "metadata.jsonl").write_text(serialise([record]))
-    os.replace(partial, final)
-
-
 def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: Detector) -> dict:
     """The detections, with colours for those objects whose colour the record's rules look at."""
     for clause in record["include"]:
@@ -255,7 +232,7 @@ def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: 
 
 def _check_vocabulary(record: Record, detector: Detector) -> None:
     if unknown := _unknown(record, detector):
-        raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of the prompt {record['prompt']!r}")
+        raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of the record {record}")
 
 
 def _unknown(record: Record, detector: Detector) -> list[str]:

@@ -25,8 +25,8 @@ class GenEval:
         return evaluate.protocol(self.detector)
 
     def lacks(self, prompt: Asked) -> str:
-        """A GenEval record, if the prompt has none."""
-        return "" if {"tag", "include"} <= prompt.target.keys() else "GenEval record"
+        """A GenEval record that can be judged, if the prompt has none."""
+        return evaluate.lacks(prompt, self.detector)
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
         """The returned function does the work, since detectors compute on the same device as the model."""

@@ -22,7 +22,7 @@ def read_record(path: Path) -> Record:
     try:
         record = parse_json(path.read_text("utf-8-sig"))
         record = _plain(record)
-        fault = _fault(record)
+        fault = fault_of(record)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the folder is incomplete or not in GenEval's layout") from None
     except OSError as error:
@@ -78,7 +78,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _fault(record: Any) -> str:
+def fault_of(record: Any) -> str:
     """What keeps a JSON value from being a record; empty if it is one."""
     if not isinstance(record, dict):
         return "not a JSON object"

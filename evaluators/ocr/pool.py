@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ import numpy as np
 
 from star.common import machine
 from star.common.children import end_with_parent
+from star.common.console import tell
 from star.common.errors import RunStopped, UserError, one_line
 
 Lines = list[str]
@@ -271,7 +271,7 @@ class Pool:
                 self._job(BLANK)()
             except Exception:
                 raise RunStopped(f"{what}; nor can it read a blank image") from error
-        print(f"star: caution: {what}; the image counts as one without text", file=sys.stderr)
+        tell(f"{what}; the image counts as one without text")
         return []
 
 
@@ -279,7 +279,7 @@ _engine: Engine
 
 
 def _prepare(engine: Engine) -> None:
-    """Set a worker up before any library that reads the thread counts is loaded."""
+    """Set a worker up before the engine's libraries are loaded, which read the thread counts then."""
     global _engine
     _engine = engine
     os.environ.update(OMP_NUM_THREADS="1", OPENCV_FOR_THREADS_NUM="1")

@@ -61,5 +61,6 @@ class Preference:
 
 def _objects(prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The objects of the mini world that count for the prompts' records, bool (H, W) for each image; none without a record."""
-    records = [dict(prompt.target) or {"tag": "", "include": []} for prompt in prompts]
+    none = {"tag": "", "include": []}
+    records = [dict(prompt.target) if none.keys() <= prompt.target.keys() else none for prompt in prompts]
     return evaluate.places(records, images, MiniDetector())

@@ -110,7 +110,7 @@ def together() -> Iterator[None]:
     except torch.OutOfMemoryError:  # a RuntimeError too, but this process's own
         raise
     except RuntimeError as error:  # the base class of torch.distributed's errors
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RunStopped(
             f"another process of this run has died, see what it said or whether memory ran out ({reason}); the same command "
             "goes on from the last checkpoint, with any number of processes"

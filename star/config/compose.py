@@ -19,7 +19,7 @@ from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from star.common.errors import UserError
@@ -34,6 +34,9 @@ OPTIONAL = ("model", "variant", "preset")
 
 PATHS = ("run", "model.path")
 """Settings whose values are plain text, whatever characters they contain, and in which ``~`` is the home folder."""
+
+NAMED = (dict[str, float], dict[str, str])
+"""The types of settings whose parts have names that a user chooses."""
 
 REWARDS = "rewards.others."
 """Prefix of the settings that may end in a reward's import path, whose dots Hydra would take for levels of settings."""
@@ -80,7 +83,10 @@ def compose(overrides: Sequence[str]) -> Config:
             f"{error.override!r} cannot be read; put a value with signs in it in quotes, as \"key='value'\""
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"settings: {_one_line(error.__cause__ or error)}") from None
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            raise UserError(f"{cause.full_key} is not set yet; write +{cause.full_key}=... to add it") from None
+        raise UserError(f"settings: {_one_line(cause)}") from None
     config.rewards.others |= rewards
     config.run = paths.get("run", config.run)
     config.model.path = paths.get("model.path", config.model.path)
@@ -169,9 +175,13 @@ def _check_key(key: str) -> None:
     path = name.split(".")
     for depth, part in enumerate(path):
         known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
+        owner = ".".join(path[:depth])
         if is_dataclass(kind) and part not in known:
-            owner = f"{'.'.join(path[:depth])} has" if depth else "there are"
-            raise UserError(f"{key} is no setting; {meant(name)}{owner}: {', '.join(known)}")
+            raise UserError(
+                f"{key} is no setting; {meant(name)}{f'{owner} has' if depth else 'there are'}: {', '.join(known)}"
+            )
+        if not (is_dataclass(kind) or kind in NAMED):
+            raise UserError(f"{key} is no setting; {owner} is one, and has no parts")
         kind = known.get(part)
 
 
@@ -191,6 +201,6 @@ def of_scale(name: str) -> Config:
 
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=", "To append"))]
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
     key = next((line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")), None)
     return (f"{key}: " if key else "") + " ".join(kept)

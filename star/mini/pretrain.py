@@ -186,10 +186,11 @@ def train_flow(pipeline: StableDiffusion3Pipeline, bank: tuple[Tensor, list[str]
     latents, captions = bank
     total, lr = recipe.flow_steps, recipe.flow_lr
     modules = flow_modules(pipeline)
+    start = digest(modules)
     parameters = dict(modules.named_parameters())
     ema = EMA(parameters, recipe.ema)
     muon, adam = optimizers(parameters, lr)
-    state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema})
+    state = Checkpoint(folder / "flow.pt", {"model": modules, "muon": muon, "adam": adam, "ema": ema}, start)
     transformer = torch.compile(pipeline.transformer) if recipe.compile else pipeline.transformer
     for step in steps("flow", state, total, folder, recipe.save_every):
         for optimizer in (muon, adam):
@@ -268,20 +269,31 @@ def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
 class Checkpoint:
     """Parts with ``state_dict`` and the step reached, kept in one file, and figures of steps that are not logged yet."""
 
-    def __init__(self, file: Path, parts: dict) -> None:
-        self.file, self.parts = file, parts
+    def __init__(self, file: Path, parts: dict, start: str = "") -> None:
+        """
+        Args:
+            file: where they are kept.
+            parts: by name; if the file is there, they are made as it has them.
+            start: what the training starts from, so that it does not go on from a file of another.
+
+        Raises:
+            UserError: the file is damaged, or of a training with another start.
+        """
+        self.file, self.parts, self.start = file, parts, start
         self.step = 0
         self.pending: list[dict] = []
         if file.exists():
             with _whole(file):
                 saved = torch.load(file)
-                self.step = saved["step"]
+                self.step, begun = saved["step"], saved.get("start", start)  # older files do not say
                 for name, part in parts.items():
                     part.load_state_dict(saved[name])
+            if begun != start:
+                raise UserError(f"{file} started from other weights; delete it or name another folder")
 
     def save(self, step: int) -> None:
         """Write all parts as they are after ``step`` steps."""
-        save({"step": step} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
+        save({"step": step, "start": self.start} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
 
     def log(self, step: int, **values: Tensor) -> None:
         """Keep the figures of a step until :meth:`take_means`."""

@@ -24,7 +24,7 @@ def train(scale: str) -> list[Prompt]:
 
 
 def test(scale: str) -> list[Prompt]:
-    """GenEval's test prompts of the kinds that are trained, or the lines of Flow-GRPO's file."""
+    """GenEval's test prompts of the kinds in the training mix, or the lines of Flow-GRPO's file."""
     if scale == "mini":
         return [_of(record) for record in geneval.generate(geneval.MINI) if record["tag"] in MINI_MIX]
     return [_prompt(text) for text in load_prompts("pickscore", "test")]

@@ -42,9 +42,7 @@ def save(path, shade):
 
 
 def score(folder, prompts="prompts.txt", judge=shades, **options):
-    return score_folder(
-        folder / "images", folder / prompts, judge, "shade-v1", folder / "deep/out.csv", progress=False, **options
-    )
+    return score_folder(folder / "images", folder / prompts, judge, "shade-v1", folder / "deep/out.csv", **options)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
@@ -185,7 +183,7 @@ def test_scores_replace_nothing_but_scores(folder, out, message):
     (folder / "notes.csv").write_text("file,prompt,mine\n1.png,one,dear\n")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=message):
-        score_folder(folder / "images", table, never, "v", folder / out, progress=False)
+        score_folder(folder / "images", table, never, "v", folder / out)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 

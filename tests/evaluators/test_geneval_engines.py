@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from geneval_layout import save_folder
 from PIL import Image
 from tiny_clip import save_tiny_clip
 from tiny_detector import image_of, save_detector, stored
@@ -121,7 +122,7 @@ def test_the_padded_mean_is_reported_for_compatible_protocols_only():
 
 def test_a_folder_is_scored_by_the_engines(tmp_path, tiny, folders, monkeypatch):
     records = [prompts.colors("orange", "red"), prompts.counting("dog", 2), prompts.position("cat", "left of", "dog")]
-    evaluate.save_folder(tmp_path / "run", records, [[image_of(seed, 40, 56)] for seed in range(3)])
+    save_folder(tmp_path / "run", records, [[image_of(seed, 40, 56)] for seed in range(3)])
     monkeypatch.setattr(mask2former, "PROXY", folders[0])
     digest = mask2former.official(folders[0], "cpu").name.split("-")[1]
     protocols = {

@@ -1,18 +1,16 @@
 import json
 from collections import defaultdict
-from contextlib import nullcontext
-from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
+from geneval_layout import evaluate_folder, save_folder
 from PIL import Image
 
 from evaluators.geneval import evaluate, prompts
 from evaluators.geneval.mini import MiniDetector
 from evaluators.geneval.prompts import MINI, TAGS
 from evaluators.geneval.rules import Detection
-from star.common import progress
 from star.common.errors import UserError
 from star.mini.scenes import draw_scene
 
@@ -44,7 +42,7 @@ def folder(tmp_path):
     """Two prompts, three images each: one dog is right in 2 of 3 images, two dogs in none."""
     records = [prompts.single_object("dog"), prompts.counting("dog", 2)]
     images = [[image_of(n) for n in (1, 0, 2)], [image_of(n) for n in (1, 3, 5)]]
-    evaluate.save_folder(tmp_path / "run", records, images)
+    save_folder(tmp_path / "run", records, images)
     return tmp_path / "run"
 
 
@@ -59,7 +57,7 @@ def test_saved_folder_has_the_official_layout(folder):
 
 
 def test_evaluated_folder_has_a_row_per_image(folder):
-    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    rows = evaluate_folder(folder, CountingDetector())
     assert rows.columns.tolist() == [
         "filename", "tag", "prompt", "index", "correct", "strict", "score", "reason", "protocol",
     ]  # fmt: skip
@@ -78,20 +76,12 @@ def test_only_digits_are_looked_at(folder):
     (folder / "00002").write_text("a file, not a prompt")
     for name in ("grid.png", "00000.jpg", "00000_small.png"):
         Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
-    assert len(evaluate.evaluate_folder(folder, CountingDetector(), progress=False)) == 6
+    assert len(evaluate_folder(folder, CountingDetector())) == 6
     for name in ("00007.jpg", "00007.gif", "00007.PNG"):
         Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
         with pytest.raises(UserError, match=f"{name} would be left out: GenEval's images are called 00000.png"):
-            evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+            evaluate_folder(folder, CountingDetector())
         (folder / "00000/samples" / name).unlink()
-
-
-def test_progress_is_shown_on_demand_and_where_that_of_all_others_is(folder, monkeypatch):
-    shown = []
-    monkeypatch.setattr(progress, "bar", lambda description, total: shown.append((description, total)) or nullcontext(Mock()))
-    for wanted in (False, True):
-        evaluate.evaluate_folder(folder, CountingDetector(), progress=wanted)
-    assert shown == [("GenEval", len(evaluate.read_records(folder)))]
 
 
 def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):
@@ -99,7 +89,7 @@ def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):
     opaque = np.full((8, 8, 4), 1, np.uint8)
     opaque[..., 3] = 255
     Image.fromarray(opaque).save(folder / "00000/samples/00002.png")
-    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    rows = evaluate_folder(folder, CountingDetector())
     assert rows["strict"].tolist()[:3] == [True, True, True]
 
 
@@ -188,7 +178,7 @@ def test_macro_of_the_published_row_differs_from_micro():
 
 
 def test_one_prompt_has_no_standard_error(folder):
-    rows = evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+    rows = evaluate_folder(folder, CountingDetector())
     summary = evaluate.summarise(rows).set_index("metric")
     assert np.isnan(summary.loc["geneval_official_counting", "stderr"])
     assert summary.loc["geneval_official_prompts", "value"] == 0.5
@@ -217,31 +207,10 @@ def test_verdicts_of_too_many_objects():
 def test_mini_scenes_pass_through_a_folder(tmp_path):
     rng = np.random.default_rng(3)
     records = [prompts.draw(tag, MINI, rng) for tag in TAGS for _ in range(2)]
-    evaluate.save_folder(tmp_path / "mini", records, ([draw_scene(r, rng)[0] for _ in range(2)] for r in records))
-    rows = evaluate.evaluate_folder(tmp_path / "mini", MiniDetector(), progress=False)
+    save_folder(tmp_path / "mini", records, ([draw_scene(r, rng)[0] for _ in range(2)] for r in records))
+    rows = evaluate_folder(tmp_path / "mini", MiniDetector())
     assert len(rows) == 24 and rows["correct"].mean() > 0.95
     assert set(evaluate.summarise(rows)["protocol"]) == {"geneval-v1/mini-2"}
-
-
-def test_folder_appears_only_when_complete(tmp_path):
-    def images():
-        yield [image_of(1)]
-        raise KeyboardInterrupt
-
-    records = [prompts.single_object("dog"), prompts.single_object("cat")]
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.save_folder(tmp_path / "run", records, images())
-    assert not (tmp_path / "run").exists()
-    evaluate.save_folder(tmp_path / "run", records, [[image_of(1)], [image_of(2)]])
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    with pytest.raises(UserError, match="run exists"):
-        evaluate.save_folder(tmp_path / "run", records, [[image_of(1)], [image_of(2)]])
-
-
-def test_too_few_images_are_a_programming_error(tmp_path):
-    with pytest.raises(ValueError):
-        evaluate.save_folder(tmp_path / "run", [prompts.single_object("dog")] * 2, [[image_of(1)]])
-    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_words_are_the_users_error(folder):
@@ -251,17 +220,17 @@ def test_unknown_words_are_the_users_error(folder):
     with pytest.raises(UserError, match="counting-0 does not know 'blue'"):
         evaluate.verdicts([prompts.colors("dog", "blue")], [image_of(1)], detector)
     with pytest.raises(UserError, match="mini-2 does not know 'dog'"):
-        evaluate.evaluate_folder(folder, MiniDetector(), progress=False)
+        evaluate_folder(folder, MiniDetector())
 
 
 def test_missing_and_empty_folders_are_the_users_error(tmp_path, folder):
     for path, message in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no prompt folders")):
         with pytest.raises(UserError, match=message):
-            evaluate.evaluate_folder(path, CountingDetector(), progress=False)
+            evaluate_folder(path, CountingDetector())
     for path in (folder / "00001/samples").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="no images like 00000.png in .*00001/samples"):
-        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+        evaluate_folder(folder, CountingDetector())
 
 
 @pytest.mark.parametrize("keep", [0, 20, 45])
@@ -269,7 +238,7 @@ def test_broken_images_are_named(folder, keep):
     path = folder / "00001/samples/00002.png"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="cannot read the image .*00001/samples/00002.png"):
-        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+        evaluate_folder(folder, CountingDetector())
 
 
 GOOD = {"class": "dog", "count": 1}
@@ -304,11 +273,11 @@ GOOD = {"class": "dog", "count": 1}
 def test_broken_metadata_is_named(folder, text, message):
     (folder / "00001/metadata.jsonl").write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+        evaluate_folder(folder, CountingDetector())
     assert "00001/metadata.jsonl" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_half_written_prompts_are_the_users_error(folder):
     (folder / "00001/metadata.jsonl").unlink()
     with pytest.raises(UserError, match="00001/metadata.jsonl is missing"):
-        evaluate.evaluate_folder(folder, CountingDetector(), progress=False)
+        evaluate_folder(folder, CountingDetector())

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from geneval_layout import evaluate_folder, save_folder
 from PIL import Image
 
 from evaluators.geneval import evaluate
@@ -84,7 +85,7 @@ def test_a_tag_of_another_benchmark_is_its_own(tmp_path):
 @pytest.mark.parametrize("name", ["metadata is a folder", "a folder like ²"])
 def test_odd_folders_cost_no_scores(tmp_path, name):
     records = generate(MINI)[:1]
-    evaluate.save_folder(tmp_path / "run", records, [[np.full((64, 64, 3), 128, np.uint8)]])
+    save_folder(tmp_path / "run", records, [[np.full((64, 64, 3), 128, np.uint8)]])
     if name.endswith("²"):
         (tmp_path / "run/²").mkdir()
         assert len(evaluate.read_records(tmp_path / "run")) == 1
@@ -111,7 +112,7 @@ def test_a_folder_gets_the_engine_that_knows_its_words(records, engine):
 def test_a_folder_of_the_real_geneval_names_its_engine_where_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STAR_GENEVAL_DETECTOR", raising=False)
-    evaluate.save_folder(tmp_path / "run", [record(tag="counting")], [[np.zeros((512, 512, 3), np.uint8)]])
+    save_folder(tmp_path / "run", [record(tag="counting")], [[np.zeros((512, 512, 3), np.uint8)]])
     with pytest.raises(UserError, match="GenEval's own, which need engine=mask2former: GenEval's detector is not in") as error:
         score("geneval", "run")
     assert "\n" not in str(error.value) and not (tmp_path / "run/geneval.csv").exists()
@@ -123,5 +124,5 @@ def test_prompts_and_images_come_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / prompt / "metadata.jsonl").write_text(json.dumps(generate(MINI)[0]))
         for image in ("2", "10", "._1"):
             Image.new("RGB", (64, 64)).save(tmp_path / prompt / "samples" / f"{image}.png")
-    rows = evaluate.evaluate_folder(tmp_path, evaluate.detector("mini"), progress=False)
+    rows = evaluate_folder(tmp_path, evaluate.detector("mini"))
     assert rows["filename"].tolist() == [f"{p}/samples/{i}.png" for p in (1, 2, 10) for i in (2, 10)]

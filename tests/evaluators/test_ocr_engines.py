@@ -18,7 +18,7 @@ from evaluators.ocr.paddle import Paddle
 from evaluators.ocr.pool import Pool
 from evaluators.ocr.rapid import Rapid
 from star.common.errors import UserError
-from star.mini import legibility, signs
+from star.mini import signs
 from star.tasks import sign_words
 
 BLANK = np.full((64, 64, 3), 128, np.uint8)
@@ -68,25 +68,6 @@ def test_the_real_engine_works_in_a_worker():
     batch = [*drawn(["STAR", "ROBOT"], 3), BLANK]
     assert pool.submit(batch)() == [["STAR"], ["ROBOT"], []]
     pool.close()
-
-
-def test_table_of_accuracy_by_height(rapid, monkeypatch):
-    monkeypatch.setattr(legibility, "HEIGHTS", {64: (3, 10)})
-    rows = legibility.table(rapid, images=8)
-    assert rows[["side", "height", "images"]].values.tolist() == [[64, 3, 8], [64, 10, 8]]
-    assert rows["exact"][1] >= 0.8 > 0.5 > rows["exact"][0]
-    assert (rows["reward"] >= rows["exact"]).all()
-
-
-@pytest.mark.parametrize("height", [5, 12])
-def test_capitals_have_the_height_that_the_table_says(height):
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(20):
-        picture = legibility.draw("HIHI", 64, height, rng).astype(int)[..., 0]
-        rows = np.nonzero(((picture < 60) | (picture > 200)).any(axis=1))[0]
-        found.append(rows.max() - rows.min() + 1)
-    assert abs(np.median(found) - height) <= 1
 
 
 def test_engines_by_name(monkeypatch):

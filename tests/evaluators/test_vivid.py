@@ -1,5 +1,7 @@
 """A reward that is local by construction: it is of the named objects' pixels and of no others."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.prompts import MINI, single_object, two_object
 from evaluators.geneval.rules import Detection
 from evaluators.interface import Text, places_of
+from evaluators.pickscore.evaluator import Preference
 from evaluators.vivid import Vivid
 from star import config as settings
 from star.common.errors import UserError
@@ -49,6 +52,29 @@ def image():
 
 def prompt(record):
     return Text(record["prompt"], record)
+
+
+CLAUSE = {"class": "circle", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "lack"),
+    [
+        ({"tag": "rings", "include": [CLAUSE]}, ""),
+        ({"style": "oil"}, "GenEval record"),
+        ({"tag": "rings", "include": []}, 'usable GenEval record: "include" is missing or empty;'),
+        ({"tag": "rings", "include": [{"class": "circle"}]}, 'usable GenEval record: "count" is missing .*;'),
+        ({"tag": "rings", "include": [CLAUSE | {"count": 0}]}, 'usable GenEval record: "count" is missing or below 1, .*;'),
+        ({"tag": "Counting", "include": [CLAUSE]}, "usable GenEval record: .* GenEval writes counting;"),
+        ({"tag": "rings", "include": [CLAUSE | {"class": "dog"}]}, "GenEval record of what the detector .* knows .'dog' it.*"),
+        ({"tag": "rings", "include": [CLAUSE | {"color": "pink"}]}, "GenEval record of what .* knows .'pink' it.*"),
+    ],
+)
+@pytest.mark.parametrize("judge", [GenEval, Vivid])
+def test_a_record_that_could_not_be_judged_is_known_before(judge, target, lack):
+    """It may lack its prompt, which the prompt's text is."""
+    found = judge("mini").lacks(Text("a photo of rings", target))
+    assert re.fullmatch(lack, found)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +134,10 @@ def test_it_is_no_part_of_the_matrix_nor_of_other_tasks_evaluations():
     assert {cell.task for cell in expand(["seed=0"])} == {"geneval", "ocr", "pickscore"}
     assert {cell.task for cell in expand(["task=vivid", "seed=0"])} == {"vivid"}
     assert "vivid" not in settings.other_tasks(settings.load(["task=geneval"]))
+
+
+def test_a_target_that_is_no_record_has_no_objects(image):
+    """Of prompts that need none: PickScore's."""
+    prompts = [Text("a painting", {"style": "oil"}), prompt(single_object("circle")), Text("a painting")]
+    found = places_of(Preference("mini"))(prompts, [image] * 3)
+    assert not found[0].any() and not found[2].any()

@@ -131,6 +131,15 @@ def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypa
     assert not Path(config.run).exists()
 
 
+def test_scores_of_a_folder_that_are_none_are_told_and_its_images_scores_stay(monkeypatch, tmp_path):
+    monkeypatch.setattr("own_reward.Brightness.summarise", lambda *given: [])
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
+    (tmp_path / "prompts.txt").write_text("a circle\n")
+    with pytest.raises(UserError, match=f"task={OWN}: `primary` is 'brightness', which `summarise` does not give"):
+        score(OWN, str(tmp_path), str(tmp_path / "prompts.txt"))
+    assert len((tmp_path / "brightness.csv").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

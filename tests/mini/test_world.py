@@ -153,6 +153,8 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
     assert files[0].read_bytes() == files[1].read_bytes()
     with pytest.raises(UserError, match="bank.pt holds pictures of another autoencoder or recipe"):
         pretrain(tmp_path / "further", recipe)
+    with pytest.raises(UserError, match="flow.pt started from other weights"):
+        pretrain(tmp_path / "further", recipe, start=further)
 
 
 def _failing(update, outcomes):

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from evaluators.geneval.prompts import TAGS, official
+from evaluators.geneval.prompts import OFFICIAL, TAGS, generate
 from star.records.results import ROOT, read_paper
 from star.records.tables import METRICS, OF_THE_PAPER
 
@@ -91,7 +91,7 @@ def test_stars_geneval_is_no_share_of_the_unpadded_images():
 
 
 def test_image_counts_are_four_per_official_prompt():
-    prompts = {tag: sum(record["tag"] == tag for record in official()) for tag in TAGS}
+    prompts = {tag: sum(record["tag"] == tag for record in generate(OFFICIAL)) for tag in TAGS}
     for row in ROWS:
         if row.task == "geneval" and row.images is not None:
             tag = row.metric.removeprefix("geneval_official_")

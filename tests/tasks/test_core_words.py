@@ -3,7 +3,7 @@ import torch
 from tiny import clip_tokenizer, t5_tokenizer
 from tokenizers import pre_tokenizers
 
-from evaluators.geneval.prompts import MINI, color_attr, colors, counting, generate, official, position, two_object
+from evaluators.geneval.prompts import MINI, OFFICIAL, color_attr, colors, counting, generate, position, two_object
 from star.common.errors import UserError
 from star.method.tokens import token_columns
 from star.tasks import sign_words
@@ -63,7 +63,7 @@ def test_counts_beyond_four_are_found(count):
 
 def test_all_official_and_mini_prompts_have_their_core_words():
     fixed = {"a", "an", "photo", "of", "and"}
-    for record in (*official(), *generate(MINI)):
+    for record in (*generate(OFFICIAL), *generate(MINI)):
         prompt = record["prompt"]
         rest = prompt
         for start, end in reversed(core_spans("geneval", prompt, record)):
