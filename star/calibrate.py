@@ -14,7 +14,7 @@ from star.models import lora
 from star.records import results
 from star.records.diff import find_paper
 from star.records.folder import own_results
-from star.records.names import MethodName, is_mini
+from star.records.names import RELEASED_METHOD, MethodName, is_mini
 from star.records.results import Row
 from star.training import runs
 
@@ -23,7 +23,7 @@ RELEASED = {
     "ocr": "jieliu/SD3.5M-FlowGRPO-Text",
     "pickscore": "jieliu/SD3.5M-FlowGRPO-PickScore",
 }
-METHOD, AGAIN = "flow_grpo", "flow_grpo@released"
+METHOD = "flow_grpo"
 
 
 def calibrate(overrides: Sequence[str], source: str | None = None, name: str | None = None) -> list[tuple[Row, str, str]]:
@@ -46,7 +46,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     task = config.task.name
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
-    label = name or (AGAIN if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
+    label = name or (RELEASED_METHOD if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
     if not NAME.allows(label):  # reported before the work
         raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
     parsed = MethodName.parse(label)
@@ -67,7 +67,7 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         value = None if is_mini(row.protocol) else published.get((row.task, row.metric, method))
         return "" if value is None else str(value)
 
-    return [(row, printed(row, METHOD), printed(row, AGAIN)) for row in rows]
+    return [(row, printed(row, METHOD), printed(row, RELEASED_METHOD)) for row in rows]
 
 
 def _check_free(label: str, file: Path, known: str) -> None:

@@ -10,7 +10,6 @@ from star.matrix.run import plan, run
 from star.records import diff
 from star.records.folder import own_results
 from star.report import write_report
-from star.report.brief import write_brief
 from star.report.collection import collect
 from star.report.ending import ending, show
 
@@ -44,7 +43,6 @@ def reproduce(task: str, overrides: Sequence[str]) -> int:
     reference, arm = dict.fromkeys(settings.label(cell.config, cell.method) for cell in cells if cell.seed is not None)
     found = collect(folder, Path("runs"))
     page, _ = write_report(found)
-    write_brief(found, task, arm, reference)
     show(ending(found, task, arm, reference))
     file = folder / f"{task}.csv"
     rows = sum(row.task == task for row in found.rows)

@@ -59,6 +59,13 @@ def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
     return rate.image * cell.images * (1 - (own["epoch"] if own else 0) / cell.config.train.epochs) + rate.rest
 
 
+def expected(cells: Mapping[Cell, State]) -> dict[Cell, float | None]:
+    """Seconds until each cell is done, see :func:`left`."""
+    kinds = {cell: (cell.config.scale, cell.task, cell.drawn) for cell in cells}
+    paces = {kind: pace(*kind) for kind in dict.fromkeys(kinds.values())}
+    return {cell: left(cell, state, paces[kinds[cell]]) for cell, state in cells.items()}
+
+
 def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
     """The time until a matrix is done, in words: ``about 5:20:00``. Failed cells do not count: they are over.
 
@@ -66,9 +73,7 @@ def total(cells: Mapping[Cell, State], at_once: int = 1) -> str:
         cells: with their states.
         at_once: how many will run side by side; if more are running, that number counts.
     """
-    kinds = {cell: (cell.config.scale, cell.task, cell.drawn) for cell in cells}
-    paces = {kind: pace(*kind) for kind in dict.fromkeys(kinds.values())}
-    times = [left(cell, state, paces[kinds[cell]]) for cell, state in cells.items() if state is not State.FAILED]
+    times = [seconds for cell, seconds in expected(cells).items() if cells[cell] is not State.FAILED]
     unknown = sum(seconds is None for seconds in times)
     known = [seconds for seconds in times if seconds]
     if unknown and not known:

@@ -75,6 +75,6 @@ def _check_kept(done: Sequence[Cell], folder: Path) -> None:
         for file, out in leaving(cell, folder).items():
             seeds = ", ".join(map(str, sorted({row.seed for row in out})))
             raise UserError(
-                f"{file} has {cell.method} of seed {seeds} with other settings, or of an older evaluator, which would go for "
-                f"{cell.label}; publish runs of the same settings, or say --replace"
+                f"{file} has {out[0].method} of seed {seeds} with other settings, or of an older evaluator, which would go "
+                f"for {cell.label}; publish runs of the same settings, or say --replace"
             )

@@ -21,7 +21,7 @@ from star.matrix import launchers
 from star.matrix.board import Board
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, put
-from star.matrix.estimate import left, pace, took
+from star.matrix.estimate import expected, took
 from star.records.folder import own_results
 
 
@@ -93,15 +93,11 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
     out = console()
     if options.nodes > 1:
         out.print("# on every node with its --machine_rank, and with an address of the first one for HOST")
-    for cell, state in states.items():
-        time = f"took {took(cell.folder)}" if state is State.DONE else _expected(cell, state)
+    for (cell, state), seconds in zip(states.items(), expected(states).values(), strict=True):
+        known = "?" if seconds is None else f"about {clock(seconds)}"
+        time = f"took {took(cell.folder)}" if state is State.DONE else known
         out.print(f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", soft_wrap=True)
     out.print(f"# {Board(states, launchers.side_by_side(options)).line()}", soft_wrap=True)
-
-
-def _expected(cell: Cell, state: State) -> str:
-    seconds = left(cell, state, pace(cell.config.scale, cell.task, cell.drawn))
-    return "?" if seconds is None else f"about {clock(seconds)}"
 
 
 def check_present(waiting: Sequence[Cell]) -> None:

@@ -87,6 +87,7 @@ def agreement(task: str, own: Path, shipped: Path) -> Agreement:
     off = {_run(rows[0][key]) for key in shared if _digits(rows[0][key]) != _digits(rows[1][key])}
     runs = {_run(rows[0][key]) for key in shared}
     verdicts = _shared_verdicts(task, own, shipped) if shared else pd.DataFrame(columns=[*KEYS, "same"])
+    verdicts = verdicts[pd.MultiIndex.from_frame(verdicts[["method", "seed"]]).isin(runs)]
     off |= set(verdicts.loc[~verdicts["same"].astype(bool), ["method", "seed"]].itertuples(index=False, name=None))
     mine, theirs = (_machines(side[key] for key in shared if _run(side[key]) in off) for side in rows)
     return Agreement(tuple(sorted(runs)), len(shared), len(verdicts), tuple(sorted(off)), (mine, theirs))

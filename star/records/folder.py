@@ -83,13 +83,13 @@ def cure(file: Path) -> str:
 
 
 def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
-    """A CSV file as pandas reads it, with its options.
+    """A CSV file as pandas reads it, with its options; texts that are missing are empty.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        found: pd.DataFrame = pd.read_csv(file, **options)
+        found: pd.DataFrame = pd.read_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
     except (OSError, ValueError, EOFError, OverflowError, zlib.error) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}); {cure(file)}") from None
     return found
@@ -101,7 +101,7 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     Raises:
         UserError: it cannot be read, is cut off or lacks a column, or a line lacks a required value or repeats another.
     """
-    found = parse_csv(file, **options).fillna(dict.fromkeys(TEXTS, ""))
+    found = parse_csv(file, **options)
     if file.suffix == ".csv" and not file.read_bytes().endswith(b"\n"):
         raise UserError(f"{file} is cut off within its last line; {cure(file)}")
     needed = NEEDED[file.name] if len(found) else [name for name in EVALUATION if name in NEEDED[file.name]]

@@ -15,6 +15,9 @@ METHOD = re.compile(
     rf"(?P<arm>{_W})(?:@(?P<source>{_W}))?(?P<changes>(?:\+{_W})*)(?::(?P<task>{_W})(?:@(?P<task_source>{_W}))?)?", re.ASCII
 )
 
+RELEASED_METHOD = "flow_grpo@released"
+"""What results call the LoRA that Flow-GRPO's authors released, which others measured again under that name."""
+
 
 @dataclass(frozen=True)
 class MethodName:

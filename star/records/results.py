@@ -158,8 +158,7 @@ def read(path: Path) -> list[Row]:
 
 def is_of_rows(path: Path) -> bool:
     """Whether a file is a result file, by its header."""
-    with path.open("rb") as file:
-        return file.readline().rstrip() == ",".join(COLUMNS).encode()
+    return _open(path).partition("\n")[0].rstrip("\r").split(",") in _headers(Row)
 
 
 def read_together(paths: Iterable[Path]) -> list[Row]:
@@ -215,7 +214,8 @@ def commit() -> str:
     head = _git("rev-parse", "--short=10", "HEAD")
     if not head:
         return "unknown"
-    return head + ("+dirty" if _git("status", "--porcelain", "--", *CODE) else "")
+    changes = _git("status", "--porcelain", "--", *CODE)
+    return "unknown" if changes is None else head + ("+dirty" if changes else "")
 
 
 def is_commit(text: str) -> bool:
@@ -223,11 +223,12 @@ def is_commit(text: str) -> bool:
     return "unknown" not in text and "+dirty" not in text
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> str | None:
+    """What git prints; None if it fails."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return None
     return done.stdout.strip()
 
 
@@ -324,18 +325,21 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} line {reader.line_num}: no line of a CSV file: {error}") from None
 
 
+def _headers(kind: type[Row] | type[PaperRow]) -> tuple[list[str], list[str]]:
+    """The columns of a file of such rows, and those of files from before the last ones were added."""
+    return [field.name for field in fields(kind)], [field.name for field in fields(kind) if field.default is MISSING]
+
+
 AnyRow = TypeVar("AnyRow", Row, PaperRow)
 
 
 def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> list[AnyRow]:
     """Every line of a CSV file as a row of the given kind, checked cell by cell."""
-    columns = [field.name for field in fields(kind)]
-    first = [field.name for field in fields(kind) if field.default is MISSING]
     lines = _lines(path)
     _, header = next(lines, (1, []))
-    if header not in (columns, first):
+    if header not in _headers(kind):
         found = short(",".join(header)) or "(none)"
-        raise UserError(f"{path} line 1: the columns are {found}; allowed: {','.join(columns)}")
+        raise UserError(f"{path} line 1: the columns are {found}; allowed: {','.join(_headers(kind)[0])}")
     rows: dict[tuple[Any, ...], AnyRow] = {}
     for number, line in lines:
         where = f"{path} line {number}"

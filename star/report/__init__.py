@@ -43,13 +43,14 @@ def report(folder: Path, runs: Path = Path("runs"), out: Path | None = None) -> 
 def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path]:
     """Write the report of what was collected; arguments, result and errors are those of :func:`report`."""
     page_file = out or found.folder / "report.html"
-    markdown_file = page_file.with_suffix(".md")
     check_room(found.folder, "the report")
-    check_file(page_file, "the page")
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
+    check_file(page_file, "the page")
+    markdown_file = page_file.with_suffix(".md")
+    tasks = found.tasks if page_file.parent.resolve() == found.folder.resolve() else []
     for file in (page_file, markdown_file):
-        if page_file.stem in found.tasks or (file.exists() and not _is_report(file)):
+        if page_file.stem in tasks or (file.exists() and not _is_report(file)):
             raise UserError(f"--out {page_file}: {file} is no report and would be overwritten; name another file")
     compared = {task: comparisons(found, task) for task in found.tasks}
     page = _page(found, compared)

@@ -6,37 +6,33 @@ from star.method.arms import REFERENCE
 from star.records import tables
 from star.records.comparison import Comparison, compare
 from star.records.names import method_label
-from star.report.collection import Collection
+from star.report.collection import Collection, families
 from star.report.figures import reward_curves
 from star.report.learning import arm_color, by_seed, curve
 
 
-def write_brief(found: Collection, task: str, arm: str = "star", reference: str = REFERENCE) -> str:
-    """Write ``<task>.md`` and ``<task>.png`` into the results folder.
+def write_brief(found: Collection, task: str) -> None:
+    """Write ``<task>.md`` and ``<task>.png`` into the results folder, with STAR minus Flow-GRPO in each family of methods.
 
     Args:
         found: what the report is made from.
         task: one of its tasks.
-        arm, reference: the methods that are compared, by their names in the results.
-
-    Returns:
-        the sentence on the difference, with every seed that the results hold of both; empty if they cannot be compared.
     """
     file = found.folder / f"{task}.csv"
     parts = [tables.markdown([row for row in found.rows if row.task == task], found.paper)]
-    if gain := _gain(found, task, arm, reference):
-        parts.append(gain + "\n")
+    pairs = [(f"star{variant}", f"{REFERENCE}{variant}") for variant in families(found.methods(task))]
+    parts += [f"{gain}\n" for pair in pairs if (gain := _gain(found, task, *pair))]
     runs = {} if found.curves is None else by_seed(found.curves, task)
-    drawn = [method for method in (reference, arm) if method in runs]
+    drawn = [method for arm, reference in pairs for method in (reference, arm) if method in runs]
     if drawn:
         lines = {method_label(m): [curve(part, "images_seen") for part in runs[m].values()] for m in drawn}
         reward_curves(lines, [arm_color(m) for m in drawn], f"{task}, {found.scale}", file.with_suffix(".png"))
         parts.append(f"![Reward curves]({task}.png)\n")
     write_text(file.with_suffix(".md"), "\n".join(parts))
-    return gain
 
 
 def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
+    """The difference in a sentence, with every seed that the results hold of both; empty if they cannot be compared."""
     if found.images is None:
         return ""
     images = found.images[found.images["task"] == task]

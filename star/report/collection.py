@@ -32,7 +32,7 @@ from star.records.folder import (
     read_file,
     shipped_results,
 )
-from star.records.names import MethodName, family, is_mini, measured_on_own_task, method_label, reading_order
+from star.records.names import METHOD, MethodName, family, is_mini, measured_on_own_task, method_label, reading_order
 from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_commit, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
@@ -201,7 +201,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     for cell, path in list(found.runs.items()):
         if told := fault(path / "final", ROWS, VERDICTS, METRICS):
             del found.runs[cell]
-            found.missing.append(f"A run is left out: {told}.")
+            found.missing.append(f"A run folder is not used: {told}.")
     found.missing += [*_unmeasured(found), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
         for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).fillna("").to_dict("records"):
@@ -302,12 +302,16 @@ def _unmeasured(found: Collection) -> list[str]:
 
 def _stopped(found: Collection, runs: Path) -> list[str]:
     """Sentences on runs of these tasks that stopped without results, which readers of the other results must know of."""
+    if found.folder.resolve() == shipped_results(found.scale).resolve():
+        return []  # runs made here are not those of the shipped results
     there = {(row.task, row.method, row.seed) for row in found.rows}
     sentences = []
     for folder in sorted((runs / found.scale).glob("*/*/seed*")):
         task, method, seed = folder.parts[-3], folder.parts[-2], re.match(r"seed(\d+)", folder.name)
         last = last_of_jsonl(folder / "attempts.jsonl")
         if not seed or task not in found.tasks or (task, method, int(seed[1])) in there or not (last and last.get("reason")):
+            continue
+        if (folder / "final" / ROWS).exists() or not METHOD.fullmatch(method):  # finished by star train; somebody's copy
             continue
         sentences.append(f"{task}, {method_label(method)} seed {seed[1]} stopped without results: {short(last['reason'])}.")
     return sentences

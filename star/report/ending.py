@@ -18,7 +18,7 @@ from star.records.names import is_mini, method_label
 from star.records.summary import Summary
 from star.records.tables import metric_label
 from star.report.blocks import Table, Text
-from star.report.collection import Collection, collect
+from star.report.collection import Collection, collect, families
 
 HEAD = ("method", "score", "yours", "shipped", "paper (SD3.5 Medium)")
 SEEDS_TO_NAME = 8
@@ -44,7 +44,8 @@ def overview(as_json: bool = False) -> int:
         print(diff.to_json(rows))
         return diff.exit_code(rows)
     for task in found.tasks:
-        show(ending(found, task))
+        variant = families(found.methods(task))[0]
+        show(ending(found, task, f"star{variant}", f"{REFERENCE}{variant}"))
     return diff.exit_code(rows)
 
 

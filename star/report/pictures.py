@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import replacing, visible
 from star.common.noise import normal
 from star.common.processes import joined
@@ -102,8 +102,8 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
     if draw and info.get("Source") != source:
         try:
             figure, alt = draw()
-        except (UserError, RunStopped, OSError) as error:
-            return Text(f"Not drawn: {error}", missing=True)
+        except (UserError, RunStopped, OSError, torch.OutOfMemoryError) as error:
+            return Text(f"Not drawn: {one_line(error)}", missing=True)
         info = {"Description": alt, "Source": source}
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
@@ -244,6 +244,8 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
 def _first_images(folder: Path, column: str) -> pd.Series:
     """Prompt -> the verdict on its first image, in the order of the samples."""
     table = parse_csv(folder / VERDICTS, **TYPED)
+    if column not in table:
+        raise UserError("the methods were judged by different evaluators")
     return table[table["image"] == 0].drop_duplicates("prompt").set_index("prompt")[column].sort_index()
 
 

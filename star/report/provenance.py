@@ -11,12 +11,13 @@ from star import config as settings
 from star.common.errors import UserError
 from star.common.machine import installed
 from star.common.numbers import MISSING
+from star.method.arms import ARMS
 from star.records.folder import shipped_results
-from star.records.names import MethodName, measured_on_own_task, method_label
+from star.records.names import RELEASED_METHOD, MethodName, measured_on_own_task, method_label
 from star.records.results import Row, commit
 from star.report import csv_export as numbers
 from star.report.blocks import Code, Section, Table, Text
-from star.report.collection import CURVES, IMAGES, Collection
+from star.report.collection import CURVES, IMAGES, Cell, Collection
 
 PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
 
@@ -70,23 +71,35 @@ def _versions() -> list[list[str]]:
 
 
 def _commands(found: Collection) -> tuple[list[str], list[str]]:
-    """The command of every run, as recorded or else from the settings in its folder, and notes on what is not known."""
+    """The command of every run, and notes on what is not known."""
     cells = sorted({(r.task, r.method, r.seed) for r in _own(found)})
-    lines, notes = [], []
-    for task, method, seed in cells:
-        cell = task, method, seed
-        trained = found.trained(task, method)
-        words = [f"task={task}", f"scale={found.scale}"] + [f"method={method}", f"seed={seed}"] * trained
-        if cell not in found.commands and cell in found.runs and trained:
-            try:
-                words += overrides(found.runs[cell] / "config.yaml", words)
-            except UserError as error:
-                notes.append(f"{error}: its settings are not in the command.")
-        verb = "train" if trained else "calibrate" if MethodName.parse(method).source else "base"
-        lines.append(found.commands.get(cell) or shlex.join(["star", verb, *words]))
+    made = [(found.commands[cell], "") if cell in found.commands else _command(found, cell) for cell in cells]
+    notes = list(dict.fromkeys(note for _, note in made if note))
     if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
         notes.append(f"For {len(unknown)} runs only task, method and seed are known; their commands lack any other settings.")
-    return lines, notes
+    return [line for line, _ in made], notes
+
+
+def _command(found: Collection, cell: Cell) -> tuple[str, str]:
+    """The command of a run that recorded none, from the settings in its folder, and a note on what it lacks."""
+    task, method, seed = cell
+    name, words, note = MethodName.parse(method), [f"task={task}", f"scale={found.scale}"], ""
+    if name.untrained:
+        words = ["base", *words]
+    elif not found.trained(task, method):
+        words = ["calibrate", *words]
+        if name.text != RELEASED_METHOD:
+            words += [f"name={method}", "lora=FOLDER"]
+            note = "FOLDER stands for a LoRA, of which results keep the name alone."
+    elif cell in found.runs:
+        words += [f"method={name.arm if name.arm in ARMS else 'star'}", f"seed={seed}"]
+        try:
+            words = ["train", *words, *overrides(found.runs[cell] / "config.yaml", words)]
+        except UserError as error:
+            words, note = ["train", *words], f"{error}: its settings are not in the command."
+    else:
+        words = ["train", *words, f"method={method}", f"seed={seed}"]
+    return shlex.join(["star", *words]), note
 
 
 def overrides(file: Path, words: Sequence[str]) -> list[str]:

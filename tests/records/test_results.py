@@ -240,6 +240,25 @@ def test_commit_of_a_clean_and_of_a_changed_checkout(checkout):
     assert commit() == head[:10] + "+dirty"
 
 
+def test_commit_is_unknown_where_git_cannot_say_what_has_changed(checkout):
+    folder, _ = checkout
+    (folder / ".git" / "index").write_bytes(b"damaged")
+    assert commit() == "unknown"
+
+
+def test_a_result_file_is_known_as_one_in_every_form_that_is_read(tmp_path):
+    """As a spreadsheet saves it, and from before rows said which machine made them."""
+    file = tmp_path / "rings.csv"
+    write([ROW], file)
+    text = file.read_text()
+    older = "\n".join(line.rpartition(",")[0] for line in text.splitlines()) + "\n"
+    for content in (text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(), older.encode()):
+        file.write_bytes(content)
+        assert results.is_of_rows(file) and [row.value for row in read(file)] == [pytest.approx(ROW.value, abs=1e-6)]
+    file.write_text("task,arm\n")
+    assert not results.is_of_rows(file)
+
+
 def test_commit_of_code_that_is_no_checkout_is_unknown(checkout, monkeypatch):
     folder, _ = checkout
     monkeypatch.setattr(results, "ROOT", folder / "star")  # installed below somebody else's repository

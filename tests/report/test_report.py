@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -42,9 +43,8 @@ from star.records.results import read, write
 from star.report import figures, pictures, report
 from star.report.ablation import comparisons
 from star.report.blocks import _inline
-from star.report.brief import write_brief
 from star.report.collection import collect
-from star.report.provenance import overrides
+from star.report.provenance import _command, overrides
 from star.report.tags import ENOUGH_PROMPTS, by_tag
 from star.report.uncertainty import _normalised
 
@@ -354,6 +354,22 @@ def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, who
     assert "Not drawn: the run folders are not here, and neither is samples-ocr.png" in whole[1]
 
 
+def test_what_cannot_be_drawn_costs_no_more_than_its_picture(tmp_path, monkeypatch):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
+    for method in ("base", "flow_grpo", "star"):
+        path = write_run(tmp_path / "runs", "geneval", method, EVALUATION_SEED if method == "base" else 0)
+    file = path / "final" / "images.csv"
+    write_last(file, pd.read_csv(file).drop(columns="correct").to_csv(index=False), [])
+
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(pictures, "read_config", full)
+    text = report(results, tmp_path / "runs")[1].read_text()
+    assert "Not drawn: the methods were judged by different evaluators" in text
+    assert "Not drawn: CUDA out of memory. Tried to allocate 2 GiB" in text
+
+
 def test_pictures_of_other_runs_are_drawn_again(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
     for method in ("base", "flow_grpo", "star"):
@@ -379,7 +395,7 @@ def test_a_run_that_was_changed_afterwards_is_left_out(tmp_path):
     assert path in collect(results, tmp_path / "runs").runs.values()
     (path / "metrics.jsonl").write_text("")
     found = collect(results, tmp_path / "runs")
-    assert not found.runs and f"A run is left out: {path}/metrics.jsonl is not what was written." in found.missing
+    assert not found.runs and f"A run folder is not used: {path}/metrics.jsonl is not what was written." in found.missing
 
 
 def test_the_least_that_reproduce_leaves(tmp_path):
@@ -420,6 +436,12 @@ def test_runs_that_stopped_and_code_that_changed_are_told(tmp_path):
         folder = tmp_path / "runs" / "mini" / "ocr" / "star" / f"seed{seed}-abcdef12"
         folder.mkdir(parents=True)
         (folder / "attempts.jsonl").write_text(json.dumps({"seconds": 1.0, "reason": reason}) + "\n")
+    # Taken over by star train, and a copy by hand.
+    for folder in ("star/seed9-abcdef12", "star copy/seed0-abcdef12"):
+        made = tmp_path / "runs" / "mini" / "ocr" / folder
+        (made / "final").mkdir(parents=True)
+        (made / "final" / ("rows.json" if "copy" not in folder else "x")).write_text("[]")
+        (made / "attempts.jsonl").write_text(json.dumps({"seconds": 1.0, "reason": "killed"}) + "\n")
     found = collect(results, tmp_path / "runs")
     assert [line for line in found.missing if "stopped without" in line] == [
         "ocr, STAR seed 7 stopped without results: collapsed: the reward is 0.1."
@@ -517,6 +539,15 @@ def test_a_copy_of_a_result_file_is_told_and_not_pooled(tmp_path):
     (results / "ocr_old.csv").write_text(text)
     with pytest.raises(UserError, match=r"ocr\.csv and .*ocr_old\.csv both have a row for ocr, diversity,"):
         report(results)
+
+
+@pytest.mark.parametrize("out", [".", "/", "page.htm", "nowhere/page.html"])
+def test_a_page_is_an_html_file_in_a_folder_that_is_there(tmp_path, monkeypatch, out):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--out .*: name an .html file in a folder that exists"):
+        report(results, out=Path(out))
+    assert report(results, out=Path("ocr.html"))[0].exists()  # a task's name, elsewhere than its result file
 
 
 @pytest.mark.parametrize("out", ["README.html", "index.html", "ocr.html"])
@@ -693,6 +724,26 @@ def test_a_command_gives_the_settings_of_its_run(tmp_path):
     assert again == to_dict(config) == to_dict(read_config(tmp_path / "config.yaml"))
 
 
+def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
+    """From what its folder and its name say."""
+    rename(write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",)), {"star": "star+fast"})
+    found = collect(tmp_path / "results" / "mini", tmp_path)
+    found.commands.clear()
+    config = load(["task=ocr", "method=star", "variant=fast", "method.cap=4.5", "seed=0", "run=here"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    found.runs["ocr", "star+fast", 0] = tmp_path
+    line, note = _command(found, ("ocr", "star+fast", 0))
+    assert line.startswith("star train task=ocr scale=mini method=star seed=0 ") and not note
+    assert to_dict(load([*shlex.split(line)[2:], "run=here"])) == to_dict(config)
+    for method, told in {
+        "base+fast": "star base task=ocr scale=mini",
+        "flow_grpo@released": "star calibrate task=ocr scale=mini",
+        "mine": "star calibrate task=ocr scale=mini name=mine lora=FOLDER",
+    }.items():
+        found.rows.append(replace(found.rows[0], method=method, updates=0))
+        assert _command(found, ("ocr", method, 0))[0] == told
+
+
 def test_recorded_commands_are_used(tmp_path):
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
     line = f"ocr,star,0,{hashed('ocr', 'star', 0)},star train task=ocr train.epochs=7\n"
@@ -821,5 +872,4 @@ def test_a_variant_and_a_name_of_ones_own_are_compared_within_their_family(tmp_p
     assert [line[0] for line in table(learned, "ocr: training reward")[1:]] == ["star_mix1"]
     assert [line[0] for line in table(learned, "ocr, fast: training reward")[1:]] == ["Flow-GRPO, fast", "STAR, fast"]
     assert "Flow-GRPO was not trained" in learned and "ocr, fast: cost until" in learned
-    sentence = write_brief(collect(results, tmp_path), "ocr", "star+fast", "flow_grpo+fast")
-    assert sentence.startswith("STAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2")
+    assert "\nSTAR, fast minus Flow-GRPO, fast, seeds 0, 1, 2" in (results / "ocr.md").read_text()
