@@ -1,6 +1,6 @@
 """The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
 
-from star.config.checks import cautions, check, ways_to_save_memory
+from star.config.checks import cautions, ways_to_save_memory
 from star.config.compose import as_word, options, read_config
 from star.config.identity import (
     base_folder,
@@ -10,18 +10,15 @@ from star.config.identity import (
     identity,
     label,
     other_tasks,
-    run_folder,
     terms,
 )
 from star.config.loading import load
 from star.config.schema import (
     Config,
     EvaluationConfig,
-    MethodConfig,
     ModelConfig,
     RelevanceConfig,
     SamplingConfig,
-    TrainConfig,
     get,
     to_dict,
     to_yaml,
@@ -30,16 +27,13 @@ from star.config.schema import (
 __all__ = [
     "Config",
     "EvaluationConfig",
-    "MethodConfig",
     "ModelConfig",
     "RelevanceConfig",
     "SamplingConfig",
-    "TrainConfig",
     "as_word",
     "base_folder",
     "base_identity",
     "cautions",
-    "check",
     "config_hash",
     "evaluation_changes",
     "get",
@@ -49,7 +43,6 @@ __all__ = [
     "options",
     "other_tasks",
     "read_config",
-    "run_folder",
     "terms",
     "to_dict",
     "to_yaml",

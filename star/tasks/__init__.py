@@ -5,7 +5,7 @@ A task is a module here, found by its name. It has ``EVALUATOR``, the name of it
 own task is a class, found by the path in ``task.prompts``: :class:`OwnTask`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
@@ -100,11 +100,6 @@ class Task:
         """The metric that methods are compared by."""
         return self.evaluator.primary
 
-    @property
-    def paired(self) -> Mapping[str, str]:
-        """What verdicts hold that paired comparisons use, name -> label, the main one first."""
-        return self.evaluator.paired
-
     def submit(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
         """Start to judge images; see :meth:`evaluators.interface.Evaluator.submit`."""
         return self.evaluator.submit(prompts, images)
@@ -124,14 +119,22 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     Raises:
         UserError: there is no such task, its evaluator lacks weights or packages, or cannot judge its prompts.
     """
-    own = config.task.prompts if name == config.task.name else None
-    source = _own(own, config.scale) if own else _find(name)
+    source = _source(config, name)
     evaluator = evaluator or registry.create(source.evaluator, config.evaluators[name])
     task = Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
-    if own:
-        cure = f"put it into the target of {own}'s prompts, or name another evaluator"
+    if config.task.prompts and name == config.task.name:
+        cure = f"put it into the target of {config.task.prompts}'s prompts, or name another evaluator"
         _check_judged(f"evaluators.{name}", evaluator, name, [*task.train, *task.test], cure)
     return task
+
+
+def test_prompts(config: Config, name: str) -> list[Prompt]:
+    """The held-out prompts of the task of this name, for which no evaluator is loaded.
+
+    Raises:
+        UserError: there is no such task, or it gives no prompts.
+    """
+    return _source(config, name).test(config.scale)
 
 
 def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
@@ -201,6 +204,12 @@ def paired_scores(metric: str | None) -> dict[str, str]:
 def _by_metric() -> dict[str, type[Evaluator]]:
     """The built-in evaluators by their main metrics."""
     return {evaluator.primary: evaluator for evaluator in map(registry.find, registry.EVALUATORS)}
+
+
+def _source(config: Config, name: str) -> _Source:
+    """The prompts of the task of this name, the user's own if the settings say so, and the evaluator's name."""
+    own = config.task.prompts if name == config.task.name else None
+    return _own(own, config.scale) if own else _find(name)
 
 
 def _find(name: str) -> _Source:

@@ -15,13 +15,14 @@ DISTINCT = ("paper",)
 def train(scale: str) -> list[Prompt]:
     """The training prompts, drawn once with one seed for all runs."""
     records = geneval.training(VOCABULARIES[scale], TRAINING_PROMPTS[scale], TRAINING_SEED, distinct=scale in DISTINCT)
-    return [_prompt(record) for record in records]
+    return [prompt_of(record) for record in records]
 
 
 def test(scale: str) -> list[Prompt]:
     """All prompts of the benchmark."""
-    return [_prompt(record) for record in geneval.generate(VOCABULARIES[scale])]
+    return [prompt_of(record) for record in geneval.generate(VOCABULARIES[scale])]
 
 
-def _prompt(record: geneval.Record) -> Prompt:
+def prompt_of(record: geneval.Record) -> Prompt:
+    """The prompt of a record, with its core words."""
     return Prompt(record["prompt"], tuple(core_spans("geneval", record["prompt"], record)), record)

@@ -3,7 +3,7 @@
 from evaluators.geneval import prompts as geneval
 from star.common.errors import UserError
 from star.tasks import Prompt
-from star.tasks.core_words import core_spans
+from star.tasks.geneval import prompt_of
 
 EVALUATOR = "vivid"
 TRAINING_PROMPTS, TRAINING_SEED = 4_000, 2
@@ -15,7 +15,7 @@ def train(scale: str) -> list[Prompt]:
     _check(scale)
     pairs = geneval.training(geneval.MINI, TRAINING_PROMPTS, TRAINING_SEED, PAIRS)
     single = [geneval.single_object(name) for name in geneval.MINI.names[1::2]]
-    return [_prompt(record) for record in {record["prompt"]: record for record in (*single, *pairs)}.values()]
+    return [prompt_of(record) for record in {record["prompt"]: record for record in (*single, *pairs)}.values()]
 
 
 def test(scale: str) -> list[Prompt]:
@@ -23,13 +23,9 @@ def test(scale: str) -> list[Prompt]:
     _check(scale)
     pairs = [record for record in geneval.generate(geneval.MINI) if record["tag"] in PAIRS]
     single = [geneval.single_object(name) for name in geneval.MINI.names[::2]]
-    return [_prompt(record) for record in (*single, *pairs)]
+    return [prompt_of(record) for record in (*single, *pairs)]
 
 
 def _check(scale: str) -> None:
     if scale != "mini":
         raise UserError(f"task=vivid is of the mini world, and has no prompts for scale={scale}; use scale=mini")
-
-
-def _prompt(record: geneval.Record) -> Prompt:
-    return Prompt(record["prompt"], tuple(core_spans("geneval", record["prompt"], record)), record)

@@ -51,7 +51,7 @@ def test_the_reward_is_the_continuous_score_and_strata_are_tags(task):
     assert [v["strict"] for v in verdicts] == [True, False, False, True, False]
     assert [v["stratum"] for v in verdicts] == ["single_object"] * 3 + ["colors"] * 2
     assert {v["stratum"] for v in task.judge(task.test, [image(1)] * len(task.test))} == set(TAGS)
-    assert set(task.paired) <= verdicts[0].keys()
+    assert set(task.evaluator.paired) <= verdicts[0].keys()
     scores = {score.metric: score for score in task.summarise(prompts, verdicts)}
     assert scores[task.primary].value == pytest.approx((2 / 3 + 1 / 2) / 2)  # the mean of the tags, not of the images
     assert (scores[task.primary].images, scores[task.primary].prompts) == (5, 3)

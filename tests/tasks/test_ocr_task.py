@@ -55,7 +55,7 @@ def test_verdicts_and_scores(task):
     assert [verdict["exact"] for verdict in verdicts] == [True, False, False, True]
     assert [verdict["text"] for verdict in verdicts] == ["STAR", "ROBIN", "", "A Robot"]
     assert len({verdict["stratum"] for verdict in verdicts}) == 1
-    assert all(verdicts[0].keys() >= {key} for key in task.paired)
+    assert all(verdicts[0].keys() >= {key} for key in task.evaluator.paired)
     reward, exact = task.summarise(asked, verdicts)
     # Two prompts of two images each: means 0.5 and 0.8 about 0.65, so half their difference.
     assert reward == Score("ocr_accuracy", pytest.approx(0.65), pytest.approx(0.15), 4, 2)

@@ -60,4 +60,4 @@ def test_the_reward_is_scaled_and_the_score_is_not(make_task):
     # Prompt means 19.5 and 26: the standard error of the mean of two clusters is half their distance.
     assert score == (task.primary, pytest.approx(22.75), pytest.approx(3.25), 4, 2)
     assert task.name == "pickscore"
-    assert task.protocol == "pickscore-v1/bytes@0" and set(task.paired) <= verdicts[0].keys()
+    assert task.protocol == "pickscore-v1/bytes@0" and set(task.evaluator.paired) <= verdicts[0].keys()
