@@ -129,7 +129,7 @@ def train(overrides: Settings = None) -> None:
     """
     from star import config
     from star.training import runs
-    from star.training.checkpoint import kept
+    from star.training.folder import kept
 
     settings = config.load(overrides or [])
     with _resumable(lambda: kept(settings.run)):

@@ -42,7 +42,7 @@ def test_who_interrupts_a_command_is_told_how_to_go_on(star, monkeypatch):
     assert star("train", "run=here") == (130, "", f"star: interrupted; {anew}\n")
     Path("here/checkpoints/epoch-000004").mkdir(parents=True)
     assert star("train", "run=here") == (130, "", "star: interrupted; the same command goes on after epoch 4\n")
-    monkeypatch.setattr("star.training.checkpoint.RunFolder.summary", lambda self: {})
+    monkeypatch.setattr("star.training.folder.RunFolder.summary", lambda self: {})
     assert star("train", "run=here")[2].endswith("; the training is done; the same command evaluates it\n")
     monkeypatch.setattr("star.bench.gpu.run.run", interrupted)
     assert star("bench", "gpu") == (130, "", "star: interrupted; what was measured is written down\n")

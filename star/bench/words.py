@@ -13,7 +13,7 @@ from star.config import Config
 from star.method.arms import ARMS, REFERENCE
 from star.records.folder import INITIAL
 from star.tasks import Task
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 from star.training.given import given
 
 COMMON = "star"

@@ -13,7 +13,7 @@ from rich.text import Text
 from star.common.progress import clock
 from star.matrix.cells import Cell, State
 from star.matrix.estimate import total
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 
 DRAW_SECONDS = 1.0
 LOG_SECONDS = 60.0

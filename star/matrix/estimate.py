@@ -9,7 +9,7 @@ from star.matrix.cells import Cell, State, attempts
 from star.records import results
 from star.records.folder import own_results, shipped_results
 from star.records.names import measured_on_own_task
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 
 
 class Pace(NamedTuple):

@@ -30,7 +30,7 @@ from star.models.ema import EMA, swapped
 from star.models.pipeline import load_pipeline
 from star.models.sources import reason
 from star.models.tokenizers import TEXT_LENGTH
-from star.training.checkpoint import BESIDE
+from star.training.folder import BESIDE
 
 METRICS = "metrics.jsonl"
 

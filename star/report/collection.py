@@ -38,7 +38,7 @@ from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import main_metric, paired_scores
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
 Cell = tuple[str, str, int]

@@ -14,7 +14,7 @@ from star.records import diff
 from star.records.beside import Agreement, Beside, agreement, lines
 from star.records.comparison import Comparison
 from star.records.folder import latest_own_results, shipped_results
-from star.records.names import is_mini, method_label
+from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.summary import Summary
 from star.records.tables import metric_label
 from star.report.blocks import Table, Text
@@ -165,6 +165,6 @@ def _agreement(found: Agreement) -> str:
 
 
 def _named(runs: Sequence[tuple[str, int]]) -> str:
-    own = [f"{method_label(method)} seed {seed}" for method, seed in runs if ":" not in method and method != "base"]
+    own = [f"{method_label(method)} seed {seed}" for method, seed in runs if measured_on_own_task(method) and method != "base"]
     named = ["base"] * any(method == "base" for method, _ in runs) + own
     return ", ".join(named or [f"{method_label(method)} seed {seed}" for method, seed in runs])  # all of other tasks

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from star.common.files import replacing
 from star.common.statistics import Estimate
+from star.method.arms import ARMS
 from star.records.learning_curves import WINDOW, running_mean
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = tuple(arm.colour for arm in ARMS.values() if arm.colour)
 INK = "#123456"
 """Stands for the colour of the page's text until the SVG is written."""
 
@@ -73,7 +73,7 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], ti
 
 def color_of(place: int) -> str:
     """The colour of the series at that index; ink where the colours run out."""
-    return COLORS[place] if place < len(COLORS) - 1 else INK
+    return COLORS[place] if place < len(COLORS) else INK
 
 
 def curves_svg(

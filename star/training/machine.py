@@ -19,7 +19,7 @@ from star.models.interface import BaseModel
 from star.models.memory import must_offload
 from star.models.shapes import shape_of
 from star.models.sources import source
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 
 
 def settled(config: Config, folder: RunFolder, accelerator: Accelerator) -> Config:

@@ -27,8 +27,9 @@ from star.records.names import ProtocolName, on_task
 from star.records.results import ROWS, VERDICTS, Row, commit, is_commit, read_rows
 from star.tasks import Task, load_task, try_evaluator
 from star.training import guards
-from star.training.checkpoint import RunFolder, load_trained
+from star.training.checkpoint import load_trained
 from star.training.evaluation import Evaluation, evaluate
+from star.training.folder import RunFolder
 from star.training.given import check_given, given
 from star.training.machine import as_begun, loaded
 from star.training.partial import PARTIAL, Partial

@@ -53,7 +53,7 @@ from star.models.interface import BaseModel
 from star.records.results import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import RunFolder, digest
+from star.training.checkpoint import TrainingFolder, digest
 from star.training.credit import check_evaluator, overlaps, weigh
 from star.training.evaluation import evaluate
 from star.training.given import check_given, given
@@ -94,7 +94,7 @@ class Trainer:
             raise UserError(f"tracker={config.tracker} is not installed, or not known to accelerate; installed: {known}")
         self.accelerator = processes.joined(log_with=config.tracker, project_dir=config.run)
         device = self.accelerator.device
-        self.folder = RunFolder(Path(config.run))
+        self.folder = TrainingFolder(Path(config.run))
         self.commit = commit()  # read now: the checkout may have moved on when the run ends
         self.machine = machine(self.accelerator.num_processes)
         asked = config

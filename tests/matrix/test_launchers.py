@@ -22,7 +22,7 @@ from star.common.errors import RunStopped, UserError
 from star.matrix import commands, launchers
 from star.matrix.cells import Cell, State, expand
 from star.matrix.launchers import Job, command, launch, load
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 
 # Stands in for ``star``: says how it was started, and leaves the results of a cell that is done.
 FAKE_STAR = """

@@ -20,7 +20,7 @@ from star.matrix.cells import Cell, State
 from star.records.results import commit, read_rows
 from star.tasks import Score
 from star.training import checkpoint, runs
-from star.training.checkpoint import RunFolder
+from star.training.checkpoint import TrainingFolder
 from star.training.evaluation import evaluate
 from star.training.trainer import Trainer
 
@@ -130,7 +130,7 @@ def test_processes_agree_on_whether_an_evaluation_is_done(make_config, monkeypat
 def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
     config = make_config("train.epochs=3", "train.checkpoint_every=100", "train.checkpoint_minutes=1e-9", "train.keep=9")
     Trainer(config, RedTask()).run()
-    assert [folder.name for folder in RunFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000002"]
+    assert [folder.name for folder in TrainingFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000002"]
 
 
 def test_the_weights_that_scored_highest_on_the_way_are_kept(make_config, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(make_config, monkeypatc
     config = make_config("train.epochs=4", "train.checkpoint_every=1", "train.keep=1")
     Trainer(config, RedTask()).run()
     assert "epoch-000001 could not be deleted: Directory not empty" in " ".join(capsys.readouterr().err.split())
-    assert [folder.name for folder in RunFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000003"]
+    assert [folder.name for folder in TrainingFolder(Path(config.run)).checkpoints()] == ["epoch-000001", "epoch-000003"]
 
 
 DAMAGES = {
@@ -313,10 +313,10 @@ def test_other_weights_than_those_that_were_judged_are_judged_anew(make_config, 
     judged = []
     monkeypatch.setattr(runs, "evaluate", lambda *arguments: judged.append(1) or evaluate(*arguments))
     weights, summary = load_file(final / "trained.safetensors"), json.loads((final / "summary.json").read_text())
-    RunFolder(Path(config.run)).finish(weights, summary)
+    TrainingFolder(Path(config.run)).finish(weights, summary)
     runs.trained(config)
     assert not judged, "the same weights"
-    RunFolder(Path(config.run)).finish(
+    TrainingFolder(Path(config.run)).finish(
         {n: v + 1 for n, v in weights.items()}, json.loads((final / "summary.json").read_text())
     )
     runs.trained(config)
@@ -412,7 +412,7 @@ def test_places_that_cannot_be_a_run_are_refused_before_the_model_is_loaded(make
 def test_a_folder_that_a_launcher_prepared_is_a_run_s(tmp_path):
     for name in ("lock", "log.txt", "log-1.txt", "job", ".running.lock"):
         (tmp_path / name).touch()
-    RunFolder(tmp_path).check_place()
+    TrainingFolder(tmp_path).check_place()
 
 
 def test_a_folder_that_vanishes_stops_the_run(make_config, monkeypatch):

@@ -61,7 +61,7 @@ WHOLE = """
 import os, sys, time
 from omegaconf import OmegaConf
 from star.training import runs, trainer
-from star.training.checkpoint import RunFolder
+from star.training.checkpoint import TrainingFolder
 from star.cli import report_errors
 from star.config import Config
 from fake_task import RedTask
@@ -74,13 +74,13 @@ def task(config, name, evaluator=None):
 trainer.load_task = runs.load_task = task
 folder = sys.argv[1]
 config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(folder + ".yaml")))
-finish = RunFolder.finish
+finish = TrainingFolder.finish
 
 def slowly(*arguments):
     time.sleep(2)  # the others must not look for the weights before they are there
     finish(*arguments)
 
-RunFolder.finish = slowly
+TrainingFolder.finish = slowly
 os.makedirs(folder + ".base", exist_ok=True)
 with report_errors():
     rows = runs.trained(config)

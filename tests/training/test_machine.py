@@ -12,7 +12,7 @@ from star.config import config_hash, identity, load, read_config
 from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import machine
-from star.training.checkpoint import RunFolder
+from star.training.folder import RunFolder
 from star.training.machine import as_begun, check_deterministic, compute_deterministically, decisions, placed, settled
 from star.training.trainer import Trainer
 
