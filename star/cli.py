@@ -102,7 +102,7 @@ app.add_typer(bench, name="bench")
 def _version(asked: bool) -> None:
     if asked:
         from star.common.machine import installed, versions
-        from star.records.results import commit
+        from star.records.code import commit
 
         console().print(f"star {installed('star-rl') or 'not installed'}, commit {commit()}; {versions()}", soft_wrap=True)
         raise typer.Exit

@@ -30,8 +30,8 @@ from star.common.statistics import jackknife
 from star.common.words import own_words
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
+from star.records.code import commit
 from star.records.folder import MACHINE
-from star.records.results import commit
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained

@@ -29,7 +29,7 @@ from star.models.pipeline import load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
-from star.records.results import commit, is_commit
+from star.records.code import commit, is_commit
 from star.tasks import load_rewards, load_task, try_evaluator
 from star.training.credit import check_evaluator
 from star.training.machine import placed

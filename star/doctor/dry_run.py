@@ -27,8 +27,8 @@ from star.models.memory import needed
 from star.models.sd3 import SD3, configured
 from star.models.shapes import autoencoder_of, random_pipeline, shape_of
 from star.models.sources import source
+from star.records.code import commit
 from star.records.folder import own_results
-from star.records.results import commit
 from star.tasks import Prompt, Task
 from star.training.credit import star_weights
 from star.training.machine import placed

@@ -9,8 +9,8 @@ from star.common.errors import UserError
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, leaving, rows
 from star.records import results
+from star.records.code import is_commit
 from star.records.folder import shipped_results
-from star.records.results import is_commit
 
 
 def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:

@@ -33,8 +33,9 @@ from star.common.errors import UserError
 from star.common.numbers import MISSING
 from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
+from star.records.code import ROOT
 from star.records.names import ProtocolName, is_mini, method_label
-from star.records.results import ROOT, PaperRow, is_paper, read, read_paper
+from star.records.results import PaperRow, is_paper, read, read_paper
 from star.records.summary import NORMAL_95, Summary, summarise
 from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError, one_line
-from star.records.results import ROOT, Row
+from star.records.code import ROOT
+from star.records.results import Row
 
 OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""

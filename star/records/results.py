@@ -2,7 +2,6 @@
 
 import csv
 import io
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, astuple, dataclass, fields
 from decimal import Decimal, InvalidOperation
@@ -13,9 +12,6 @@ from typing import Any, TypeVar
 from star.common.errors import UserError, short
 from star.common.files import read_json, replacing
 from star.records.names import MethodName
-
-ROOT = Path(__file__).resolve().parents[2]
-CODE = ("star", "evaluators", "baselines")
 
 FORMULA = ("=", "+", "-", "@")
 MOST_DIGITS = 18
@@ -44,7 +40,7 @@ class Row:
         images, prompts: how many images the value is a mean over, and of how many distinct prompts.
         updates, images_seen: optimizer steps and images drawn in training; 0 where nothing was trained.
         seconds: wall-clock time of training.
-        commit: see :func:`commit`.
+        commit: see :func:`star.records.code.commit`.
         config_hash: see :func:`star.config.config_hash`.
         machine: what trained it, or evaluated what was not trained, see :func:`star.common.machine.machine`; empty in rows
             from before it was recorded.
@@ -201,35 +197,6 @@ def read_paper(path: Path) -> list[PaperRow]:
 def is_paper(path: Path) -> bool:
     """Whether a file holds published numbers rather than results of runs, by its header."""
     return "source" in _open(path).partition("\n")[0].split(",")
-
-
-def commit() -> str:
-    """Short hash of the git commit this code is at.
-
-    "+dirty" is appended when the code differs from that commit; "unknown" if it is not a git checkout.
-    """
-    place = _git("rev-parse", "--show-toplevel")
-    if not place or Path(place) != ROOT:  # compared as paths, since git writes them in its own way on Windows
-        return "unknown"
-    head = _git("rev-parse", "--short=10", "HEAD")
-    if not head:
-        return "unknown"
-    changes = _git("status", "--porcelain", "--", *CODE)
-    return "unknown" if changes is None else head + ("+dirty" if changes else "")
-
-
-def is_commit(text: str) -> bool:
-    """Whether a :func:`commit` is one that others can check out; for ``A..B``, of a resumed run, whether both are."""
-    return "unknown" not in text and "+dirty" not in text
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None if it fails."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _text(name: str, value: Any) -> str:

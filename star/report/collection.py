@@ -14,6 +14,7 @@ from star.common.files import fault, last_of_jsonl, visible
 from star.config import options
 from star.config.compose import of_scale
 from star.method.arms import REFERENCE
+from star.records.code import is_commit
 from star.records.comparison import Comparison, Trained, compare
 from star.records.diff import find_paper
 from star.records.folder import (
@@ -33,7 +34,7 @@ from star.records.folder import (
     shipped_results,
 )
 from star.records.names import METHOD, MethodName, family, is_mini, measured_on_own_task, method_label, reading_order
-from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, is_commit, read_paper, read_rows, read_together
+from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM

@@ -12,9 +12,10 @@ from star.common.errors import UserError
 from star.common.machine import installed
 from star.common.numbers import MISSING
 from star.method.arms import ARMS
+from star.records.code import commit
 from star.records.folder import shipped_results
 from star.records.names import RELEASED_METHOD, MethodName, measured_on_own_task, method_label
-from star.records.results import Row, commit
+from star.records.results import Row
 from star.report import csv_export as numbers
 from star.report.blocks import Code, Section, Table, Text
 from star.report.collection import CURVES, IMAGES, Cell, Collection

@@ -23,8 +23,9 @@ from star.common.machine import machine, versions
 from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.models.lora import Lora
+from star.records.code import commit, is_commit
 from star.records.names import ProtocolName, on_task
-from star.records.results import ROWS, VERDICTS, Row, commit, is_commit, read_rows
+from star.records.results import ROWS, VERDICTS, Row, read_rows
 from star.tasks import Task, load_task, try_evaluator
 from star.training import guards
 from star.training.checkpoint import load_trained

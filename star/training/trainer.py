@@ -50,7 +50,7 @@ from star.method.objective import (
 from star.method.sampling import Transition, score_size, transition
 from star.models.ema import EMA
 from star.models.interface import BaseModel
-from star.records.results import commit
+from star.records.code import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import TrainingFolder, digest

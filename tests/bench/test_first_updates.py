@@ -19,8 +19,8 @@ from star.cli import main
 from star.common.errors import UserError
 from star.common.files import alone_in
 from star.common.machine import machine
+from star.records.code import commit
 from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
-from star.records.results import commit
 from star.training.trainer import Trainer
 
 ARMS = ("flow_grpo", "star@mix=1")

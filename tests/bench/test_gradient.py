@@ -26,7 +26,7 @@ from star.common.noise import normal
 from star.method.arms import ARMS
 from star.method.objective import advantages, log_prob_map
 from star.method.sampling import transition
-from star.records.results import commit
+from star.records.code import commit
 from star.training.rollout import trained_steps
 from star.training.trainer import Trainer
 

@@ -20,7 +20,7 @@ from star.cli import app
 from star.common.errors import UserError
 from star.common.noise import generator, normal
 from star.method.sampling import transition
-from star.records.results import commit
+from star.records.code import commit
 from star.tasks import load_task
 from star.training.rollout import Sample, plan, trained_steps
 

@@ -6,7 +6,8 @@ from decimal import Decimal
 import pytest
 
 from evaluators.geneval.prompts import OFFICIAL, TAGS, generate
-from star.records.results import ROOT, read_paper
+from star.records.code import ROOT
+from star.records.results import read_paper
 from star.records.tables import METRICS, OF_THE_PAPER
 
 PATH = ROOT / "results" / "paper.csv"

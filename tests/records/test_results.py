@@ -1,5 +1,4 @@
 import hashlib
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from star.common.errors import UserError
 from star.config import config_hash
 from star.records import results
-from star.records.results import COLUMNS, Row, commit, read, read_paper, upsert, write
+from star.records.results import COLUMNS, Row, read, read_paper, upsert, write
 
 ROW = Row(
     task="geneval",
@@ -201,51 +200,6 @@ def test_config_hash_is_the_sha256_of_sorted_json():
         config_hash({"a": float("nan")})
 
 
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A git checkout with one commit that stands for this project's own."""
-
-    def git(*arguments):
-        identity = [
-            "-c",
-            "core.hooksPath=/dev/null",
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@example.org",
-            "-c",
-            "commit.gpgsign=false",
-        ]
-        done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
-        return done.stdout.decode().strip()
-
-    for folder in results.CODE:
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "module.py").write_text("x = 1\n")
-    git("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "--no-verify", "-m", "one")
-    monkeypatch.setattr(results, "ROOT", tmp_path.resolve())
-    return tmp_path, git
-
-
-def test_commit_of_a_clean_and_of_a_changed_checkout(checkout):
-    folder, git = checkout
-    head = git("rev-parse", "HEAD")
-    assert commit() == head[:10]
-    (folder / "results").mkdir()
-    (folder / "results" / "geneval.csv").write_text("")
-    assert commit() == head[:10]  # results are not what made the results
-    (folder / "star" / "new.py").write_text("")
-    assert commit() == head[:10] + "+dirty"
-
-
-def test_commit_is_unknown_where_git_cannot_say_what_has_changed(checkout):
-    folder, _ = checkout
-    (folder / ".git" / "index").write_bytes(b"damaged")
-    assert commit() == "unknown"
-
-
 def test_a_result_file_is_known_as_one_in_every_form_that_is_read(tmp_path):
     """As a spreadsheet saves it, and from before rows said which machine made them."""
     file = tmp_path / "rings.csv"
@@ -257,11 +211,3 @@ def test_a_result_file_is_known_as_one_in_every_form_that_is_read(tmp_path):
         assert results.is_of_rows(file) and [row.value for row in read(file)] == [pytest.approx(ROW.value, abs=1e-6)]
     file.write_text("task,arm\n")
     assert not results.is_of_rows(file)
-
-
-def test_commit_of_code_that_is_no_checkout_is_unknown(checkout, monkeypatch):
-    folder, _ = checkout
-    monkeypatch.setattr(results, "ROOT", folder / "star")  # installed below somebody else's repository
-    assert commit() == "unknown"
-    monkeypatch.setattr(results, "ROOT", folder / "nowhere")
-    assert commit() == "unknown"

@@ -17,7 +17,8 @@ from star.common.errors import RunStopped, UserError
 from star.common.machine import machine
 from star.config import load
 from star.matrix.cells import Cell, State
-from star.records.results import commit, read_rows
+from star.records.code import commit
+from star.records.results import read_rows
 from star.tasks import Score
 from star.training import checkpoint, runs
 from star.training.checkpoint import TrainingFolder

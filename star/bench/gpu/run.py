@@ -18,7 +18,7 @@ from star.common.errors import UserError
 from star.common.files import check_room
 from star.common.signals import ending_like_ctrl_c
 from star.common.words import own_words
-from star.records.results import commit
+from star.records.code import commit
 
 BUDGET = 600.0
 FOLDER = "runs/results/gpu"
