@@ -1,4 +1,5 @@
-"""Where evaluators compute. Their models move there with the first images: until then the GPU's memory is for drawing them."""
+"""Where evaluators compute. The models of transformers move there with the first images: until then the GPU's memory is for
+drawing them."""
 
 import torch
 

@@ -114,42 +114,25 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         raise UserError(f"model.kind={wanted.model.kind}: the dry run builds SD3's transformer; leave it out, or train a step")
     config = _settings(overrides, wanted)
     check_file(_table(config), "the table")
-    model = source(config.model)
-    shape, autoencoder = shape_of(model), autoencoder_of(model)
     with bar("dry run: building the transformer", 4) as display:
 
         def done(then: str) -> None:
             display.advance()
             display.update(f"dry run: {then}")
 
-        torch.manual_seed(config.seed)
         device = _device()
-        pipeline = random_pipeline(shape, getattr(torch, config.model.dtype), autoencoder)
-        base = SD3(config.model, device, config.seed, pipeline)
+        base = _random_model(config, device)
         trainer = Trainer(config, Task("dry run", Reddest(), lambda: [PROMPT], lambda: [PROMPT]), base)
         # How far the ratio is off in the first update is reported, and does not stop the dry run.
         tolerance, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         done("rollout steps")
         plain, captured, maps = _rollout_steps(trainer, base)
         done("a rollout of two steps")
-        samples = [Sample(0, index) for index in range(config.train.micro_batch)]
         with _measuring(device) as rollout:
-            trajectory = sample(
-                base,
-                samples,
-                [PROMPT],
-                config.sampling,
-                [0],
-                config.relevance,
-                config.method.reduction,
-                config.seed,
-                epoch=0,
-                keep_means=config.keep_means,
-            )
+            batch = _rollout(trainer)
         done("an update")
-        assert trajectory.relevance is not None
-        weights = star_weights(config.method, trajectory.relevance)
-        batch = MicroBatch(0, trajectory, advantages=torch.ones(len(samples)), weights=weights)
+        assert batch.trajectory.relevance is not None
+        batch.weights = star_weights(config.method, batch.trajectory.relevance)
         with _measuring(device) as update:
             figures = trainer.update([batch], 1, 0)
         done("done")
@@ -167,6 +150,34 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         ratio_error=figures["ratio_error"],
         tolerance=tolerance,
     )
+
+
+def _random_model(config: Config, device: torch.device) -> SD3:
+    """A model of the configured shape with random weights."""
+    model = source(config.model)
+    shape, autoencoder = shape_of(model), autoencoder_of(model)
+    torch.manual_seed(config.seed)
+    pipeline = random_pipeline(shape, getattr(torch, config.model.dtype), autoencoder)
+    return SD3(config.model, device, config.seed, pipeline)
+
+
+def _rollout(trainer: Trainer) -> MicroBatch:
+    """A micro-batch of rollouts, all of which did well."""
+    config = trainer.config
+    samples = [Sample(0, index) for index in range(config.train.micro_batch)]
+    trajectory = sample(
+        trainer.base,
+        samples,
+        [PROMPT],
+        config.sampling,
+        [0],
+        config.relevance,
+        config.method.reduction,
+        config.seed,
+        epoch=0,
+        keep_means=config.keep_means,
+    )
+    return MicroBatch(0, trajectory, advantages=torch.ones(len(samples)))
 
 
 def report(run: DryRun) -> tuple[Path, list[tuple[str, str]]]:
