@@ -29,6 +29,7 @@ def measure(overrides: Sequence[str]) -> list[tuple[str, Estimate]]:
     Raises:
         UserError: a setting that cannot be used.
     """
+    load(overrides, own_folder=False)
     refuse_runs(overrides, f"what is timed is {' and '.join(METHODS)}, in a folder that goes away")
     with tempfile.TemporaryDirectory() as folder:
         trainers = {

@@ -154,7 +154,9 @@ def read(path: Path) -> list[Row]:
 
 def is_of_rows(path: Path) -> bool:
     """Whether a file is a result file, by its header."""
-    return _open(path).partition("\n")[0].rstrip("\r").split(",") in _headers(Row)
+    with path.open("rb") as file:
+        first = file.readline()
+    return first.decode("utf-8-sig", errors="replace").rstrip().split(",") in _headers(Row)
 
 
 def read_together(paths: Iterable[Path]) -> list[Row]:

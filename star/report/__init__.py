@@ -44,9 +44,10 @@ def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path
     """Write the report of what was collected; arguments, result and errors are those of :func:`report`."""
     page_file = out or found.folder / "report.html"
     check_room(found.folder, "the report")
+    if page_file.suffix == ".html":
+        check_file(page_file, "the page")
     if page_file.suffix != ".html" or not page_file.parent.is_dir():
         raise UserError(f"--out {page_file}: name an .html file in a folder that exists")
-    check_file(page_file, "the page")
     markdown_file = page_file.with_suffix(".md")
     tasks = found.tasks if page_file.parent.resolve() == found.folder.resolve() else []
     for file in (page_file, markdown_file):

@@ -21,6 +21,7 @@ from star.records.code import commit
 from star.records.results import read_rows
 from star.tasks import Score
 from star.training import checkpoint, runs
+from star.training import folder as folder_module
 from star.training.checkpoint import TrainingFolder
 from star.training.evaluation import evaluate
 from star.training.trainer import Trainer
@@ -425,13 +426,15 @@ def test_a_folder_that_vanishes_stops_the_run(make_config, monkeypatch):
     assert not trainer.folder.path.exists()
 
 
-@pytest.mark.parametrize("what", ["save_file", "append_jsonl", "write_text"])
-def test_a_full_disk_stops_the_run_with_the_reason(make_config, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("module", "what"), [(checkpoint, "save_file"), (folder_module, "append_jsonl"), (folder_module, "write_text")]
+)
+def test_a_full_disk_stops_the_run_with_the_reason(make_config, monkeypatch, module, what):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     trainer = Trainer(make_config("train.epochs=2"), RedTask())
-    monkeypatch.setattr(checkpoint, what, full)
+    monkeypatch.setattr(module, what, full)
     with pytest.raises(RunStopped, match="cannot be written to: No space left on device; the same command goes on"):
         trainer.run()
     monkeypatch.undo()
