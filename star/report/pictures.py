@@ -28,7 +28,7 @@ from star.records.results import ROWS, VERDICTS, read_rows
 from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
-from star.tasks import Prompt, test_prompts
+from star.tasks import Prompt, held_out_prompts
 from star.training.checkpoint import load_trained
 from star.training.credit import star_weights
 from star.training.rollout import denoise
@@ -54,7 +54,7 @@ def filmstrip(found: Collection, task: str) -> Block:
 
     def draw() -> tuple[Figure, str]:
         config = read_config(runs["star"] / "config.yaml")
-        prompt = _richest(test_prompts(config, task))
+        prompt = _richest(held_out_prompts(config, task))
         images, maps = _maps(config, prompt, runs["star"] / "final" / "trained.safetensors")
         return _strip(prompt, images, maps, config.sampling.trainable)
 

@@ -87,6 +87,8 @@ def _command(found: Collection, cell: Cell) -> tuple[str, str]:
     name, words, note = MethodName.parse(method), [f"task={task}", f"scale={found.scale}"], ""
     if name.untrained:
         words = ["base", *words]
+        if name.changes:
+            note = f"{method}: its command lacks what the name has after the +."
     elif not found.trained(task, method):
         words = ["calibrate", *words]
         if name.text != RELEASED_METHOD:

@@ -128,7 +128,7 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     return task
 
 
-def test_prompts(config: Config, name: str) -> list[Prompt]:
+def held_out_prompts(config: Config, name: str) -> list[Prompt]:
     """The held-out prompts of the task of this name, for which no evaluator is loaded.
 
     Raises:

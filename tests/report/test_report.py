@@ -741,7 +741,8 @@ def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
         "mine": "star calibrate task=ocr scale=mini name=mine lora=FOLDER",
     }.items():
         found.rows.append(replace(found.rows[0], method=method, updates=0))
-        assert _command(found, ("ocr", method, 0))[0] == told
+        line, note = _command(found, ("ocr", method, 0))
+        assert line == told and bool(note) == ("@" not in method)
 
 
 def test_recorded_commands_are_used(tmp_path):
