@@ -94,7 +94,7 @@ def lacks(prompt: Asked, detector: Detector) -> str:
     if not {"tag", "include"} <= record.keys():
         return "GenEval record"
     if fault := fault_of({"prompt": prompt.text} | dict(record)):
-        return f"usable GenEval record: {fault};"
+        return f"usable GenEval record ({fault})"
     if unknown := _unknown(dict(record), detector):
         return f"GenEval record of what the detector {detector.name} knows ({unknown[0]!r} it does not)"
     return ""

@@ -177,9 +177,8 @@ def _check_key(key: str) -> None:
         known = {f.name: f.type for f in fields(kind)} if is_dataclass(kind) else {}
         owner = ".".join(path[:depth])
         if is_dataclass(kind) and part not in known:
-            raise UserError(
-                f"{key} is no setting; {meant(name)}{f'{owner} has' if depth else 'there are'}: {', '.join(known)}"
-            )
+            has = f"{owner} has" if depth else "there are"
+            raise UserError(f"{key} is no setting; {meant(name)}{has}: {', '.join(known)}")
         if not (is_dataclass(kind) or kind in NAMED):
             raise UserError(f"{key} is no setting; {owner} is one, and has no parts")
         kind = known.get(part)

@@ -205,7 +205,7 @@ def collect(folder: Path, runs: Path) -> Collection:
             found.missing.append(f"A run folder is not used: {told}.")
     found.missing += [*_unmeasured(found), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
-        for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).fillna("").to_dict("records"):
+        for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).to_dict("records"):
             cell = line["task"], line["method"], line["seed"]
             found.commands[cell], found.terms[cell] = line["command"], line.get("terms", "")
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")

@@ -18,6 +18,7 @@ from star.common.errors import UserError
 from star.common.files import check_room
 from star.common.signals import ending_like_ctrl_c
 from star.common.words import own_words
+from star.config.compose import of_scale
 from star.records.code import commit
 
 BUDGET = 600.0
@@ -75,7 +76,7 @@ def parse(words: Sequence[str]) -> Asked:
     if wrong := [name for name in only if name not in names]:
         raise UserError(f"only={own['only']}: there is no step {wrong[0]!r}; there are: {', '.join(names)}")
     # Wrong settings are reported before anything is built.
-    given, known = (config.load(["scale=paper", *more], own_folder=False).model for more in (overrides, ()))
+    given, known = config.load(["scale=paper", *overrides], own_folder=False).model, of_scale("paper").model
     for name in ("kind", "path"):
         if (value := getattr(given, name)) != getattr(known, name):
             word = f"model.{name}={'null' if value is None else value}"
