@@ -17,7 +17,7 @@ def given(config: Config, task: Task) -> dict[str, str]:
         task: the configured one.
     """
     path = config.model.path
-    return {"model": fingerprint(path) if path else "", "prompts": _prompts(task) if config.task.prompts else ""}
+    return {"model": fingerprint(path) if path else "", "prompts": prompts_digest(task) if config.task.prompts else ""}
 
 
 def check_given(config: Config, known: Mapping[str, Any], now: Mapping[str, str], begun: str) -> None:
@@ -40,7 +40,8 @@ def check_given(config: Config, known: Mapping[str, Any], now: Mapping[str, str]
             raise UserError(f"{what} than when {begun}")
 
 
-def _prompts(task: Task) -> str:
+def prompts_digest(task: Task) -> str:
+    """A digest of a task's texts, in their order, and of the core words of those that are trained on."""
     spans = [[int(end) for span in prompt.spans for end in span] for prompt in task.train]
     texts = [[prompt.text for prompt in prompts] for prompts in (task.train, task.test)]
     return config_hash({"texts": texts, "spans": spans})

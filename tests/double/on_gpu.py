@@ -13,7 +13,7 @@ from star.bench.gpu.bench import Bench
 from star.bench.gpu.sizes import SHRUNKEN
 from star.bench.gpu.steps import STEPS
 from star.common.plugins import import_path
-from star.training import trainer as training
+from star.training import learner
 from star.training.trainer import Trainer
 
 GUIDED = ("method=star", "train.beta=0.04", "sampling.guidance=4.5", "evaluation.guidance=4.5")
@@ -115,7 +115,7 @@ def test_it_trains_as_a_gpu_is_used(make, words):
 @pytest.mark.parametrize("words", ["sampling.same_latent=true", "sampling.same_latent=false method=temporal train.guard=true"])
 def test_a_micro_batch_is_waited_for_once_it_is_drawn_and_never_while_it_is_learnt_from(make, words, monkeypatch):
     drawn, learnt = Counter(), Counter()
-    monkeypatch.setattr(training, "sample", counting(training.sample, drawn))
+    monkeypatch.setattr(learner, "sample", counting(learner.sample, drawn))
     trainer = make("train.epochs=1", *words.split())
     monkeypatch.setattr(trainer, "backward", counting(trainer.backward, learnt))
     trainer.base.prepare([prompt.text for prompt in trainer.task.train], 4.5)

@@ -17,8 +17,7 @@ from star.config import to_yaml
 from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.tasks import Prompt
-from star.training import credit, rollout
-from star.training import trainer as trainer_module
+from star.training import credit, learner, rollout
 from star.training.judging import Beside
 from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, thumbnails, trained_steps
 from star.training.trainer import Trainer
@@ -167,8 +166,8 @@ def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_c
 def test_draws_of_one_text_are_one_group(make_config, monkeypatch):
     """As in Flow-GRPO: a text that the prompts hold twice has one mean and one deviation in an epoch."""
     seen = []
-    real = trainer_module.advantages
-    monkeypatch.setattr(trainer_module, "advantages", lambda *given: seen.append(given[1]) or real(*given))
+    real = learner.advantages
+    monkeypatch.setattr(learner, "advantages", lambda *given: seen.append(given[1]) or real(*given))
     task = RedTask()
     task.train = [task.train[0], task.train[0], *task.train[1:3]]
     Trainer(make_config(), task).epoch(0)
@@ -280,7 +279,7 @@ def test_kl_is_against_the_untrained_model(make_config, parameters, kl, tmp_path
 @pytest.mark.parametrize("method", ["flow_grpo", "star", "dense_uniform"])
 def test_updates_may_be_bounded_by_the_divergence_from_the_policy_that_sampled(make_config, monkeypatch, method):
     trainer, seen = Trainer(make_config(f"method={method}", "method.clip=kl", "train.clip_range=1e-3"), RedTask()), []
-    monkeypatch.setattr("star.training.trainer.policy_loss", lambda *given: seen.append(given[-1]) or policy_loss(*given))
+    monkeypatch.setattr("star.training.learner.policy_loss", lambda *given: seen.append(given[-1]) or policy_loss(*given))
     trainer.epoch(0)
     channels, height, width = trainer.base.latent_shape
     first, last = seen[0], seen[-1]
@@ -414,7 +413,7 @@ def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
 
 def test_a_policy_that_draws_one_picture_stops_the_run(make_config, monkeypatch):
     spreads = iter([1.0, 0.04, 0.06, 0.04, 0.04, 0.04])
-    monkeypatch.setattr("star.training.trainer.diversity", lambda rows, groups: next(spreads))
+    monkeypatch.setattr("star.training.learner.diversity", lambda rows, groups: next(spreads))
     config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=16", "train.updates_per_epoch=1")
     with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0.04, at the start 1"):
         Trainer(config, RedTask()).run()
@@ -517,7 +516,7 @@ def test_a_policy_that_draws_one_picture_is_seen_with_micro_batches_of_one(make_
         rows = thumbnails(images)
         return rows if len(drawn) <= 16 else torch.zeros_like(rows)
 
-    monkeypatch.setattr("star.training.trainer.thumbnails", same)
+    monkeypatch.setattr("star.training.learner.thumbnails", same)
     config = make_config("train.epochs=9", "train.collapse_epochs=2", "train.micro_batch=1")
     with pytest.raises(RunStopped, match="collapsed: for 2 epochs the diversity within groups is 0, at the start 0"):
         Trainer(config, RedTask()).run()
