@@ -21,16 +21,23 @@ def cores() -> int:
     return min(own, max(1, int(told))) if told.isdecimal() else own
 
 
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU: if torch finds one, and ``ACCELERATE_USE_CPU`` does not forbid it."""
+    import torch  # takes seconds, and processes that only read images do not need it
+    from accelerate.utils import parse_flag_from_env
+
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def machine(processes: int = 1) -> str:
     """What computes here, as far as digits depend on it: ``AMD EPYC, AVX2, 1 thread`` or ``8 x NVIDIA H100 80GB HBM3``.
 
     Args:
         processes: how many compute together, on equal devices.
     """
-    import torch  # takes seconds, and processes that only read images do not need it
-    from accelerate.utils import parse_flag_from_env
+    import torch
 
-    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+    if on_gpu():
         one = torch.cuda.get_device_name()
     else:
         threads = torch.get_num_threads()

@@ -18,7 +18,7 @@ from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
 from star.common.launched import check_launched
-from star.common.machine import installed
+from star.common.machine import installed, on_gpu
 from star.common.plugins import is_path
 from star.config import Config
 from star.method.allocation import try_map
@@ -77,7 +77,7 @@ def _known_model(config: Config) -> list[Finding]:
     """Check the device, the model, and the memory and disk space that a run needs."""
     model = source(config.model)
     folder, shape = located(model), shape_of(model)
-    if torch.cuda.is_available():  # decide on offloading as a run here would
+    if on_gpu():  # decide on offloading as a run here would
         config = replace(config, model=placed(config, torch.device("cuda"), _processes()))
     pipeline, fault = _on_meta(config, folder) if folder else (None, "")
     need = needed(config, shape, None if pipeline is None else _beside(pipeline, config.model.dtype), _processes())
@@ -94,7 +94,7 @@ def _own_model(config: Config) -> list[Finding]:
     """Check that a user-defined model class can be found; how much memory and disk it needs is not known."""
     try:
         find(config.model)
-        if torch.cuda.is_available():
+        if on_gpu():
             placed(config, torch.device("cuda"), _processes())
     except UserError as error:
         return [Finding("model", False, str(config.model.kind), str(error))]
@@ -184,7 +184,7 @@ def _launch() -> list[Finding]:
 
 
 def _device(need: Need) -> Finding:
-    if torch.cuda.is_available():
+    if on_gpu():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("device", True, f"{len(names)} GPUs: {', '.join(dict.fromkeys(names))}")
     if need.parameters <= CPU_PARAMETERS:
@@ -257,7 +257,7 @@ def _rewards(config: Config) -> Finding:
 
 
 def _device_memory(config: Config, need: Need) -> Finding:
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return Finding("GPU memory", True, f"no GPU; {_gib(need.gpu)} of one would be needed (estimate)")
     have = _gpu_bytes()
     found = f"{_gib(have)} per GPU, {_gib(need.gpu)} needed (estimate)"

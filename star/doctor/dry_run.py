@@ -19,7 +19,7 @@ from star.bench.reddest import Reddest
 from star.common import markdown
 from star.common.errors import UserError
 from star.common.files import check_file, write_text
-from star.common.machine import versions
+from star.common.machine import on_gpu, versions
 from star.common.progress import bar
 from star.config import Config
 from star.method.attention import Relevance
@@ -210,7 +210,7 @@ def _table(config: Config) -> Path:
 
 def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
-    memory = "peak of the GPU" if torch.cuda.is_available() else "peak of the process so far"
+    memory = "peak of the GPU" if on_gpu() else "peak of the process so far"
     goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
     allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding"
     met = "goal met" if run.share <= GOAL else "above the goal"
@@ -242,17 +242,16 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
 
 def _settings(overrides: Sequence[str], wanted: Config) -> Config:
     """The settings of the dry run; a CPU, on which nobody trains at this size, takes one rollout at a time."""
-    on_gpu = torch.cuda.is_available()
-    size = wanted.train.micro_batch if on_gpu else 1
+    size = wanted.train.micro_batch if on_gpu() else 1
     # In float16 a CPU takes many times as long.
-    on_cpu = [] if on_gpu else ["model.gradient_checkpointing=true", "model.dtype=bfloat16"]
+    on_cpu = [] if on_gpu() else ["model.gradient_checkpointing=true", "model.dtype=bfloat16"]
     config = settings.load([*overrides, *FIXED, *on_cpu, f"train.micro_batch={size}", f"train.group_size={max(2, size)}"])
     config.rewards.others.clear()  # nothing is judged, and their weights need not be here
     return config
 
 
 def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if on_gpu() else "cpu")
 
 
 def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
@@ -312,7 +311,7 @@ def _measuring(device: torch.device) -> Iterator[Measured]:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from star import models
 from star.common.errors import UserError
 from star.common.files import write_text, writing
+from star.common.machine import on_gpu
 from star.common.processes import gather, joined
 from star.config import Config, read_config
 from star.config.schema import ModelConfig
@@ -97,7 +98,7 @@ def decisions(asked: Config, config: Config) -> list[str]:
     lines, model = [], config.model
     if asked.model.kernels != model.kernels:
         lines.append(f"products with frozen weights by {model.kernels} (model.kernels={model.kernels})")
-    if asked.model.offload is None and torch.cuda.is_available():
+    if asked.model.offload is None and on_gpu():
         where = "rest in main memory" if model.offload else "stay on the GPU"
         lines.append(f"text encoders and autoencoder {where} (model.offload={str(model.offload).lower()})")
     return lines

@@ -334,12 +334,17 @@ def test_a_small_model_on_this_machine_is_fine(monkeypatch, capsys, tmp_path, pi
 def test_what_is_missing_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = by_name(checks.check(load(["scale=paper", "task=ocr", "train.group_size=12"])))
+    config = load(["scale=paper", "task=ocr", "train.group_size=12"])
+    found = by_name(checks.check(config))
     assert not found["model"].fine and "hf download stabilityai/stable-diffusion-3.5-medium" in found["model"].todo
     assert not found["device"].fine and "dry_run=true" in found["device"].todo
     assert not found["task ocr"].fine and found["task ocr"].todo
     assert "groups of 12 and 6 collapsed" in found["settings"].found
     assert all(finding.todo for finding in found.values() if not finding.fine)
+    # A GPU that runs are forbidden to use is none.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    assert by_name(checks.check(config))["device"] == found["device"]
 
 
 def test_a_pipeline_without_all_of_its_weights_is_not_fine(tmp_path):

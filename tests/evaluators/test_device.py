@@ -13,6 +13,8 @@ def test_a_gpu_is_told_by_its_number(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
     assert own_device() == "cuda:3"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # the model is on the CPU then, too
+    assert own_device() == "cpu"
 
 
 @pytest.mark.parametrize("name", ["pickscore", "mini"])
