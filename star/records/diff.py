@@ -1,11 +1,11 @@
 """Results compared with a reference, published numbers or another result file, with a verdict for every row.
 
 The verdict on a number that both sides have rests on the 95 % interval of the difference, ours - reference. A published
-number has its own interval, computed from its number of images if that is known (:func:`published_estimate`). To allow for
-its rounding, the interval of the difference is widened by half a unit of its last digit.
+number has its own interval, computed from its numbers of images and prompts if they are known (:func:`published_estimate`). To
+allow for its rounding, the interval of the difference is widened by half a unit of its last digit.
 
-* ``partial budget``: our training had less than half or more than twice the updates of the published one; nothing is
-  concluded. If the published updates are not known, only less than half of Flow-GRPO's on the same task counts as partial.
+* ``partial budget``: our training had less than half or more than twice the updates, or the images, of the published one;
+  nothing is concluded. If those are not known, only less than half of Flow-GRPO's on the same task counts as partial.
 * ``differs``: 0 is outside the interval.
 * ``agrees by the other mean``: 0 is outside, but the source does not say how it averaged, and by the other mean 0 is inside.
 * ``within noise``: 0 is inside, but our own interval is too wide to show a difference that matters: its half-width is above
@@ -125,7 +125,7 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
     """Every summary, and every published row of the same tasks, matched by (task, metric, method)."""
     tasks = {summary.task for summary in summaries}
     numbers = {row.key: row for row in paper if row.task in tasks}
-    budgets = {(row.task, row.method): row.updates for row in numbers.values() if row.updates}
+    budgets = {(row.task, row.method): row for row in numbers.values() if row.updates}
     rows = []
     for summary in summaries:
         row = _own(summary)
@@ -139,7 +139,7 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
         elif not as_published(summary.task, summary.protocol):
             row = replace(_with_published(row, answer), status=NOT_COMPARABLE_PROTOCOL)
         else:
-            theirs = published_estimate(answer, _base(answer, numbers.values()))
+            theirs = published_estimate(answer, _base(answer, numbers.values()), summary.spread)
             delta, width = difference(summary.estimate, theirs), summary.estimate.half_width
             row = _judged(_with_published(row, answer), delta, answer.rounding, width)
             if _partial(summary, budgets):
@@ -150,19 +150,23 @@ def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> li
     return rows + [_with_published(DiffRow(*key, NOT_RUN), row) for key, row in numbers.items() if key not in ran]
 
 
-def published_estimate(row: PaperRow, base: PaperRow | None) -> Estimate:
-    """A published number with the normal interval of the standard error ``sqrt(p (1 - p) / images)``.
+def published_estimate(row: PaperRow, base: PaperRow | None, spread: float | None) -> Estimate:
+    """A published number with the normal interval of its standard error over prompts, for which no source has a number.
 
-    For independent images this is exact if the number is a rate, and an upper bound for any other score within [0, 1]. The
-    real uncertainty of a rate is larger, since images of one prompt are correlated and trainings differ, too: Flow-GRPO's
-    author got 0.9408 where the paper has 0.95.
+    It is the larger of two: that of a rate of independent images, ``sqrt(p (1 - p) / images)``, and that of scores which
+    differ between prompts as much as ours do, ``spread / sqrt(prompts)``. That another training would have come to another
+    number is not in it: Flow-GRPO's author got 0.9408 where the paper has 0.95.
 
     Args:
         row: has a value.
-        base: a published row of the base on the same images; its number of images counts if the row has none.
+        base: a published row of the base on the same images; its numbers of images and prompts count if the row has none.
+        spread: standard deviation of our own score over prompts; None if it is not known.
     """
-    value, images = float(row.value or 0), row.images or (base.images if base else None)
-    stderr = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
+    value, rows = float(row.value or 0), [row, *([base] if base else [])]
+    images, prompts = (next(filter(None, found), None) for found in zip(*((r.images, r.prompts) for r in rows), strict=True))
+    of_images = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
+    of_prompts = spread / prompts**0.5 if spread and prompts else 0.0
+    stderr = max(of_images, of_prompts)
     return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
 
 
@@ -173,13 +177,14 @@ def _base(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:
     return max(same or bases, key=lambda other: other.images or 0, default=None)
 
 
-def _partial(summary: Summary, budgets: Mapping[tuple[str, str], int]) -> bool:
-    """Whether a training had too few or too many updates to be compared with the published one, whatever the metric."""
+def _partial(summary: Summary, budgets: Mapping[tuple[str, str], PaperRow]) -> bool:
+    """Whether a training was too short or too long to be compared with the published one, whatever the metric."""
     own, borrowed = (budgets.get((summary.task, method)) for method in (summary.method, REFERENCE))
-    known = own or borrowed
-    if not known or not summary.updates:
+    told = own or borrowed
+    if told is None or not summary.updates:
         return False
-    return summary.updates < known / 2 or (own is not None and summary.updates > 2 * own)
+    pairs = [(summary.updates, told.updates), (summary.images_seen, told.images_seen)]
+    return any(known and (ours < known / 2 or (told is own and ours > 2 * known)) for ours, known in pairs)
 
 
 def _by_either_mean(row: DiffRow, rows: Iterable[DiffRow]) -> DiffRow:

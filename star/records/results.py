@@ -75,7 +75,8 @@ class PaperRow:
     Attributes:
         task, metric, protocol, method: as in :class:`Row`; the protocol in words, as far as the source states it.
         value: with the digits that were printed, or None where the source exists but its number is not known.
-        images, prompts, updates: None where the source does not say; updates are optimizer steps of the training.
+        images, prompts: of the evaluation; None where the source does not say.
+        updates, images_seen: of the training, see :class:`Row`; None where they are not known.
         source: paper and table, or repository and issue.
         note: what a reader must know before using the number; may be empty.
     """
@@ -88,6 +89,7 @@ class PaperRow:
     images: int | None
     prompts: int | None
     updates: int | None
+    images_seen: int | None
     source: str
     note: str
 
@@ -267,7 +269,7 @@ PARSERS: dict[str, Parser] = {
 PAPER_PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "source"), WORD),
     "method": METHOD,
-    **dict.fromkeys(("images", "prompts", "updates"), OPTIONAL_COUNT),
+    **dict.fromkeys(("images", "prompts", "updates", "images_seen"), OPTIONAL_COUNT),
     "value": (_optional(_decimal), f"a finite number, at most {MOST:g}, or nothing"),
     "note": (str, "any text"),
 }

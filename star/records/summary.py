@@ -22,6 +22,7 @@ class Summary:
             mean of the rows' standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1:
             Wilson's interval over the prompts, since there the other two have no width.
         values: every seed's value, in the order of the seeds.
+        spread: standard deviation of the score over prompts, from the rows' standard errors; None if they have none.
         images, prompts, updates, images_seen: of one seed's evaluation and training; the smallest over the seeds.
     """
 
@@ -31,6 +32,7 @@ class Summary:
     method: str
     estimate: Estimate
     values: tuple[float, ...]
+    spread: float | None
     images: int
     prompts: int
     updates: int
@@ -63,11 +65,17 @@ def _summary(rows: list[Row]) -> Summary:
         *first.key[:-1],
         estimate=_estimate(rows),
         values=values,
+        spread=_spread(rows),
         images=min(row.images for row in rows),
         prompts=min(row.prompts for row in rows),
         updates=min(row.updates for row in rows),
         images_seen=min(row.images_seen for row in rows),
     )
+
+
+def _spread(rows: list[Row]) -> float | None:
+    found = [row.stderr * row.prompts**0.5 for row in rows if row.stderr is not None and row.prompts]
+    return sum(found) / len(found) if found else None
 
 
 def _estimate(rows: list[Row]) -> Estimate:

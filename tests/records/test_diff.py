@@ -12,7 +12,18 @@ from scipy import stats
 from star.common.errors import UserError
 from star.common.statistics import Estimate, wilson
 from star.records import diff as diff_module
-from star.records.diff import as_published, diff, difference, exit_code, find_paper, main_rows, run, to_json, verdict
+from star.records.diff import (
+    as_published,
+    diff,
+    difference,
+    exit_code,
+    find_paper,
+    main_rows,
+    published_estimate,
+    run,
+    to_json,
+    verdict,
+)
 from star.records.names import is_mini
 from star.records.results import PaperRow, Row, write
 from star.records.summary import summarise
@@ -23,14 +34,14 @@ CLIP = "clip-vit-large-patch14@32bd6428-quick_gelu-fp32"
 PAPER_SCALE = f"geneval-v1/mask2former-743b7d99+{CLIP}/paper"
 MINI = "geneval-v1/mini-detector/mini"
 ROW = Row("geneval", MACRO, PAPER_SCALE, "star", 0, 0.97, 0.005, 2212, 553, 100, 1000, 60.0, "abc", "def")
-PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, None, "STAR", "a note")
-PAPER_TEXT = f"""task,metric,protocol,method,value,images,prompts,updates,source,note
-geneval,{MACRO},GenEval,base,0.63,2212,553,,Flow-GRPO Table 1,
-geneval,{MACRO},GenEval,flow_grpo,0.95,2212,553,,Flow-GRPO Table 1,
-geneval,{MACRO},unstated mean,star,0.9759,,,,STAR,a note
-geneval,{MACRO},unstated mean,spatial,,,,,STAR,no number known
-geneval,{MACRO},unstated mean,dense_grpo,0.97,,,,DenseGRPO,
-ocr,ocr_accuracy,OCR,star,0.9757,,,,STAR,
+PUBLISHED = PaperRow("geneval", MACRO, "unstated mean", "star", Decimal("0.9759"), None, None, None, None, "STAR", "a note")
+PAPER_TEXT = f"""task,metric,protocol,method,value,images,prompts,updates,images_seen,source,note
+geneval,{MACRO},GenEval,base,0.63,2212,553,,,Flow-GRPO Table 1,
+geneval,{MACRO},GenEval,flow_grpo,0.95,2212,553,,,Flow-GRPO Table 1,
+geneval,{MACRO},unstated mean,star,0.9759,,,,,STAR,a note
+geneval,{MACRO},unstated mean,spatial,,,,,,STAR,no number known
+geneval,{MACRO},unstated mean,dense_grpo,0.97,,,,,DenseGRPO,
+ocr,ocr_accuracy,OCR,star,0.9757,,,,,STAR,
 """
 
 
@@ -181,7 +192,7 @@ def test_against_the_paper_every_status(tmp_path, paper):
     star = rows[3]
     assert (star.reference, star.source, star.note, star.seeds) == ("0.9759", "STAR", "a note", 3)
     assert star.delta == pytest.approx(0.0001)
-    theirs = stats.norm.ppf(0.975) * math.sqrt(0.9759 * 0.0241 / 2212)  # STAR does not say how many images; the base does
+    theirs = stats.norm.ppf(0.975) * 0.005  # as ours: STAR does not say how many prompts; the base does, and has as many
     assert star.delta_low == pytest.approx(star.delta - math.hypot(star.ours - star.low, theirs))
     assert exit_code(rows) == 1
 
@@ -382,13 +393,18 @@ def test_table_of_a_task_nobody_foresaw_and_of_a_perfect_rate():
         (10_001, 5000, {"flow_grpo": "partial budget", "star": "differs"}),
         (10, None, "differs"),
         (0, 5000, "differs"),
+        (5000, "5000,1999", "differs"),
+        (5000, "5000,2001", "partial budget"),  # ours saw 1,000 images
+        (5000, "5000,499", {"flow_grpo": "partial budget", "star": "differs"}),
     ],
 )
 def test_another_budget_is_no_difference(tmp_path, updates, told, expected):
-    """Of a method whose updates nobody tells, STAR, half of Flow-GRPO's are too few, and more are not too many."""
+    """Told in updates or in images. Of STAR, of which nobody tells them, half of Flow-GRPO's are too few, and more are not too
+    many."""
     paper = tmp_path / "paper.csv"
     cell = "" if told is None else told
-    paper.write_text(PAPER_TEXT.replace("flow_grpo,0.95,2212,553,,", f"flow_grpo,0.95,2212,553,{cell},"))
+    cells = str(cell) if "," in str(cell) else f"{cell},"
+    paper.write_text(PAPER_TEXT.replace("flow_grpo,0.95,2212,553,,,", f"flow_grpo,0.95,2212,553,{cells},"))
     rows = [replace(ROW, method=method, value=0.7, updates=updates) for method in ("flow_grpo", "star")]
     found = diff(results(tmp_path, *rows), paper)
     expected = expected if isinstance(expected, dict) else dict.fromkeys(("flow_grpo", "star"), expected)
@@ -409,7 +425,7 @@ def test_a_budget_is_that_of_a_training_whatever_the_metric(tmp_path):
 def test_a_published_score_of_an_unstated_mean_is_held_against_both(tmp_path):
     def statuses(macro, micro):
         rows = [
-            replace(ROW, metric=metric, value=value, seed=seed, updates=5000)
+            replace(ROW, metric=metric, value=value, seed=seed, updates=5000, images_seen=2_880_000)
             for metric, value in ((MACRO, macro), ("geneval_official_micro", micro))
             for seed in range(3)
         ]
@@ -420,6 +436,26 @@ def test_a_published_score_of_an_unstated_mean_is_held_against_both(tmp_path):
     assert statuses(0.94, 0.9758) == (["agrees by the other mean", "reproduced"], 0)
     assert statuses(0.9758, 0.94) == (["reproduced", "agrees by the other mean"], 0)
     assert statuses(0.94, 0.93) == (["differs"] * 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "expected"),
+    [
+        ("0.95", None, math.sqrt(0.95 * 0.05 / 2212)),
+        ("0.95", 0.1, math.sqrt(0.95 * 0.05 / 2212)),
+        ("0.95", 0.4, 0.4 / math.sqrt(553)),
+        ("23.31", 1.2, 1.2 / math.sqrt(553)),  # no rate
+        ("23.31", None, 0.0),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_published_number_is_as_uncertain_as_its_prompts(value, spread, expected, own):
+    """It is of so many images and prompts by its own row, or by the base's."""
+    known = replace(PUBLISHED, value=Decimal(value), images=2212, prompts=553)
+    row, base = (known, None) if own else (replace(known, images=None, prompts=None), known)
+    found = published_estimate(row, base, spread)
+    assert found.stderr == pytest.approx(expected)
+    assert found.interval == pytest.approx((float(value) - 1.959964 * expected, float(value) + 1.959964 * expected))
 
 
 def test_our_own_interval_has_to_be_narrow_and_not_the_published_one(tmp_path):

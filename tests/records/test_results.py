@@ -177,14 +177,14 @@ def test_spreadsheet_output_is_read(tmp_path):
 
 def test_paper_reader_checks_its_own_schema(tmp_path):
     path = tmp_path / "paper.csv"
-    header = "task,metric,protocol,method,value,images,prompts,updates,source,note\n"
-    path.write_text(header + 'ocr,ocr_accuracy,"OCR, 512 px",star,0.970,,,900,STAR,\n')
+    header = "task,metric,protocol,method,value,images,prompts,updates,images_seen,source,note\n"
+    path.write_text(header + 'ocr,ocr_accuracy,"OCR, 512 px",star,0.970,,,900,,STAR,\n')
     (row,) = read_paper(path)
     assert str(row.value) == "0.970" and row.rounding == pytest.approx(0.0005) and row.images is None and row.updates == 900
-    path.write_text(header + "ocr,ocr_accuracy,OCR,star,about 1,,,,STAR,\n")
+    path.write_text(header + "ocr,ocr_accuracy,OCR,star,about 1,,,,,STAR,\n")
     with pytest.raises(UserError, match="line 2, column value: 'about 1'"):
         read_paper(path)
-    path.write_text(header + "ocr,ocr_accuracy,OCR,star,1,,,,,\n")
+    path.write_text(header + "ocr,ocr_accuracy,OCR,star,1,,,,,,\n")
     with pytest.raises(UserError, match="column source"):
         read_paper(path)
 
