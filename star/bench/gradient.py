@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from star import config as settings
-from star.bench.signal import Figure, inner_products, told
-from star.bench.table import Shown, made_by, prepared, refuse_less, write
+from star.bench.signal import Figure, cosines, inner_products, pairs_used, told
+from star.bench.table import Shown, made_by, older_rows, prepared, raw_table, refuse_less, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
@@ -44,6 +44,8 @@ OWN = ("epochs", "arms", "weights", "out")
 """The command's words that are not settings."""
 
 COLUMNS = NEEDED[GRADIENT]
+COSINES = ["task", "weights", "config_hash", "arm", "other", "epoch", "other_epoch", "cosine"]
+"""The columns of the table beside it, with the cosines of whole gradients that its figures are made of."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def run(words: Sequence[str]) -> Shown:
     hashed = config_hash(identity(config, task, asked.weights))
     out, folder = prepared("gradient", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "gradient", hashed, "epochs", asked.epochs, asked.arms)
+    raw = raw_table(out, "cosines")
+    older_rows(raw, COSINES, "gradient")  # it would be too late to learn after the work that it is none
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
     files = {arm: [_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms}
@@ -199,9 +203,15 @@ def run(words: Sequence[str]) -> Shown:
         code, computed = made_by([one for arm in figure.arm.split(" - ") for one in by[arm]])
         rows.append((config.task.name, weights, *figure, asked.epochs, images, code, hashed, computed))
     table = pd.DataFrame(rows, columns=[*COLUMNS, MACHINE])
-    write(table, out, "gradient", ["task", "weights", "config_hash", "arm"])
+    keys = ["task", "weights", "config_hash", "arm"]
+    write(table, out, "gradient", keys)
+    pairs = [
+        (config.task.name, weights, hashed, *pair, made_by(by[pair[0]])[1])
+        for pair in pairs_used(cosines(products["all"]), asked.arms)
+    ]
+    write(pd.DataFrame(pairs, columns=[*COSINES, MACHINE]), raw, "gradient", keys)
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"
-    return shown(title, found, f"all figures: {out}; gradients: {folder}")
+    return shown(title, found, f"all figures: {out}; their cosines: {raw}; gradients: {folder}")
 
 
 def parse(words: Sequence[str]) -> Asked:

@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
-from star.bench.table import Shown, made_by, prepared, refuse_less, write
+from star.bench.table import Shown, made_by, older_rows, prepared, raw_table, refuse_less, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
@@ -67,6 +67,11 @@ class Figure(NamedTuple):
 COLUMNS = ["task", "weights", *Figure._fields, "prompts", "images", "commit", "config_hash"]
 
 
+KEYS = ["task", "weights", "config_hash"]
+DRAWS = [*KEYS, "prompt", "step", "row", "column", "relevance", "quartile", "place", "reward", "image", "own", "near"]
+"""The columns of the table beside it, a row for each draw, see :func:`influences`; prompts are numbered."""
+
+
 class Change(NamedTuple):
     """One token's noise at one step, which is redrawn: the step, and the token's row and column in the token grid."""
 
@@ -109,6 +114,8 @@ def run(words: Sequence[str]) -> Shown:
     hashed = config_hash(identity(config, task, asked.weights) | {"tokens": asked.tokens})
     out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "influence", hashed, "prompts", asked.prompts)
+    raw = raw_table(out, "draws")
+    older_rows(raw, DRAWS, "influence")  # it would be too late to learn after the work that it is none
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
     parts = [pd.read_csv(file, dtype={"commit": str}).assign(prompt=number) for number, file in enumerate(files)]
@@ -120,8 +127,10 @@ def run(words: Sequence[str]) -> Shown:
     facts = (len(files), len(draws), code, hashed, computed)
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=[*COLUMNS, MACHINE])
     write(table, out, "influence")
+    draws = draws.assign(task=config.task.name, weights=weights, config_hash=hashed, **{MACHINE: computed})
+    write(draws[[*DRAWS, MACHINE]], raw, "influence", KEYS)
     title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"
-    return shown(title, found, f"all figures: {out}; every draw: {folder}")
+    return shown(title, found, f"all figures: {out}; every draw: {raw}")
 
 
 def parse(words: Sequence[str]) -> Asked:

@@ -9,6 +9,7 @@ parameter by parameter, so that a model's gradients are never in memory all at o
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,24 @@ def cosines(products: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         shared: np.ndarray = products / lengths[:, :, None, None] / lengths
     return shared
+
+
+def pairs_used(shared: np.ndarray, arms: Sequence[str]) -> Iterator[tuple[str, str, int, int, float]]:
+    """The cosines that :func:`figures` uses: of every arm with itself, each pair of epochs once, and with the reference.
+
+    Args:
+        shared: cosines (arms, epochs, arms, epochs).
+        arms: their names.
+
+    Returns:
+        (arm, other arm, epoch, other arm's epoch, cosine).
+    """
+    reference, epochs = arms.index(REFERENCE), range(shared.shape[1])
+    for number, arm in enumerate(arms):
+        for other in dict.fromkeys((number, reference)):
+            for one, two in product(epochs, epochs):
+                if one < two or (one > two and other != number):
+                    yield arm, arms[other], one, two, float(shared[number, one, other, two])
 
 
 def figures(shared: np.ndarray, reference: int) -> np.ndarray:

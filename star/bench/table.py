@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from star.common.errors import UserError
-from star.common.files import changing, check_file, check_room, replacing
+from star.common.files import changing, check_file, check_room
 from star.config import Config
-from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv
+from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv, write_csv
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,12 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
             new = set(map(tuple, table[keys].astype(str).to_numpy()))
             older = older[[tuple(row) not in new for row in older[keys].to_numpy()]]
             table = pd.concat([older, table]) if len(older) else table
-        with replacing(file) as part:
-            table.to_csv(part, index=False)
+        write_csv(table, file)
+
+
+def raw_table(out: Path, what: str) -> Path:
+    """Where the data that a table is made of goes, beside it: ``gradient_cosines.csv.gz`` beside ``gradient.csv``."""
+    return out.with_name(f"{out.stem}_{what}.csv.gz")
 
 
 def made_by(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:

@@ -5,7 +5,6 @@ older evaluator measured them, and those of the same method with other settings,
 seeds of one configuration.
 """
 
-import gzip
 import json
 import os
 import shlex
@@ -20,11 +19,23 @@ import pandas as pd
 
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import locked, read_jsonl, replacing, visible
+from star.common.files import locked, read_jsonl, visible
 from star.config import options
 from star.matrix.cells import Cell
 from star.records import results
-from star.records.folder import AS_TEXT, COMMANDS, CURVES, EVALUATION, FIRST, IMAGES, KEY, belonging, parse_csv, read_file
+from star.records.folder import (
+    AS_TEXT,
+    COMMANDS,
+    CURVES,
+    EVALUATION,
+    FIRST,
+    IMAGES,
+    KEY,
+    belonging,
+    parse_csv,
+    read_file,
+    write_csv,
+)
 from star.records.results import ROWS, VERDICTS, Row
 
 
@@ -145,11 +156,8 @@ def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row], ke
         new = pd.concat([old[~_keys(old, key).isin(_keys(new, key))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
-    data = new.to_csv(index=False, lineterminator="\n").encode()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        # The gzip header has no name and no time, so that equal rows give equal bytes.
-        part.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
+    write_csv(new, file)
 
 
 def _keys(table: pd.DataFrame, key: Sequence[str]) -> pd.MultiIndex:

@@ -6,6 +6,7 @@ evaluated image with its verdicts, ``commands.csv`` the command of every run and
 (``terms``); ``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` have what ``star bench`` of these names measured.
 """
 
+import gzip
 import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError, one_line
+from star.common.files import replacing
 from star.records.code import ROOT
 from star.records.results import Row
 
@@ -94,6 +96,13 @@ def parse_csv(file: Path, **options: Any) -> pd.DataFrame:
     except (OSError, ValueError, EOFError, OverflowError, zlib.error) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}); {cure(file)}") from None
     return found
+
+
+def write_csv(table: pd.DataFrame, file: Path) -> None:
+    """Replace a file by a table; one whose name ends in ``.gz`` is compressed, and equal tables give equal bytes."""
+    data = table.to_csv(index=False, lineterminator="\n").encode()
+    with replacing(file) as part:
+        part.write_bytes(gzip.compress(data, mtime=0) if file.suffix == ".gz" else data)
 
 
 def read_file(file: Path, **options: Any) -> pd.DataFrame:
