@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fake_task import RedTask
@@ -331,6 +332,16 @@ def test_the_table_says_what_was_measured(words):
     assert shown.title.startswith("pickscore, weights: initial; 3 epochs, 48 images") and "gradient.csv" in shown.below
     assert [row[0] for row in shown.rows] == ["flow_grpo", "star", "oracle", "oracle - star", "star - flow_grpo"]
     assert re.fullmatch(r"-?\d\.\d{3}±\d\.\d{3}", shown.rows[1][1]) and len(shown.rows[0]) == len(shown.columns) == 5
+    # Beside it are the cosines that it is made of: three pairs of epochs of an arm, and six with the reference.
+    raw = pd.read_csv("runs/results/mini/gradient_cosines.csv.gz")
+    assert raw.groupby(["arm", "other"]).size().to_dict() == {
+        **{(arm, arm): 3 for arm in ("flow_grpo", "star", "oracle")},
+        **{(arm, "flow_grpo"): 6 for arm in ("star", "oracle")},
+    }
+    means = raw.groupby(["arm", "other"])["cosine"].mean()
+    assert found["star", "all", "self_cosine"][0] == pytest.approx(means["star", "star"], abs=2e-6)
+    assert found["oracle", "all", "cosine"][0] == pytest.approx(means["oracle", "flow_grpo"], abs=2e-6)
+    assert set(raw["config_hash"]) == {rows[0]["config_hash"]} and not raw.duplicated(list(raw)[:7]).any()
 
 
 def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monkeypatch):
@@ -368,7 +379,7 @@ def all_close(own, other):
     return all(torch.allclose(own[name], value, rtol=1e-5, atol=1e-9) for name, value in other.items())
 
 
-def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words):
+def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words, monkeypatch):
     words = [*words, "arms=flow_grpo,star"]
     gradient.run([*words, "epochs=2"])
     two = table()
@@ -398,6 +409,10 @@ def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words)
     Path("other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"other.csv is no table of star bench gradient; name another file with out=\.\.\."):
         gradient.run([*words, "out=other.csv"])
+    Path("more_cosines.csv.gz").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(gradient, "measure", lambda *given: pytest.fail("measured"))
+    with pytest.raises(UserError, match=r"more_cosines.csv.gz is no table of star bench gradient"):
+        gradient.run([*words, "out=more.csv"])
 
 
 def test_at_other_weights_both_factors_are_told(words, monkeypatch):

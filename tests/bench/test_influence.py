@@ -234,6 +234,12 @@ def test_the_table_says_what_was_measured(words):
     assert {"reward_change", "in_token", "in_3x3", "correlation"} <= {row["metric"] for row in rows}
     assert shown.title.startswith("pickscore, weights: initial; 3 prompts, 24 images") and "influence.csv" in shown.below
     assert all(len(row) == len(shown.columns) for row in shown.rows)
+    # Beside it are the draws that it is made of.
+    raw = pd.read_csv("runs/results/mini/influence_draws.csv.gz")
+    assert list(raw) == [*influence.DRAWS, "machine"] and len(raw) == 24 and sorted(set(raw["prompt"])) == [0, 1, 2]
+    told = {(row["part"], row["metric"]): float(row["value"]) for row in rows}
+    assert told["all", "reward_change"] == pytest.approx((raw["reward"] ** 2).mean() ** 0.5, rel=1e-5)
+    assert told["all", "in_token"] == pytest.approx(raw["own"].sum() / raw["image"].sum(), rel=1e-5)
 
 
 def test_what_was_interrupted_goes_on_and_prompts_are_added(words, monkeypatch):
