@@ -118,7 +118,7 @@ ARMS = {
             ratio="position",
             label="dense_uniform",
             weights="1 everywhere",
-            question="what do ratios per position do alone?",
+            question="ratios per position alone; unclipped, the noise of training twice",
             colour="#D55E00",
         ),
         Arm(
