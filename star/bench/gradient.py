@@ -162,7 +162,7 @@ class Gradients(Trainer):
             norm = torch.stack([part.norm() for part in parts]).norm().item()
             if norm < float("inf"):
                 return parts
-            guards.check_gradient(norm, self._scale, epoch)
+            guards.check_gradient(norm, self._scale, epoch + 1)
             self._scale /= 2
 
 

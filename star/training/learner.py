@@ -366,9 +366,10 @@ class Learner:
         self.scaler.scale(torch.zeros((), device=self.base.device))
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm).item()
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        guards.check_gradient(norm, self.scaler.get_scale(), epoch + 1)
+        guards.check_gradient(norm, scale, epoch + 1)
         self.optimizer.zero_grad()
         self.ema.update(self.base.trained)
         return norm

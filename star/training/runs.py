@@ -130,7 +130,7 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
     """Result rows of a model that this project did not train; their seed is that of the evaluation's noise."""
     models.find(config.model)  # fails before a folder is made, if there is no such model
     task = load_task(config, config.task.name)
-    now, main = given(config, task), PartialState().is_main_process
+    now, main = given(config, task, training=False), PartialState().is_main_process
     summary = UNTRAINED | {"commit": commit(), "machine": machine(PartialState().num_processes)} | now
     kept, noted = Kept(config, summary, config.evaluation.seed, measure), folder / "final" / GIVEN
     with guards.limits(config), alone_in(folder) if main else nullcontext():

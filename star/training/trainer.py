@@ -29,7 +29,7 @@ from star.training import guards
 from star.training.checkpoint import TrainingFolder, digest
 from star.training.credit import check_evaluator
 from star.training.evaluation import evaluate
-from star.training.given import check_given, given, prompts_digest
+from star.training.given import check_given, given, origin, prompts_digest, prompts_may_change
 from star.training.learner import Learner
 from star.training.machine import check_deterministic, compute_deterministically, decisions, settled
 
@@ -251,9 +251,7 @@ def _check_tracker(config: Config) -> None:
 
 
 def _check_prompts(config: Config, task: Task, accelerator: Accelerator) -> None:
-    """Refuse user-defined prompts that differ between processes: a prompt's number would not stand for the same text."""
-    if config.task.prompts and len(set(processes.gather(accelerator, [prompts_digest(task)]))) > 1:
-        raise UserError(
-            f"task.prompts={config.task.prompts} gives each process other prompts: draw them from a seed, and order "
-            "what is a set"
-        )
+    """Refuse prompts that differ between processes: a prompt's number would not stand for the same text."""
+    if prompts_may_change(config) and len(set(processes.gather(accelerator, [prompts_digest(task)]))) > 1:
+        cure = "draw them from a seed, and order what is a set" if config.task.prompts else "use one folder, or the same file"
+        raise UserError(f"{origin(config)} other prompts on each process: {cure}")

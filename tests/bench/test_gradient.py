@@ -158,7 +158,7 @@ def test_a_scale_that_is_too_large_is_halved(make_config, monkeypatch):
     bench._scale = 1.0
     losses = Gradients._losses
     monkeypatch.setattr(Gradients, "_losses", lambda *given: {arm: loss * math.nan for arm, loss in losses(*given).items()})
-    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 0"):
+    with pytest.raises(RunStopped, match="the gradient is not finite in epoch 1"):
         bench.epoch(0)
 
 

@@ -143,7 +143,7 @@ def test_what_its_evaluator_cannot_judge_is_told_before_anything_is_drawn(monkey
 
 def test_processes_that_have_other_prompts_are_told(make_config, monkeypatch):
     monkeypatch.setattr("star.common.processes.gather", lambda accelerator, items: [*items, "another"])
-    with pytest.raises(UserError, match="task.prompts=own_task:Rings gives each process other prompts"):
+    with pytest.raises(UserError, match="task.prompts=own_task:Rings gives other prompts on each process"):
         Trainer(make_config(*OWN))
 
 

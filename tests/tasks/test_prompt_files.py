@@ -6,7 +6,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from star.common.errors import UserError
+from star.config import load
+from star.tasks import Task, pickscore
 from star.tasks import prompt_files as data
+from star.training.given import check_given, given
 
 TRAIN, TEST = b"one\n two \nthree\n", b'say "four"\nfive'
 
@@ -49,6 +52,22 @@ def test_a_folder_is_put_in_place_and_loaded(published):
     assert put() == {"train.txt": TRAIN, "test.txt": TEST}
     assert data.load_prompts("ocr", "train") == ["one", "two", "three"]
     assert data.load_prompts("ocr", "test") == ['say "four"', "five"]
+
+
+def test_a_run_knows_its_training_prompts_again_whose_published_digest_is_not_known(published):
+    data.fetch("pickscore", published)
+    config = load(["scale=paper", "task=pickscore"])
+    config.model.path = None
+
+    def now(**what):
+        train, test = pickscore.train("paper"), pickscore.test("paper")
+        return given(config, Task("pickscore", None, lambda: train, lambda: test), **what)
+
+    before = now()
+    (data.ROOT / "pickscore" / "train.txt").write_bytes(b"two\none\nthree\n")
+    with pytest.raises(UserError, match="data/pickscore/train.txt has other prompts than when it was begun; put it back"):
+        check_given(config, before, now(), "it was begun; put it back")
+    assert now(training=False)["prompts"] == ""
 
 
 def test_one_file_is_put_in_place(published):

@@ -406,6 +406,8 @@ def test_half_precision_stops_when_no_scale_is_small_enough(make_config):
 
     overflow()
     assert trainer.scaler.get_scale() == 2
+    overflow()
+    assert trainer.scaler.get_scale() == 1
     assert all(torch.equal(before[name], value) for name, value in trainer.base.trained.items())
     with pytest.raises(RunStopped, match="the gradient is not finite in epoch 1"):
         overflow()
