@@ -104,7 +104,8 @@ def _beginnings(found: Collection) -> str:
         star = next((one for one in gains(part) if one.arm == "star"), None)
         if star and star.difference:
             times = "" if math.isnan(star.ratio) else f", {with_error(star.ratio, star.stderr, 2)} times Flow-GRPO's gain"
-            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {signed(star.difference, 4)}{times}")
+            shown = f"{signed(star.difference, 4)}{_power(star.detectable)}{times}"
+            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {shown}")
     return "; ".join(told)
 
 
@@ -124,8 +125,11 @@ def _whole(found: Collection, made: Sequence[Planned]) -> str:
 
 
 def _difference(one: Planned) -> str:
-    known = "" if one.detectable is None else f" (80 % power at {one.detectable:.4f})"
-    return signed(one.delta, 4) + known
+    return signed(one.delta, 4) + _power(one.detectable)
+
+
+def _power(detectable: float | None) -> str:
+    return "" if detectable is None else f" (80 % power at {detectable:.4f})"
 
 
 def _reach(found: Collection) -> tuple[str, str]:

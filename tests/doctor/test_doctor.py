@@ -10,6 +10,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from star import cli, models
+from star.bench.speed import fill_adapters
 from star.common.errors import RunStopped, UserError
 from star.common.shipped import MINI_BASE
 from star.common.words import take_flag
@@ -135,7 +136,10 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "SECONDS", 0.0)
     monkeypatch.setattr(dry_run, "shape_of", lambda model: NARROW)
     monkeypatch.setattr(dry_run, "autoencoder_of", lambda model: SMALL_AUTOENCODER)
+    filled = []
+    monkeypatch.setattr(dry_run, "fill_adapters", lambda base, seed: filled.append(fill_adapters(base, seed) or base))
     run = dry_run.dry_run(["scale=paper", "relevance.blocks=[1]", "model.resolution=128"])
+    assert all(value.any() for value in filled[0].trained.values())
     assert run.trained == 2 * 128 * 32 * (3 * 8 - 1)
     assert run.ratio_error <= run.tolerance
     assert 0 < run.maps < run.captured and 0 < run.share < 1
