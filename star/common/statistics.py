@@ -7,6 +7,7 @@ A score is uncertain for three reasons that are kept apart: the training seed, t
 and the choice of prompts (:func:`score_variances`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
 ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15
 DRAWS = 10_000  # of a bootstrap
+NORMAL_95 = 1.959963984540054
 QUANTILES = 4000  # of an estimated spread: power to four digits
 
 Column = Sequence[Any] | np.ndarray
@@ -56,6 +58,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     stderr = float(sample.std(ddof=1) / np.sqrt(sample.size))
     reach = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * stderr
     return Estimate(mean, stderr, (mean - reach, mean + reach))
+
+
+def normal_interval(value: float, stderr: float) -> Estimate:
+    """The 95 % normal interval around a value; none if the standard error is not finite."""
+    if not math.isfinite(stderr):
+        return Estimate(value, None, None)
+    return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
 
 
 def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8) -> float:

@@ -31,12 +31,12 @@ from typing import Any
 from star.common.console import console_for_tables, table
 from star.common.errors import UserError
 from star.common.numbers import MISSING
-from star.common.statistics import Estimate
+from star.common.statistics import Estimate, normal_interval
 from star.method.arms import REFERENCE
 from star.records.code import ROOT
 from star.records.names import ProtocolName, is_mini, method_label
 from star.records.results import PaperRow, is_paper, read, read_paper
-from star.records.summary import NORMAL_95, Summary, summarise
+from star.records.summary import Summary, summarise
 from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
 
 REPRODUCED = "reproduced"
@@ -166,8 +166,7 @@ def published_estimate(row: PaperRow, base: PaperRow | None, spread: float | Non
     images, prompts = (next(filter(None, found), None) for found in zip(*((r.images, r.prompts) for r in rows), strict=True))
     of_images = (value * (1 - value) / images) ** 0.5 if images and 0 <= value <= 1 else 0.0
     of_prompts = spread / prompts**0.5 if spread and prompts else 0.0
-    stderr = max(of_images, of_prompts)
-    return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
+    return normal_interval(value, max(of_images, of_prompts))
 
 
 def _base(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:

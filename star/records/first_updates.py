@@ -28,6 +28,7 @@ class Gain:
         epochs: how many the figures rest on for each seed, the first included.
         gain: mean over seeds of the reward minus the untrained model's, with Student's 95 % t-interval.
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
+        per_seed: the difference of each seed; empty likewise.
         p: of the difference (:func:`star.common.statistics.paired_p`); None where there is none.
         detectable: the true difference that this many seeds would find in four of five cases; None likewise.
         ratio: gain divided by Flow-GRPO's on the same seeds and epochs, both summed over seeds; NaN unless that is above 0.
@@ -39,6 +40,7 @@ class Gain:
     epochs: int
     gain: Estimate
     difference: Estimate | None
+    per_seed: tuple[float, ...]
     p: float | None
     detectable: float | None
     ratio: float
@@ -99,6 +101,7 @@ def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain
         epochs=epochs,
         gain=mean_interval(list(own)),
         difference=mean_interval(list(apart)) if told else None,
+        per_seed=tuple(apart.tolist()) if told else (),
         p=paired_p(list(apart)) if told else None,
         detectable=detectable_among(list(apart)) if told else None,
         ratio=float(ratio),

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from star.common.statistics import Estimate, mean_interval, wilson
+from star.common.statistics import Estimate, mean_interval, normal_interval, wilson
 from star.records.results import Row
 
-NORMAL_95 = 1.959963984540054
 RATES = ("geneval_official_", "geneval_strict_", "ocr_", "vivid")
 """Prefixes of the metrics that lie in [0, 1]."""
 
@@ -90,4 +89,4 @@ def _estimate(rows: list[Row]) -> Estimate:
         return over_seeds
     # Seeds share prompts and noise: their standard errors do not shrink with their number.
     stderr = sum(own) / len(own)
-    return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
+    return normal_interval(value, stderr)

@@ -4,8 +4,9 @@ import pandas as pd
 
 from star.common.numbers import MISSING, number, signed, with_error
 from star.records.first_updates import Gain, gains
-from star.report.blocks import Block, Section, Table, Text
+from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
+from star.report.figures import forest_svg
 
 COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
 MEANING = (
@@ -24,8 +25,23 @@ def first_updates(found: Collection) -> Section:
         section.blocks.append(Text("Not measured here; `star bench first_updates` measures it.", missing=True))
         return section
     section.blocks.append(Text(MEANING))
+    drawn = [drawing for part in parts(found.first_updates) if (drawing := _drawn(part))]
+    if drawn:
+        caption = "Gain over the untrained model, minus Flow-GRPO's, with 95 % intervals over seeds; ticks are single seeds."
+        section.blocks.append(Gallery(caption, drawn))
     section.blocks += [_table(part) for part in parts(found.first_updates)]
     return section
+
+
+def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:
+    """Title and drawing of the differences of one task and configuration; None if there are none."""
+    rows = [(one.arm, one.difference, one.per_seed) for one in gains(part) if one.difference]
+    if not rows:
+        return None
+    task = str(part["task"].iloc[0])
+    told = "; ".join(f"{arm} {signed(difference, 4)}" for arm, difference, _ in rows)
+    alt = f"{task}: gain in the first updates minus Flow-GRPO's, with 95 % intervals: {told}."
+    return task, forest_svg(rows, "difference in gain", alt)
 
 
 def parts(table: pd.DataFrame) -> list[pd.DataFrame]:

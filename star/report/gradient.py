@@ -3,8 +3,12 @@
 import pandas as pd
 
 from star.common.numbers import MISSING, with_error
-from star.report.blocks import Block, Section, Table, Text
+from star.common.statistics import normal_interval
+from star.method.arms import REFERENCE
+from star.records.folder import INITIAL
+from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
+from star.report.figures import forest_svg
 
 COLUMNS = {
     "self_cosine": "self-cosine",
@@ -31,8 +35,26 @@ def gradients(found: Collection) -> Section:
         return section
     whole = found.gradient[(found.gradient["part"] == "all") & found.gradient["metric"].isin(COLUMNS)]
     section.blocks.append(Text(MEANING))
-    section.blocks += [_table(part) for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
+    parts = [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
+    drawn = [drawing for part in parts if part["weights"].iloc[0] == INITIAL and (drawing := _drawn(part))]
+    if drawn:
+        caption = f"At the {INITIAL} weights, with 95 % intervals: above 0 a small step gains more than Flow-GRPO's."
+        section.blocks.append(Gallery(caption, drawn))
+    section.blocks += [_table(part) for part in parts]
     return section
+
+
+def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:
+    """Title and drawing of the ratios of one task; None if there is none but Flow-GRPO's."""
+    own = part[(part["metric"] == "ratio") & (part["arm"] != REFERENCE) & ~part["arm"].str.contains(" - ")]
+    figures = zip(own["arm"], own["value"], own["stderr"], strict=True)
+    rows = [(str(arm), normal_interval(value - 1, stderr)) for arm, value, stderr in figures]
+    if not rows:
+        return None
+    task = str(part["task"].iloc[0])
+    told = "; ".join(f"{arm} {with_error(1 + ratio.value, ratio.stderr)}" for arm, ratio in rows)
+    drawn = [(arm, ratio, ()) for arm, ratio in rows]
+    return task, forest_svg(drawn, "ratio - 1", f"{task}: reward of a small step relative to Flow-GRPO's: {told}.")
 
 
 def _table(part: pd.DataFrame) -> Block:

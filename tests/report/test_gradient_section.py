@@ -24,7 +24,9 @@ def test_figures_of_whole_gradients_stand_task_by_task(tmp_path):
         )
     ]
     write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
-    meaning, table = gradients(collect(results, tmp_path)).blocks
+    meaning, drawing, table = gradients(collect(results, tmp_path)).blocks
+    ((title, svg),) = drawing.svgs
+    assert "relative to Flow-GRPO&#x27;s: star 1.130 ± 0.010." in svg  # neither Flow-GRPO nor differences of arms
     assert "oracle" in meaning.text
     assert table.caption == "geneval, weights: initial, commit abc"
     assert [row[0] for row in table.rows] == ["flow_grpo", "star", "star - flow_grpo"]
