@@ -136,6 +136,7 @@ def as_word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@cache
 def options(group: str) -> list[str]:
     """The choices of a group: the names of its files, or for ``method`` those of all arms."""
     if group == "method":

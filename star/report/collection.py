@@ -100,7 +100,8 @@ class Collection:
 
     def trained_alike(self, task: str, arm: str, reference: str) -> bool:
         """Whether all trainings of two methods are equally long and on comparable terms, as far as is known."""
-        scores = [row for row in self.rows if (row.task, row.metric) == (task, self.main_metric(task))]
+        metric = self.main_metric(task)
+        scores = [row for row in self.rows if (row.task, row.metric) == (task, metric)]
         ours, theirs = ([self.trained_as(row) for row in scores if row.method == method] for method in (arm, reference))
         return all(one.like(other) for one in ours for other in theirs)
 
