@@ -20,7 +20,8 @@ from star.models import lora
 from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Page, Picture, Section, Table, Text, to_html
-from star.report.pictures import denoised, drawn_weights, spread
+from star.report.maps import denoised, drawn_weights
+from star.report.pictures import spread
 from star.tasks import Prompt, Task, load_task
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import loaded

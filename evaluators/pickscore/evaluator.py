@@ -8,7 +8,6 @@ import numpy as np
 from evaluators.geneval import evaluate
 from evaluators.geneval.mini import MiniDetector
 from evaluators.interface import Asked, Places, Score, mean_scores
-from evaluators.pickscore.score import engine
 
 # Raise the version when a change alters what an image scores.
 PROTOCOL = "pickscore-v1"
@@ -30,6 +29,8 @@ class Preference:
     paired = MappingProxyType({"score": "PickScore"})
 
     def __init__(self, engine_name: str) -> None:
+        from evaluators.pickscore.score import engine  # takes seconds, and whoever reads results only asks for names
+
         self.scorer = engine(engine_name)
         self.places: Places | None = _objects if engine_name == "mini" else None
 

@@ -11,17 +11,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import replacing, visible
-from star.common.noise import normal
-from star.common.processes import joined
-from star.config import Config, read_config
-from star.models import load
-from star.models.interface import BaseModel
+from star.config import read_config
 from star.records.folder import TYPED, parse_csv
 from star.records.names import method_label
 from star.records.results import ROWS, VERDICTS, read_rows
@@ -29,17 +24,12 @@ from star.report.blocks import Block, Picture, Text
 from star.report.collection import Collection
 from star.report.figures import PLAIN_TEXT
 from star.tasks import Prompt, held_out_prompts
-from star.training.checkpoint import load_trained
-from star.training.credit import star_weights
-from star.training.rollout import denoise
 
 SHOWN = ("base", "flow_grpo", "star")
 PROMPTS = 6
 PER_LINE = 4
 """Maps side by side: few enough that their titles can be read on a phone."""
 DPI = 100
-IDLE = 0.5
-"""The share of a GPU's memory that must be free for it to count as idle; not 1, since earlier pictures keep some memory."""
 PLAIN: Any = {**PLAIN_TEXT, "font.family": "sans-serif", "font.size": 8}
 
 
@@ -53,9 +43,11 @@ def filmstrip(found: Collection, task: str) -> Block:
     )
 
     def draw() -> tuple[Figure, str]:
+        from star.report.maps import maps_of  # takes seconds, and most reports have their pictures already
+
         config = read_config(runs["star"] / "config.yaml")
         prompt = _richest(held_out_prompts(config, task))
-        images, maps = _maps(config, prompt, runs["star"] / "final" / "trained.safetensors")
+        images, maps = maps_of(config, prompt, runs["star"] / "final" / "trained.safetensors")
         return _strip(prompt, images, maps, config.sampling.trainable)
 
     return _kept(found.folder / "figures" / f"maps-{task}.png", _source(runs), draw if runs else None, caption)
@@ -102,7 +94,7 @@ def _kept(file: Path, source: str, draw: Callable[[], tuple[Figure, str]] | None
     if draw and info.get("Source") != source:
         try:
             figure, alt = draw()
-        except (UserError, RunStopped, OSError, torch.OutOfMemoryError) as error:
+        except (UserError, RunStopped, OSError) as error:
             return Text(f"Not drawn: {one_line(error)}", missing=True)
         info = {"Description": alt, "Source": source}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,56 +120,9 @@ def _richest(prompts: list[Prompt]) -> Prompt:
     return max(prompts, key=lambda prompt: len(prompt.spans))
 
 
-def _check_idle(device: torch.device) -> None:
-    """Check that the GPU is idle, since pictures could take memory that a training on it needs.
-
-    Raises:
-        UserError: it is in use.
-    """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        if free < IDLE * total:
-            raise UserError(f"the GPU is in use ({1 - free / total:.0%} of its memory); make the report again when it is idle")
-
-
-@torch.no_grad()
-def _maps(config: Config, prompt: Prompt, weights: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Images (H, W, 3) and STAR's weights (steps, h, w), each before and after training."""
-    device = joined().device
-    _check_idle(device)
-    base = load(config.model, device, config.seed)
-    trained = {name: value.clone() for name, value in base.trained.items()}
-    load_trained(weights, trained)
-    images, maps = [], []
-    for context in (base.reference(), base.weights(trained)):
-        with context:
-            image, relevance = denoised(base, config, prompt)
-        images.append(image)
-        maps.append(drawn_weights(config, relevance))
-    return images, maps
-
-
-def drawn_weights(config: Config, relevance: torch.Tensor) -> np.ndarray:
-    """STAR's weights (steps, h, w) of one image's relevance (steps, 1, h, w), made as in a run."""
-    found: np.ndarray = star_weights(config.method, relevance)[:, 0].cpu().numpy()
-    return found
-
-
 def spread(count: int) -> np.ndarray:
     """Indices of :data:`PROMPTS` items at equal distances among ``count``, all if there are fewer: not chosen by eye."""
     return np.unique(np.linspace(0, count - 1, min(PROMPTS, count)).round().astype(int))
-
-
-def denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
-    """One image by the deterministic flow, and the relevance of its steps, (steps, 1, h, w)."""
-    capture = base.relevance(config.relevance, base.core_columns([prompt.text], [prompt.spans], config.relevance.columns))
-    x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)
-    maps = []
-    for step in denoise(base, x, [prompt.text], config.sampling.guidance, ["ode"] * config.sampling.steps, capture=capture):
-        assert step.relevance is not None
-        maps.append(step.relevance)
-        x = step.following
-    return base.decode(x)[0].cpu().numpy(), torch.stack(maps)
 
 
 def _strip(prompt: Prompt, images: list[np.ndarray], maps: list[np.ndarray], trained: range) -> tuple[Figure, str]:

@@ -40,7 +40,7 @@ from star.method.arms import ABLATION
 from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, write
-from star.report import figures, pictures, report
+from star.report import figures, maps, pictures, report
 from star.report.ablation import comparisons
 from star.report.blocks import _inline
 from star.report.collection import collect
@@ -364,7 +364,8 @@ def test_what_cannot_be_drawn_costs_no_more_than_its_picture(tmp_path, monkeypat
     def full(*given):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    monkeypatch.setattr(pictures, "read_config", full)
+    monkeypatch.setattr(pictures, "read_config", lambda file: load(["task=geneval"]))
+    monkeypatch.setattr(maps, "load", full)
     text = report(results, tmp_path / "runs")[1].read_text()
     assert "Not drawn: the methods were judged by different evaluators" in text
     assert "Not drawn: CUDA out of memory. Tried to allocate 2 GiB" in text
@@ -679,7 +680,7 @@ def test_the_steps_that_training_uses(make_config):
 @pytest.mark.parametrize("normalise, axes", [("rollout", (0, 1, 2)), ("step", (1, 2))])
 def test_maps_are_drawn_as_they_weigh(make_config, normalise, axes):
     relevance = torch.rand(3, 1, 4, 4) * torch.tensor([1.0, 2.0, 4.0])[:, None, None, None]
-    weights = pictures.drawn_weights(make_config("method=star", f"method.normalise={normalise}"), relevance)
+    weights = maps.drawn_weights(make_config("method=star", f"method.normalise={normalise}"), relevance)
     assert weights.mean(axes) == pytest.approx(1.0, abs=1e-5)
     assert (normalise == "step") == (np.ptp(weights.mean((1, 2))) < 1e-5)
 
@@ -708,8 +709,8 @@ def test_maps_are_not_drawn_beside_a_training_on_the_gpu(monkeypatch):
             if free > 0.5
             else pytest.raises(UserError, match="in use .51% of its memory.; make the report again")
         ):
-            pictures._check_idle(torch.device("cuda"))
-    pictures._check_idle(torch.device("cpu"))
+            maps._check_idle(torch.device("cuda"))
+    maps._check_idle(torch.device("cpu"))
 
 
 def test_a_command_gives_the_settings_of_its_run(tmp_path):
