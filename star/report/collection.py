@@ -125,9 +125,17 @@ class Collection:
 
     def difference(self, task: str, arm: str, reference: str) -> Comparison | None:
         """Arm minus reference on the task's main score; None if they cannot be compared."""
-        if self.images is None:
-            return None
-        return compare(self.images[self.images["task"] == task], arm, reference, *self.main_score(task))
+        key = task, arm, reference
+        if key not in self._differences:  # it is asked for by several chapters, and takes a tenth of a second
+            made = None
+            if self.images is not None:
+                made = compare(self.images[self.images["task"] == task], arm, reference, *self.main_score(task))
+            self._differences[key] = made
+        return self._differences[key]
+
+    @cached_property
+    def _differences(self) -> dict[tuple[str, str, str], Comparison | None]:
+        return {}
 
     def main_metric(self, task: str) -> str | None:
         """The metric that methods are compared by, see :func:`star.tasks.main_metric`."""
