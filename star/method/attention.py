@@ -68,6 +68,27 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Attended]] = {
 torch's own dispatch asks for it only when they are, and cuDNN's output then differs in digits."""
 
 
+OPERATORS = {
+    "cpu": "_scaled_dot_product_flash_attention_for_cpu",
+    "flash": "_scaled_dot_product_flash_attention",
+    "efficient": "_scaled_dot_product_efficient_attention",
+    "cudnn": "_scaled_dot_product_cudnn_attention",
+}
+"""The operators of torch that kernels call; they are private to it, and may go."""
+
+
+def check_known(kernel: str) -> None:
+    """Check that torch has the operator that a kernel calls.
+
+    Raises:
+        UserError: it has not.
+    """
+    if kernel in OPERATORS and not hasattr(torch.ops.aten, OPERATORS[kernel]):
+        raise UserError(
+            f"the attention kernel {kernel} does not know torch {torch.__version__}; use 2.9 to 2.14, or model.attention=math"
+        )
+
+
 def default_kernel(device: str, dtype: torch.dtype) -> str:
     """The default kernel for a type of device (``cpu``, ``cuda``, ...) and a precision."""
     if device == "cuda":

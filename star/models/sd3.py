@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from star.common.errors import RunStopped, UserError
 from star.config import ModelConfig, RelevanceConfig
-from star.method.attention import Relevance, install, may_have
+from star.method.attention import Relevance, check_known, default_kernel, install, may_have
 from star.method.sampling import TRAIN_TIMESTEPS, sigmas
 from star.method.tokens import Span, token_columns
 from star.models import kernels, lora
@@ -124,6 +124,7 @@ class SD3:
                 f"model.attention={config.attention} does not compute in {config.dtype} on a {self.device.type} device; leave "
                 "it out for the usual one"
             )
+        check_known(config.attention or default_kernel(self.device.type, self.dtype))
         install(self.transformer, config.attention)
         if self.device.type == "cpu":
             kernels.use(self.transformer, kernels.faster() if config.kernels == "auto" else config.kernels)

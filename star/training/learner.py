@@ -241,7 +241,9 @@ class Learner:
                 figures["skipped_updates"].append(float(not made))
         for batch in batches:
             if batch.weights is not None:
-                figures["effective_share"].append(effective_sample_share(batch.weights).mean().item())
+                evenness = effective_sample_share(batch.weights)
+                figures["effective_share"].append(evenness.mean().item())
+                figures["uniform_share"].append((evenness > 1 - 1e-6).float().mean().item())
                 figures["weight_max"].append(batch.weights.max().item())
                 figures["overlap"] += overlaps(self.config.method, batch)
         pooled: dict[str, list[float]] = defaultdict(list)

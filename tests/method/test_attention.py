@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_transformer
 
 from star.common.errors import UserError
-from star.method.attention import KERNELS, JointAttention, Relevance, default_kernel, install, log_sum_exp, may_have
+from star.method.attention import KERNELS, OPERATORS, JointAttention, Relevance, default_kernel, install, log_sum_exp, may_have
 from star.models.sd3 import SD3
 
 TEXT, ROWS = 11, 3
@@ -365,6 +365,16 @@ def parts(width, dtype=torch.float32, device="cpu", queries=70, keys=41):
     # As a block makes them: (batch, tokens, heads, width) seen as (batch, heads, tokens, width).
     key, value = (2 * torch.randn(2, keys, 3, width, generator=generator).transpose(1, 2) for _ in range(2))
     return [part.to(device, dtype) for part in (query, key, value)]
+
+
+def test_a_torch_without_the_operator_of_a_kernel_is_told(monkeypatch, make_config):
+    assert OPERATORS.keys() == KERNELS.keys() - {"math"} and all(hasattr(torch.ops.aten, name) for name in OPERATORS.values())
+    monkeypatch.setitem(OPERATORS, "cpu", "_gone")
+    with pytest.raises(
+        UserError, match="the attention kernel cpu does not know torch .*; use 2.9 to 2.14, or model.attention=math"
+    ):
+        SD3(make_config().model, torch.device("cpu"), 0)
+    SD3(make_config("model.attention=math").model, torch.device("cpu"), 0)
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "math"])

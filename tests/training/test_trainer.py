@@ -139,6 +139,18 @@ def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
     assert len(set(norms.values())) == len(norms)
 
 
+def test_rollouts_whose_map_found_nothing_are_counted(make_config, monkeypatch):
+    def weigh(batches, *given):
+        for batch in batches:
+            batch.weights = torch.ones(2, 4, 8, 8)
+        batches[0].weights[0, 1:, 0, 0] = 1.5
+
+    monkeypatch.setattr(learner, "weigh", weigh)
+    monkeypatch.setattr(learner, "overlaps", lambda *given: [])
+    figures = Trainer(make_config("method=star", "train.micro_batch=4"), RedTask()).epoch(0)
+    assert figures["uniform_share"] == pytest.approx(13 / 16)
+
+
 def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_config, monkeypatch):
     made = []
     real = credit.allocate
