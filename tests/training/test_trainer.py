@@ -146,7 +146,7 @@ def test_rollouts_whose_map_found_nothing_are_counted(make_config, monkeypatch):
         batches[0].weights[0, 1:, 0, 0] = 1.5
 
     monkeypatch.setattr(learner, "weigh", weigh)
-    monkeypatch.setattr(learner, "overlaps", lambda *given: [])
+    monkeypatch.setattr(learner, "overlaps", lambda *given: [1.0])
     figures = Trainer(make_config("method=star", "train.micro_batch=4"), RedTask()).epoch(0)
     assert figures["uniform_share"] == pytest.approx(13 / 16)
 
