@@ -245,7 +245,8 @@ class Learner:
                 figures["effective_share"].append(evenness.mean().item())
                 figures["uniform_share"].append((evenness > 1 - 1e-6).float().mean().item())
                 figures["weight_max"].append(batch.weights.max().item())
-                figures["overlap"] += overlaps(self.config.method, batch)
+                for alike in overlaps(self.config.method, batch):
+                    figures["overlap"].append(alike)
         pooled: dict[str, list[float]] = defaultdict(list)
         for part in self._gather([dict(figures)]):
             for name, values in part.items():

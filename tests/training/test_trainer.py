@@ -139,6 +139,11 @@ def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
     assert len(set(norms.values())) == len(norms)
 
 
+def test_an_arm_without_any_of_its_map_trains_and_has_no_overlap(make_config):
+    figures = Trainer(make_config("method=star", "method.mix=0"), RedTask()).epoch(0)
+    assert (figures["uniform_share"], figures["effective_share"]) == (1, 1) and "overlap" not in figures
+
+
 def test_rollouts_whose_map_found_nothing_are_counted(make_config, monkeypatch):
     def weigh(batches, *given):
         for batch in batches:
