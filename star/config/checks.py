@@ -56,11 +56,16 @@ def check(config: Config) -> None:
             )
 
 
+LARGEST = 1e38
+
+
 def _check_values(config: Config) -> None:
     """Check that numbers are finite and that every value obeys the rule beside its type."""
     for name, value in _numbers(to_dict(config)):
         if not isfinite(value):
             raise UserError(f"{name}={value} must be a finite number")
+        if isinstance(value, float) and abs(value) > LARGEST:
+            raise UserError(f"{name}={value} must be at most {LARGEST:g}, which float32 holds")
     for name, value, rule in _ruled(config):
         if not rule.allows(value):
             raise UserError(f"{name}={value} {rule.text}")

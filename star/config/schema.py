@@ -55,6 +55,7 @@ TEXT_LENGTH = Rule(lambda value: 0 < value <= 512, "must lie between 1 and 512, 
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
 BELOW_2_63 = Rule(lambda value: value < 2**63, "must be less than 2^63")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+NOISE = Rule(lambda value: value >= 1e-6, "must be at least 1e-6: with less noise a step has no log-probability")
 ABOVE_0_OR_NULL = Rule(lambda value: value is None or value > 0, "must be above 0, or null for one that is worked out")
 ABOVE_1_OR_NULL = Rule(lambda value: value is None or value > 1, "must be above 1, or null for none")
 TWO = Rule(lambda value: len(value) == 2, "must be two numbers")
@@ -209,7 +210,7 @@ class SamplingConfig:
 
     steps: Annotated[int, COUNT]
     kind: Annotated[str, KIND]
-    noise_level: Annotated[float, POSITIVE]
+    noise_level: Annotated[float, NOISE]
     guidance: float
     window: Annotated[int, NOT_NEGATIVE]
     window_range: Annotated[list[int], TWO]
