@@ -46,7 +46,7 @@ def test_it_trains(make_config):
     assert trainer.evaluate(1)[0].metric == "pickscore"
 
 
-def test_a_report_tells_of_it(star, pipeline_folder):  # noqa: F811
+def test_a_report_tells_of_it(star, forked_cells, pipeline_folder):  # noqa: F811
     words = [*OWN, *FAST.split(), f"model.path={pipeline_folder}"]
     words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
     assert star("base", *words)[0] == 0

@@ -50,7 +50,7 @@ def test_a_reward_of_ones_own_is_the_only_one_and_judges_the_evaluation(make_con
     assert identity(config)["evaluators"] == {"ocr": OWN}
 
 
-def test_what_a_reward_of_ones_own_gave_is_reported(star, pipeline_folder):  # noqa: F811
+def test_what_a_reward_of_ones_own_gave_is_reported(star, forked_cells, pipeline_folder):  # noqa: F811
     """As the only reward of a task: tables, figures, the report and the diff are of its own score."""
     words = ["task=pickscore", f"evaluators.pickscore={OWN}", *FAST.split(), f"model.path={pipeline_folder}"]
     words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
