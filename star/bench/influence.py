@@ -32,6 +32,7 @@ from star.config import Config, config_hash
 from star.models.interface import BaseModel
 from star.records.code import commit
 from star.records.folder import MACHINE
+from star.records.influence import COLUMNS, LABELS
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
@@ -62,9 +63,6 @@ class Figure(NamedTuple):
     metric: str
     value: float
     stderr: float
-
-
-COLUMNS = ["task", "weights", *Figure._fields, "prompts", "images", "commit", "config_hash"]
 
 
 KEYS = ["task", "weights", "config_hash"]
@@ -337,22 +335,6 @@ def statistics(draws: pd.DataFrame) -> dict[str, float]:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else np.nan
-
-
-LABELS = {
-    "reward_change": "reward: rms change",
-    "on_objects": "objects: tokens",
-    "carried": "  sum of squares",
-    "on_over_off": "  on over off",
-    "quartile_1": "relevance: lowest 1/4",
-    "quartile_2": "  second",
-    "quartile_3": "  third",
-    "quartile_4": "  highest",
-    "correlation": "  correlation",
-    "in_token": "image: in the token",
-    "in_3x3": "  in 3 x 3",
-}
-"""What the printed table calls the figures."""
 
 
 def shown(title: str, found: Sequence[Figure], below: str) -> Shown:

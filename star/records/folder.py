@@ -46,6 +46,7 @@ FIRST = {
 
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
     GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
+    INFLUENCE: ["task", "weights", "part", "metric", "value", "stderr", "prompts", "images", "commit", "config_hash"],
     FIRST_UPDATES: ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"],
 }
 """The columns that each file must have; older files lack ``terms``."""
@@ -54,12 +55,16 @@ ONCE = {
     CURVES: ([*EVALUATION, "epoch"], "an epoch"),
     COMMANDS: (EVALUATION, "a run"),
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
+    INFLUENCE: (["task", "weights", "part", "metric", "config_hash"], "a figure"),
     FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
 }
 """The columns that identify a line, and what a line stands for. The lines of images are not checked: a benchmark may
 list a prompt twice."""
 
-NUMBERS = ("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image", "epochs", "images", "value", "lr")
+NUMBERS = (
+    *("seed", "epoch", "updates", "images_seen", "seconds", "reward", "image"),
+    *("epochs", "prompts", "images", "value", "lr"),
+)
 """Columns that hold numbers in every line."""
 
 TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms", MACHINE)
@@ -81,7 +86,7 @@ TYPED: dict[str, Any] = {
 
 def cure(file: Path) -> str:
     """What to do about a file that is damaged."""
-    maker = {GRADIENT: "star bench gradient", FIRST_UPDATES: "star bench first_updates"}.get(file.name, "star matrix")
+    maker = f"star bench {file.stem}" if file.name in BENCH else "star matrix"
     return f"move it elsewhere, and `{maker}` writes it again"
 
 

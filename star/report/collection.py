@@ -24,6 +24,7 @@ from star.records.folder import (
     FIRST_UPDATES,
     GRADIENT,
     IMAGES,
+    INFLUENCE,
     KEY,
     NO_RESULTS,
     TYPED,
@@ -164,6 +165,12 @@ class Collection:
     def gradient(self) -> pd.DataFrame | None:
         """What ``star bench gradient`` measured; None if nothing."""
         file = self.folder / GRADIENT
+        return read_file(file, **TYPED) if file.exists() else None
+
+    @cached_property
+    def influence(self) -> pd.DataFrame | None:
+        """What ``star bench influence`` measured; None if nothing."""
+        file = self.folder / INFLUENCE
         return read_file(file, **TYPED) if file.exists() else None
 
     @cached_property

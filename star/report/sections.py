@@ -19,6 +19,7 @@ from star.report.cross_task import elsewhere
 from star.report.ending import ending
 from star.report.first_updates import first_updates
 from star.report.gradient import gradients
+from star.report.influence import influences
 from star.report.learning import learning
 from star.report.opening import opening
 from star.report.planned import SCORE, corrected, planned, planned_tests, says_of_check, says_of_learning
@@ -71,6 +72,7 @@ def sections(found: Collection, compared: Mapping[str, Sequence[Comparison]]) ->
         uncertainty(found),
         gradients(found),
         first_updates(found),
+        influences(found),
         Section("maps", "Where the reward goes, before and after", parts=_per_task(found, "maps", pictures.filmstrip)),
         Section("samples", "Samples at the same noise", parts=_per_task(found, "samples", pictures.samples)),
         elsewhere(found),

@@ -14,6 +14,7 @@ from star.records.folder import (
     FIRST_UPDATES,
     GRADIENT,
     IMAGES,
+    INFLUENCE,
     MAY_BE_EMPTY,
     NEEDED,
     TYPED,
@@ -21,7 +22,7 @@ from star.records.folder import (
 )
 
 CELLS = {"seed": "0", "epoch": "1", "updates": "2", "images_seen": "8", "seconds": "1.5", "reward": "0.5", "image": "0"}
-CELLS |= {"epochs": "12", "images": "64", "value": "0.25", "stderr": "0.125", "lr": "1e-3"}
+CELLS |= {"epochs": "12", "prompts": "24", "images": "64", "value": "0.25", "stderr": "0.125", "lr": "1e-3"}
 HOW = pytest.mark.parametrize("options", [AS_TEXT, TYPED], ids=["as text", "typed"])
 
 
@@ -37,7 +38,8 @@ def write(folder, name, **changes):
 def test_a_column_or_cell_that_lacks_is_named(tmp_path, options, name, column):
     read_file(write(tmp_path, name), **options)
     faults = [(None, f"has no column {column}"), ("", f"row 1: {column} is (empty|no number)")]
-    maker = {GRADIENT: "bench gradient", FIRST_UPDATES: "bench first_updates"}.get(name, "matrix")
+    makers = {GRADIENT: "bench gradient", INFLUENCE: "bench influence", FIRST_UPDATES: "bench first_updates"}
+    maker = makers.get(name, "matrix")
     for change, message in faults[:1] if column in MAY_BE_EMPTY else faults:
         with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star {maker}`") as error:
             read_file(write(tmp_path, name, **{column: change}), **options)
@@ -49,6 +51,7 @@ NUMBERS_OF = {
     COMMANDS: ("seed",),
     CURVES: ("epoch", "reward", "diversity"),
     GRADIENT: ("value", "stderr"),
+    INFLUENCE: ("value", "stderr", "prompts"),
     FIRST_UPDATES: ("epoch", "updates", "lr", "reward"),
 }
 
@@ -78,7 +81,7 @@ def test_prompts_are_text_whatever_they_look_like(tmp_path, prompt):
         assert read_file(write(tmp_path, IMAGES, prompt=prompt, config_hash="1e5"), **options)["prompt"].tolist() == [prompt]
 
 
-@pytest.mark.parametrize("name", [GRADIENT, FIRST_UPDATES])
+@pytest.mark.parametrize("name", [GRADIENT, INFLUENCE, FIRST_UPDATES])
 @pytest.mark.parametrize("commit", ["41972e6739", "0123456789", "1e5"])
 def test_commits_are_text_whatever_they_look_like(tmp_path, name, commit):
     for options in (AS_TEXT, TYPED):
@@ -109,7 +112,11 @@ def test_damaged_files_are_one_clear_line(tmp_path, options, name, damage):
 
 @HOW
 @pytest.mark.parametrize(
-    ("name", "what"), [(CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure"), (FIRST_UPDATES, "an epoch")]
+    ("name", "what"),
+    [
+        *((CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure")),
+        *((INFLUENCE, "a figure"), (FIRST_UPDATES, "an epoch")),
+    ],
 )
 def test_a_line_stands_once(tmp_path, options, name, what):
     file = write(tmp_path, name)
