@@ -201,3 +201,59 @@ def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
         for measure, cells in (("training reward", learnt), ("held-out score", scored)):
             (line,) = (line for line in page.splitlines() if line.startswith(f"| {label} | {measure} |"))
             assert [cell.strip().rpartition(", ")[0] for cell in line.split("|")[3:-1]] == cells
+
+
+def jackknifed(statistic, parts):
+    """(value, standard error) of a statistic of all parts, by leaving out each in turn."""
+    without = [statistic([part for part in parts if part != left]) for left in parts]
+    return statistic(parts), math.sqrt((len(parts) - 1) ** 2 / len(parts)) * stdev(without)
+
+
+@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "gradient_cosines.csv.gz")}))
+def test_figures_of_gradients_are_those_of_the_cosines(task):
+    pairs = defaultdict(list)
+    for row in lines(MINI / "gradient_cosines.csv.gz"):
+        if row["task"] == task:
+            pairs[row["arm"], row["other"]].append((int(row["epoch"]), int(row["other_epoch"]), float(row["cosine"])))
+    epochs = sorted({place for found in pairs.values() for one, two, _ in found for place in (one, two)})
+
+    def agreement(arm, other, kept):
+        return mean(cosine for one, two, cosine in pairs[arm, other] if one in kept and two in kept)
+
+    told = {
+        (row["arm"], row["metric"]): (float(row["value"]), float(row["stderr"]))
+        for row in lines(MINI / "gradient.csv")
+        if (row["task"], row["weights"], row["part"]) == (task, "initial", "all")
+    }
+    arms = sorted({arm for arm, _ in pairs})
+    for arm in arms:
+        own = jackknifed(lambda kept, arm=arm: agreement(arm, arm, kept), epochs)
+        ratio = jackknifed(
+            lambda kept, arm=arm: agreement(arm, "flow_grpo", kept) / agreement("flow_grpo", "flow_grpo", kept), epochs
+        )
+        assert told[arm, "self_cosine"] == pytest.approx(own, rel=1e-3, abs=1e-6)
+        assert told[arm, "ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-6)
+    assert len(arms) >= 12 and len(epochs) == 24
+
+
+@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "influence_draws.csv.gz")}))
+def test_figures_of_influence_are_those_of_the_draws(task):
+    draws = defaultdict(list)
+    for row in lines(MINI / "influence_draws.csv.gz"):
+        if row["task"] == task:
+            draws[row["prompt"]].append((float(row["reward"]) ** 2, float(row["place"]) > 0.5, row["quartile"] == "3"))
+
+    def squared(kept, wanted=lambda on, highest: True):
+        return mean(change for prompt in kept for change, on, highest in draws[prompt] if wanted(on, highest))
+
+    told = {
+        row["metric"]: (float(row["value"]), float(row["stderr"]))
+        for row in lines(MINI / "influence.csv")
+        if (row["task"], row["weights"], row["part"]) == (task, "initial", "all")
+    }
+    for metric, statistic in {
+        "reward_change": lambda kept: math.sqrt(squared(kept)),
+        "on_over_off": lambda kept: squared(kept, lambda on, _: on) / squared(kept, lambda on, _: not on),
+        "quartile_4": lambda kept: squared(kept, lambda _, highest: highest) / squared(kept),
+    }.items():
+        assert told[metric] == pytest.approx(jackknifed(statistic, list(draws)), rel=1e-3)
