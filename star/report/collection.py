@@ -164,20 +164,26 @@ class Collection:
     @cached_property
     def gradient(self) -> pd.DataFrame | None:
         """What ``star bench gradient`` measured; None if nothing."""
-        file = self.folder / GRADIENT
-        return read_file(file, **TYPED) if file.exists() else None
+        return self._measured(GRADIENT)
 
     @cached_property
     def influence(self) -> pd.DataFrame | None:
         """What ``star bench influence`` measured; None if nothing."""
-        file = self.folder / INFLUENCE
-        return read_file(file, **TYPED) if file.exists() else None
+        return self._measured(INFLUENCE)
 
     @cached_property
     def first_updates(self) -> pd.DataFrame | None:
         """What ``star bench first_updates`` measured; None if nothing."""
-        file = self.folder / FIRST_UPDATES
-        return read_file(file, **TYPED) if file.exists() else None
+        return self._measured(FIRST_UPDATES)
+
+    def _measured(self, name: str) -> pd.DataFrame | None:
+        """A table of ``star bench``, its tasks in the order of reports; None if there is none."""
+        file = self.folder / name
+        if not file.exists():
+            return None
+        table = read_file(file, **TYPED)
+        tasks = [*TASKS, *sorted(set(table["task"]) - set(TASKS))]
+        return table.sort_values("task", key=lambda column: column.map(tasks.index), kind="stable", ignore_index=True)
 
     def papers_gain(self, task: str) -> float | None:
         """The STAR minus Flow-GRPO that equals the paper's as a share of Flow-GRPO's gain over the base; None if not known."""
