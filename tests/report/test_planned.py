@@ -1,24 +1,26 @@
 """The planned tests, against numbers worked out by hand, and the sentences that are made of them."""
 
+import re
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import PRIMARY, curve, rows, write_matrix
+from fake_results import EVALUATION_SEED, PRIMARY, curve, rows, write_matrix
 from scipy import stats
 
 from star.bench.gradient import COLUMNS
 from star.bench.table import write
 from star.common.statistics import detectable, holm
 from star.records.names import method_label
-from star.records.results import read
+from star.records.results import PaperRow, read
 from star.records.results import write as write_rows
 from star.report import verdict as rules
 from star.report.collection import collect
 from star.report.opening import opening
 from star.report.planned import LEARNING, SCORE, Planned, corrected, planned, planned_tests, says_of_check, says_of_learning
-from star.report.sections import sections
+from star.report.sections import _findings
 from star.report.uncertainty import _normalised, uncertainty
 
 SEEDS = (0, 1, 2, 3)
@@ -123,12 +125,16 @@ def test_the_training_reward_has_a_verdict_of_its_own(lead, over_shuffled, seeds
 
 
 def test_the_report_says_it_beside_the_score(found):
-    said = [block.strong for block in sections(found, {})[1].blocks if block.strong]
-    assert [text.split(":")[0] for text in said] == [
+    said = [block for block in _findings(found).blocks if block.strong]
+    assert [block.strong.split(":")[0] for block in said] == [
         name
         for task in found.tasks
         for name in (task, f"{task}, training reward{' (PickScore / 26)' * (task == 'pickscore')}")
     ]
+    p = corrected(planned(found))
+    values = [f"{p[task, measure]:.2g}" for task in found.tasks for measure in (SCORE, LEARNING)]
+    assert [re.search(r"gives p = (\S+)[.:] ", block.text)[1] for block in said] == values
+    assert not set(values[::2]) & set(values[1::2])
 
 
 def test_a_task_beside_the_plan_is_told_without_a_test(found):
@@ -178,6 +184,19 @@ def test_what_flow_grpo_gains_is_of_one_protocol(tmp_path):
     assert collect(results, tmp_path).papers_gain("ocr") is None
 
 
+def test_the_papers_gain_is_a_share_of_what_flow_grpo_gains(found):
+    published = {"base": "0.5", "flow_grpo": "0.9", "star": "0.95"}
+    paper = [
+        PaperRow("ocr", PRIMARY["ocr"], "OCR", method, Decimal(value), None, None, None, None, "a paper", "")
+        for method, value in published.items()
+    ]
+    beside = replace(found, paper=paper)
+    gained = np.mean([score("ocr", "flow_grpo", seed) for seed in SEEDS]) - score("ocr", "base", EVALUATION_SEED)
+    assert beside.papers_gain("ocr") == pytest.approx(0.05 / 0.4 * gained, abs=1e-6)
+    better = [replace(row, value=0.99) if row.method == "base" else row for row in found.rows]
+    assert replace(beside, rows=better).papers_gain("ocr") is None
+
+
 def test_trainings_that_are_not_alike_are_not_paired(tmp_path):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=SEEDS, tasks=("ocr",))
     curves = pd.read_csv(results / "curves.csv", dtype={"config_hash": str})
@@ -214,6 +233,8 @@ def test_five_sentences(tmp_path):
     facts = (0.03, 12, 2304, "abc", "0123")
     made = [("geneval", "initial", arm, "all", "ratio", value, *facts) for arm, value in arms.items()]
     made += [("geneval", "runs/half.safetensors", "star", "all", "ratio", 9.0, *facts)]
+    made += [("geneval", "initial", arm, "step 0", "ratio", 9.0, *facts) for arm in arms]
+    made += [("geneval", "initial", arm, "all", "adam_ratio", 9.0, *facts) for arm in arms]
     write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     signal, nothing, ceiling, training, reach = opening(collect(results, tmp_path)).blocks
     assert "gains more on geneval (1.13 ± 0.03)." in signal.text
@@ -243,6 +264,10 @@ def first_sentence(tmp_path, made):
         ([("geneval", "spatial", 1.2, 0.1, "01")], "STAR's gradient at the base's weights was not measured here."),
         ([("geneval", "star", 1.2, float("nan"), "01")], "gains an amount of unknown error on geneval (1.20). "),
         (
+            [("geneval", "star", 1.13, 0.06, "01"), ("ocr", "star", 1.11, 0.06, "02"), ("pickscore", "star", 0.89, 0.06, "3")],
+            "gains more on geneval (1.13 ± 0.06), as much on ocr (1.11 ± 0.06) and pickscore (0.89 ± 0.06). ",
+        ),
+        (
             [("geneval", "star", 1.2, 0.05, "01"), ("geneval", "star", 1.5, 0.4, "02"), ("ocr", "star", 0.8, 0.05, "03")],
             "gains more on geneval with settings 01 (1.20 ± 0.05), less on ocr (0.80 ± 0.05), an uncertain amount on geneval "
             "with settings 02 (1.50 ± 0.40). ",
@@ -270,11 +295,11 @@ def with_check(tmp_path, lead):
     return collect(results, tmp_path)
 
 
-@pytest.mark.parametrize("lead, seen", [(-0.05, "tell maps apart"), (-0.001, "do not tell maps apart")])
+@pytest.mark.parametrize("lead, seen", [(-0.05, "tell maps apart"), (-0.0025, "do not tell maps apart")])
 def test_a_check_is_told_by_its_background_and_no_claim_is_made_of_it(tmp_path, lead, seen):
     found = with_check(tmp_path, lead)
     assert found.checks == ["vivid"] and found.tasks == ["ocr", "vivid"]
-    said = sections(found, {})[1].blocks
+    said = _findings(found).blocks
     text = next(block for block in said if block.strong.startswith("vivid"))
     assert text.strong == f"vivid, a check: 4 trainings of each arm {seen}."
     mean = f"{lead + 0.001 * np.mean(SEEDS):+.4f}".replace("-", "\N{MINUS SIGN}")
