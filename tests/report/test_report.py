@@ -17,9 +17,11 @@ from fake_results import (
     ARMS,
     EPOCHS,
     EVALUATION_SEED,
+    PRIMARY,
     PROTOCOLS,
     SEEDS,
     TASKS,
+    curve,
     first_images,
     hashed,
     rows,
@@ -34,7 +36,7 @@ from tiny import FAST
 from star.common.errors import UserError
 from star.common.files import write_last
 from star.common.numbers import MISSING, signed
-from star.common.statistics import paired_difference, score_variances
+from star.common.statistics import mean_interval, paired_difference, score_variances
 from star.config import load, read_config, to_dict, to_yaml
 from star.method.arms import ABLATION
 from star.models.sd3 import SD3
@@ -43,10 +45,12 @@ from star.records.results import read, write
 from star.report import figures, maps, pictures, report
 from star.report.ablation import comparisons
 from star.report.blocks import _inline
-from star.report.collection import collect
+from star.report.collection import Collection, collect
+from star.report.cost import cost
 from star.report.provenance import _command, overrides
+from star.report.sections import OTHER_SEEDS, _findings, _reading
 from star.report.tags import ENOUGH_PROMPTS, by_tag
-from star.report.uncertainty import _normalised
+from star.report.uncertainty import _normalised, uncertainty
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -182,6 +186,7 @@ def test_every_chapter_has_what_it_is_for(whole):
         "cost": (6, 0, 0, "seconds of an epoch"),
         "made": (3, 0, 0, "star train task=geneval scale=mini method=star seed=2"),
     }
+    assert OTHER_SEEDS not in whole[2] and "some arms have fewer" not in whole[2]
     for name, (tables, svgs, images, words) in expected.items():
         page = chapters[name]
         assert [len(page.all(tag)) for tag in ("table", "svg", "img")] == [tables, svgs, images], name
@@ -305,6 +310,23 @@ def test_costs_are_relative_to_the_reference(whole):
     assert lines[5][:4] == ["STAR", "35.00", "20.00", "55.00"]
 
 
+def test_seconds_are_means_over_seeds_and_those_of_a_thousand_images():
+    made = [row for seed in (0, 1, 5) for row in rows("ocr", "flow_grpo", seed)]
+    (block,) = cost(Collection(Path(), "mini", made, [])).blocks[:-1]
+    assert block.head[4:6] == ["seconds of a run", "seconds per 1,000 images"]
+    assert block.rows == [["Flow-GRPO", "3", "40", "2,304", "660", f"{1000 * 660 / 2304:.1f}", "× 1.00", MISSING]]
+
+
+def test_standard_deviations_stand_below_their_sources(whole):
+    text = section(whole[2], "Where the uncertainty")
+    for task, caption, column in (("geneval", "official macro", "correct"), ("pickscore", "PickScore", "score")):
+        lines = {line[0]: line[1:] for line in table(text, f"{task}, {caption}: standard deviation by source")}
+        assert lines["method"] == ["training seed", "prompts", "evaluation noise", "interaction"]
+        parts = variances(images_of(task, "star"), "star", column)
+        values = (parts.seed, parts.prompt, parts.noise, parts.interaction)
+        assert lines["STAR"] == [f"{max(value, 0) ** 0.5:.4f}" for value in values] and len(set(values)) == 4
+
+
 def test_five_seeds_are_enough_for_an_aggregate(whole, tmp_path):
     assert "at least 5 runs of each task and 15 in all" in section(whole[2], "Where the uncertainty")
     _, markdown = report(write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=range(5)), tmp_path)
@@ -320,9 +342,22 @@ def test_an_arm_with_few_seeds_does_not_keep_the_others_from_an_aggregate(tmp_pa
     for task in TASKS:
         file = results / f"{task}.csv"
         write([row for row in read(file) if row.method != "spatial" or row.seed < 3], file)
-    _, markdown = report(results, tmp_path)
-    lines = table(section(markdown.read_text(), "Where the uncertainty"), "Over 15 runs of 3 tasks")
-    assert [line[0] for line in lines[1:]] == ["Flow-GRPO", "STAR"]
+    found = collect(results, tmp_path)
+    (across,) = uncertainty(found).parts[0].blocks
+    assert across.caption.startswith("Over 15 runs of 3 tasks") and [line[0] for line in across.rows] == ["Flow-GRPO", "STAR"]
+    assert {f"On {task} some arms have fewer than 5 seeds: spatial (3)." for task in TASKS} <= set(found.missing)
+    assert OTHER_SEEDS in [block.text for block in _reading(found, set())]
+
+
+def test_a_gain_that_is_not_clear_is_no_unit():
+    scores = [row.value for s in range(5) for row in rows("ocr", "flow_grpo", s) if row.metric == PRIMARY["ocr"]]
+    lowest = mean_interval(scores).interval[0]
+    trained = [row for method in ("flow_grpo", "star") for s in range(5) for row in rows("ocr", method, s)]
+    for start, clear in ((lowest - 0.001, True), (lowest + 0.001, False), (max(scores), False)):
+        base = [replace(row, value=start) for row in rows("ocr", "base", 0)]
+        normalised, left_out = _normalised(Collection(Path(), "mini", [*base, *trained], []))
+        assert ("ocr" in normalised) == clear
+        assert clear or left_out == {"ocr": "Flow-GRPO is not clearly above the base, so its gain cannot be the unit"}
 
 
 def test_an_arm_that_was_not_trained_alike_is_in_no_aggregate(tmp_path):
@@ -399,6 +434,15 @@ def test_a_run_that_was_changed_afterwards_is_left_out(tmp_path):
     (path / "metrics.jsonl").write_text("")
     found = collect(results, tmp_path / "runs")
     assert not found.runs and f"A run folder is not used: {path}/metrics.jsonl is not what was written." in found.missing
+
+
+def test_a_run_of_other_settings_is_not_that_of_the_rows(tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
+    path = write_run(tmp_path / "runs", "ocr", "star", 0)
+    assert collect(results, tmp_path / "runs").runs == {("ocr", "star", 0): path}
+    file = path / "final" / "rows.json"
+    file.write_text(file.read_text().replace(hashed("ocr", "star", 0), "0" * 12))
+    assert not collect(results, tmp_path / "runs").runs
 
 
 def test_the_least_that_reproduce_leaves(tmp_path):
@@ -815,6 +859,16 @@ def rename(results: Path, names: dict[str, str]) -> None:
         own = frame["method"].str.partition(":")
         frame["method"] = own[0].replace(names) + own[1] + own[2]
         frame.to_csv(results / file, index=False)
+
+
+def test_beside_a_verdict_stands_the_map_that_does_not_know_its_own_noise(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "dense_uniform", "spatial", "star"), tasks=("ocr",))
+    rename(results, {"spatial": "oracle_twins", "dense_uniform": "oracle"})
+    score, reward = (block.text for block in _findings(collect(results, tmp_path)).blocks if block.strong)
+    gain = compare(images_of("ocr", "spatial", "flow_grpo"), "spatial", "flow_grpo", "reward", "accuracy").delta
+    assert gain.value > 0 and f"oracle_twins minus Flow-GRPO is {signed(gain)} (3 training seeds)" in score
+    apart = [curve("ocr", "spatial", s)["reward"].mean() - curve("ocr", "flow_grpo", s)["reward"].mean() for s in SEEDS]
+    assert f"oracle_twins minus Flow-GRPO is {signed(mean_interval(apart), 4)} (3 training seeds)" in reward
 
 
 def test_a_family_with_a_base_of_its_own_is_set_against_that(tmp_path):
