@@ -73,7 +73,9 @@ def test_planned_differences_are_those_of_the_rows(found, task):
         for row in lines(MINI / f"{task}.csv")
         if row["metric"] == SCORES[task]
     }
-    for one in (one for one in planned(found) if one.task == task):
+    made = [one for one in planned(found) if one.task == task]
+    assert [one.measure for one in made if (one.arm, one.reference) == ("star", "flow_grpo")] == [LEARNING, SCORE]
+    for one in made:
         values = {LEARNING: {key: mean(own) for key, own in rewards.items()}, SCORE: scores}[one.measure]
         apart = [values[task, one.arm, str(seed)] - values[task, one.reference, str(seed)] for seed in one.seeds]
         assert one.per_seed == pytest.approx(apart, abs=1e-9) and apart

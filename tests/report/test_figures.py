@@ -56,6 +56,8 @@ def test_forest_has_a_row_per_arm_from_the_top_and_an_interval_where_there_is_on
         *("accuracy, minus Flow-GRPO", "STAR", "a <b> & c"),
     ]
     (interval,) = [points for points in lines(svg) if points[0][1] == points[1][1]]
+    heights = {"".join(text.itertext()).strip(): float(text.get("y")) for text in ET.fromstring(svg).iter(f"{SVG}text")}
+    assert heights["STAR"] < heights["a <b> & c"] and abs(heights["STAR"] - interval[0][1]) < 8
     (zero,) = {points[0][0] for points in lines(svg) if points[0][0] == points[1][0] and points[0][0] < interval[0][0]} & {
         max(p[0][0] for p in lines(svg) if p[0][0] == p[1][0] and p[0][0] < interval[0][0])
     }

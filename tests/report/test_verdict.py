@@ -118,6 +118,7 @@ def test_what_is_missing_is_said():
         (made(*AROUND), made(*ABOVE), 0.04, rules.UNCLEAR),
         (made(*AROUND), made(*AROUND), 0.06, rules.UNCLEAR),
         (made(*AROUND), replace(made(*ABOVE), same_terms=False), 0.06, rules.UNCLEAR),
+        (made(*AROUND), made(*ABOVE, seeds=7), 0.06, rules.UNCLEAR),
         (made(*AROUND), None, 0.06, rules.UNCLEAR),
         (made(*AROUND), made(*ABOVE), None, rules.UNCLEAR),
         (made(*AROUND, seeds=7), made(*ABOVE), 0.06, rules.UNCLEAR),
@@ -146,6 +147,10 @@ def test_a_difference_that_does_not_show_says_what_could_have():
     assert "oracle_twins minus Flow-GRPO is +0.030 [+0.010, +0.050] (8 training seeds): a map can help measurably." in text
     one = says("ocr", gain, None, None, [], False, made(*ABOVE, seeds=1)).text
     assert "(1 training seed): too few to say whether any map helps measurably." in one
+    few = says("ocr", gain, None, None, [], False, made(*ABOVE, seeds=7)).text
+    assert "(7 training seeds): too few to say whether any map helps measurably." in few
+    for other in (replace(made(*ABOVE), same_terms=False), made(*ABOVE, trained_on=(5760, 23_040))):
+        assert "oracle" not in says("ocr", gain, None, None, [], False, other).text
     assert "not even this map helps measurably, so this" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
     # Whatever the verdict is: where no map helps measurably, a loss says no more of STAR's than a null.
     for found in (gain, made(*BELOW), made(*ABOVE)):
