@@ -917,24 +917,24 @@ def test_a_short_trial_of_one_arm_does_not_cut_off_the_others(tmp_path):
 
 
 def test_speed_is_judged_over_flow_grpos_images_and_by_where_it_ended():
-    """Rewards rise by 0.01 an epoch; STAR is trained for two epochs more, with rewards of 5."""
+    """Rewards rise by 0.01 an epoch; STAR's last two are 5."""
 
     def run(start, epochs):
         images = 100 * np.arange(1, epochs + 1)
-        reward = np.where(images > 1000, 5.0, start + images / 10_000)
+        reward = np.where((start == 0.5) & (images > 1000), 5.0, start + images / 10_000)
         return pd.DataFrame({"images_seen": images, "updates": images // 50, "seconds": images / 10, "reward": reward})
 
-    own = {"flow_grpo": {0: run(0.40, 10), 1: run(0.42, 10)}, "star": {0: run(0.50, 12)}}
+    own = {"flow_grpo": {0: run(0.40, 10), 1: run(0.42, 12)}, "star": {0: run(0.50, 12)}}
     areas, costs = _speed("ocr", "flow_grpo", own)
     assert "averaged over the first 1,000 images" in areas.caption
     assert [row[2] for row in areas.rows] == ["0.455, 0.475", "0.555"]
-    # The start is the mean of 0.41, 0.43 and 0.51, and the end that of 0.48 and 0.50.
-    assert "from the start (0.450) to where Flow-GRPO ended (0.490)" in costs.caption
+    # The start is the mean of 0.41, 0.43 and 0.51, and the end that of 0.48 and 0.52.
+    assert "from the start (0.450) to where Flow-GRPO ended (0.500)" in costs.caption
     assert costs.rows == [
-        ["Flow-GRPO", "0.470", "18", "900", "90", "2 of 2"],
-        ["STAR", "0.470", "10", "500", "50", "1 of 1"],
-        ["Flow-GRPO", "0.490", "never", "never", "never", "1 of 2"],
-        ["STAR", "0.490", "10", "500", "50", "1 of 1"],
+        ["Flow-GRPO", "0.475", "20", "1,000", "100", "2 of 2"],
+        ["STAR", "0.475", "10", "500", "50", "1 of 1"],
+        ["Flow-GRPO", "0.500", "never", "never", "never", "1 of 2"],
+        ["STAR", "0.500", "10", "500", "50", "1 of 1"],
     ]
 
 
