@@ -19,6 +19,7 @@ from star.cli import main
 from star.common.errors import UserError
 from star.common.files import alone_in
 from star.common.machine import machine
+from star.common.statistics import detectable
 from star.records.code import commit
 from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
 from star.training.trainer import Trainer
@@ -146,6 +147,7 @@ def test_gains_are_worked_out_by_hand():
     reach = stats.t.ppf(0.975, 2) * stdev(apart) / math.sqrt(3)
     assert star.difference.interval == pytest.approx((mean(apart) - reach, mean(apart) + reach))
     assert star.p == pytest.approx(2 * stats.t.sf(mean(apart) / (stdev(apart) / math.sqrt(3)), 2))
+    assert star.detectable == pytest.approx(detectable(stdev(apart), 3)) and flow.detectable is None
     assert star.ratio == pytest.approx(0.55 / 0.45)
     left_out = [0.35 / 0.30, 0.45 / 0.35, 0.30 / 0.25]
     assert star.stderr == pytest.approx(math.sqrt(2 / 3 * sum((one - mean(left_out)) ** 2 for one in left_out)))
@@ -167,6 +169,22 @@ def test_an_arm_of_other_seeds_or_epochs_changes_nothing_of_the_others():
     short = [row for row in full if not (row[0] == "star" and row[1] == 3 and row[2] > 4)]
     flow, star = gains(pd.DataFrame(short, columns=columns))
     assert flow == before[0] and (star.seeds, star.epochs) == (7, 6)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "seeds", "epochs"), [((4, 6, 4), [0, 1, 2], 4), ((6, 3, 6), [0, 2], 6), ((4, 6), [1], 6), ((6, 4), [0], 6)]
+)
+def test_seeds_count_as_far_as_most_of_them_go(lengths, seeds, epochs):
+    """Flow-GRPO's lead is the number of the epoch."""
+    rows = [
+        (arm, seed, epoch, 0.5 + epoch * (arm == "flow_grpo"))
+        for arm in (UNTRAINED, "flow_grpo")
+        for seed, length in enumerate(lengths)
+        for epoch in range(1, length + 1)
+    ]
+    found, count = gains_by_seed(pd.DataFrame(rows, columns=["arm", "seed", "epoch", "reward"]), ["flow_grpo"])
+    assert list(found.index) == seeds and count == epochs
+    assert found["flow_grpo"].tolist() == pytest.approx([mean(range(2, epochs + 1))] * len(seeds))
 
 
 def test_one_seed_has_no_interval_and_none_in_common_no_figures():
