@@ -13,6 +13,7 @@ from star.common.errors import UserError
 from star.common.statistics import Estimate, wilson
 from star.records import diff as diff_module
 from star.records.diff import (
+    against_paper,
     as_published,
     diff,
     difference,
@@ -71,6 +72,12 @@ def test_summary_of_several_seeds_is_the_t_interval():
     expected = stats.t.interval(0.95, 2, loc=0.96, scale=stats.sem(values))
     assert summary.estimate.interval == pytest.approx(expected)
     assert (summary.values, summary.seeds, summary.images) == (tuple(values), 3, 2212)
+
+
+def test_what_seeds_do_not_share_is_told_of_the_least():
+    fewer = replace(ROW, seed=1, images=8, prompts=2, updates=50, images_seen=500)
+    (summary,) = summarise([ROW, fewer, replace(ROW, seed=2)])
+    assert (summary.images, summary.prompts, summary.updates, summary.images_seen) == (8, 2, 50, 500)
 
 
 def test_seeds_that_agree_by_chance_are_as_sure_as_one():
@@ -246,6 +253,12 @@ def test_two_result_files(tmp_path):
     rows = diff(ours, theirs)
     assert statuses(rows) == {"base": "no reference value", "flow_grpo": "not run", "star": "differs"}
     assert rows[-1].source == str(theirs) and rows[-1].delta == pytest.approx(-0.061)
+
+
+def test_the_wider_interval_of_two_files_has_to_be_narrow(tmp_path):
+    narrow, wide = results(tmp_path, ROW), results(tmp_path, replace(ROW, stderr=0.02), name="wide.csv")
+    for pair in ((narrow, wide), (wide, narrow)):
+        assert statuses(diff(*pair)) == {"star": "within noise"}
 
 
 def test_a_file_agrees_with_itself(tmp_path):
@@ -456,6 +469,20 @@ def test_a_published_number_is_as_uncertain_as_its_prompts(value, spread, expect
     found = published_estimate(row, base, spread)
     assert found.stderr == pytest.approx(expected)
     assert found.interval == pytest.approx((float(value) - 1.959964 * expected, float(value) + 1.959964 * expected))
+
+
+def test_a_published_number_has_the_prompts_of_the_base_by_its_metric_or_by_most_images():
+    base = replace(PUBLISHED, method="base", value=Decimal("0.63"), images=320, prompts=80)
+    tag, same = replace(base, metric="geneval_official_counting"), replace(base, metric=MACRO)
+    overall = replace(base, metric="geneval_official_micro", images=2212, prompts=553)
+
+    def told(*bases):
+        row, *_ = against_paper(summarise([ROW]), [PUBLISHED, *bases])
+        return row.delta - row.delta_low
+
+    of_many, of_few = (1.959964 * math.hypot(0.005, 0.005 * math.sqrt(553 / prompts)) for prompts in (553, 80))
+    assert told(tag, overall) == pytest.approx(of_many) and told(overall, tag) == pytest.approx(of_many)
+    assert told(overall, same) == pytest.approx(of_few) and told(same, overall) == pytest.approx(of_few)
 
 
 def test_our_own_interval_has_to_be_narrow_and_not_the_published_one(tmp_path):
