@@ -13,13 +13,23 @@ from star.training.rollout import plan, trained_steps
 from star.training.trainer import Trainer
 
 
-def naive_shares(sigma, steps, noise_level, equal):
+def naive_step(sigma, step, sampling):
+    """The mean's factors of x and v, and the standard deviation, of a step's transition."""
+    s, following, level = sigma[step], sigma[step + 1], sampling.noise_level
+    if sampling.kind == "cps":  # (1 - s') (x - s v) + s' cos(angle) (x + (1 - s) v)
+        kept = following * math.cos(level * math.pi / 2)
+        return 1 - following + kept, (1 - s) * kept - s * (1 - following), following * math.sin(level * math.pi / 2)
+    dt, tilde = following - s, sigma[1] if step == 0 else s
+    std = level * math.sqrt(s / (1 - tilde))
+    return 1 + std**2 * dt / (2 * s), (1 + std**2 * (1 - s) / (2 * s)) * dt, std * math.sqrt(-dt)
+
+
+def naive_shares(sigma, steps, sampling, equal):
     """What each step counts for: 1, or the inverse of its score's size over the mean of those of all trained steps."""
     inverse = []
     for step in steps:
-        s, dt, tilde = sigma[step], sigma[step + 1] - sigma[step], sigma[1] if step == 0 else sigma[step]
-        std = noise_level * math.sqrt(s / (1 - tilde))
-        inverse.append(std * math.sqrt(-dt) / abs((1 + std**2 * (1 - s) / (2 * s)) * dt))
+        _, of_v, tau = naive_step(sigma, step, sampling)
+        inverse.append(1 / abs(of_v * (tau if sampling.kind == "cps" else 1 / tau)))
     return [value / (sum(inverse) / len(inverse)) if equal else 1.0 for value in inverse]
 
 
@@ -50,29 +60,28 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
         for row, _ in enumerate(trajectory.samples):
             prompt, reward = prompts[place], rewards[place]
             advantage = (reward - sum(groups[prompt]) / len(groups[prompt])) / (spread[prompt] + 1e-4)
-            advantage = max(-5.0, min(5.0, advantage))
+            advantage = max(-config.train.adv_clip, min(config.train.adv_clip, advantage))
             maps = None if relevance is None else exact(relevance[:, place])
-            shares = naive_shares(sigma, trajectory.steps, config.sampling.noise_level, config.method.steps == "equal")
+            shares = naive_shares(sigma, trajectory.steps, config.sampling, config.method.steps == "equal")
             for k, step in enumerate(trajectory.steps):
-                s, nxt = sigma[step], sigma[step + 1]
-                dt = nxt - s
-                tilde = sigma[1] if step == 0 else s
-                std = config.sampling.noise_level * math.sqrt(s / (1 - tilde))
-                tau = std * math.sqrt(-dt)
+                dt = sigma[step + 1] - sigma[step]
+                of_x, of_v, tau = naive_step(sigma, step, config.sampling)
                 x, after = exact(trajectory.latents[k, row]), exact(trajectory.latents[k + 1, row])
 
-                def mean(x=x, s=s, dt=dt, std=std, prompt=prompt):
+                def mean(x=x, s=sigma[step], of_x=of_x, of_v=of_v, prompt=prompt):
                     embeds, pooled = embed[prompt]
                     time = torch.tensor([1000 * s], dtype=torch.float64)
                     v = model(x[None], embeds, pooled, time, return_dict=False)[0][0]
-                    return x * (1 + std**2 * dt / (2 * s)) + v * (1 + std**2 * (1 - s) / (2 * s)) * dt
+                    return x * of_x + v * of_v
 
                 mu = mean()
                 with torch.no_grad():
                     model.disable_adapters()
                     mu_ref = mean()
                     model.enable_adapters()
-                logp = -((after - mu) ** 2) / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
+                logp = -((after - mu) ** 2)
+                if config.sampling.kind == "sde":
+                    logp = logp / (2 * tau**2) - math.log(tau) - math.log(math.sqrt(2 * math.pi))
                 logp = logp.mean(0) if position else logp.mean()
                 difference = logp - exact(trajectory.log_probs[k, row])
                 if config.train.guard:
@@ -89,7 +98,8 @@ def naive_loss(trainer, trajectories, rewards, prompts, relevance, beta, clip):
                     ratio = difference.mean().exp().detach() * torch.exp(difference - difference.detach())
                 clipped = ratio.clamp(1 - clip, 1 + clip)
                 surrogate = torch.where(ratio * gain < clipped * gain, ratio * gain, clipped * gain)
-                penalty = (((mu - mu_ref) ** 2) / (2 * std**2) * (weight if config.method.weighted_kl else 1)).mean()
+                variance = tau**2 / (-dt if config.train.kl == "flow_grpo" else 1)
+                penalty = (((mu - mu_ref) ** 2) / (2 * variance) * (weight if config.method.weighted_kl else 1)).mean()
                 total = total - shares[k] * surrogate.mean() / (-dt if config.train.guard else 1) + beta * penalty
                 terms += 1
             place += 1
@@ -102,13 +112,15 @@ FORMS = [
     ["method=flow_grpo"],
     ["method=flow_grpo", "train.guard=true"],
     ["method=flow_grpo", "method.steps=equal"],
+    ["method=flow_grpo", "method.steps=equal", "sampling.kind=cps", "train.kl=paper"],
+    ["method=star", "method.reduction=image"],
     ["method=star", "method.reduction=position", "method.clip_range=4e-3"],
     ["method=star", "method.reduction=position", "method.clip_range=4e-3", "train.guard=true"],
     ["method=star", "method.reduction=image_weighted"],
     ["method=star", "method.reduction=image_weighted", "method.normalise=step", "method.steps=equal"],
     ["method=star", "method.reduction=image_weighted", "train.guard=true"],
     ["method=star", "method.reduction=detached"],
-    ["method=star", "method.reduction=detached", "method.normalise=step"],
+    ["method=star", "method.reduction=detached", "method.normalise=step", "train.adv_clip=0.5"],
 ]
 
 
