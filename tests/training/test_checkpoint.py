@@ -80,6 +80,15 @@ def test_other_libraries_than_it_was_begun_with_are_told(cut_off, monkeypatch, c
     )
 
 
+def test_the_loss_goes_on_with_the_scale_that_it_had(make_config):
+    trainer, again = (Trainer(make_config("model.dtype=float16"), RedTask()) for _ in range(2))
+    trainer.scaler = torch.amp.GradScaler(trainer.base.device.type, init_scale=8.0)
+    trainer.folder.open("", "")
+    trainer.folder.save(1, trainer.base.trained, trainer.state, {})
+    again.folder.restore(again.base.trained, again.state)
+    assert again.scaler.get_scale() == 8
+
+
 def test_another_machine_than_it_was_begun_on_is_told_and_both_are_recorded(cut_off, monkeypatch, capsys):
     config, _, _ = cut_off
     monkeypatch.setattr("star.training.trainer.machine", lambda processes: "4 x NVIDIA H100")
@@ -137,9 +146,12 @@ def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
 
 def test_the_weights_that_scored_highest_on_the_way_are_kept(make_config, monkeypatch):
     scores = iter([0.5, 0.7, 0.7, 0.6, 0.65])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, images: [Score("red", next(scores), None, 1, 1)])
-    config = make_config("train.epochs=4", "train.checkpoint_every=1", "train.keep=9", "evaluation.every=1")
+    asked = []
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, n: asked.append(n) or [Score("red", next(scores), None, 1, 1)])
+    words = ("train.epochs=4", "train.checkpoint_every=1", "train.keep=9", "evaluation.every=1", "evaluation.every_images=3")
+    config = make_config(*words)
     Trainer(config, RedTask()).run()
+    assert asked == [3] * 4
     folder = Path(config.run)
     assert json.loads((folder / "best" / "score.json").read_text()) == {"epoch": 2, "red": 0.7}
     ours, theirs = (folder / part / "lora" for part in ("best", "checkpoints/epoch-000002"))

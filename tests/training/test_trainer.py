@@ -128,6 +128,21 @@ def test_half_precision_goes_on_where_no_sample_has_an_advantage(make_config):
     assert line["grad_norm"] == 0 and line["zero_std_share"] == 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_loss_is_scaled_in_float16_alone(make_config, dtype):
+    assert Trainer(make_config(f"model.dtype={dtype}"), RedTask()).scaler.is_enabled() == (dtype == "float16")
+
+
+def test_the_scale_of_the_loss_is_not_that_of_the_gradient(make_config, tmp_path):
+    norms = []
+    for scale in (1.0, 1024.0):
+        config = make_config("train.groups=2", "train.updates_per_epoch=1", f"run={tmp_path / str(scale)}")
+        trainer = Trainer(config, RedTask())
+        trainer.scaler = torch.amp.GradScaler(trainer.base.device.type, init_scale=scale)
+        norms.append(trainer.epoch(0)["grad_norm"])
+    assert 0 < norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
 def test_weights_of_the_allocation_reach_the_gradient(make_config, tmp_path):
     """Arms differ in nothing but the weights, and that shows in the first gradient."""
     norms = {}
