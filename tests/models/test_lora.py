@@ -60,6 +60,17 @@ def test_adapters_are_folded_into_the_weights_while_sampling(make_config):
     assert all(parameter.requires_grad for parameter in base.trained.values())
 
 
+def test_adapters_begin_as_gaussians_of_the_seed_with_a_std_of_1_over_the_rank_and_have_no_effect(make_config):
+    one, same, other = (SD3(make_config().model, CPU, seed).trained for seed in (0, 0, 1))
+    down, up = ([name for name in one if part in name] for part in ("lora_A", "lora_B"))
+    assert len(down) == len(up) > 0 and not any(one[name].any() for name in up)
+    values = torch.cat([one[name].detach().flatten() for name in down])
+    assert abs(values.mean()) < 0.02 and values.std().item() == pytest.approx(1 / 4, rel=0.05)
+    assert values.abs().max() > 0.7  # beyond three std, where a uniform distribution of this std has none
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in down)
+
+
 @pytest.mark.parametrize("words", [["model.dtype=bfloat16"], ["model.parameters=full"]], ids=str)
 def test_where_folding_would_round_adapters_away_they_stay(make_config, words):
     base = SD3(make_config(*words).model, CPU, 0)

@@ -4,6 +4,7 @@ import threading
 import time
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -19,7 +20,8 @@ from star.models.sd3 import SD3
 from star.tasks import Prompt
 from star.training import credit, learner, rollout
 from star.training.judging import Beside
-from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, thumbnails, trained_steps
+from star.training.learner import Learner
+from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, starts, thumbnails, trained_steps
 from star.training.trainer import Trainer
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
@@ -332,12 +334,13 @@ def test_noise_is_keyed_by_sample_not_by_place(make_config):
     assert not torch.allclose(draw[0].latents[:, 0], draw[1].latents[:, 0], atol=1e-2)
 
 
-def test_same_latent_shares_the_start_within_a_group_only(make_config):
-    config = make_config("sampling.same_latent=true")
+@pytest.mark.parametrize("same", [True, False])
+def test_same_latent_shares_the_start_within_a_group_only(make_config, same):
+    config = make_config(f"sampling.same_latent={same}")
     base = SD3(config.model, torch.device("cpu"), 0)
     samples = [Sample(0, 0), Sample(0, 1), Sample(1, 0)]
     latents = sample(base, samples, RedTask().train, config.sampling, [0], None, "image", 0, 0).latents
-    assert torch.equal(latents[0, 0], latents[0, 1])
+    assert torch.equal(latents[0, 0], latents[0, 1]) == same
     assert not torch.equal(latents[1, 0], latents[1, 1])
     assert not torch.equal(latents[0, 0], latents[0, 2])
 
@@ -369,7 +372,8 @@ def test_guidance_mixes_the_two_branches(make_config):
 
 def test_plan_is_keyed_and_holds_whole_groups():
     samples = plan(prompts=10, groups=4, group_size=3, seed=1, epoch=2)
-    assert samples == plan(10, 4, 3, 1, 2) != plan(10, 4, 3, 1, 3)
+    assert samples == plan(10, 4, 3, 1, 2)
+    assert samples != plan(10, 4, 3, 1, 3) and samples != plan(10, 4, 3, 2, 2)
     assert [s.index for s in samples] == [0, 1, 2] * 4
     assert len({s.prompt for s in samples}) == 4
     again = plan(prompts=2, groups=5, group_size=2, seed=0, epoch=0)
@@ -381,9 +385,34 @@ def test_trained_steps(make_config):
     whole = make_config("sampling.window=0").sampling
     assert trained_steps(whole, 0, 0) == [0, 1, 2]
     window = make_config("sampling.window=2").sampling
-    starts = {trained_steps(window, 0, epoch)[0] for epoch in range(40)}
-    assert starts == {0, 1}
+    assert {trained_steps(window, 0, epoch)[0] for epoch in range(40)} == {0, 1}
+    assert {trained_steps(window, seed, 0)[0] for seed in range(40)} == {0, 1}
     assert all(len(trained_steps(window, 0, epoch)) == 2 for epoch in range(5))
+
+
+def test_all_that_an_epoch_draws_is_of_the_runs_seed_and_of_its_number(make_config, monkeypatch):
+    trainer, drawn = Trainer(make_config("seed=4"), RedTask()), []
+    draw, sampling = trainer.rollouts, trainer.config.sampling
+    monkeypatch.setattr(trainer, "rollouts", lambda *given: drawn.append((*given, draw(*given))) or drawn[0][-1])
+    initial = SD3(trainer.config.model, torch.device("cpu"), 4).trained
+    assert all(torch.equal(initial[name], value.cpu()) for name, value in trainer.base.trained.items())
+    trainer.epoch(3)
+    ((samples, steps, _, _, batches),) = drawn
+    assert samples == plan(4, 4, 4, 4, 3)
+    assert steps == trained_steps(sampling, 4, 3) == [0, 1]
+    assert trained_steps(sampling, 0, 3) == trained_steps(sampling, 4, 0) == [1, 2]
+    for trajectory in (batch.trajectory for batch in batches):
+        assert torch.equal(trajectory.latents[0], starts(trainer.base, trajectory.samples, sampling.same_latent, 4, 3))
+
+
+def test_micro_batches_come_in_an_order_of_the_seed_and_of_the_epoch(make_config):
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        learning = SimpleNamespace(config=make_config(f"seed={seed}"))
+        shares = Learner.shares(learning, 16, epoch)
+        assert shares == Learner.shares(learning, 16, epoch) and sorted(sum(shares, [])) == list(range(16))
+        orders.append(shares)
+    assert not any(one == other for one, other in combinations(orders, 2))
 
 
 def test_collapse_and_divergence_stop_the_run(make_config, tmp_path):
