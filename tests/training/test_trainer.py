@@ -197,6 +197,19 @@ def test_a_random_map_is_another_one_in_every_epoch_and_for_every_rollout(make_c
     assert not any(torch.allclose(one, other) for one, other in combinations(fields, 2))
 
 
+def test_a_random_map_is_of_the_runs_seed_and_does_not_depend_on_what_else_its_process_has(make_config):
+    samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
+
+    def weighed(seed, *numbers):
+        config = make_config("method=star_random", "train.micro_batch=4", f"seed={seed}")
+        batches = [MicroBatch(number, trajectory) for number, trajectory in enumerate(with_maps(samples)) if number in numbers]
+        credit.weigh(batches, [s.prompt for s in samples], 0, config, RedTask(), list)
+        return batches[-1].weights
+
+    assert torch.equal(weighed(0, 2), weighed(0, 0, 1, 2))
+    assert not torch.allclose(weighed(0, 2), weighed(1, 2))
+
+
 def test_draws_of_one_text_are_one_group(make_config, monkeypatch):
     """As in Flow-GRPO: a text that the prompts hold twice has one mean and one deviation in an epoch."""
     seen = []
@@ -486,7 +499,7 @@ def test_a_policy_that_draws_one_picture_stops_the_run(make_config, monkeypatch)
 MAPS = torch.tensor([0.1, 0.3, 0.6, 1.0]).repeat(16).view(8, 8)
 
 
-def with_maps(trainer, samples):
+def with_maps(samples):
     """Trajectories of one micro-batch each four samples, whose map tells the prompt: a pattern plus its number."""
     made = []
     for start in range(0, len(samples), 4):
@@ -500,7 +513,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
     words = ["method.cap=1.5", "method.mix=0.25", "method.exponent=2", "train.micro_batch=4"]
     trainer = Trainer(make_config(*words), RedTask())
     samples = [Sample(prompt, index) for prompt in range(4) for index in range(4)]
-    trajectories = with_maps(trainer, samples)
+    trajectories = with_maps(samples)
     batches = [MicroBatch(number, trajectory) for number, trajectory in enumerate(trajectories)]
     trainer.allocate(batches, [s.prompt for s in samples], 0)
     first = batches[0].weights[0, 0].double().cpu()
