@@ -231,6 +231,14 @@ def test_learning_rate_of_every_update(make_config, monkeypatch, schedule, rates
     assert seen == pytest.approx(rates)
 
 
+def test_the_optimizer_and_the_average_are_as_configured(make_config):
+    words = ("train.betas=[0.8,0.95]", "train.weight_decay=0.5", "train.ema_decay=0.35", "train.ema_every=2")
+    trainer = Trainer(make_config(*words), RedTask())
+    (group,) = trainer.optimizer.param_groups
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.95), 0.5)
+    assert (trainer.ema.decay, trainer.ema.every) == (0.35, 2)
+
+
 def test_core_words_that_no_encoder_sees_are_told_before_the_work(make_config):
     """And not in the epoch that draws their prompt, where a resumed run would come to the same end."""
     task = RedTask()
@@ -534,7 +542,7 @@ def test_the_allocation_gets_the_settings_and_the_groups(make_config):
 
 
 def test_equal_rewards_teach_nothing(make_config):
-    config = make_config("train.epochs=1")
+    config = make_config("train.epochs=1", "train.weight_decay=0.5")
     trainer = Trainer(config, RedTask(lambda images: [0.5] * len(images)))
     before = {name: value.detach().clone() for name, value in trainer.base.trained.items()}
     trainer.run()
