@@ -550,23 +550,31 @@ def test_equal_rewards_teach_nothing(make_config):
     assert line["zero_std_share"] == 1 and line["grad_norm"] == 0
     decay = 1 - config.train.lr * config.train.weight_decay  # AdamW's decay is all that moves a weight without a gradient
     for name, value in trainer.base.trained.items():
-        assert torch.allclose(value, before[name] * decay**2, atol=1e-7)
+        torch.testing.assert_close(value, before[name] * decay**2, rtol=1e-6, atol=0)
 
 
-def test_an_opposite_reward_of_another_task_cancels_the_own(make_config, monkeypatch, tmp_path):
+def test_where_rewards_are_equal_the_penalty_is_trained(make_config):
+    trainer = Trainer(make_config("train.beta=0.1"), RedTask(lambda images: [0.5] * len(images)))
+    fill(trainer)
+    figures = trainer.epoch(0)
+    assert figures["kl"] > 0 and figures["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("normalise, cancels, differs", [(True, 1.0, 0.5), (False, 0.5, 1.0)])
+def test_an_opposite_reward_of_another_task_cancels_the_own(make_config, monkeypatch, tmp_path, normalise, cancels, differs):
+    """The other is twice as large, unless both are standardised."""
     red, blue = (
-        RedTask(lambda images, sign=sign: [sign * float(i[..., 0].mean() - i[..., 2].mean()) for i in images])
-        for sign in (1, -1)
+        RedTask(lambda images, size=size: [size * float(i[..., 0].mean() - i[..., 2].mean()) for i in images])
+        for size in (1e3, -2e3)
     )
     monkeypatch.setattr("star.training.trainer.load_rewards", lambda config, task: {"ocr": blue})
     norms = {}
     for weight in (1.0, 0.5):
-        config = make_config(f"+rewards.others.ocr={weight}", "train.epochs=1", f"run={tmp_path / str(weight)}")
-        Trainer(config, red).run()
-        (line,) = lines(config)
-        assert line["reward"] == -line["reward/ocr"] != 0
-        norms[weight] = line["grad_norm"]
-    assert norms[1.0] < 0.01 * norms[0.5]
+        words = (f"+rewards.others.ocr={weight}", f"rewards.normalise={normalise}", f"run={tmp_path / str(weight)}")
+        figures = Trainer(make_config(*words), red).epoch(0)
+        assert 2 * figures["reward"] == -figures["reward/ocr"] != 0
+        norms[weight] = figures["grad_norm"]
+    assert norms[cancels] < 0.01 * norms[differs]
 
 
 def test_evaluation_does_not_depend_on_the_batch(make_config):
