@@ -5,6 +5,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in
 from star.common.noise import normal
 from star.common.processes import together
-from star.config import base_folder, load
+from star.config import base_folder, identity, load
 from star.models.lora import Lora
 from star.models.sd3 import SD3
 from star.tasks import Score, load_task
-from star.training import guards, runs
+from star.training import evaluation, guards, runs
 from star.training.evaluation import Evaluation
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -85,14 +86,14 @@ def test_one_judge_at_a_time_is_there_in_the_end(make_config, monkeypatch):
 
     def evaluate(base, task, config, images, batch, accelerator, partial):
         gc.collect()  # this fake is its own evaluator
-        there.append(sum(one() is not None for one in made))
+        there.append((images, sum(one() is not None for one in made)))
         return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
 
     for module in ("star.training.runs", "star.training.trainer"):
         monkeypatch.setattr(f"{module}.load_task", judged)
     monkeypatch.setattr(runs, "evaluate", evaluate)
-    runs.trained(make_config("train.epochs=1", "evaluation.cross_images=1"))
-    assert there == [1, 1, 1]  # on a GPU two might have no room
+    runs.trained(make_config("train.epochs=1", "evaluation.images=2", "evaluation.cross_images=3"))
+    assert there == [(2, 1), (3, 1), (3, 1)]  # on a GPU two might have no room
 
 
 def test_verdicts_that_were_deleted_are_made_again(make_config, monkeypatch, seen):
@@ -103,6 +104,30 @@ def test_verdicts_that_were_deleted_are_made_again(make_config, monkeypatch, see
     assert runs.trained(config) == rows and len(seen) == 1
     Path(config.run, "final", "images.csv").unlink()
     assert runs.trained(config) == rows and len(seen) == 2 and Path(config.run, "final", "images.csv").exists()
+
+
+def test_what_was_evaluated_otherwise_is_evaluated_again(monkeypatch, tmp_path):
+    seen = []
+
+    def measure(task, images, partial):
+        seen.append(images)
+        return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
+
+    def row(*words):
+        config = load(list(words))
+        kept = runs.Kept(config, runs.UNTRAINED | {"commit": "abc"}, 0, measure)
+        (one,) = kept.rows(RedTask(), "star", tmp_path, config.evaluation.images, identity(config, "geneval"))
+        return one
+
+    first = row()
+    assert row() == first and len(seen) == 1
+    more = row("evaluation.images=3")
+    assert seen[1:] == [3] and more.protocol == first.protocol and more.config_hash != first.config_hash
+    guided = row("evaluation.guidance=3")
+    assert len(seen) == 3 and guided.protocol.endswith("/guidance=3.0")
+    monkeypatch.setattr(RedTask, "protocol", "red-v2")
+    other = row("evaluation.guidance=3")
+    assert len(seen) == 4 and other.protocol.startswith("red-v2/") and other.config_hash == guided.config_hash
 
 
 def test_a_run_that_lost_its_settings_is_told_so(make_config, monkeypatch, seen):
@@ -171,6 +196,20 @@ def test_images_are_those_of_the_configured_noise_and_guidance(make_config):
     assert np.abs(expected[0].astype(int) - expected[1]).max() > 5
     moved = generate(trainer.base, texts, keys, config.evaluation.steps, 3.0).numpy()
     assert np.abs(moved.astype(int) - expected).max() > 5
+
+
+def test_diversity_is_that_of_each_prompts_own_images(monkeypatch):
+    """Greys 0, 51 and 102 for a ring, 153, 204 and 255 for a cross: 0.2, 0.2 and 0.4 apart."""
+
+    def flat(base, texts, keys, steps, guidance):
+        greys = [153 * text.endswith("cross") + 51 * key[-1] for text, key in zip(texts, keys, strict=True)]
+        return torch.stack([torch.full((16, 16, 3), grey, dtype=torch.uint8) for grey in greys])
+
+    monkeypatch.setattr(evaluation, "generate", flat)
+    base = SimpleNamespace(device=CPU, sharded=False, prepare=lambda prompts, guidance: None)
+    alone = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
+    scores = evaluation.evaluate(base, RedTask(), load([]).evaluation, 3, 4, alone).scores
+    assert scores[1].metric == "diversity" and scores[1].value == pytest.approx(0.8 / 3)
 
 
 def test_latents_are_scaled_as_diffusers_does(make_config):
