@@ -130,6 +130,13 @@ def test_pictures_that_are_alike_from_the_start_are_a_collapse():
         bad_epochs(first, first, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("first", "now", "bad"), [(1.0, 0.51, 0), (1.0, 0.49, 3), (0.0, -1.0, 0), (-1.0, -0.6, 0), (-1.0, -3.0, 0)]
+)
+def test_a_reward_collapses_below_half_of_a_first_one_above_0(first, now, bad):
+    assert bad_epochs({"reward": first, "diversity": 1.0}, {"reward": now, "diversity": 1.0}, 2, 9) == bad
+
+
 def test_a_velocity_that_overflows_late_is_named_by_its_step(make_config, monkeypatch):
     base = SD3(make_config().model, torch.device("cpu"), 0)
     trainer = Trainer(make_config(), RedTask(), base)
