@@ -5,22 +5,26 @@ import gzip
 import io
 import math
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from scipy import stats
 
+from star.config import load
 from star.matrix.cells import expand
 from star.records.first_updates import gains
 from star.report.collection import collect
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, SCORE, planned
+from star.tasks import held_out_prompts
 
 MINI = Path(__file__).parents[2] / "results" / "mini"
 SCORES = {"geneval": "geneval_official_macro", "ocr": "ocr_accuracy", "pickscore": "pickscore"}
 
 
+@cache
 def lines(file: Path) -> list[dict[str, str]]:
     data = file.read_bytes()
     text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
@@ -61,6 +65,15 @@ def test_shipped_results_are_of_these_settings(task):
     for method, seed, hashed in shipped:
         base, *trained = expand([f"task={task}", f"method={'star' if method == 'base' else method}", f"seed={seed}"])
         assert (base if method == "base" else trained[0]).config_hash(task) == hashed
+
+
+def test_shipped_images_are_of_these_prompts():
+    """A protocol tells others by its name, and NumPy could draw them without one."""
+    shown = defaultdict(set)
+    for row in lines(MINI / "images.csv.gz"):
+        shown[row["task"]].add(row["prompt"])
+    assert shown == {task: {prompt.text for prompt in held_out_prompts(load([]), task)} for task in shown}
+    assert shown.keys() >= SCORES.keys()
 
 
 @pytest.mark.parametrize("task", SCORES)

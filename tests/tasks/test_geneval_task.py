@@ -4,7 +4,7 @@ import pytest
 from evaluators.geneval.prompts import MINI, OFFICIAL, TAGS, generate
 from evaluators.geneval.rules import Detection
 from star.config import load
-from star.tasks import load_task
+from star.tasks import geneval, load_task
 
 
 class Counting:
@@ -39,6 +39,12 @@ def test_training_never_sees_a_test_prompt(task):
 def test_the_paper_scale_has_the_official_prompts():
     test = load_task(load(["scale=paper", "evaluators.geneval=mini"]), "geneval").test
     assert [prompt.target for prompt in test] == list(generate(OFFICIAL)) and len(test) == 553
+
+
+def test_the_paper_scale_trains_on_distinct_prompts_in_the_published_number(monkeypatch):
+    asked = []
+    monkeypatch.setattr(geneval.geneval, "training", lambda *given, **named: asked.append((given, named)) or [])
+    assert geneval.train("paper") == [] and asked == [((OFFICIAL, 50_000, 0), {"distinct": True})]
 
 
 def test_the_reward_is_the_continuous_score_and_strata_are_tags(task):

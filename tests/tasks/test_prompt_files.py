@@ -1,15 +1,16 @@
 import functools
 import hashlib
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from star.common.errors import UserError
 from star.config import load
-from star.tasks import Task, pickscore
+from star.tasks import Prompt, Task, pickscore
 from star.tasks import prompt_files as data
-from star.training.given import check_given, given
+from star.training.given import check_given, given, prompts_digest
 
 TRAIN, TEST = b"one\n two \nthree\n", b'say "four"\nfive'
 
@@ -68,6 +69,20 @@ def test_a_run_knows_its_training_prompts_again_whose_published_digest_is_not_kn
     with pytest.raises(UserError, match="data/pickscore/train.txt has other prompts than when it was begun; put it back"):
         check_given(config, before, now(), "it was begun; put it back")
     assert now(training=False)["prompts"] == ""
+
+
+def test_prompts_are_known_by_their_texts_in_order_and_by_the_core_words_of_training():
+    ring, star, cross = Prompt("a red ring", ((2, 5),)), Prompt("a red star", ((2, 5),)), Prompt("a red cross", ((2, 5),))
+    moved = replace(ring, spans=((6, 10),))
+
+    def digest(train, test):
+        return prompts_digest(Task("own", None, lambda: train, lambda: test))
+
+    lists = [([ring, star], [cross, cross]), ([star, ring], [cross, cross]), ([ring], [cross, cross]), ([ring, star], [cross])]
+    lists += [([moved, star], [cross, cross]), ([ring, moved], [cross, cross]), ([ring, star], [cross, ring])]
+    lists += [([ring, star], [ring, cross])]
+    assert len({digest(*both) for both in lists}) == len(lists)
+    assert digest([ring, star], [replace(cross, spans=())] * 2) == digest(*lists[0])
 
 
 def test_one_file_is_put_in_place(published):
