@@ -145,6 +145,7 @@ def assert_same(one: Config, many: Config) -> None:
         assert lines(one)[0][name] == lines(many)[0][name]
     for line, other in zip(lines(one), lines(many), strict=True):
         assert abs(line["loss"] - other["loss"]) <= 1e-5
+        assert 0 < line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert line["ratio_error"] <= 1e-6 and other["ratio_error"] <= 1e-6
     assert_same_weights(one, many)
 
