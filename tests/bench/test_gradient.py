@@ -496,7 +496,7 @@ def test_bad_words_are_one_line_before_a_model_is_loaded(words, word, message, m
     monkeypatch.setattr("star.models.load", lambda *given: pytest.fail("loaded"))
     with pytest.raises(UserError, match=message) as caught:
         gradient.run([*words, word])
-    assert "\n" not in str(caught.value) and not Path("results").exists()
+    assert "\n" not in str(caught.value) and not Path("runs").exists()
 
 
 def test_the_default_arms_are_in_the_table_and_so_are_the_pairs():

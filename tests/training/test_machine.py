@@ -13,7 +13,7 @@ from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import machine
 from star.training.folder import RunFolder
-from star.training.machine import as_begun, check_deterministic, compute_deterministically, decisions, placed, settled
+from star.training.machine import as_begun, check_deterministic, decisions, placed, settled
 from star.training.trainer import Trainer
 
 CPU, GPU = (SimpleNamespace(device=torch.device(kind), num_processes=1) for kind in ("cpu", "cuda"))
@@ -102,4 +102,3 @@ def test_deterministic_kernels_are_asked_for(make_config, monkeypatch):
         trainer.run()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert compute_deterministically.__doc__
