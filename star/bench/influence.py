@@ -104,11 +104,13 @@ def run(words: Sequence[str]) -> Shown:
         words: ``prompts=48``, ``tokens=16``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used.
+        UserError: a word that cannot be used, or fewer prompts or tokens than are asked for.
     """
     asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)
+    if asked.prompts > len(task.train):
+        raise UserError(f"prompts={asked.prompts}, but task={task.name} has only {len(task.train)} for training")
     hashed = config_hash(identity(config, task, asked.weights) | {"tokens": asked.tokens})
     out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "influence", hashed, "prompts", asked.prompts)
@@ -156,10 +158,8 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     """Make the missing files, prompt by prompt, and return all of them: each holds the draws of one rollout.
 
     Raises:
-        UserError: there are fewer prompts or tokens than are asked for.
+        UserError: an image has fewer tokens than are asked for.
     """
-    if asked.prompts > len(task.train):
-        raise UserError(f"prompts={asked.prompts}, but task={task.name} has only {len(task.train)} for training")
     samples = plan(len(task.train), asked.prompts, 1, config.seed, EPOCH)
     files = [folder / f"rollout-{number:04d}.csv" for number in range(len(samples))]
     missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
