@@ -1,3 +1,6 @@
+from copy import deepcopy
+from dataclasses import is_dataclass
+
 import pytest
 from hydra import compose, initialize_config_module
 
@@ -14,6 +17,7 @@ from star.config import (
     load,
     options,
     schema,
+    to_dict,
     to_yaml,
 )
 from star.method import allocation, attention, objective, sampling, tokens
@@ -113,6 +117,47 @@ def test_what_the_base_depends_on():
         assert base_identity(load([word])) == base, word
     for word in ("model.path=other", "model.resolution=32", "task=ocr", "evaluation.steps=4", "evaluators.geneval=mmdet"):
         assert base_identity(load([word])) != base, word
+
+
+THRIFTY = {
+    *("run", "tracker", "model.gradient_checkpointing", "model.offload", "model.decode_batch", "model.kernels", "model.shard"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.collapse_epochs", "train.ratio_tolerance"),
+}
+OF_THE_BASE = {
+    *("scale", "evaluators", "task.name", "task.beta", "task.prompts", "model.name", "model.kind", "model.path"),
+    *("model.resolution", "model.text_length", "model.dtype"),
+    *("evaluation.steps", "evaluation.guidance", "evaluation.seed", "evaluation.images"),
+}
+
+
+def test_every_setting_is_part_of_the_run_but_these():
+    """One that joins the first list here makes runs equal that are not, one that leaves it makes shipped results unequal."""
+    plain = load(["task=geneval"])
+    values = {}
+    for group, value in to_dict(plain).items():
+        inner = is_dataclass(getattr(plain, group))
+        values |= {f"{group}.{key}": one for key, one in value.items()} if inner else {group: value}
+    others = {"scale": "paper", "evaluators": plain.evaluators | {"geneval": "mmdet"}, "rewards.others": {"ocr": 0.5}}
+    parts = {"training": set(), "evaluation": set(), "base": set()}
+    for name, value in values.items():
+        group, _, key = name.rpartition(".")
+        config = deepcopy(plain)
+        setattr(get(config, group) if group else config, key, others.get(name, _another(value)))
+        parts["training"] |= {name} if identity(config) != identity(plain) else set()
+        parts["evaluation"] |= {name} if identity(config, "geneval") != identity(plain, "geneval") else set()
+        parts["base"] |= {name} if base_identity(config) != base_identity(plain) else set()
+    of_evaluations = {name for name in values if name.startswith("evaluation.")}
+    assert values.keys() - parts["training"] == THRIFTY | of_evaluations
+    assert values.keys() - parts["evaluation"] == THRIFTY
+    assert parts["base"] == OF_THE_BASE
+
+
+def _another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, 1] if isinstance(value, list) else f"{value}x"
 
 
 def test_only_evaluators_that_give_rewards_are_part_of_a_training():
