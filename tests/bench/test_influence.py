@@ -260,6 +260,8 @@ def test_what_was_interrupted_goes_on_and_prompts_are_added(words, monkeypatch):
     assert {row["prompts"] for row in table()} == {"3"}  # in the place of those of two
     monkeypatch.setattr("star.models.load", lambda *given: pytest.fail("loaded"))
     influence.run(words)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        influence.run([*words, "tokens=5"])
 
 
 @pytest.mark.parametrize(
