@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -13,20 +14,23 @@ from star.tasks import load_task
 
 
 class LeftHalf:
-    """Finds every class four times, always on the left half of the picture."""
+    """Finds every class on the left half of the pictures, so many times on each of them in turn."""
 
     name, classes, colors = "left", MINI.names, MINI.colors
+
+    def __init__(self, *times):
+        self.times = cycle(times)
 
     def __call__(self, images):
         mask = np.zeros(images[0].shape[:2], bool)
         mask[:, : mask.shape[1] // 2] = True
         found = Detection((0.0, 0.0, 32.0, 64.0), 1.0, mask=mask)
-        return [{name: [found] * 4 for name in MINI.names} for _ in images]
+        return [{name: [found] * times for name in MINI.names} for _, times in zip(images, self.times, strict=False)]
 
 
 def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatch, tmp_path):
     task = load_task(load(["task=geneval"]), "geneval")
-    task.evaluator.detector = LeftHalf()
+    task.evaluator.detector, task.test = LeftHalf(4), task.test[::6]
     monkeypatch.setattr(localisation, "load_task", lambda config, name: task)
     result = localisation.measure([*FAST.split(), f"model.path={pipeline_folder}"])
     blocks, steps = 3, 4
@@ -41,6 +45,14 @@ def test_concentration_is_relevance_inside_over_area(pipeline_folder, monkeypatc
     assert (tmp_path / "maps.png").stat().st_size > 1000
     table = localisation.shown(result)
     assert len(table.rows) == blocks and len(table.columns) == len(table.rows[0]) == steps + 2
+    # Where objects are missing the picture does not count.
+    task.evaluator.detector = LeftHalf(0, 1, 2, 3, 4)
+    wanted = [max(c["count"] for c in prompt.target["include"]) for prompt in task.test]
+    right = [n for n, count in enumerate(wanted) if count <= n % 5]
+    assert any(0 < n % 5 < count for n, count in enumerate(wanted))
+    fewer = localisation.measure([*FAST.split(), f"model.path={pipeline_folder}"])
+    assert fewer.prompts == [task.test[n].text for n in right]
+    assert np.allclose(fewer.maps, result.maps[right], atol=1e-4) and np.array_equal(fewer.images, result.images[right])
 
 
 def test_overhead_times_the_same_epochs_of_both(pipeline_folder, monkeypatch):
