@@ -1,11 +1,14 @@
 """What ``star reproduce`` writes from the results of several seeds, which may come from several machines."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_results import verdicts, write_matrix
 from PIL import Image
 
 from star.common.errors import UserError
+from star.records.results import read, write
 from star.report.brief import write_brief
 from star.report.collection import collect
 from star.reproduce import reproduce
@@ -55,3 +58,9 @@ def test_one_seed_says_that_it_is_one(tmp_path):
         and "one training seed says nothing about others" in sentence
         and "by seed" not in sentence
     )
+    assert "not trained alike" not in sentence
+    longer = [replace(r, images_seen=1 + r.images_seen) if r.method == "star" else r for r in read(results / "ocr.csv")]
+    write(longer, results / "ocr.csv")
+    (results / "curves.csv").unlink()
+    write_brief(collect(results, tmp_path), "ocr")
+    assert "They were not trained alike, so more than the method differs." in (results / "ocr.md").read_text()
