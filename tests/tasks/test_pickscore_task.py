@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluators.geneval.prompts import MINI, TAGS, generate
-from evaluators.pickscore import evaluator
+from evaluators.pickscore import score
 from star.config import load
 from star.tasks import load_task, pickscore
 
@@ -18,7 +18,7 @@ class Scorer:
 
 @pytest.fixture
 def make_task(monkeypatch):
-    monkeypatch.setattr(evaluator, "engine", {"bytes": Scorer()}.__getitem__)
+    monkeypatch.setattr(score, "engine", {"bytes": Scorer()}.__getitem__)
     return lambda engine, scale: load_task(load([f"scale={scale}", f"evaluators.pickscore={engine}"]), "pickscore")
 
 
