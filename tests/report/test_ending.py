@@ -172,7 +172,8 @@ def test_beside_the_papers_numbers_stands_what_they_are_worth(tmp_path, monkeypa
     own = write_matrix(tmp_path / "runs", arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
     assert "verdict" not in screen.ending(collect(own, own), "ocr")[0].head
     protocol = "ocr-v1/paddleocr-3.7.0+PP-OCRv4_mobile_det+en_PP-OCRv4_mobile_rec/paper"
-    write([replace(r, protocol=protocol, updates=10_000, images_seen=5_760_000) for r in read(own / "ocr.csv")], own / "ocr.csv")
+    whole = {"protocol": protocol, "updates": 10_000, "images_seen": 5_760_000}
+    write([replace(r, **whole) for r in read(own / "ocr.csv")], own / "ocr.csv")
     table = screen.ending(collect(own, own), "ocr")[0]
     assert table.head[-1] == "verdict" and {row[0]: row[-1] for row in table.rows}["STAR"] == "differs"
     write([replace(r, protocol="ocr-v1/rapidocr/paper") for r in read(own / "ocr.csv")], own / "ocr.csv")
