@@ -17,7 +17,7 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, cosines, inner_products, pairs_used, told
-from star.bench.table import Shown, made_by, older_rows, prepared, raw_table, refuse_less, write
+from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
@@ -185,8 +185,7 @@ def run(words: Sequence[str]) -> Shown:
     hashed = config_hash(identity(config, task, asked.weights))
     out, folder = prepared("gradient", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "gradient", hashed, "epochs", asked.epochs, asked.arms)
-    raw = raw_table(out, "cosines")
-    older_rows(raw, COSINES, "gradient")  # it would be too late to learn after the work that it is none
+    raw = raw_table(out, "cosines", COSINES, "gradient")
     with alone_in(folder), guards.limits(config):
         measure(replace(config, run=str(folder)), methods, asked, task, folder)
     files = {arm: [_file(folder, epoch, arm) for epoch in range(asked.epochs)] for arm in asked.arms}
@@ -205,9 +204,10 @@ def run(words: Sequence[str]) -> Shown:
     table = pd.DataFrame(rows, columns=[*COLUMNS, MACHINE])
     keys = ["task", "weights", "config_hash", "arm"]
     write(table, out, "gradient", keys)
+    machines = {arm: made_by(own)[1] for arm, own in by.items()}
     pairs = [
-        (config.task.name, weights, hashed, *pair, made_by(by[pair[0]])[1])
-        for pair in pairs_used(cosines(products["all"]), asked.arms)
+        (config.task.name, weights, hashed, arm, *pair, machines[arm])
+        for arm, *pair in pairs_used(cosines(products["all"]), asked.arms)
     ]
     write(pd.DataFrame(pairs, columns=[*COSINES, MACHINE]), raw, "gradient", keys)
     title = f"{config.task.name}, weights: {weights}; {asked.epochs} epochs, {images:,} images"

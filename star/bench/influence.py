@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
-from star.bench.table import Shown, made_by, older_rows, prepared, raw_table, refuse_less, write
+from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
@@ -65,8 +65,10 @@ class Figure(NamedTuple):
     stderr: float
 
 
-KEYS = ["task", "weights", "config_hash"]
-DRAWS = [*KEYS, "prompt", "step", "row", "column", "relevance", "quartile", "place", "reward", "image", "own", "near"]
+DRAWS = [
+    *("task", "weights", "config_hash", "prompt", "step", "row", "column"),
+    *("relevance", "quartile", "place", "reward", "image", "own", "near"),
+]
 """The columns of the table beside it, a row for each draw, see :func:`influences`; prompts are numbered."""
 
 
@@ -114,8 +116,7 @@ def run(words: Sequence[str]) -> Shown:
     hashed = config_hash(identity(config, task, asked.weights) | {"tokens": asked.tokens})
     out, folder = prepared("influence", config, hashed, asked.out, COLUMNS)
     refuse_less(out, COLUMNS, "influence", hashed, "prompts", asked.prompts)
-    raw = raw_table(out, "draws")
-    older_rows(raw, DRAWS, "influence")  # it would be too late to learn after the work that it is none
+    raw = raw_table(out, "draws", DRAWS, "influence")
     with alone_in(folder), guards.limits(config):
         files = measure(config, asked, task, folder)
     parts = [pd.read_csv(file, dtype={"commit": str}).assign(prompt=number) for number, file in enumerate(files)]
@@ -128,7 +129,7 @@ def run(words: Sequence[str]) -> Shown:
     table = pd.DataFrame([(config.task.name, weights, *figure, *facts) for figure in found], columns=[*COLUMNS, MACHINE])
     write(table, out, "influence")
     draws = draws.assign(task=config.task.name, weights=weights, config_hash=hashed, **{MACHINE: computed})
-    write(draws[[*DRAWS, MACHINE]], raw, "influence", KEYS)
+    write(draws[[*DRAWS, MACHINE]], raw, "influence")
     title = f"{config.task.name}, weights: {weights}; {len(files)} prompts, {len(draws):,} images"
     return shown(title, found, f"all figures: {out}; every draw: {raw}")
 

@@ -44,9 +44,15 @@ def write(table: pd.DataFrame, file: Path, command: str, keys: Sequence[str] = (
         write_csv(table, file)
 
 
-def raw_table(out: Path, what: str) -> Path:
-    """Where the data that a table is made of goes, beside it: ``gradient_cosines.csv.gz`` beside ``gradient.csv``."""
-    return out.with_name(f"{out.stem}_{what}.csv.gz")
+def raw_table(out: Path, what: str, columns: Sequence[str], command: str) -> Path:
+    """Where the data that a table is made of goes, beside it: ``gradient_cosines.csv.gz`` beside ``gradient.csv``.
+
+    Raises:
+        UserError: that file is not a table of this command; after the work it would be too late to learn it.
+    """
+    raw = out.with_name(f"{out.stem}_{what}.csv.gz")
+    older_rows(raw, columns, command)
+    return raw
 
 
 def made_by(parts: Iterable[tuple[str, str]]) -> tuple[str, str]:

@@ -245,13 +245,12 @@ class Learner:
                 figures["effective_share"].append(evenness.mean().item())
                 figures["uniform_share"].append((evenness > 1 - 1e-6).float().mean().item())
                 figures["weight_max"].append(batch.weights.max().item())
-                for alike in overlaps(self.config.method, batch):
-                    figures["overlap"].append(alike)
+                figures["overlap"] += overlaps(self.config.method, batch)
         pooled: dict[str, list[float]] = defaultdict(list)
         for part in self._gather([dict(figures)]):
             for name, values in part.items():
                 pooled[name] += values
-        return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items()}
+        return {name: (max if name in LARGEST else _mean)(values) for name, values in pooled.items() if values}
 
     def _learning_rate(self, epoch: int) -> float:
         train = self.config.train
