@@ -17,6 +17,9 @@ COLUMNS = NEEDED[FIRST_UPDATES]
 UNTRAINED = "untrained"
 """In place of an arm's name, in rows of trainings that make no update."""
 
+SECOND = 2
+"""The first epoch is drawn before the first update, so that all arms have the same rewards in it."""
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -25,7 +28,7 @@ class Gain:
     Attributes:
         arm: its name.
         seeds: how many the arm, Flow-GRPO and the untrained model have in common.
-        epochs: how many the figures rest on for each seed, the first included.
+        epochs: the last one that the figures rest on.
         gain: mean over seeds of the reward minus the untrained model's, with Student's 95 % t-interval.
         difference: gain minus Flow-GRPO's, seed by seed; None for Flow-GRPO itself.
         per_seed: the difference of each seed; empty likewise.
@@ -47,20 +50,19 @@ class Gain:
     stderr: float
 
 
-def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """Each arm's reward minus the untrained model's on the same prompts and noise, mean over all epochs but the first.
-
-    The first epoch is drawn before the first update, so that all arms have the same rewards in it.
+def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str], since: int = SECOND) -> tuple[pd.DataFrame, int]:
+    """Each arm's reward minus the untrained model's on the same prompts and noise, mean over epochs.
 
     Args:
         rows: of one task and one configuration, with the columns ``arm``, ``seed``, ``epoch`` and ``reward``.
         arms: the arms wanted; the rows of others do not affect them.
+        since: the first epoch that counts.
 
     Returns:
-        a table with a row per seed and a column per arm, and the number of epochs, the first included: the one most common
-        among the seeds, counting epochs that all arms have. Seeds with fewer are left out.
+        a table with a row per seed and a column per arm, and the last epoch that counts: the one most common among the
+        seeds, of those that all arms have. Seeds with fewer are left out.
     """
-    later = rows[(rows["epoch"] > 1) & rows["arm"].isin([*arms, UNTRAINED])]
+    later = rows[(rows["epoch"] >= since) & rows["arm"].isin([*arms, UNTRAINED])]
     rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward")
     rewards = rewards.reindex(columns=[*arms, UNTRAINED]).dropna()
     found = rewards.groupby("seed").size()
@@ -68,24 +70,37 @@ def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.DataFrame
     above = rewards.sub(rewards[UNTRAINED], axis=0)[list(arms)]
     above = above[above.index.get_level_values("seed").isin(found.index[found >= count])]
     means: pd.DataFrame = above.groupby("seed").head(count).groupby("seed").mean()
-    return means, count + 1
+    return means, since + count - 1
 
 
-def gains(rows: pd.DataFrame) -> list[Gain]:
+def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     """What each arm gained, and how that compares with Flow-GRPO's gain, on all seeds that both have.
 
     Args:
-        rows: as for :func:`gains_by_seed`.
+        rows, since: as for :func:`gains_by_seed`.
 
     Returns:
         the arms in the order of the rows, without those that have no seed with Flow-GRPO.
     """
     found = []
     for arm in rows["arm"][rows["arm"] != UNTRAINED].unique():
-        by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, REFERENCE])))
+        by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, REFERENCE])), since)
         if len(by_seed):
             found.append(_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy(), epochs))
     return found
+
+
+def leads(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each arm's reward minus Flow-GRPO's, mean over the seeds that have all arms: a row per epoch, a column per other arm.
+
+    Args:
+        rows: as for :func:`gains_by_seed`.
+    """
+    rewards = rows[rows["arm"] != UNTRAINED].pivot_table(index=["seed", "epoch"], columns="arm", values="reward", sort=False)
+    if REFERENCE not in rewards:
+        return pd.DataFrame()
+    means: pd.DataFrame = rewards.dropna().sub(rewards[REFERENCE], axis=0).drop(columns=REFERENCE).groupby("epoch").mean()
+    return means
 
 
 def _gain(arm: str, own: np.ndarray, reference: np.ndarray, epochs: int) -> Gain:

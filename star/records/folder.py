@@ -3,7 +3,8 @@
 Results of this machine's runs go to ``runs/results/SCALE``, which git ignores; ``star publish`` puts them into
 ``results/SCALE``, which ships. In both, ``curves.csv`` has a line per epoch of every training, ``images.csv.gz`` one per
 evaluated image with its verdicts, ``commands.csv`` the command of every run and what trainings must share to be compared
-(``terms``); ``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` have what ``star bench`` of these names measured.
+(``terms``); ``gradient.csv``, ``influence.csv`` and ``first_updates.csv`` have what ``star bench`` of these names measured;
+``lasting.csv`` has longer trainings by the last of them.
 """
 
 import gzip
@@ -24,7 +25,15 @@ OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""
 
 CURVES, IMAGES, COMMANDS = "curves.csv", "images.csv.gz", "commands.csv"
-GRADIENT, INFLUENCE, FIRST_UPDATES = BENCH = "gradient.csv", "influence.csv", "first_updates.csv"
+GRADIENT, INFLUENCE, FIRST_UPDATES, LASTING = "gradient.csv", "influence.csv", "first_updates.csv", "lasting.csv"
+BENCH = {
+    GRADIENT: "star bench gradient",
+    INFLUENCE: "star bench influence",
+    FIRST_UPDATES: "star bench first_updates",
+    LASTING: "star bench first_updates epochs=30 out=FILE",
+}
+"""A table of a measurement -> the command that writes it."""
+
 NO_RESULTS = (CURVES, COMMANDS, *BENCH)
 """CSV tables in a results folder that are not result files."""
 
@@ -47,7 +56,9 @@ FIRST = {
 NEEDED = {name: [column for column in first if column != "terms"] for name, first in FIRST.items()} | {
     GRADIENT: ["task", "weights", "arm", "part", "metric", "value", "stderr", "epochs", "images", "commit", "config_hash"],
     INFLUENCE: ["task", "weights", "part", "metric", "value", "stderr", "prompts", "images", "commit", "config_hash"],
-    FIRST_UPDATES: ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"],
+    **dict.fromkeys(
+        (FIRST_UPDATES, LASTING), ["task", "arm", "seed", "epoch", "updates", "lr", "reward", "commit", "config_hash"]
+    ),
 }
 """The columns that each file must have; older files lack ``terms``."""
 
@@ -56,7 +67,7 @@ ONCE = {
     COMMANDS: (EVALUATION, "a run"),
     GRADIENT: (["task", "weights", "arm", "part", "metric", "config_hash"], "a figure"),
     INFLUENCE: (["task", "weights", "part", "metric", "config_hash"], "a figure"),
-    FIRST_UPDATES: (["task", "arm", "seed", "epoch", "config_hash"], "an epoch"),
+    **dict.fromkeys((FIRST_UPDATES, LASTING), (["task", "arm", "seed", "epoch", "config_hash"], "an epoch")),
 }
 """The columns that identify a line, and what a line stands for. The lines of images are not checked: a benchmark may
 list a prompt twice."""
@@ -86,8 +97,7 @@ TYPED: dict[str, Any] = {
 
 def cure(file: Path) -> str:
     """What to do about a file that is damaged."""
-    maker = f"star bench {file.stem}" if file.name in BENCH else "star matrix"
-    return f"move it elsewhere, and `{maker}` writes it again"
+    return f"move it elsewhere, and `{BENCH.get(file.name, 'star matrix')}` writes it again"
 
 
 def parse_csv(file: Path, **options: Any) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from star.records.folder import (
     IMAGES,
     INFLUENCE,
     KEY,
+    LASTING,
     NO_RESULTS,
     TYPED,
     belonging,
@@ -175,6 +176,11 @@ class Collection:
     def first_updates(self) -> pd.DataFrame | None:
         """What ``star bench first_updates`` measured; None if nothing."""
         return self._measured(FIRST_UPDATES)
+
+    @cached_property
+    def lasting(self) -> pd.DataFrame | None:
+        """What it measured in longer trainings; None if nothing."""
+        return self._measured(LASTING)
 
     def _measured(self, name: str) -> pd.DataFrame | None:
         """A table of ``star bench``, its tasks in the order of reports; None if there is none."""

@@ -104,6 +104,28 @@ def curves_svg(
         return to_svg(figure, alt)
 
 
+def leads_svg(leads: Mapping[str, Curve], colors: Sequence[str], alt: str) -> str:
+    """How far arms are ahead of another, epoch by epoch: a line per arm with its name at the end, around a line at 0.
+
+    Lines are running means of :data:`star.records.learning_curves.WINDOW` epochs.
+
+    Args:
+        leads: arm -> (epochs, leads).
+        colors: of the arms.
+        alt: text alternative.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=(4.6, 2.6))
+        axis = figure.subplots()
+        axis.axhline(0, color=INK, lw=0.8, ls="--")
+        for lead, color in zip(leads.values(), colors, strict=True):
+            axis.plot(*_smooth(lead), color=color, lw=1.4)
+        _name_ends(axis, {arm: _smooth(lead) for arm, lead in leads.items()})
+        axis.set_xlabel("epochs")
+        axis.set_ylabel("reward minus Flow-GRPO's")
+        return to_svg(figure, alt)
+
+
 def forest_svg(rows: Sequence[tuple[str, Estimate, Sequence[float]]], xlabel: str, alt: str) -> str:
     """Differences with their intervals, one above the other, around a line at 0.
 

@@ -3,10 +3,12 @@
 import pandas as pd
 
 from star.common.numbers import MISSING, number, signed, with_error
-from star.records.first_updates import Gain, gains
+from star.records.first_updates import SECOND, Gain, gains, leads
+from star.records.learning_curves import WINDOW
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
-from star.report.figures import forest_svg
+from star.report.figures import forest_svg, leads_svg
+from star.report.learning import arm_color
 
 COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
 MEANING = (
@@ -15,6 +17,11 @@ MEANING = (
     "those of whole trainings, but like gradients they say little about where trainings end. Each arm is compared with "
     "Flow-GRPO on the seeds and epochs that both have. Intervals are 95 % Student's t over seeds; p is of a single test, "
     "uncorrected; ± is the jackknife standard error over seeds. The background should lose."
+)
+LASTING = (
+    "Longer trainings of the same kind: does a lead last? Figures are those of the first updates, of all epochs after the "
+    "first, and then of the last third. The longer arms train, the less alike are the images that they draw, and the more a "
+    "difference may be chance."
 )
 
 
@@ -30,7 +37,25 @@ def first_updates(found: Collection) -> Section:
         caption = "Gain over the untrained model, minus Flow-GRPO's, with 95 % intervals over seeds; ticks are single seeds."
         section.blocks.append(Gallery(caption, drawn))
     section.blocks += [_table(part) for part in parts(found.first_updates)]
+    if found.lasting is not None:
+        section.parts.append(_lasting(found.lasting))
     return section
+
+
+def _lasting(table: pd.DataFrame) -> Section:
+    """What came of the leads in longer trainings: a curve of each arm, and its figures at first and at last."""
+    drawn: list[tuple[str, str]] = []
+    tables: list[Block] = []
+    for part in parts(table):
+        task, last, apart = str(part["task"].iloc[0]), int(part["epoch"].max()), leads(part)
+        lines = {str(arm): (apart.index.tolist(), apart[arm].tolist()) for arm in apart}
+        if lines:
+            told = "; ".join(f"{arm} {signed(lead[-1], 4)}" for arm, (_, lead) in lines.items())
+            alt = f"{task}: reward minus Flow-GRPO's over epochs, mean over seeds; in epoch {last}: {told}."
+            drawn.append((task, leads_svg(lines, [arm_color(arm) for arm in lines], alt)))
+        tables += [_table(part, since) for since in (SECOND, last - last // 3 + 1)]
+    caption = f"Reward minus Flow-GRPO's on the same prompts, mean over seeds, running mean over {WINDOW} epochs."
+    return Section("lasting", "Do the leads last?", [Text(LASTING), *[Gallery(caption, drawn)] * bool(drawn), *tables])
 
 
 def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:
@@ -49,16 +74,16 @@ def parts(table: pd.DataFrame) -> list[pd.DataFrame]:
     return [part for _, part in table.groupby(["task", "config_hash"], sort=False)]
 
 
-def _table(part: pd.DataFrame) -> Block:
+def _table(part: pd.DataFrame, since: int = SECOND) -> Block:
     """One task and configuration."""
     first = part.iloc[0]
     commits = ", ".join(dict.fromkeys(part["commit"]))
     of = f"{first['task']}: learning rate {first['lr']:g}, {part['updates'].max()} updates at most, commit {commits}"
-    return Table(of, COLUMNS, [_row(one) for one in gains(part)])
+    return Table(of, COLUMNS, [_row(one, since) for one in gains(part, since)])
 
 
-def _row(one: Gain) -> list[str]:
-    measured = [one.arm, str(one.seeds), str(one.epochs), signed(one.gain, 4)]
+def _row(one: Gain, since: int) -> list[str]:
+    measured = [one.arm, str(one.seeds), f"{since} to {one.epochs}", signed(one.gain, 4)]
     if one.difference is None:
         return [*measured, *[MISSING] * 4]
     p = "< 0.0001" if one.p is not None and one.p < 0.0001 else number(one.p, 4)

@@ -331,7 +331,7 @@ def test_the_table_says_what_was_measured(words):
     assert -1 < found["star", "all", "self_cosine"][0] < 1 and float(found["star", "all", "self_cosine"][1]) > 0
     assert shown.title.startswith("pickscore, weights: initial; 3 epochs, 48 images") and "gradient.csv" in shown.below
     assert [row[0] for row in shown.rows] == ["flow_grpo", "star", "oracle", "oracle - star", "star - flow_grpo"]
-    assert re.fullmatch(r"-?\d\.\d{3}±\d\.\d{3}", shown.rows[1][1]) and len(shown.rows[0]) == len(shown.columns) == 5
+    assert re.fullmatch(r"−?\d\.\d{3}±\d\.\d{3}", shown.rows[1][1]) and len(shown.rows[0]) == len(shown.columns) == 5
     # Beside it are the cosines that it is made of: three pairs of epochs of an arm, and six with the reference.
     raw = pd.read_csv("runs/results/mini/gradient_cosines.csv.gz")
     assert raw.groupby(["arm", "other"]).size().to_dict() == {

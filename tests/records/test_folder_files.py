@@ -15,6 +15,7 @@ from star.records.folder import (
     GRADIENT,
     IMAGES,
     INFLUENCE,
+    LASTING,
     MAY_BE_EMPTY,
     NEEDED,
     TYPED,
@@ -39,6 +40,7 @@ def test_a_column_or_cell_that_lacks_is_named(tmp_path, options, name, column):
     read_file(write(tmp_path, name), **options)
     faults = [(None, f"has no column {column}"), ("", f"row 1: {column} is (empty|no number)")]
     makers = {GRADIENT: "bench gradient", INFLUENCE: "bench influence", FIRST_UPDATES: "bench first_updates"}
+    makers |= {LASTING: "bench first_updates epochs=30 out=FILE"}
     maker = makers.get(name, "matrix")
     for change, message in faults[:1] if column in MAY_BE_EMPTY else faults:
         with pytest.raises(UserError, match=rf"{name}.*{message}; move it elsewhere, and `star {maker}`") as error:
@@ -53,6 +55,7 @@ NUMBERS_OF = {
     GRADIENT: ("value", "stderr"),
     INFLUENCE: ("value", "stderr", "prompts"),
     FIRST_UPDATES: ("epoch", "updates", "lr", "reward"),
+    LASTING: ("epoch", "updates", "lr", "reward"),
 }
 
 
@@ -81,7 +84,7 @@ def test_prompts_are_text_whatever_they_look_like(tmp_path, prompt):
         assert read_file(write(tmp_path, IMAGES, prompt=prompt, config_hash="1e5"), **options)["prompt"].tolist() == [prompt]
 
 
-@pytest.mark.parametrize("name", [GRADIENT, INFLUENCE, FIRST_UPDATES])
+@pytest.mark.parametrize("name", [GRADIENT, INFLUENCE, FIRST_UPDATES, LASTING])
 @pytest.mark.parametrize("commit", ["41972e6739", "0123456789", "1e5"])
 def test_commits_are_text_whatever_they_look_like(tmp_path, name, commit):
     for options in (AS_TEXT, TYPED):
@@ -115,7 +118,7 @@ def test_damaged_files_are_one_clear_line(tmp_path, options, name, damage):
     ("name", "what"),
     [
         *((CURVES, "an epoch"), (COMMANDS, "a run"), (GRADIENT, "a figure")),
-        *((INFLUENCE, "a figure"), (FIRST_UPDATES, "an epoch")),
+        *((INFLUENCE, "a figure"), (FIRST_UPDATES, "an epoch"), (LASTING, "an epoch")),
     ],
 )
 def test_a_line_stands_once(tmp_path, options, name, what):

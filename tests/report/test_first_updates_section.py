@@ -18,16 +18,16 @@ KEYS = ("task", "arm", "seed", "config_hash")
 REWARDS = {UNTRAINED: (0.5, 0.4), "flow_grpo": (0.5, 0.5), "star": (0.5, 0.52)}
 
 
-def measured(results, seeds, arms=tuple(REWARDS)):
+def measured(results, seeds, arms=tuple(REWARDS), rewards=REWARDS, name="first_updates.csv"):
     """What the command writes: at every second seed STAR's lead is twice as large."""
     rows = [
         ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + lead, "41972e6739", "0123")
         for seed in range(seeds)
         for arm in arms
-        for epoch, reward in enumerate(REWARDS[arm], 1)
+        for epoch, reward in enumerate(rewards[arm], 1)
         for lead in [0.02 * (seed % 2) * (arm == "star") * (epoch - 1)]
     ]
-    write(pd.DataFrame(rows, columns=COLUMNS), results / "first_updates.csv", "first_updates", KEYS)
+    write(pd.DataFrame(rows, columns=COLUMNS), results / name, "first_updates", KEYS)
 
 
 @pytest.fixture
@@ -43,8 +43,24 @@ def test_gains_stand_task_by_task(results, tmp_path):
     assert "background should lose" in meaning.text
     assert table.caption == "geneval: learning rate 0.0005, 2 updates at most, commit 41972e6739"
     reference, star = table.rows
-    assert reference == ["flow_grpo", "4", "2", "+0.1000 [+0.1000, +0.1000]", *[MISSING] * 4]
+    assert reference == ["flow_grpo", "4", "2 to 2", "+0.1000 [+0.1000, +0.1000]", *[MISSING] * 4]
     assert star[0] == "star" and star[4].startswith("+0.0300 [+0.0116, +0.0484]") and star[7] == "1.30 ± 0.06"
+
+
+def test_longer_trainings_tell_whether_leads_last(results, tmp_path):
+    measured(results, 2)
+    assert not first_updates(collect(results, tmp_path)).parts
+    rewards = {UNTRAINED: [0.5] * 9, "flow_grpo": [0.5, *[0.6] * 5, *[0.8] * 3], "star": [0.5, *[0.7] * 5, *[0.75] * 3]}
+    measured(results, 2, rewards=rewards, name="lasting.csv")
+    (part,) = first_updates(collect(results, tmp_path)).parts
+    meaning, drawing, whole, third = part.blocks
+    assert "does a lead last" in meaning.text
+    ((title, svg),) = drawing.svgs
+    assert title == "geneval" and "over epochs, mean over seeds; in epoch 9: star +0.0300." in svg
+    assert [row[:3] for row in whole.rows] == [["flow_grpo", "2", "2 to 9"], ["star", "2", "2 to 9"]]
+    assert [row[2] for row in third.rows] == ["7 to 9"] * 2 and third.rows[0][3].startswith("+0.3000")
+    # By the fixture STAR's second seed is 0.02 further ahead with each epoch: by 0.14 on average here.
+    assert third.rows[1][4].startswith("+0.0200 [")
 
 
 def test_where_no_test_and_no_ratio_can_be_made_there_is_a_dash(results, tmp_path):
