@@ -19,6 +19,7 @@ from star.common import machine
 from star.common.children import end_with_parent
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError, one_line
+from star.common.launched import asked
 
 Lines = list[str]
 
@@ -74,8 +75,9 @@ def spare_cores() -> int:
     needs itself; at least 1 and at most :data:`MOST_WORKERS`."""
     together, share = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
     processes = max(1, int(together)) if together.isdecimal() else 1
-    # Launchers of several processes set OMP_NUM_THREADS=1 whatever the machine has; with one, it is the user's choice.
-    cores = int(share) if share.isdecimal() and processes == 1 else machine.cores()
+    # Launchers set OMP_NUM_THREADS=1 whatever the machine has; what else is there is the user's choice, or the matrix's.
+    by_launcher = processes > 1 or (share == "1" and asked() != "")
+    cores = int(share) if share.isdecimal() and not by_launcher else machine.cores()
     return min(max(cores // processes - 1, 1), MOST_WORKERS)
 
 

@@ -58,6 +58,6 @@ def check_launched() -> None:
     for name, fine in OURS.items():
         if (value := os.environ.get(name, "").lower()) not in fine:
             raise UserError(
-                f"{name}={value} is not supported; unset it: model.dtype, model.offload, model.shard, model.compile and "
-                "train.micro_batch are the settings"
+                f"{name}={value} is not supported; unset it, or start with `torchrun` if `accelerate launch` took it from its "
+                "configuration: model.dtype, model.offload, model.shard, model.compile and train.micro_batch are the settings"
             )

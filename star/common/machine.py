@@ -29,6 +29,18 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
+def torch_for_gpu() -> str:
+    """What to install so that torch can use a GPU of this machine, for a message; or why the one that is there cannot."""
+    import torch
+
+    if torch.version.cuda and not torch.cuda.is_available():
+        return (
+            f"torch {torch.__version__} is for CUDA {torch.version.cuda}, but finds no GPU: nvidia-smi says whether one is there "
+            "and which CUDA its driver knows; for an older one take a build of torch from another index (download.pytorch.org/whl)"
+        )
+    return "pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
+
+
 def machine(processes: int = 1) -> str:
     """What computes here, as far as digits depend on it: ``AMD EPYC, AVX2, 1 thread`` or ``8 x NVIDIA H100 80GB HBM3``.
 

@@ -1,5 +1,6 @@
 """Communication among the processes of a run; one that waits for another that has died ends with a reason."""
 
+import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.launched import asked, check_launched
+from star.common.machine import torch_for_gpu
 
 Item = TypeVar("Item")
 
@@ -42,6 +44,11 @@ def joined(**options: Any) -> Accelerator:
         raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None
     if accelerator.device.type not in ("cpu", "cuda"):
         raise UserError(f"this runs on CPUs and NVIDIA GPUs, not on {accelerator.device.type}; the environment has {asked()}")
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:  # each would think that it is alone
+        raise UserError(
+            f"started as one of {count} processes, but torch finds no GPU here: {torch_for_gpu()}; on CPUs they run with "
+            "ACCELERATE_USE_CPU=true"
+        )
     if accelerator.num_processes > 1:
         _meet()
     return accelerator
@@ -104,14 +111,15 @@ def check_agreed(value: Hashable, what: str) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Inside, processes only communicate, so that a RuntimeError means that another one has died."""
+    """Inside, processes only communicate, so that a RuntimeError means that another one has died or is out of reach."""
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError too, but this process's own
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too, but of this process's own GPU
         raise
     except RuntimeError as error:  # the base class of torch.distributed's errors
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # NCCL's cause stands in its last lines; where in C++ an error was raised is nobody's concern.
+        reason = one_line(str(error).partition("Exception raised from")[0]) or type(error).__name__
         raise RunStopped(
-            f"another process of this run has died, see what it said or whether memory ran out ({reason}); the same command "
-            "goes on from the last checkpoint, with any number of processes"
+            "another process of this run has died or is out of reach, see what it said or whether memory ran out "
+            f"({reason}); the same command goes on from the last checkpoint, with any number of processes"
         ) from None

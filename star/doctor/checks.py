@@ -18,7 +18,7 @@ from star import config as settings
 from star.common.errors import RunStopped, UserError
 from star.common.files import read_json
 from star.common.launched import check_launched
-from star.common.machine import installed, on_gpu
+from star.common.machine import installed, on_gpu, torch_for_gpu
 from star.common.plugins import is_path
 from star.config import Config
 from star.method.allocation import try_map
@@ -195,7 +195,7 @@ def _device(need: Need) -> Finding:
         "device",
         False,
         f"no GPU; training {need.parameters / 1e6:,.0f} M parameters needs one",
-        "a machine with an NVIDIA GPU and torch for it (pip install -r torch-gpu.txt); dry_run=true runs here",
+        f"a machine with an NVIDIA GPU and torch for it: {torch_for_gpu()}; dry_run=true runs here",
     )
 
 

@@ -32,11 +32,16 @@ DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE
 
 REASONS = (
     r"^star: (?!caution: |note: |another process of this run has died)(.+)",
-    r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
+    r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError|SignalException)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
     r"^star: (?!caution: |note: )(.+)",
+    r"^(\S*SignalException\b.*)",
 )
 """Patterns of the reason that a command gives, the most telling first. Launchers' errors about the processes they started do
-not match; that another process has died counts only if nothing else matches. torch puts the rank before a traceback."""
+not match; that another process has died, or somebody has ended the launcher, counts only if nothing else matches. torch puts
+the rank before a traceback."""
+
+CONSEQUENCE = re.compile("another process of this run has died|SignalException|SIGTERM|SIGABRT|^exit code ")
+"""Is in the reasons of those that ended because others had."""
 
 HOLDERS = "another matrix, a run that outlived its own, or a node that died and whose lock the file system still keeps"
 
@@ -77,6 +82,21 @@ def attempt(
             code = yield from carry_out(words, log, lock, environment)
         finally:
             _record(folder, started, _reason(folder / "log.txt", start, code) if code else None)
+    return code
+
+
+def attempt_beside(folder: Path, words: Sequence[str], node: int) -> Generator[None, None, int]:
+    """What :func:`attempt` is on the first node of a job, on another one.
+
+    Its output is appended to ``log-NODE.txt``; if it fails, ``attempts.jsonl`` gets a line with the node and the reason, which
+    is none of the attempts.
+    """
+    file = folder / f"log-{node}.txt"
+    with open(file, "ab") as log:
+        start = log.seek(0, os.SEEK_END)
+        code = yield from carry_out(words, log)
+    if code:
+        append_jsonl(folder / "attempts.jsonl", {"node": node, "reason": f"node {node}: {_reason(file, start, code)}"})
     return code
 
 

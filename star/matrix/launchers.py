@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
@@ -25,11 +26,11 @@ from yaml import YAMLError
 from star import config as settings
 from star.common.console import note, tell
 from star.common.errors import RunStopped, UserError, one_line
-from star.common.files import write_text
+from star.common.files import read_jsonl, write_text
 from star.common.machine import CORES_VARIABLE, cores
 from star.config.schema import COUNT, MINUTES
 from star.matrix.cells import Cell, State, attempts
-from star.matrix.commands import POLL_SECONDS, attempt, carry_out
+from star.matrix.commands import CONSEQUENCE, POLL_SECONDS, attempt, attempt_beside
 from star.matrix.estimate import epochs
 
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
@@ -68,7 +69,7 @@ class Submitit:
         cpus: per node; null for :data:`CPUS_OF_A_GPU` per GPU.
         partition: null for the cluster's default.
         timeout: minutes after which a job goes back into the queue.
-        additional: further options of sbatch by their long names.
+        additional: further options of sbatch by their long names; ``true`` for those without a value, ``false`` for none.
     """
 
     cluster: str
@@ -177,12 +178,23 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
         otherwise: the reason if this attempt left none.
     """
     try:
-        tries = attempts(cell.folder)[before:]
         if cell.state() is State.DONE:
             return cell, State.DONE, ""
-        return cell, State.FAILED, (tries and tries[-1]["reason"]) or otherwise
+        reasons = _reasons(cell.folder, before)
+        causes = [reason for reason in reasons if not CONSEQUENCE.search(reason)]
+        return cell, State.FAILED, (causes or reasons or [otherwise])[-1]
     except OSError as error:  # its folder cannot be read now, which is no reason to end other runs
         return cell, State.FAILED, one_line(error)
+
+
+def _reasons(folder: Path, before: int) -> list[str]:
+    """Why a cell failed after that many attempts had ended, as every node said it."""
+    ended, found = 0, []
+    for line in read_jsonl(folder / "attempts.jsonl"):
+        if ended >= before and line.get("reason"):
+            found.append(str(line["reason"]))
+        ended += "seconds" in line
+    return found
 
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
@@ -342,8 +354,7 @@ class Job:
         if node == 0:
             code = _ended(attempt(self.cell.folder, words, patience=LOCK_SECONDS))
         else:
-            with open(self.cell.folder / f"log-{node}.txt", "ab") as log:
-                code = _ended(carry_out(words, log))
+            code = _ended(attempt_beside(self.cell.folder, words, node))
         if code:
             # The other nodes would wait for this one's processes until the job's time is up; a failed task ends them.
             raise RunStopped(f"node {node} of {self.cell.label} ended with exit code {code}")
@@ -408,7 +419,7 @@ def _submit(cell: Cell, options: Submitit) -> Any:
             cpus_per_task=cpus,
             timeout_min=options.timeout,
             slurm_partition=options.partition,
-            slurm_additional_parameters=options.additional,
+            slurm_additional_parameters=_flags(options.additional),
             # SLURM 22.05 to 23.02 does not pass --cpus-per-task from sbatch to srun, and a run would have one core.
             slurm_srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
@@ -417,6 +428,12 @@ def _submit(cell: Cell, options: Submitit) -> Any:
         raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
     write_text(cell.folder / "job", f"{job.job_id}\n")
     return job
+
+
+def _flags(additional: Mapping[str, str]) -> dict[str, str | bool]:
+    """Options of sbatch as submitit takes them. Where a cluster does not let jobs go back into the queue, they ask for it."""
+    asked = {"requeue": "true", **additional}
+    return {name: value.lower() == "true" or value for name, value in asked.items() if value.lower() != "false"}
 
 
 def _queued(cell: Cell) -> Any:

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from star.common.errors import RunStopped, UserError
+from star.common.machine import torch_for_gpu
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, check_known, default_kernel, install, may_have
 from star.method.sampling import TRAIN_TIMESTEPS, sigmas
@@ -291,8 +292,8 @@ def _check_size(config: ModelConfig) -> None:
             count = SD3Transformer2DModel.from_config(shape).num_parameters()
     if count > CPU_PARAMETERS:
         raise UserError(
-            f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it; "
-            "install it with: pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
+            f"no GPU: with {count / 1e6:,.0f} M parameters a step takes minutes here. If there is one, torch cannot use it: "
+            f"{torch_for_gpu()}"
         )
 
 

@@ -41,6 +41,15 @@ def test_one_that_has_no_name_goes_by_its_architecture(cpu, monkeypatch, text):
     assert machine.machine().startswith("arm64, AVX2, ")
 
 
+def test_what_is_said_where_torch_finds_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert machine.torch_for_gpu().startswith("pip install -r torch-gpu.txt")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")  # to install it once more would not help
+    assert "is for CUDA 13.0, but finds no GPU: nvidia-smi says" in machine.torch_for_gpu()
+    assert "torch-gpu.txt" not in machine.torch_for_gpu()
+
+
 def test_a_gpu_goes_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")

@@ -346,13 +346,16 @@ def alive(process):
         (4, {"OMP_NUM_THREADS": "2,1"}, 3),
         (16, {"OMP_NUM_THREADS": "1"}, 1),  # a matrix gave each of its runs a share
         (16, {"OMP_NUM_THREADS": "4"}, 3),
+        (16, {"OMP_NUM_THREADS": "4", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}, 3),
+        (8, {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}, 7),  # torchrun, a process on each node
+        (8, {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, 7),  # accelerate launch, one process
         (32, {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "STAR_CORES": "8"}, 3),  # and the run has two processes
         (2, {"STAR_CORES": "0"}, 1),
         (1, {}, 1),
     ],
 )
 def test_workers_take_the_cores_that_are_left(monkeypatch, cores, environment, workers):
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "STAR_CORES"):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "STAR_CORES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

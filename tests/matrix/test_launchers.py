@@ -20,7 +20,7 @@ import pytest
 
 from star.common.errors import RunStopped, UserError
 from star.matrix import commands, launchers
-from star.matrix.cells import Cell, State, expand
+from star.matrix.cells import Cell, State, attempts, expand
 from star.matrix.launchers import Job, command, launch, load
 from star.training.folder import RunFolder
 
@@ -408,6 +408,39 @@ def test_a_node_whose_processes_failed_ends_the_job(cell, monkeypatch, node):
     cell.folder.mkdir(parents=True)
     with pytest.raises(RunStopped, match=f"node {node} of ocr star seed 0 ended with exit code 1"):
         Job(cell, load(["launcher=submitit", "launcher.nodes=2"]))()
+    assert len(attempts(cell.folder)) == 1 - node
+    _, state, reason = launchers.outcome(cell, 0, "it left none")
+    # Python's own line on a module that is not there is no reason; a failed process of the second node is.
+    assert state is State.FAILED and reason == ("exit code 1" if node == 0 else "node 1: exit code 1")
+
+
+NODE, FIRST = '{"node": 1, "reason": "node 1: %s"}', '{"seconds": 9.0, "reason": "%s"}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([NODE % "CUDA out of memory", FIRST % "x.SignalException: Process 4 got signal: 15"], "node 1: CUDA out of memory"),
+        ([FIRST % "diverged", NODE % "another process of this run has died or is out of reach"], "diverged"),
+        ([NODE % "another process of this run has died", FIRST % "exit code 1"], "exit code 1"),
+        ([FIRST % "SIGTERM"], "SIGTERM"),
+        ([NODE % "CUDA out of memory"], "node 1: CUDA out of memory"),
+        ([], "cancelled"),
+    ],
+)
+def test_the_reason_is_that_of_the_node_which_ended_the_others(cell, lines, reason):
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "attempts.jsonl").write_text("\n".join([FIRST % "of old", NODE % "of old", FIRST % "of old", *lines, ""]))
+    assert launchers.outcome(cell, 2, "cancelled") == (cell, State.FAILED, reason)
+
+
+@pytest.mark.parametrize(("words", "there"), [([], ["requeue"]), (["requeue=false", "exclusive=true"], ["exclusive"])])
+def test_options_of_sbatch_without_a_value(cell, slurm, words, there):
+    events = launch([cell], load([*WORDS, *(f"launcher.additional.{word}" for word in words)]))
+    next(events)
+    events.close()
+    found = re.findall(r"^#SBATCH --(requeue|exclusive)(.*)$", (slurm / "script").read_text(), re.MULTILINE)
+    assert found == [(name, "") for name in there]
 
 
 def test_without_a_gpu_nothing_is_said_of_them(finishing, capsys):

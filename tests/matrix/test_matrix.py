@@ -848,6 +848,11 @@ def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path)
     assert commands._reason(log, 0, 1) == "another process of this run has died, see what it said"
     log.write_text(ends)
     assert commands._reason(log, 0, 7) == "exit code 7"
+    ended = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 4711 got signal: 15"
+    log.write_text(f"Traceback:\n{ended}\n")
+    assert commands._reason(log, 0, 1) == ended
+    log.write_text(f"ValueError: no\n{missed}{ended}\n")
+    assert commands._reason(log, 0, 1) == "ValueError: no"
 
 
 def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys, tmp_path):
