@@ -37,7 +37,7 @@ def test_one_of_several_that_would_think_itself_alone_is_told(monkeypatch):
     monkeypatch.setattr(processes, "check_launched", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "Accelerator", lambda **given: SimpleNamespace(device=torch.device("cpu"), num_processes=1))
-    with pytest.raises(UserError, match="started as one of 2 processes, but torch finds no GPU here: .*ACCELERATE_USE_CPU=true"):
+    with pytest.raises(UserError, match="started as one of 2 processes, but torch finds no GPU here: .*ACCELERATE_USE_CPU"):
         processes.joined()
 
 
