@@ -35,8 +35,8 @@ def torch_for_gpu() -> str:
 
     if torch.version.cuda and not torch.cuda.is_available():
         return (
-            f"torch {torch.__version__} is for CUDA {torch.version.cuda}, but finds no GPU: nvidia-smi says whether one is there "
-            "and which CUDA its driver knows; for an older one take a build of torch from another index (download.pytorch.org/whl)"
+            f"torch {torch.__version__} is for CUDA {torch.version.cuda}, but finds no GPU: nvidia-smi says whether one is "
+            "there and which CUDA its driver knows; builds of torch for an older one are at download.pytorch.org/whl"
         )
     return "pip install -r torch-gpu.txt (with tox: STAR_TORCH=torch-gpu.txt tox ...)"
 
