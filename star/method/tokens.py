@@ -6,7 +6,6 @@ T5.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -74,15 +73,19 @@ def _overlaps(
 ) -> Tensor:
     """Which of a tokenizer's columns hold a part of a core word, bool (B, length)."""
     assert tokenizer is not None
-    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_offsets_mapping=True)
-    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for row, (prompt, own) in enumerate(zip(prompts, spans, strict=True)):
-        core = np.zeros(len(prompt) + 1, dtype=int)  # number of core letters before each position
-        for start, end in own:
-            core[start + 1 : end + 1] = [not letter.isspace() for letter in prompt[start:end]]
-        core = core.cumsum()
-        start, end = np.array(batch["offset_mapping"][row]).T  # empty spans for added tokens
-        for column in np.flatnonzero(core[start] < core[end]).tolist():
+    # Not padded: a training's prompts are looked at all at once, and padding would be most of what is made for them.
+    batch = tokenizer(list(prompts), max_length=length, truncation=True, return_offsets_mapping=True)
+    found = []
+    for row, (prompt, own, places) in enumerate(zip(prompts, spans, batch["offset_mapping"], strict=True)):
+        before = length - len(places) if tokenizer.padding_side == "left" else 0
+        for column, (first, last) in enumerate(places):  # empty for added tokens
+            shared = any(
+                first < end and start < last and prompt[max(first, start) : min(last, end)].strip() for start, end in own
+            )
             # T5's bare word mark has the offsets of the first letter of the next word.
-            mask[row, column] = tokenizer.convert_ids_to_tokens(batch["input_ids"][row][column]) != "▁"
+            if shared and tokenizer.convert_ids_to_tokens(batch["input_ids"][row][column]) != "▁":
+                found.append((row, before + column))
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    if found:
+        mask[tuple(torch.tensor(found).T)] = True
     return mask

@@ -148,6 +148,13 @@ def test_added_and_truncated_tokens_never_count():
     assert columns(prompt, everything, second=padded_otherwise)[0] == ["cat</w>", "a</w>", "blue</w>", "cat</w>"]
 
 
+def test_tokens_that_stand_behind_their_padding_have_its_columns():
+    clip, t5 = clip_tokenizer(CLIP_WORDS), t5_tokenizer(T5_PIECES)
+    clip.padding_side = "left"
+    mask = token_columns((clip, clip, t5), ["a blue cat"], [[(7, 10)]], clip_length=9, t5_length=4, columns="clip")
+    assert mask.nonzero().tolist() == [[0, 7]]  # the last is the end
+
+
 def test_columns_of_one_encoder_only():
     assert columns("a blue cat", [(7, 10)], which="clip") == [["cat</w>"], []]
     assert columns("a blue cat", [(7, 10)], which="t5") == [[], ["▁cat"]]
