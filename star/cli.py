@@ -506,8 +506,8 @@ def gradient(
 
 FIRST_UPDATES_HELP = f"""arms= takes the place of method=, as in star bench gradient. The learning rate is the scale's own; a
 lower one (train.lr=5e-4 on the mini scale) keeps arms near each other, where differences can be told best. The rewards of all
-epochs go to out=runs/results/SCALE/first_updates.csv; with epochs=30 out=runs/results/SCALE/lasting.csv a report says whether
-leads last.
+epochs go to out=runs/results/SCALE/first_updates.csv; with epochs=30 out=runs/results/SCALE/lasting.csv a report shows
+what is left of leads.
 {SETTINGS_HELP}"""
 
 

@@ -19,7 +19,7 @@ MEANING = (
     "uncorrected; ± is the jackknife standard error over seeds. The background should lose."
 )
 LASTING = (
-    "Longer trainings of the same kind: does a lead last? Figures are those of the first updates, of all epochs after the "
+    "Longer trainings of the same kind: what is left of a lead? Figures are those of the first updates, of all epochs after the "
     "first, and then of the last third. The longer arms train, the less alike are the images that they draw, and the more a "
     "difference may be chance."
 )
@@ -55,7 +55,7 @@ def _lasting(table: pd.DataFrame) -> Section:
             drawn.append((task, leads_svg(lines, [arm_color(arm) for arm in lines], alt)))
         tables += [_table(part, since) for since in (SECOND, last - last // 3 + 1)]
     caption = f"Reward minus Flow-GRPO's on the same prompts, mean over seeds, running mean over {WINDOW} epochs."
-    return Section("lasting", "Do the leads last?", [Text(LASTING), *[Gallery(caption, drawn)] * bool(drawn), *tables])
+    return Section("lasting", "What is left of the leads", [Text(LASTING), *[Gallery(caption, drawn)] * bool(drawn), *tables])
 
 
 def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:

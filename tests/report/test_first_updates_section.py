@@ -54,7 +54,7 @@ def test_longer_trainings_tell_whether_leads_last(results, tmp_path):
     measured(results, 2, rewards=rewards, name="lasting.csv")
     (part,) = first_updates(collect(results, tmp_path)).parts
     meaning, drawing, whole, third = part.blocks
-    assert "does a lead last" in meaning.text
+    assert "what is left of a lead" in meaning.text
     ((title, svg),) = drawing.svgs
     assert title == "geneval" and "over epochs, mean over seeds; in epoch 9: star +0.0300." in svg
     assert [row[:3] for row in whole.rows] == [["flow_grpo", "2", "2 to 9"], ["star", "2", "2 to 9"]]
