@@ -307,23 +307,22 @@ def statistics(draws: pd.DataFrame) -> dict[str, float]:
     With d the change of the reward:
 
     * ``reward_change``: root of the mean of d^2.
-    * ``on_objects``: share of tokens with more than half their area in the places of the verdict; ``carried``: their share of
-      the sum of d^2; ``on_over_off``: their mean d^2 over that of the other tokens.
+    * ``with_objects``: share of prompts some of whose tokens, but not all, have more than half their area in the places of
+      the verdict. Of these prompts alone, since the others say nothing of objects but would add their d^2 to one side:
+      ``on_objects``, the share of such tokens; ``carried``, their share of the sum of d^2; ``on_over_off``, their mean d^2
+      over that of the other tokens, within prompts: both are averaged with the weight k (n - k) / n of a prompt with k of n
+      such tokens, so that it does not matter in which prompts rewards move most.
     * ``quartile_1`` to ``quartile_4``: mean d^2 of the tokens in each quarter of their map's relevance, the lowest first, over
       that of all tokens.
     * ``correlation``: of the relative relevance with d^2 (Pearson's).
     * ``in_token`` and ``in_3x3``: share of the squared change of all images that lies in the token and in the 3 x 3 around it.
     """
     squared = draws["reward"].to_numpy() ** 2
-    on = draws["place"].to_numpy() > 0.5
-    told = np.nan if draws["place"].isna().any() else 1.0
     mean, image = _mean(squared), draws["image"].sum()
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "reward_change": np.sqrt(mean),
-            "on_objects": told * _mean(on),
-            "carried": told * np.divide(squared[on].sum(), squared.sum()),
-            "on_over_off": told * np.divide(_mean(squared[on]), _mean(squared[~on])),
+            **_objects(draws["prompt"].to_numpy(), draws["place"].to_numpy(), squared),
             **{
                 f"quartile_{place + 1}": np.divide(_mean(squared[(draws["quartile"] == place).to_numpy()]), mean)
                 for place in range(QUARTILES)
@@ -332,6 +331,28 @@ def statistics(draws: pd.DataFrame) -> dict[str, float]:
             "in_token": np.divide(draws["own"].sum(), image),
             "in_3x3": np.divide(draws["near"].sum(), image),
         }
+
+
+def _objects(prompts: np.ndarray, places: np.ndarray, squared: np.ndarray) -> dict[str, float]:
+    """The figures of :func:`statistics` on objects; NaN where places are not known."""
+    if np.isnan(places).any():
+        return dict.fromkeys(("with_objects", "on_objects", "carried", "on_over_off"), np.nan)
+    numbers = np.unique(prompts, return_inverse=True)[1]
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        """Of each prompt's tokens on and off objects, (2, prompts)."""
+        return np.stack([np.bincount(numbers, values * there, numbers.max() + 1) for there in (places > 0.5, places <= 0.5)])
+
+    counts, changes = sums(np.ones(len(squared))), sums(squared)
+    both = counts.min(0) > 0
+    counts, changes = counts[:, both], changes[:, both]
+    means = (changes / counts) @ (counts.prod(0) / counts.sum(0))
+    return {
+        "with_objects": _mean(both),
+        "on_objects": np.divide(counts[0].sum(), counts.sum()),
+        "carried": np.divide(changes[0].sum(), changes.sum()),
+        "on_over_off": np.divide(*means),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

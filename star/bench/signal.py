@@ -35,12 +35,14 @@ BY_BLOCK = ("flow_grpo", "star")
 PAIRS = (
     ("star", "star_shifted"),
     ("star", "star_shuffled"),
+    ("star", "spatial"),
     ("oracle", "star"),
     ("oracle_twins", "star"),
     ("star", "flow_grpo"),
     ("background", "flow_grpo"),
 )
-"""The arms whose figures are subtracted where both were measured; the jackknife leaves out the same epoch of both."""
+"""The arms whose figures are subtracted where both were measured, and so are those of an arm as it is from those of the same
+with a setting of its own, ``star@mix=1``; the jackknife leaves out the same epoch of both."""
 
 
 class Figure(NamedTuple):
@@ -188,7 +190,8 @@ def told(products: Mapping[str, np.ndarray], arms: Sequence[str]) -> list[Figure
 
 
 def _of_part(part: str, shared: np.ndarray, arms: Sequence[str]) -> Iterator[Figure]:
-    pairs = [(arms.index(a), arms.index(b)) for a, b in PAIRS if a in arms and b in arms]
+    own_settings = [(arm, arm.partition("@")[0]) for arm in arms if "@" in arm]
+    pairs = [(arms.index(a), arms.index(b)) for a, b in (*PAIRS, *own_settings) if a in arms and b in arms]
 
     def statistic(kept: np.ndarray) -> np.ndarray:
         own = figures(shared[:, kept][..., kept], arms.index(REFERENCE))

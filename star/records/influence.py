@@ -6,6 +6,7 @@ COLUMNS = NEEDED[INFLUENCE]
 
 LABELS = {
     "reward_change": "reward: rms change",
+    "with_objects": "objects: prompts with some",
     "on_objects": "objects: tokens",
     "carried": "objects: sum of squares",
     "on_over_off": "objects: on over off",

@@ -9,6 +9,7 @@ from star.records.names import family, method_label
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
+CAUTION = "whatever else the machines did"
 PARTS = {"sampling_seconds": "sampling and judging", "update_seconds": "update"}
 
 
@@ -22,8 +23,8 @@ def cost(found: Collection) -> Section:
         return section
     section.blocks.append(
         Text(
-            "Runs may have shared a machine or used different ones, which affects these times. The cost of maps is measured "
-            "by `star bench overhead`, alternating with and without them in one process."
+            "Where runs shared a machine or used different ones, these times and ratios say nothing about arms. The cost of "
+            "maps is measured by `star bench overhead`, alternating with and without them in one process."
         )
     )
     return section
@@ -50,7 +51,7 @@ def _runs(found: Collection, task: str) -> list[Block]:
         for method, rows in runs.items()
     ]
     head = ["method", "runs", "updates", "images", "seconds of a run", "seconds per 1,000 images", *AGAINST]
-    return [Table(f"{task}: wall-clock time of training, mean over seeds", head, lines)] if lines else []
+    return [Table(f"{task}: wall-clock time of training, mean over seeds; {CAUTION}", head, lines)] if lines else []
 
 
 def _epochs(found: Collection, task: str) -> list[Block]:
@@ -70,7 +71,7 @@ def _epochs(found: Collection, task: str) -> list[Block]:
         for method in whole
     ]
     head = ["method", *PARTS.values(), "together", *AGAINST]
-    return [Table(f"{task}: seconds of an epoch, median over epochs and seeds", head, lines)] if lines else []
+    return [Table(f"{task}: seconds of an epoch, median over epochs and seeds; {CAUTION}", head, lines)] if lines else []
 
 
 AGAINST = ["relative to Flow-GRPO", "relative to dense_uniform"]

@@ -19,9 +19,9 @@ MEANING = (
     "uncorrected; ± is the jackknife standard error over seeds. The background should lose."
 )
 LASTING = (
-    "Longer trainings of the same kind: what is left of a lead? Figures are those of the first updates, of all epochs after the "
-    "first, and then of the last third. The longer arms train, the less alike are the images that they draw, and the more a "
-    "difference may be chance."
+    "Longer trainings of the same kind: what is left of a lead? Figures are those of the first updates, of all epochs after "
+    "the first, and then of the last third. The longer arms train, the less alike are the images that they draw, and the more "
+    "a difference may be chance."
 )
 
 

@@ -8,12 +8,12 @@ from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import Collection
 
 MEANING = (
-    "The noise of one token at one trained step of a rollout is drawn anew and all other noise stays. Objects: the share of "
-    "tokens that lie where the verdict comes from, their share of the squared changes of the reward, and how much more such a "
-    "token moves it than another. Relevance: the squared change by quarter of STAR's map, relative to the mean of all tokens. "
-    "Image: how much of its squared change lies in the token itself and in the 3 x 3 around it. A method that weighs places "
-    "can gain only where on over off is above 1, and STAR only where the quarters rise. ± is the jackknife standard error "
-    "over prompts."
+    "The noise of one token at one trained step of a rollout is drawn anew and all other noise stays. Objects: the share "
+    "of prompts some of whose tokens lie where the verdict comes from, and of these prompts the share of such tokens, "
+    "their share of the squared changes of the reward, and, within prompts, how much larger their squared change is than "
+    "that of others. Relevance: the squared change by quarter of STAR's map, relative to the mean of all tokens. Image: "
+    "how much of its squared change lies in the token itself and in the 3 x 3 around it. A map of objects can gain only "
+    "where on over off is above 1, and STAR only where the quarters rise. ± is the jackknife standard error over prompts."
 )
 
 

@@ -14,8 +14,7 @@ from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
-WIDE, UNSURE = 0.1, "an uncertain amount"
-"""The largest standard error at which a ratio that is not seen to differ from 1 is called 1, and the words for one above."""
+UNDECIDED, UNKNOWN = "undecided", "an amount of unknown error"
 
 
 def opening(found: Collection) -> Section:
@@ -42,7 +41,7 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
         (
             "Do STAR's maps carry signal?",
             "Compared with a small step along Flow-GRPO's gradient at the base's weights, one of the same length along STAR's "
-            f"gains {star}. In parentheses: the ratio of the rewards gained ± its standard error; “as much” is within two "
+            f"gains {star}. In parentheses: the ratio of the rewards gained ± its standard error; “undecided” is within two "
             "standard errors of 1.",
         )
     ]
@@ -59,11 +58,11 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
 
 
 def _told(rows: pd.DataFrame) -> str:
-    """Ratios in words: ``more on geneval (1.19 ± 0.02), as much on ocr (1.02 ± 0.04)``.
+    """Ratios in words: ``more on geneval (1.19 ± 0.02), undecided on ocr (1.02 ± 0.04)``.
 
     Settings are named where a task was measured with several.
     """
-    found: dict[str, list[str]] = {word: [] for word in ("more", "as much", "less", UNSURE, "an amount of unknown error")}
+    found: dict[str, list[str]] = {word: [] for word in ("more", "less", UNDECIDED, UNKNOWN)}
     for task, own in rows.groupby("task", sort=False):
         for hashed, value, stderr in zip(own["config_hash"], own["value"], own["stderr"], strict=True):
             place = str(task) if len(own) == 1 else f"{task} with settings {hashed}"
@@ -73,10 +72,10 @@ def _told(rows: pd.DataFrame) -> str:
 
 def _word(ratio: float, stderr: float) -> str:
     if math.isnan(stderr):
-        return "an amount of unknown error"
-    if abs(ratio - 1) > 2 * stderr:
-        return "more" if ratio > 1 else "less"
-    return "as much" if stderr <= WIDE else UNSURE
+        return UNKNOWN
+    if abs(ratio - 1) <= 2 * stderr:
+        return UNDECIDED
+    return "more" if ratio > 1 else "less"
 
 
 def _listed(names: Sequence[str]) -> str:

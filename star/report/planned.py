@@ -23,6 +23,8 @@ PAIRS = (
     ("dense_uniform", REFERENCE, "noise of training: equal gradients at ratio 1"),
 )
 QUESTION = ("star", REFERENCE)
+OF_CHECKS = [(arm, REFERENCE) for arm in ("star", "oracle_twins", "background")]
+"""The differences that were planned on a task that checks measurements, in training reward alone."""
 ASKED_ON = TASKS
 """The tasks that the question was planned for; on any other a difference is reported without a test."""
 TESTS = 2 * len(ASKED_ON)
@@ -130,8 +132,13 @@ def planned_tests(found: Collection) -> Section:
         return section
     section.blocks.append(Text((PLANNED if found.mini else NOT_PLANNED) + MEANING))
     p = corrected(made)
-    tasks = [task for task in found.tasks if task in (*ASKED_ON, *found.checks)]  # users' own tasks were not planned
-    section.blocks += [_table(task, [one for one in made if one.task == task], p) for task in tasks]
+    for task in found.tasks:
+        own = [one for one in made if one.task == task]
+        if task in ASKED_ON:
+            section.blocks.append(_table(task, own, p, [(arm, reference) for arm, reference, _ in PAIRS]))
+        elif task in found.checks:  # users' own tasks were not planned
+            own = [one for one in own if one.measure == LEARNING and (one.arm, one.reference) in OF_CHECKS]
+            section.blocks.append(_table(task, own, p, OF_CHECKS))
     return section
 
 
@@ -190,8 +197,10 @@ def says_of_check(task: str, made: Sequence[Planned]) -> Text:
     )
 
 
-def _table(task: str, made: Sequence[Planned], p: dict[tuple[str, str], float]) -> Block:
-    asks = {(arm, reference): what for arm, reference, what in PAIRS}
+def _table(
+    task: str, made: Sequence[Planned], p: Mapping[tuple[str, str], float], pairs: Sequence[tuple[str, str]]
+) -> Block:
+    asks = {(arm, reference): what for arm, reference, what in PAIRS if (arm, reference) in pairs}
     there = {(one.arm, one.reference) for one in made}
     rows = []
     for one in made:

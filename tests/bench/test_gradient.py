@@ -443,7 +443,8 @@ def test_a_map_of_ones_own_and_an_arm_with_a_setting_of_its_own_are_measured(wor
     arms = ("flow_grpo", "own_arm:peaks", "star", "star@mix=0", "star@mix=1")
     gradient.run([*words, f"arms={','.join(arms)}", "epochs=2"])
     rows = table()
-    assert {row["arm"] for row in rows} == {*arms, "star - flow_grpo"}
+    differences = {"star - flow_grpo", "star@mix=0 - star", "star@mix=1 - star"}
+    assert {row["arm"] for row in rows} == {*arms, *differences}
     found = [float(next(r["value"] for r in rows if r["arm"] == arm and r["metric"] == "self_cosine")) for arm in arms]
     assert found[3] == pytest.approx(found[0]) and len({round(value, 6) for value in found}) == 4  # without its map
 

@@ -132,7 +132,7 @@ def test_an_evaluator_without_places_has_no_figures_of_objects(made):
     rows = pd.DataFrame(measured(config, base, task=RedTask())).assign(prompt=0)
     assert rows["place"].isna().all()
     names = {figure.metric for figure in influence.figures(rows)}
-    assert {"reward_change", "in_token"} <= names and not names & {"on_objects", "carried", "on_over_off"}
+    assert {"reward_change", "in_token"} <= names and not names & {"with_objects", "on_objects", "carried", "on_over_off"}
 
 
 def test_a_model_at_paper_scale_is_measured(made):
@@ -174,15 +174,21 @@ def naive(rows):
     def square(of):
         return mean(row["reward"] ** 2 for row in of)
 
-    on = [row for row in rows if row["place"] > 0.5]
+    prompts = [[row for row in rows if row["prompt"] == prompt] for prompt in sorted({row["prompt"] for row in rows})]
+    parted = [([row for row in own if row["place"] > 0.5], [row for row in own if row["place"] <= 0.5]) for own in prompts]
+    parted = [(on, off) for on, off in parted if on and off]
+    every_on, both = [row for on, _ in parted for row in on], [row for part in parted for rows in part for row in rows]
+    shares = [len(on) * len(off) / (len(on) + len(off)) for on, off in parted]
     relevance, squares = [row["relevance"] for row in rows], [row["reward"] ** 2 for row in rows]
     a, b = [x - mean(relevance) for x in relevance], [x - mean(squares) for x in squares]
     product = sum(x * y for x, y in zip(a, b, strict=True))
     return {
         "reward_change": math.sqrt(square(rows)),
-        "on_objects": len(on) / len(rows),
-        "carried": sum(row["reward"] ** 2 for row in on) / sum(squares),
-        "on_over_off": square(on) / square([row for row in rows if row not in on]),
+        "with_objects": len(parted) / len(prompts),
+        "on_objects": len(every_on) / len(both),
+        "carried": square(every_on) * len(every_on) / (square(both) * len(both)),
+        "on_over_off": sum(share * square(on) for share, (on, _) in zip(shares, parted, strict=True))
+        / sum(share * square(off) for share, (_, off) in zip(shares, parted, strict=True)),
         **{f"quartile_{q + 1}": square([row for row in rows if row["quartile"] == q]) / square(rows) for q in range(4)},
         "correlation": product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)),
         "in_token": sum(row["own"] for row in rows) / sum(row["image"] for row in rows),
@@ -205,7 +211,15 @@ def test_figures_and_their_errors_are_those_of_loops(draws):
 
 def test_a_reward_that_never_changes_has_no_ratios(draws):
     names = {figure.metric for figure in influence.figures(draws.assign(reward=0.0))}
-    assert names == {"reward_change", "on_objects", "in_token", "in_3x3"}
+    assert names == {"reward_change", "with_objects", "on_objects", "in_token", "in_3x3"}
+
+
+def test_a_prompt_without_objects_says_nothing_of_them(draws):
+    """However much its rewards move: else they would count as moved by tokens off objects."""
+    other = draws[draws["prompt"] == 0].assign(prompt=6, place=0.0, reward=100.0)
+    before, after = (influence.statistics(table) for table in (draws, pd.concat([draws, other])))
+    assert before["on_over_off"] == after["on_over_off"] and before["carried"] == after["carried"]
+    assert after["with_objects"] == pytest.approx(before["with_objects"] * 6 / 7)
 
 
 # The command.

@@ -261,6 +261,16 @@ def test_figures_of_influence_are_those_of_the_draws(task):
     def squared(kept, wanted=lambda on, highest: True):
         return mean(change for prompt in kept for change, on, highest in draws[prompt] if wanted(on, highest))
 
+    def on_over_off(kept):
+        """Within prompts that have tokens on objects and off them, weighted as in a stratified comparison."""
+        sums = [0.0, 0.0]
+        for prompt in kept:
+            on, off = ([change for change, there, _ in draws[prompt] if there is side] for side in (True, False))
+            if on and off:
+                share = len(on) * len(off) / (len(on) + len(off))
+                sums = [total + share * mean(part) for total, part in zip(sums, (on, off), strict=True)]
+        return sums[0] / sums[1]
+
     told = {
         row["metric"]: (float(row["value"]), float(row["stderr"]))
         for row in lines(MINI / "influence.csv")
@@ -268,7 +278,7 @@ def test_figures_of_influence_are_those_of_the_draws(task):
     }
     for metric, statistic in {
         "reward_change": lambda kept: math.sqrt(squared(kept)),
-        "on_over_off": lambda kept: squared(kept, lambda on, _: on) / squared(kept, lambda on, _: not on),
+        "on_over_off": on_over_off,
         "quartile_4": lambda kept: squared(kept, lambda _, highest: highest) / squared(kept),
     }.items():
         assert told[metric] == pytest.approx(jackknifed(statistic, list(draws)), rel=1e-3)

@@ -25,7 +25,7 @@ def test_figures_stand_step_by_step(tmp_path):
     assert "drawn anew" in meaning.text
     assert table.caption == "geneval, weights: initial, 24 prompts, 1,080 images, commit abc"
     rows = {row[0]: row[1:] for row in table.rows}
-    assert table.head == ["figure", "all", "step 0"] and len(rows) == 11
+    assert table.head == ["figure", "all", "step 0"] and len(rows) == 12
     assert rows["objects: on over off"] == ["5.99 ± 1.46", "4.30 ± 1.60"]
     assert rows["image: in 3 x 3"] == ["0.54", MISSING] and rows["objects: tokens"] == [MISSING, MISSING]
 
