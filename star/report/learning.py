@@ -112,8 +112,8 @@ def _speed(title: str, reference: str, own: Runs) -> list[Block]:
     lines = [_reach_line(method, runs, level) for level in goals for method, runs in own.items()]
     caption = (
         f"{title}: cost until the running mean of the reward had gone half and all of the way from the start ({start:.3f}) to "
-        f"where Flow-GRPO ended ({goal:.3f}); median over seeds, with “never” counted as the latest; seconds depend on what else "
-        "the machine did"
+        f"where Flow-GRPO ended ({goal:.3f}); median over seeds, with “never” counted as the latest; seconds depend on what "
+        "else the machine did"
     )
     return [*blocks, Table(caption, ["method", "reward", *COSTS.values(), "seeds that got there"], lines)]
 

@@ -197,9 +197,7 @@ def says_of_check(task: str, made: Sequence[Planned]) -> Text:
     )
 
 
-def _table(
-    task: str, made: Sequence[Planned], p: Mapping[tuple[str, str], float], pairs: Sequence[tuple[str, str]]
-) -> Block:
+def _table(task: str, made: Sequence[Planned], p: Mapping[tuple[str, str], float], pairs: Sequence[tuple[str, str]]) -> Block:
     asks = {(arm, reference): what for arm, reference, what in PAIRS if (arm, reference) in pairs}
     there = {(one.arm, one.reference) for one in made}
     rows = []
