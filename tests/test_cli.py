@@ -208,7 +208,6 @@ def test_what_nobody_foresaw_is_no_difference(star, monkeypatch):
 
 def test_reproduce_writes_tables_once(star, pipeline_folder, forked_cells):
     words = ["reproduce", "geneval", *FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1"]
-    words.append("evaluation.cross_images=0")
     code, out, _ = star(*words)
     assert code == 0
     rows = read(Path("runs/results/mini/geneval.csv"))
@@ -238,7 +237,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder, forked_cells):
 
 
 def test_train_says_what_it_measured(star, pipeline_folder):
-    words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1", "evaluation.cross_images=0"]
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1"]
     code, out, _ = star("train", "method=spatial", *words)
     assert code == 0
     assert "spatial, seed 0, geneval-v1/mini-2/mini" in out and "geneval_official_macro" in out

@@ -10,8 +10,9 @@ from transformers import CLIPTokenizer, T5Tokenizer
 CLIP_SPECIALS = ["<|startoftext|>", "<|endoftext|>"]
 T5_SPECIALS = ["<pad>", "</s>", "<unk>"]
 FAST = """train.epochs=3 train.groups=4 train.group_size=4 train.micro_batch=8 train.checkpoint_every=1 sampling.steps=4
-sampling.window=2 sampling.window_range=[0,3] evaluation.steps=2 evaluation.images=1 relevance.blocks=[0,1]
-model.parameters=lora model.lora_rank=4 model.lora_alpha=8 model.kernels=torch sampling.guidance=1 evaluation.guidance=1"""
+sampling.window=2 sampling.window_range=[0,3] evaluation.steps=2 evaluation.images=1 evaluation.cross_images=0
+relevance.blocks=[0,1] model.parameters=lora model.lora_rank=4 model.lora_alpha=8 model.kernels=torch
+sampling.guidance=1 evaluation.guidance=1"""
 
 
 def tiny_transformer(seed: int = 0, *, qk_norm: str | None = "rms_norm", peaked: float = 1.0, **config):

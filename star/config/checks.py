@@ -109,6 +109,11 @@ def _check_method(config: Config) -> None:
         raise UserError("method.steps=equal divides by the size of the scores, which train.guard changes; leave one out")
     if method.normalise == "step" and method.arm == "temporal":
         raise UserError("method.normalise=step leaves nothing of method.arm=temporal, which differs between steps alone")
+    if method.normalise == "step" and method.arm == "star_random":
+        raise UserError(
+            "method.normalise=step would scale the values that method.arm=star_random has from other steps, so that they are "
+            "no longer STAR's; use method.normalise=rollout, or another control"
+        )
     arm = ARMS.get(named := re.split(r"[@+]", method.name)[0].lower())  # not all file systems tell Star from star
     if arm and arm.map != method.arm:
         raise UserError(

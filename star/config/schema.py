@@ -65,7 +65,7 @@ NAME = Rule(
     "is no name for results: write letters, digits, '_', '-' and '.', with changes behind '+'; 'base' is taken, and what "
     "Windows calls devices",
 )
-TABLES = ("curves", "commands", "images", "gradient", "influence", "first_updates")
+TABLES = ("curves", "commands", "images", "gradient", "influence", "first_updates", "lasting")
 """The tables beside the tasks' result files, see :mod:`star.records.folder`; no task may have their names."""
 
 TASK = Rule(

@@ -54,6 +54,7 @@ def test_presets_differ_in_budget_and_memory_alone():
     one, four, eight = (load(["scale=paper", f"preset={name}"]) for name in ("gpu1", "gpu4", "gpu8"))
     images = [config.train.groups * config.train.group_size for config in (one, four, eight)]
     assert images == [128, 256, 1152]
+    assert [config.train.group_size for config in (one, four, eight)] == [16, 16, 24]
     assert [config.model.gradient_checkpointing for config in (one, four, eight)] == [True, True, False]
     for config in (one, four, eight):
         assert config.model.offload is None
@@ -68,8 +69,15 @@ def test_variants_hold_the_published_settings():
     assert (sampling.window, sampling.window_range, train.clip_range, train.beta) == (3, [0, 5], 1e-5, 0.0)
     train = guard.train
     assert (train.guard, train.clip_range, train.lr, train.beta, train.std) == (True, 2e-6, 1e-4, 0.0, "group")
-    assert load(["scale=paper", "variant=nocfg"]).sampling.guidance == 1
-    assert load(["scale=paper", "variant=cps"]).sampling.kind == "cps"
+    unguided, cps = (load(["scale=paper", f"variant={name}"]) for name in ("nocfg", "cps"))
+    assert (unguided.sampling.guidance, unguided.train.beta) == (1.0, 0.0)
+    assert (cps.sampling.kind, cps.sampling.noise_level, cps.train.clip_range, cps.train.beta) == ("cps", 0.8, 1e-5, 0.0)
+    assert cps.sampling.guidance == 4.5
+
+
+def test_the_kl_penalty_is_the_tasks():
+    betas = {task: load(["scale=paper", f"task={task}"]).train.beta for task in ("geneval", "ocr", "pickscore")}
+    assert betas == {"geneval": 0.04, "ocr": 0.04, "pickscore": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -209,6 +217,13 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         "train.ema_every": 8,
         "train.max_grad_norm": 1.0,
         "train.weight_decay": 1e-4,
+        "train.betas": [0.9, 0.999],
+        "train.schedule": "constant",
+        "train.micro_batch": 9,
+        "relevance.blocks": [9],
+        "relevance.columns": "both",
+        "relevance.softmax_over": "joint",
+        "evaluation.images": 4,
         "evaluation.steps": 40,
         "evaluation.guidance": 4.5,
         "method.reduction": "image",
@@ -216,6 +231,8 @@ def test_paper_scale_holds_flow_grpos_published_settings():
     }
     assert {name: get(config, name) for name in expected} == expected
     assert len(config.model.lora_targets) == 8
+    engines = {"geneval": "mask2former", "ocr": "paddleocr_flow_grpo_compat", "pickscore": "pickscore"}
+    assert config.evaluators == engines
 
 
 @pytest.mark.parametrize(
@@ -252,6 +269,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
             ["method=tempflow", "variant=guard"],
             "method.steps=equal divides by the size of the scores",
         ),
+        (["method=star_random", "method.normalise=step"], "method.normalise=step would scale the values .* STAR's; use"),
         (["method=temporal", "method.normalise=step"], "method.normalise=step leaves nothing of method.arm=temporal"),
         (["seed=-1"], "seed=-1 must not be negative"),
         (["evaluation.images=1000000000"], "evaluation.images=1000000000 must lie between 1 and 10,000"),

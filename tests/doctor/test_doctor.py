@@ -308,7 +308,7 @@ def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkey
             raise RunStopped("nor can it read a blank image")
 
     monkeypatch.setattr(checks, "load_task", lambda config, name: Silent())
-    words = [*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", "+rewards.others.ocr=0.5"]
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "+rewards.others.ocr=0.5"]
     found = by_name(checks.check(load(words)))
     assert not found["task geneval"].fine and "blank image" in found["task ocr"].todo and "task pickscore" not in found
 
@@ -317,7 +317,7 @@ def test_the_arm_is_looked_at(pipeline_folder, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "extending")
 
     def found(*words):
-        config = load([*FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0", *words])
+        config = load([*FAST.split(), f"model.path={pipeline_folder}", *words])
         return by_name(checks.check(config))["method"]
 
     assert found("method=oracle").fine and found("method=flow_grpo").found == "flow_grpo (method.arm=uniform)"
@@ -330,7 +330,7 @@ def test_the_arm_is_looked_at(pipeline_folder, monkeypatch):
 def test_a_small_model_on_this_machine_is_fine(monkeypatch, capsys, tmp_path, pipeline_folder):
     monkeypatch.chdir(tmp_path)
     words = [word for word in FAST.split() if "group_size" not in word]
-    found = by_name(checks.check(load([*words, f"model.path={pipeline_folder}", "evaluation.cross_images=0"])))
+    found = by_name(checks.check(load([*words, f"model.path={pipeline_folder}"])))
     assert all(finding.fine for finding in found.values()), found
     assert "of weights" in found["model"].found and "test prompts" in found["task geneval"].found
 
@@ -387,7 +387,7 @@ def test_a_flag_may_be_written_as_a_setting(words, expected):
 
 
 def test_the_command_says_what_is_fine_and_what_to_do(star, pipeline_folder):  # noqa: F811
-    code, out, _ = star("doctor", *FAST.split(), f"model.path={pipeline_folder}", "evaluation.cross_images=0")
+    code, out, _ = star("doctor", *FAST.split(), f"model.path={pipeline_folder}")
     assert code == 0 and "fine" in out and "caution" in out
     code, out, _ = star("doctor", "scale=paper", "task=ocr")
     assert code == 1 and "hf download" in out and "what to do" in out
@@ -474,7 +474,7 @@ def test_what_cannot_be_loaded_is_known_without_loading(make_config, pipeline_fo
         (folder / file).unlink()
     else:
         changed(folder, file, **values)
-    config = make_config(f"model.path={folder}", "evaluation.cross_images=0")
+    config = make_config(f"model.path={folder}")
     with pytest.raises(UserError, match=f"^model.path={folder}.*{fault}") as caught:
         models.load(config.model, torch.device("cpu"), 0)
     assert "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def test_it_trains(make_config):
 
 def test_a_report_tells_of_it(star, forked_cells, pipeline_folder):  # noqa: F811
     words = [*OWN, *FAST.split(), f"model.path={pipeline_folder}"]
-    words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
+    words += ["train.epochs=1", "evaluation.images=1"]
     assert star("base", *words)[0] == 0
     for method in ("flow_grpo", "star"):
         assert star("train", *words, f"method={method}")[0] == 0

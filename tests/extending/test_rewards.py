@@ -43,7 +43,7 @@ def test_a_reward_of_ones_own_is_mixed_with_the_tasks(make_config):
 
 
 def test_a_reward_of_ones_own_is_the_only_one_and_judges_the_evaluation(make_config):
-    config = make_config("task=ocr", f"evaluators.ocr={OWN}", "train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("task=ocr", f"evaluators.ocr={OWN}", "train.epochs=1")
     rows = runs.trained(config)
     assert [row.metric for row in rows] == ["brightness"] and rows[0].protocol.startswith("brightness-v1/mini")
     assert 0 < rows[0].value < 1 and rows[0].prompts == 128
@@ -53,7 +53,7 @@ def test_a_reward_of_ones_own_is_the_only_one_and_judges_the_evaluation(make_con
 def test_what_a_reward_of_ones_own_gave_is_reported(star, forked_cells, pipeline_folder):  # noqa: F811
     """As the only reward of a task: tables, figures, the report and the diff are of its own score."""
     words = ["task=pickscore", f"evaluators.pickscore={OWN}", *FAST.split(), f"model.path={pipeline_folder}"]
-    words += ["train.epochs=1", "evaluation.images=1", "evaluation.cross_images=0"]
+    words += ["train.epochs=1", "evaluation.images=1"]
     assert star("base", *words)[0] == 0
     for method in ("flow_grpo", "star"):
         assert star("train", *words, f"method={method}")[0] == 0
@@ -91,7 +91,7 @@ def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypa
 
 def test_a_matrix_looks_for_the_evaluators_that_its_runs_use_and_no_others(monkeypatch, pipeline_folder):
     monkeypatch.setattr("evaluators.pickscore.evaluator.Preference.__init__", lambda *_: pytest.fail("PickScore is loaded"))
-    words = ["task=geneval", "method=star", "seed=0", "evaluation.cross_images=0"]
+    words = ["task=geneval", "method=star", "seed=0"]
     _, cell = expand([*FAST.split(), f"model.path={pipeline_folder}", *words])
     assert run._load_all({"geneval": cell.config}, {"geneval": {"star"}}).keys() == {"geneval"}
 
@@ -102,7 +102,7 @@ def test_held_out_prompts_that_are_not_there_are_told_before_the_training(make_c
         raise UserError("data/ocr/test.txt is missing")
 
     monkeypatch.setattr("star.tasks.ocr.test", missing)
-    config = make_config(f"task={task}")
+    config = make_config(f"task={task}", "evaluation.cross_images=1")
     with pytest.raises(UserError, match="data/ocr/test.txt is missing"):
         runs.trained(config)
     assert not Path(config.run).exists()
@@ -111,7 +111,7 @@ def test_held_out_prompts_that_are_not_there_are_told_before_the_training(make_c
 def test_a_held_out_prompt_that_cannot_be_judged_is_told_before_the_training(make_config, monkeypatch):
     last = load_task(load([]), "pickscore").test[-1].text
     monkeypatch.setattr("own_reward.Brightness.lacks", lambda judge, asked: "mood" if asked.text == last else "")
-    config = make_config("task=geneval", f"evaluators.pickscore={OWN}")
+    config = make_config("task=geneval", f"evaluators.pickscore={OWN}", "evaluation.cross_images=1")
     with pytest.raises(UserError, match="evaluators.pickscore cannot judge .* task=pickscore: the prompt .* has no mood"):
         runs.trained(config)
 
@@ -163,7 +163,8 @@ def test_what_judges_otherwise_than_it_must_is_told_before_anything_is_drawn(mak
 @pytest.mark.parametrize("others", [(), ("+rewards.others.pickscore=0.5",)], ids=["judged in the end", "mixed in"])
 def test_so_is_the_evaluator_of_another_task(make_config, monkeypatch, others):
     monkeypatch.setattr("own_reward.Brightness.submit", lambda judge, prompts, images: lambda: [])
-    config = make_config("task=geneval", "~evaluators.ocr=rapidocr", f"evaluators.pickscore={OWN}", *others)
+    words = ("task=geneval", "~evaluators.ocr=rapidocr", f"evaluators.pickscore={OWN}", "evaluation.cross_images=1")
+    config = make_config(*words, *others)
     with pytest.raises(UserError, match="(evaluators|rewards.others).pickscore: `submit` must return"):
         runs.trained(config)
     assert not Path(config.run).exists()

@@ -760,7 +760,7 @@ def without_seconds(folder: Path) -> dict[str, str]:
 
 
 def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pipeline_folder, tmp_path, monkeypatch):
-    words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=6"]
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=6", "evaluation.cross_images=1"]
     words += ["task=pickscore", "~evaluators.ocr=rapidocr", "method=star", "seed=1"]  # starting a reader takes seconds
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

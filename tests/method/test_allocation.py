@@ -228,6 +228,9 @@ def test_random_fields_are_smooth_keyed_and_favour_no_place():
         assert neighbour_correlation(fields, axis) > 0.6
         ends = torch.stack([fields.select(axis, end).flatten() for end in (0, -1)])
         assert torch.corrcoef(ends)[0, 1] > 0.6, "the field is periodic"
+        # A filter whose width is an eighth of the axis; with a ninth or a seventh it is below 0.25 or above 0.35.
+        quarter = torch.stack([fields.flatten(), fields.roll(fields.shape[axis] // 4, axis).flatten()])
+        assert 0.25 < torch.corrcoef(quarter)[0, 1] < 0.35
     assert torch.equal(fields, allocate(maps, "star_random", seed=3))
     assert not torch.equal(fields, allocate(maps, "star_random", seed=4))
     assert not torch.equal(fields[:, 0].argsort(), fields[:, 1].argsort())

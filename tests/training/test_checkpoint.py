@@ -132,7 +132,7 @@ def test_processes_agree_on_whether_an_evaluation_is_done(make_config, monkeypat
     """Or one would leave, and the others wait for what it draws."""
     asked = []
     monkeypatch.setattr("star.common.processes.check_agreed", lambda value, what: asked.append((value, Path(what).name)))
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     runs.trained(config)
     runs.trained(config)
     assert [value for value, what in asked if what == "rows.json"] == [False, True]
@@ -272,7 +272,7 @@ def test_missing_lines_of_the_log_are_told(cut_off, capsys):
 @pytest.mark.parametrize("damage", [lambda file: file.write_text(""), lambda file: file.write_text('{"updates": 1'), flip])
 @pytest.mark.parametrize("name", ["final/summary.json", "final/rows.json"])
 def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
-    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    config = make_config("train.epochs=2")
     rows = runs.trained(config)
     damage(Path(config.run, name))
     assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
@@ -280,7 +280,7 @@ def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
 
 @pytest.mark.parametrize("damage", [flip, lambda file: file.write_bytes(file.read_bytes()[:-20]), Path.unlink])
 def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsys, damage):
-    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    config = make_config("train.epochs=2")
     cell = Cell((), config, config.seed)
     folder = Path(config.run)
     rows = runs.trained(config)
@@ -300,7 +300,7 @@ def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsy
 
 
 def test_a_summary_that_was_changed_is_told_and_made_again(make_config, capsys):
-    config = make_config("train.epochs=2", "evaluation.cross_images=0", "evaluation.images=1")
+    config = make_config("train.epochs=2", "evaluation.images=1")
     rows, cell = runs.trained(config), Cell((), config, config.seed)
     summary = Path(config.run, "final", "summary.json")
     for text in (summary.read_text().replace('"updates"', ' "updates"'), "", '{"updates": 1}'):
@@ -321,7 +321,7 @@ def test_a_summary_that_was_changed_is_told_and_made_again(make_config, capsys):
 
 def test_other_weights_than_those_that_were_judged_are_judged_anew(make_config, monkeypatch):
     """A GPU may train other digits the second time."""
-    config = make_config("train.epochs=2", "evaluation.cross_images=0")
+    config = make_config("train.epochs=2")
     runs.trained(config)
     final = Path(config.run, "final")
     judged = []
@@ -348,7 +348,7 @@ def test_changed_weights_are_not_loaded_by_anybody(make_config, place):
 
 
 def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     rows = runs.trained(config)
     file = Path(config.run, "final", "rows.json")
     text = file.read_text()
@@ -358,7 +358,7 @@ def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
 
 
 def test_damaged_final_weights_are_not_judged(make_config):
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     runs.trained(config)
     Path(config.run, "final", "rows.json").unlink()
     flip(Path(config.run, "final", "trained.safetensors"))
@@ -454,7 +454,7 @@ def test_a_full_disk_stops_the_run_with_the_reason(make_config, monkeypatch, mod
 
 
 def test_a_finished_run_needs_no_disk_that_can_be_written_to(make_config, monkeypatch):
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     rows = runs.trained(config)
 
     def refused(*_, **__):

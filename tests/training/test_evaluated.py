@@ -99,7 +99,7 @@ def test_one_judge_at_a_time_is_there_in_the_end(make_config, monkeypatch):
 def test_verdicts_that_were_deleted_are_made_again(make_config, monkeypatch, seen):
     for module in ("star.training.runs", "star.training.trainer"):
         monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     rows = runs.trained(config)
     assert runs.trained(config) == rows and len(seen) == 1
     Path(config.run, "final", "images.csv").unlink()
@@ -133,7 +133,7 @@ def test_what_was_evaluated_otherwise_is_evaluated_again(monkeypatch, tmp_path):
 def test_a_run_that_lost_its_settings_is_told_so(make_config, monkeypatch, seen):
     for module in ("star.training.runs", "star.training.trainer"):
         monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     runs.trained(config)
     for content in ("", "train: {epochs: 1}\n"):
         Path(config.run, "config.yaml").write_text(content)
@@ -238,7 +238,7 @@ def test_the_shipped_base_draws_what_it_is_asked_for(make_config):
 def test_two_processes_do_not_work_in_one_run_folder(make_config, monkeypatch, seen):
     monkeypatch.setattr("star.training.runs.load_task", lambda config, name, evaluator=None: RedTask())
     monkeypatch.setattr("star.training.trainer.load_task", lambda config, name: RedTask())
-    config = make_config("train.epochs=1", "evaluation.cross_images=0")
+    config = make_config("train.epochs=1")
     with alone_in(Path(config.run)), pytest.raises(UserError, match="another process works in .*; wait until it is done"):
         runs.trained(config)
     assert not (Path(config.run) / "metrics.jsonl").exists()
@@ -255,7 +255,7 @@ def test_a_gpu_without_memory_is_told_with_the_settings_that_need_less(make_conf
     for stage in ("epoch", "_gather"):
         monkeypatch.setattr(Trainer, stage, full)
         with pytest.raises(RunStopped) as caught:
-            runs.trained(make_config("evaluation.cross_images=0"))
+            runs.trained(make_config())
         assert str(caught.value).startswith(
             "CUDA out of memory. Tried to allocate 2.00 GiB; set model.gradient_checkpointing=true or model.offload=true or "
             "train.micro_batch below 8 (another micro-batch"

@@ -56,7 +56,7 @@ def test_a_damaged_model_gets_no_score(make_config, monkeypatch, tmp_path, red, 
     with pytest.raises(RunStopped, match=told):
         runs.base(make_config(path))
     for method in ("flow_grpo", "star"):
-        config = make_config(path, f"method={method}", "evaluation.cross_images=0", f"run={tmp_path / method}")
+        config = make_config(path, f"method={method}", f"run={tmp_path / method}")
         with pytest.raises(RunStopped, match=told):
             runs.trained(config)
         assert not Path(config.run, "metrics.jsonl").exists()

@@ -39,7 +39,7 @@ def cut(make_config, monkeypatch):
 
     for module in ("star.training.runs", "star.training.trainer"):
         monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: Task())
-    words = ("train.epochs=1", "train.micro_batch=2", "evaluation.images=5", "evaluation.cross_images=0")
+    words = ("train.epochs=1", "train.micro_batch=2", "evaluation.images=5")
     return make_config(*words), state
 
 
