@@ -24,8 +24,8 @@ LONGEST = 50
 """Largest ratio of the long to the short side: models scale the short one up, and the long one with it."""
 
 GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
-MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Colour space of a profile -> the Pillow mode that it describes."""
+SPACES = {"RGB": ("RGB", ["1", "L", "LA", "P", "RGB", "RGBA"]), "GRAY": ("L", ["1", "L", "LA"]), "CMYK": ("CMYK", ["CMYK"])}
+"""Colour space of a profile -> the Pillow mode that it describes, and the modes of pictures that it fits."""
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -90,7 +90,10 @@ def _converted(image: Image.Image) -> Image.Image:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         told = ImageCms.getProfileDescription(profile).lower()
         if "srgb" not in told or "linear" in told:
-            own = image.convert(MODES[profile.profile.xcolor_space.strip()])
+            mode, fitting = SPACES.get(profile.profile.xcolor_space.strip(), ("", []))
+            if image.mode not in fitting:  # left over from another version of the picture; cv2.imread ignores it too
+                return image.convert("RGB")
+            own = image.convert(mode)
             turned = ImageCms.profileToProfile(own, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
             assert turned is not None  # None is returned only with inPlace=True
             return turned

@@ -94,6 +94,34 @@ def straightened(srgb):
     return bytes(data)
 
 
+def grey_profile():
+    """A profile for grey pictures with a straight curve."""
+    name = b"flat\0"
+    parts = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(79),
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D),
+        b"kTRC": b"curv" + bytes(8),  # no entries: the identity
+    }
+    table, data = struct.pack(">I", len(parts)), b""
+    for tag, part in parts.items():
+        table += tag + struct.pack(">II", 132 + 12 * len(parts) + len(data), len(part))
+        data += part + bytes(-len(part) % 4)
+    size = struct.pack(">I", 128 + len(table) + len(data))
+    head = size + bytes(4) + struct.pack(">I", 0x02400000) + b"mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28)
+    return head + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D) + bytes(48) + table + data
+
+
+def test_a_profile_of_another_kind_of_picture_is_ignored(tmp_path):
+    """A grey picture that was painted on keeps its profile in many programs."""
+    plain("L", (128, 128, 128)).save(tmp_path / "grey.png", icc_profile=grey_profile())
+    assert np.abs(read_image(tmp_path / "grey.png").astype(int) - 188).max() <= 2
+    with Image.open(tmp_path / "grey.png") as grey:
+        painted = grey.convert("RGB")
+        painted.paste(RED, (0, 0, *painted.size))
+        painted.save(tmp_path / "painted.png", icc_profile=grey.info["icc_profile"])
+    assert (read_image(tmp_path / "painted.png") == RED).all()
+
+
 @pytest.mark.parametrize(
     ("name", "image", "options", "message"),
     [
