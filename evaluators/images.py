@@ -23,6 +23,9 @@ MOST_PIXELS = 2**26
 LONGEST = 50
 """Largest ratio of the long to the short side: models scale the short one up, and the long one with it."""
 
+MISJUDGED = ("L;2", "L;4", "I;16B", "RGB;16B")
+"""How a PNG's pixels are stored where Pillow compares the transparent colour with pixels that it has scaled, or not at all."""
+
 GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
 SPACES = {"RGB": ("RGB", ["1", "L", "LA", "P", "RGB", "RGBA"]), "GRAY": ("L", ["1", "L", "LA"]), "CMYK": ("CMYK", ["CMYK"])}
 """Colour space of a profile -> the Pillow mode that it describes, and the modes of pictures that it fits."""
@@ -46,6 +49,8 @@ def images_in(folder: Path) -> list[Path]:
 def read_image(path: Path) -> np.ndarray:
     """A picture as uint8 (H, W, 3) in sRGB: turned as its EXIF data says, 16 bits scaled to 8, colours as its profile says.
 
+    HDR pictures (PNG's cICP) are read as if they were sRGB: Pillow does not tell them apart.
+
     Raises:
         UserError: the file is missing, damaged or no picture, or cannot be shown unambiguously in 8-bit RGB: it is
             animated, transparent or has its own gamma curve; or it is too large.
@@ -55,9 +60,11 @@ def read_image(path: Path) -> np.ndarray:
             raise FileNotFoundError("no such file")
         with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # about odd metadata; what matters is refused below
-            if fault := _fault(image):
+            stored = _stored(image)
+            if fault := _fault(image, stored):
                 raise UserError(f"cannot take the image {path}: {fault}")
-            return np.asarray(_converted(ImageOps.exif_transpose(image)))
+            turned = ImageOps.exif_transpose(image)
+            return np.asarray(_converted(turned.convert("LA") if stored == "LA;16B" else turned))  # Pillow makes that RGBA
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
@@ -65,7 +72,12 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"cannot read the image {path}: {reason}") from error
 
 
-def _fault(image: Image.Image) -> str:
+def _stored(image: Image.Image) -> str:
+    """How a PNG stores its pixels, in Pillow's words; to be asked before they are loaded. Empty for other formats."""
+    return str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
+
+
+def _fault(image: Image.Image, stored: str) -> str:
     """Why a picture's look is ambiguous, or its size beyond the limits; empty if neither."""
     short, long = min(image.size), max(image.size)
     if short * long > MOST_PIXELS or long > LONGEST * short:
@@ -73,6 +85,8 @@ def _fault(image: Image.Image) -> str:
     pictures: int = getattr(image, "n_frames", 1)
     if pictures > 1 and image.format != "MPO":  # there the others are depth maps or previews
         return f"it moves ({pictures} pictures in one file); save the one that is meant"
+    if stored in MISJUDGED and "transparency" in image.info:
+        return "it marks a colour as transparent in 2, 4 or 16 bits, which is not read; save it without transparency"
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         return "parts of it are transparent, and what they show depends on the ground; save it without transparency"
     gamma = image.info.get("gamma", GAMMA)

@@ -147,6 +147,36 @@ def test_what_has_no_one_look_is_refused_in_a_line(tmp_path, name, image, option
     assert "\n" not in str(error.value)
 
 
+def png(bits, kind, row, *chunks):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 2, bits, kind, 0, 0, 0))
+    parts = [head, *chunks, chunk(b"IDAT", zlib.compress((b"\0" + row) * 2)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "key"),
+    [
+        (2, 0, b"\x55", [1]),
+        (4, 0, b"\x55\x55", [5]),
+        (16, 0, b"\x12\x34" * 4, [0x1234]),
+        (16, 2, b"\x12\x34" * 12, [0x1234] * 3),
+    ],
+    ids=["grey of 2 bits", "grey of 4 bits", "grey of 16 bits", "RGB of 16 bits"],
+)
+def test_a_transparent_colour_that_pillow_misses_is_refused(tmp_path, bits, kind, row, key):
+    (tmp_path / "x.png").write_bytes(png(bits, kind, row, chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))))
+    with pytest.raises(UserError, match="x.png: it marks a colour as transparent in 2, 4 or 16 bits, which is not read; save"):
+        read_image(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes(png(bits, kind, row))
+    assert read_image(tmp_path / "x.png").max() == {2: 85, 4: 85, 16: 0x12}[bits]
+
+
+def test_grey_pictures_of_16_bits_with_alpha_keep_their_profile(tmp_path):
+    flat = chunk(b"iCCP", b"flat\0\0" + zlib.compress(grey_profile()))
+    (tmp_path / "x.png").write_bytes(png(16, 4, b"\x80\0\xff\xff" * 4, flat))
+    assert np.abs(read_image(tmp_path / "x.png").astype(int) - 188).max() <= 2
+
+
 @pytest.mark.timeout(20)
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
