@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -12,6 +13,10 @@ from star.common.files import fault_of_text, parse_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl")
+CELL = re.compile(r'"(?:[^"]|"")*"')
+"""A quoted cell of a CSV file."""
+SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?!\w)", re.IGNORECASE)
+"""Where the name of an image may end."""
 
 Pair = tuple[Path, str]
 
@@ -40,8 +45,7 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
     if not found:
         raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     files, texts = sorted(found, key=_natural), read_lines(prompts)
-    if _is_json(texts) or all(text.startswith(file.name) for text, file in zip(texts, files, strict=False)):
-        raise UserError(f"{prompts} looks like a table, not like one prompt per line; call it {', '.join(TABLES)}")
+    _check_plain(prompts, texts, folder, files)
     if len(texts) != len(files):
         raise UserError(
             f"{prompts} has {len(texts)} prompts, but {folder} has {len(files)} images; line n must be the prompt of "
@@ -56,38 +60,59 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: the file is missing, unreadable or has no lines, or an empty one among others.
     """
-    lines = [line.strip() for line in _read(path).rstrip().split("\n")]
+    lines = [line.strip() for line in _read(path).replace("\r\n", "\n").rstrip().split("\n")]
     if lines == [""]:
         raise UserError(f"{path} holds no prompts")
     if "" in lines:
         raise UserError(f"{path} line {lines.index('') + 1} is empty; every line must be a prompt")
     for number, line in enumerate(lines, 1):
         if fault := fault_of_text(line):
-            raise UserError(f"{path} line {number} holds {fault}, which is no text; save the file as UTF-8")
+            raise UserError(f"{path} line {number} holds {fault}, which is no text; save it as UTF-8 with Unix line ends")
     return lines
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")  # spreadsheets put a byte order mark first
+        # Spreadsheets put a byte order mark first. Line ends stay as they are: they may be part of a quoted cell.
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"no such file of prompts: {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a text file of prompts: {error}") from None
 
 
-def _image(folder: Path, file: str, prompts: Path) -> Path:
+def _image(folder: Path, name: PurePath, prompts: Path) -> Path:
     """The image that a table names."""
-    name = PurePath(file)
     if name.is_absolute() or ".." in name.parts:
-        raise UserError(f"{prompts} names {short(file)}; files are named relative to {folder}, and lie in it")
+        raise UserError(f"{prompts} names {short(str(name))}; files are named relative to {folder}, and lie in it")
     try:
         there = (folder / name).is_file()
     except OSError:  # the name is too long
         there = False
     if not there:
-        raise UserError(f"{prompts} names {short(file)}, which is not in {folder}")
+        raise UserError(f"{prompts} names {short(str(name))}, which is not in {folder}")
     return folder / name
+
+
+def _check_plain(path: Path, lines: list[str], folder: Path, files: list[Path]) -> None:
+    """Refuse lines that are rows of a table, or its cells, rather than prompts."""
+    names = {name.as_posix() for file in files for name in (PurePath(file.name), folder.name / PurePath(file.name), file)}
+    if _is_json(lines) or any(_names_image(line, names) for line in lines):
+        raise UserError(f"{path} looks like a table, not like one prompt per line; call it {', '.join(TABLES)}")
+    cells = [bool(CELL.fullmatch(line)) for line in lines]
+    doubled = [cell and '""' in line[1:-1] for cell, line in zip(cells, lines, strict=True)]
+    if any(doubled) or all(cells):
+        number = doubled.index(True) + 1 if any(doubled) else 1
+        raise UserError(
+            f"{path} line {number} is in quotes like a table's cell; make it a .csv with the columns file and "
+            "prompt, or take the outer quotes away and write inner ones once"
+        )
+
+
+def _names_image(line: str, names: Collection[str]) -> bool:
+    """Whether a line begins with an image's name, or ends with one after a separator."""
+    cells = [line[: suffix.end()] for suffix in SUFFIX.finditer(line)] + [re.split("[\t,;]", line.rstrip('"'))[-1]]
+    return any(PurePath(cell.removeprefix('"')).as_posix() in names for cell in cells)
 
 
 def _is_json(lines: list[str]) -> bool:
@@ -98,17 +123,17 @@ def _is_json(lines: list[str]) -> bool:
     return False
 
 
-def _read_table(path: Path) -> list[tuple[str, str]]:
+def _read_table(path: Path) -> list[tuple[PurePath, str]]:
     """The file and the prompt of every row."""
     rows = _read_jsonl(path) if path.suffix.lower() == ".jsonl" else _read_csv(path)
-    found: dict[tuple[str, str], int] = {}
+    found: dict[tuple[PurePath, str], int] = {}
     for number, row in enumerate(rows, 1):
         for key in ("file", "prompt"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
                 raise UserError(f'{path}, row {number}: "{key}" is missing or empty; rows need "file" and "prompt"')
             if fault := fault_of_text(row[key]):
                 raise UserError(f'{path}, row {number}: "{key}" holds {fault}, which is no text')
-        pair = row["file"], row["prompt"]
+        pair = PurePath(row["file"]), row["prompt"]  # 1.png and ./1.png are one image
         if pair in found:
             raise UserError(f"{path}, row {number}: the same file and prompt as in row {found[pair]}; keep one")
         found[pair] = number
