@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from star.common.progress import track
 from star.common.signals import ending_like_ctrl_c
 
 Judge = Callable[[Sequence[str], Sequence[np.ndarray]], list[dict]]
+
+RESERVED = ("file", "prompt", "protocol")
+"""Columns that say what was scored, and how; verdicts cannot have them."""
 
 
 def score_folder(
@@ -45,13 +49,14 @@ def score_folder(
 
     Raises:
         UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; an image cannot be
-            read; the scores would overwrite something else; whatever ``judge`` raises.
+            read; the scores would overwrite something else; a verdict has a key of :data:`RESERVED`; whatever ``judge``
+            raises.
         RunStopped: ``judge`` gives a value that is not finite, or raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
-    scored = track(_scored(root, pairs, judge, batch), protocol, total=len(pairs))
+    scored = track(_scored(root, pairs, partial(_judged, judge, protocol), batch), protocol, total=len(pairs))
     return keep(scored, protocol, target, [Path(prompts)])
 
 
@@ -116,6 +121,14 @@ def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iter
                     raise _with(error, f"stopped at {pair[0].name}") from error
         else:
             yield from rows
+
+
+def _judged(judge: Judge, protocol: str, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[dict]:
+    """Verdicts that leave the rows' own columns alone."""
+    verdicts = judge(prompts, images)
+    if taken := [key for key in RESERVED if any(key in verdict for verdict in verdicts)]:
+        raise UserError(f"{protocol} gives {taken[0]!r} in its verdicts, a column of every table of scores; call it otherwise")
+    return verdicts
 
 
 def _rows(root: Path, pairs: Sequence[Pair], judge: Judge) -> list[dict]:

@@ -155,6 +155,16 @@ def test_nothing_is_scored_that_is_not_finite(folder, value):
     assert pd.read_csv(folder / "deep/out.csv")["file"].tolist() == ["1.png"]
 
 
+@pytest.mark.parametrize("key", ["file", "prompt", "protocol"])
+def test_verdicts_do_not_replace_what_a_row_is_about(folder, key):
+    def judge(prompts, images):
+        return [row | {key: "x"} for row in shades(prompts, images)]
+
+    with pytest.raises(UserError, match=f"^shade-v1 gives '{key}' in its verdicts, .*; call it otherwise; stopped at 1.png;"):
+        score(folder, judge=judge)
+    assert not (folder / "deep/out.csv").exists()
+
+
 def test_scores_of_files_whose_names_are_no_text_are_kept(folder):
     os.rename(folder / "images/10.png", os.fsencode(folder / "images") + b"/10\xff.png")
     assert score(folder)["shade"].tolist() == [1, 2, 10]
