@@ -50,6 +50,13 @@ def test_colors_are_those_of_plain_steps(clip):
     assert len(set(named)) > 1
 
 
+def test_of_colors_that_are_equally_near_the_first_is_taken(clip, monkeypatch):
+    monkeypatch.setattr(clip, "texts", lambda wanted: torch.ones(len(wanted), 4))
+    monkeypatch.setattr(clip, "pictures", lambda batch: torch.ones(len(batch), 4))
+    found = Colors(clip)(image_of(0, 40, 40), "circle", [Detection((0, 0, 40, 40), 1.0)] * 2)
+    assert found == [PALETTE[0]] * 2 == ["red", "red"]
+
+
 def test_texts_of_a_class_are_embedded_once(clip, monkeypatch):
     asked = []
     texts = clip.texts

@@ -57,6 +57,27 @@ def test_switches_of_another_call_do_not_stick(rapid):
     assert rapid.lines(sign) == before == ("STAR",)
 
 
+def test_rapidocr_gets_bgr(monkeypatch):
+    seen = []
+
+    def recognise(image, **switches):
+        seen.append(image)
+        return types.SimpleNamespace(txts=("STAR",), boxes=None)
+
+    made, image = Rapid(), np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    monkeypatch.setattr(made, "_engine", recognise)
+    assert made.lines(image) == ("STAR",) and made.outlines(image) == []
+    assert all(np.array_equal(given[..., channel], image[..., 2 - channel]) for given in seen for channel in range(3))
+    assert len(seen) == 2
+
+
+def test_rapidocr_keeps_lines_of_any_confidence(monkeypatch):
+    made = []
+    monkeypatch.setattr("rapidocr.RapidOCR", lambda params: made.append(params))
+    Rapid()._engine  # noqa: B018
+    assert made[0]["Global.text_score"] == 0.0
+
+
 def test_nothing_to_read_gives_no_lines_and_no_reward(rapid):
     assert rapid.lines(BLANK) == ()
     (verdict,) = judge([sign_words.prompt("STAR")], [BLANK], rapid)
