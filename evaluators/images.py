@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from star.common.errors import UserError, one_line
 from star.common.files import visible
@@ -72,7 +72,7 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"cannot read the image {path}: {reason}") from error
 
 
-def _stored(image: Image.Image) -> str:
+def _stored(image: ImageFile.ImageFile) -> str:
     """How a PNG stores its pixels, in Pillow's words; to be asked before they are loaded. Empty for other formats."""
     return str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
 

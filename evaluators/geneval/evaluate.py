@@ -182,9 +182,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images), ``..._macro`` (unweighted mean over
         the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
         (share of prompts with at least one correct image). Standard errors are clustered by prompt, since the images of a
-        prompt are correlated; they are NaN where there is only one prompt. With 2,212 images, protocols that end in
-        ``+flow_grpo_compat`` also have ``..._padded_micro``, the mean that Flow-GRPO logs if the rows are in the order of
-        its test set (see :func:`~evaluators.geneval.official.compat.padded_mean`).
+        prompt are correlated; they are NaN where there is only one prompt. Those of micro and of prompts count the tags as
+        drawn with the prompts, and are rather too large, since the tags are fixed; macro's keeps them fixed. With 2,212
+        images, protocols that end in ``+flow_grpo_compat`` also have ``..._padded_micro``, the mean that Flow-GRPO logs if
+        the rows are in the order of its test set (see :func:`~evaluators.geneval.official.compat.padded_mean`).
 
     Raises:
         ValueError: the rows do not come from exactly one protocol.

@@ -70,7 +70,7 @@ class TextRendering:
 
         Returns:
             A function that waits and gives per image: reward (see :func:`~evaluators.ocr.reward.text_reward`), exact
-            (whether it is 1), target and text (the recognised lines, joined by line feeds).
+            (whether it is 1: the text holds the target), target and text (the recognised lines, joined by line feeds).
 
         Raises:
             UserError: a prompt quotes nothing.
@@ -88,7 +88,7 @@ class TextRendering:
         return [_inside(finder.outlines(image), image.shape) for image in images]
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
-        """Mean reward (the published accuracy) and share of exact readings."""
+        """Mean reward (the published accuracy) and share of images whose text holds the target, maybe among other text."""
         return mean_scores(prompts, verdicts, METRICS)
 
 
