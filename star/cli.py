@@ -137,7 +137,8 @@ def train(overrides: Settings = None) -> None:
     own = settings.task.name
     labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
     scores = [(label, row.value, row.stderr) for label, row in zip(labels, rows, strict=True)]
-    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", scores, f"run folder: {settings.run}")
+    below = f"run folder: {settings.run}; star matrix with the same words puts it into tables, then star report shows it"
+    _show(f"{settings.method.name}, seed {settings.seed}, {rows[0].protocol}", scores, below)
 
 
 @app.command(epilog=SETTINGS_HELP)
@@ -248,6 +249,7 @@ def demo(
 
     found = run(out, overrides or [])
     print_table("one image of each held-out prompt, ± standard error", ("method", *METRICS.values()), found.rows)
+    console().print("one training of each does not say which method is better; the page says what is known", soft_wrap=True)
     console().print(f"pictures and maps: {found.page}", soft_wrap=True)
 
 
@@ -520,7 +522,7 @@ def first_updates(
 ) -> None:
     """Do the first updates of a training gain more with maps? Arms side by side from the same weights, many seeds; resumable.
 
-    Example: star bench first_updates task=geneval train.lr=5e-4 seed=0..7
+    Example: star bench first_updates task=geneval train.lr=5e-4 train.schedule=constant seed=0..7
     """
     from star.bench.first_updates import run
 

@@ -32,7 +32,8 @@ def import_path(path: str, setting: str) -> Any:
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"{setting}: there is no module {error.name!r}; install it, or run where {module} lies") from None
+        cure = f"install it, or put {module} into the folder where you call star"
+        raise UserError(f"{setting}: there is no module {error.name!r}; {cure}") from None
     except Exception as error:
         raise UserError(f"{setting}: {module} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     if not hasattr(found, name):

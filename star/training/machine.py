@@ -97,7 +97,7 @@ def decisions(asked: Config, config: Config) -> list[str]:
     """
     lines, model = [], config.model
     if asked.model.kernels != model.kernels:
-        lines.append(f"products with frozen weights by {model.kernels} (model.kernels={model.kernels})")
+        lines.append(f"matrix products with frozen weights by {model.kernels} (model.kernels={model.kernels})")
     if asked.model.offload is None and on_gpu():
         where = "rest in main memory" if model.offload else "stay on the GPU"
         lines.append(f"text encoders and autoencoder {where} (model.offload={str(model.offload).lower()})")

@@ -147,9 +147,9 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
 
 README_ROWS = {
     "**STAR**": "star",
-    "STAR's maps of other prompts": "star_shuffled",
-    "a map that knows where things are": "oracle_twins",
-    "a map of all but these": "background",
+    "`star_shuffled`, maps of other prompts": "star_shuffled",
+    "`oracle_twins`, a map that knows where things are": "oracle_twins",
+    "`background`, a map of all but these": "background",
 }
 
 

@@ -145,7 +145,7 @@ def test_a_wrong_file_is_refused_and_nothing_is_written(published, name, content
 def test_a_wrong_source_is_one_line(published):
     with pytest.raises(UserError, match="no such file or folder"):
         data.fetch("ocr", published / "none")
-    with pytest.raises(UserError, match="no prompts to fetch for 'geneval'; there are for: ocr, pickscore"):
+    with pytest.raises(UserError, match="no prompts to fetch for 'geneval' .*generated.*; there are for: ocr, pickscore"):
         data.fetch("geneval", published)
     (published / "test.txt").unlink()
     with pytest.raises(UserError, match="has no test.txt; it must be Flow-GRPO's folder dataset/ocr"):

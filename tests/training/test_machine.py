@@ -31,7 +31,7 @@ def test_a_run_goes_on_with_the_kernels_that_it_was_begun_with(make_config, fast
     faster("torch")
     trainer = Trainer(config, RedTask())
     trainer.run()
-    assert "star: note: products with frozen weights by torch (model.kernels=torch)\n" in capsys.readouterr().err
+    assert "star: note: matrix products with frozen weights by torch (model.kernels=torch)\n" in capsys.readouterr().err
     assert read_config(Path(config.run, "config.yaml")).model.kernels == "torch"
     faster("onednn")
     assert Trainer(config, RedTask()).base.config.kernels == "torch"
