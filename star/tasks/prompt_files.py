@@ -52,7 +52,8 @@ def fetch(task: str, source: Path | None = None) -> Path:
             one.
     """
     if task not in FILES:
-        raise UserError(f"there are no prompts to fetch for {task!r} (GenEval's are generated); there are for: {', '.join(FILES)}")
+        known = ", ".join(FILES)
+        raise UserError(f"there are no prompts to fetch for {task!r} (GenEval's are generated); there are for: {known}")
     folder = ROOT / task
     check_room(folder, "prompts")
     read = _reader(task, source)
