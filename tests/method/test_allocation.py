@@ -403,7 +403,7 @@ def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             allocate(relevance, f"own_maps:{name}")
-    with pytest.raises(UserError, match="there is no module 'own_map'; install it, or put own_map into the folder where you call"):
+    with pytest.raises(UserError, match="no module 'own_map'; install it, or put own_map into the folder where you call"):
         allocate(relevance, "own_map:squared")
 
 
