@@ -389,9 +389,11 @@ def report(
         Path | None, typer.Argument(help="A results folder, e.g. results/mini; by default your latest results.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Where the run folders are; need not exist.")] = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default report.html in the folder, which has its tables and pictures.")
+    ] = None,
 ) -> None:
-    """A results folder as one HTML page, and the same as Markdown beside it.
+    """A results folder as one HTML page, and the same as Markdown beside it; tables and pictures go into the folder.
 
     Example: star report results/mini --out ours.html
     """

@@ -280,7 +280,8 @@ def _main_memory(need: Need) -> Finding:
     processes = _processes()
     have, wanted = psutil.virtual_memory().available, processes * need.process
     found = f"{_gib(have)} available, {_gib(wanted)} needed by {processes} process{'es' * (processes > 1)} (estimate)"
-    return Finding("main memory", wanted <= have, found, "" if wanted <= have else "fewer processes, or a larger machine")
+    larger = f"a machine with {_gib(wanted)} that are free" + (", or fewer processes" if processes > 1 else "")
+    return Finding("main memory", wanted <= have, found, "" if wanted <= have else larger)
 
 
 def _disk(config: Config, need: Need) -> Finding:
