@@ -90,7 +90,9 @@ def compose(overrides: Sequence[str]) -> Config:
         cause = error.__cause__ or error
         if isinstance(cause, ConfigAttributeError | ConfigKeyError):
             raise UserError(f"{cause.full_key} is not set yet; write +{cause.full_key}=... to add it") from None
-        raise UserError(f"settings: {_one_line(cause)}") from None
+        if "ListConfig" in (told := _one_line(cause)):  # a word that no user has heard
+            told = f"{cause.full_key} is a list; write 'KEY=[A,B]', in quotes, which some shells need"
+        raise UserError(f"settings: {told}") from None
     config.rewards.others |= rewards
     config.run = paths.get("run", config.run)
     config.model.path = paths.get("model.path", config.model.path)

@@ -243,6 +243,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["train.lrr=3"], r"train.lrr is no setting; did you mean train.lr\? train has: .*lr"),
         (["nothing=3"], "nothing is no setting; there are: .*train"),
         (["train.lr=abc"], "train.lr: Value 'abc'"),
+        (["relevance.blocks=9"], "settings: relevance.blocks is a list; write 'KEY="),
         (["train"], "'train' is no setting; write key=value"),
         (["sampling.kind=ddim"], "sampling.kind=ddim is not known; it is one of sde, cps"),
         (["train.groups=7", "train.micro_batch=48"], "train.micro_batch=48 must divide"),
