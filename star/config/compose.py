@@ -91,7 +91,7 @@ def compose(overrides: Sequence[str]) -> Config:
         if isinstance(cause, ConfigAttributeError | ConfigKeyError):
             raise UserError(f"{cause.full_key} is not set yet; write +{cause.full_key}=... to add it") from None
         if "ListConfig" in (told := _one_line(cause)):  # a word that no user has heard
-            told = f"{cause.full_key} is a list; write 'KEY=[A,B]', in quotes, which some shells need"
+            told = f"{getattr(cause, 'full_key', 'it')} is a list; write 'KEY=[A,B]', in quotes, which some shells need"
         raise UserError(f"settings: {told}") from None
     config.rewards.others |= rewards
     config.run = paths.get("run", config.run)
