@@ -16,16 +16,11 @@ collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity
 def pipeline_folder(tmp_path_factory) -> Path:
     """An untrained SD3 pipeline of the mini base's kind, but smaller, in diffusers' folder format."""
     import torch
-    from diffusers import AutoencoderKL
-
-    from star.mini.build import untrained_pipeline
+    from tiny import small_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
-    pipeline = untrained_pipeline(width=32, blocks=3)
-    # Where the pixels are: as wide as the mini base's, it would take a third of all epochs here.
-    narrow = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "scaling_factor": 0.8, "shift_factor": 0.1}
-    pipeline.vae = AutoencoderKL.from_config(pipeline.vae.config | narrow).eval()
+    pipeline = small_pipeline()
     pipeline.save_pretrained(folder)
     return folder
 

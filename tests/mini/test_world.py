@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
+from tiny import small_pipeline
 
 from evaluators.geneval.prompts import MINI, TAGS, draw
 from evaluators.geneval.rules import relations
@@ -12,7 +13,6 @@ from evaluators.geneval.shapes import RGB, SIZE
 from star.common.errors import UserError
 from star.method.tokens import token_columns
 from star.mini import signs
-from star.mini.build import untrained_pipeline
 from star.mini.pretrain import Recipe, pretrain
 from star.mini.scenes import draw_scene
 from star.mini.score import score
@@ -130,7 +130,7 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
         score_every=100,
         save_every=2,
     )
-    monkeypatch.setattr("star.mini.pretrain.untrained_pipeline", partial(untrained_pipeline, width=32, blocks=3))
+    monkeypatch.setattr("star.mini.pretrain.untrained_pipeline", small_pipeline)
     monkeypatch.setattr("star.mini.pretrain.score", partial(score, steps=2))
     whole = pretrain(tmp_path / "whole", recipe)
     monkeypatch.setattr("star.mini.pretrain.score", lambda *given: {})  # once is enough: it draws all test prompts

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from fake_task import RedTask
+from tiny import small_pipeline
 
 from evaluators.interface import check_verdicts
 from star import cli
 from star.common.errors import RunStopped
-from star.mini.build import untrained_pipeline
 from star.models.sd3 import SD3
 from star.tasks import Score
 from star.training import runs
@@ -33,7 +33,7 @@ def damaged(tmp_path):
 
     def save(part: str, name: str) -> Path:
         torch.manual_seed(0)
-        pipeline = untrained_pipeline(width=32, blocks=3)
+        pipeline = small_pipeline()
         with torch.no_grad():
             getattr(pipeline, part).get_parameter(name).view(-1)[0] = math.nan
         pipeline.save_pretrained(tmp_path / "damaged")
