@@ -13,6 +13,9 @@ class Interrupted(Exception):
     """Somebody ended a command; the message says how to go on. Typer would not show a KeyboardInterrupt's own message."""
 
 
+DIED = "another process of this run has died"
+"""How the message of a :class:`RunStopped` begins in a process that waited for another: it is not the one at fault."""
+
 SHOWN = 120
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from star.common.errors import RunStopped, UserError, one_line
+from star.common.errors import DIED, RunStopped, UserError, one_line
 from star.common.launched import asked, check_launched
 from star.common.machine import torch_for_gpu
 
@@ -120,6 +120,6 @@ def together() -> Iterator[None]:
         # NCCL's cause stands in its last lines; where in C++ an error was raised is nobody's concern.
         reason = one_line(str(error).partition("Exception raised from")[0]) or type(error).__name__
         raise RunStopped(
-            "another process of this run has died or is out of reach, see what it said or whether memory ran out "
-            f"({reason}); the same command goes on from the last checkpoint, with any number of processes"
+            f"{DIED} or is out of reach, see what it said or whether memory ran out ({reason}); the same command goes on from "
+            "the last checkpoint, with any number of processes"
         ) from None

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from star import config as settings
 from star.common.errors import UserError
-from star.common.files import fault, read_jsonl
+from star.common.files import fault
 from star.common.words import seeds_of
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
+from star.records.attempts import attempts
 from star.records.results import METRICS, ROWS, VERDICTS, read_rows
 
 SEEDS = (0, 1, 2)
@@ -106,11 +107,6 @@ class Cell:
     def _has_rows(self, file: Path, task: str) -> bool:
         rows = read_rows(file)
         return bool(rows) and rows[0].config_hash == self.config_hash(task) and (file.parent / VERDICTS).exists()
-
-
-def attempts(folder: Path) -> list[dict]:
-    """The attempts at a cell that have ended, each with its ``seconds`` of wall-clock time and the ``reason`` if it failed."""
-    return [line for line in read_jsonl(folder / "attempts.jsonl") if line.keys() >= {"seconds", "reason"}]
 
 
 def expand(words: Sequence[str]) -> list[Cell]:

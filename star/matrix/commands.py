@@ -17,8 +17,9 @@ from typing import IO, Any
 import psutil
 
 from star.common.console import note
-from star.common.errors import RunStopped
+from star.common.errors import DIED, RunStopped
 from star.common.files import append_jsonl
+from star.records.attempts import ATTEMPTS
 
 POLL_SECONDS = 1.0
 TELL_SECONDS = 30.0  # of waiting for a cell's lock before the user is told
@@ -31,7 +32,7 @@ DEAD_RANK = re.compile(r"^ *rank +: (\d+).*\n *exitcode +: -(\d+)", re.MULTILINE
 """Finds, in the final report of torch's launcher, the ranks that a signal killed, each with the signal's number."""
 
 REASONS = (
-    r"^star: (?!caution: |note: |another process of this run has died)(.+)",
+    rf"^star: (?!caution: |note: |{DIED})(.+)",
     r"^(?:\[rank\d+\]: *)?(?!\S*(?:ChildFailedError|CalledProcessError|SignalException)\b)(\w[\w.]*(?:Error|Exception)\b.*)",
     r"^star: (?!caution: |note: )(.+)",
     r"^(\S*SignalException\b.*)",
@@ -40,13 +41,13 @@ REASONS = (
 not match; that another process has died, or somebody has ended the launcher, counts only if nothing else matches. torch puts
 the rank before a traceback."""
 
-CONSEQUENCE = re.compile("another process of this run has died|SignalException|SIGTERM|SIGABRT|^exit code ")
-"""Is in the reasons of those that ended because others had."""
-
 HOLDERS = "another matrix, a run that outlived its own, or a node that died and whose lock the file system still keeps"
 
 FOLLOWING = (signal.SIGABRT, signal.SIGTERM)
 """Signals that processes die of after another has died: libraries abort those that miss it, the launcher ends the rest."""
+
+CONSEQUENCE = re.compile("|".join([DIED, "SignalException", *(signal.name for signal in FOLLOWING), "^exit code "]))
+"""Is in the reasons of those that ended because others had."""
 
 
 def attempt(
@@ -96,14 +97,14 @@ def attempt_beside(folder: Path, words: Sequence[str], node: int) -> Generator[N
         start = log.seek(0, os.SEEK_END)
         code = yield from carry_out(words, log)
     if code:
-        append_jsonl(folder / "attempts.jsonl", {"node": node, "reason": f"node {node}: {_reason(file, start, code)}"})
+        append_jsonl(folder / ATTEMPTS, {"node": node, "reason": f"node {node}: {_reason(file, start, code)}"})
     return code
 
 
 def _record(folder: Path, started: float, reason: str | None) -> None:
     """Record the outcome and duration of an attempt that began at ``started`` on the monotonic clock."""
     seconds = round(time.monotonic() - started, 1)
-    append_jsonl(folder / "attempts.jsonl", {"seconds": seconds, "reason": reason})
+    append_jsonl(folder / ATTEMPTS, {"seconds": seconds, "reason": reason})
 
 
 def carry_out(

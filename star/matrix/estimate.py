@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from star.common.progress import clock
-from star.matrix.cells import Cell, State, attempts
+from star.matrix.cells import Cell, State
 from star.records import results
+from star.records.attempts import attempts
 from star.records.folder import own_results, shipped_results
 from star.records.names import measured_on_own_task
 from star.training.folder import RunFolder

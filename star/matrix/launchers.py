@@ -16,7 +16,6 @@ from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, ClassVar
 
 from omegaconf import OmegaConf
@@ -26,12 +25,13 @@ from yaml import YAMLError
 from star import config as settings
 from star.common.console import note, tell
 from star.common.errors import RunStopped, UserError, one_line
-from star.common.files import read_jsonl, write_text
+from star.common.files import write_text
 from star.common.machine import CORES_VARIABLE, cores
 from star.config.schema import COUNT, MINUTES
-from star.matrix.cells import Cell, State, attempts
+from star.matrix.cells import Cell, State
 from star.matrix.commands import CONSEQUENCE, POLL_SECONDS, attempt, attempt_beside
 from star.matrix.estimate import epochs
+from star.records.attempts import lines
 
 RESTARTS = 100  # of a job that ran into its time limit: long trainings take many
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -174,27 +174,17 @@ def outcome(cell: Cell, before: int, otherwise: str) -> Event:
 
     Args:
         cell: the cell.
-        before: how many attempts at it had ended before this one.
+        before: how many :func:`star.records.attempts.lines` its folder had before this attempt.
         otherwise: the reason if this attempt left none.
     """
     try:
         if cell.state() is State.DONE:
             return cell, State.DONE, ""
-        reasons = _reasons(cell.folder, before)
-        causes = [reason for reason in reasons if not CONSEQUENCE.search(reason)]
-        return cell, State.FAILED, (causes or reasons or [otherwise])[-1]
+        told = [str(line["reason"]) for line in lines(cell.folder)[before:] if line.get("reason")]
+        causes = [reason for reason in told if not CONSEQUENCE.search(reason)]
+        return cell, State.FAILED, (causes or told or [otherwise])[-1]
     except OSError as error:  # its folder cannot be read now, which is no reason to end other runs
         return cell, State.FAILED, one_line(error)
-
-
-def _reasons(folder: Path, before: int) -> list[str]:
-    """Why a cell failed after that many attempts had ended, as every node said it."""
-    ended, found = 0, []
-    for line in read_jsonl(folder / "attempts.jsonl"):
-        if ended >= before and line.get("reason"):
-            found.append(str(line["reason"]))
-        ended += "seconds" in line
-    return found
 
 
 def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[str]) -> Generator[Event, None, None]:
@@ -202,7 +192,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
     size = options.gpus_per_node
     own = [",".join(gpus[place * size : (place + 1) * size]) for place in range(at_once)]
     places = Places(own)
-    before = {cell: len(attempts(cell.folder)) for cell in cells}
+    before = {cell: len(lines(cell.folder)) for cell in cells}
     begun = {cell: epochs(cell) for cell in cells}
     with ExitStack() as stack:
         while waiting or running:
@@ -376,7 +366,7 @@ def _ended(going: Generator[None, None, int]) -> int:
 
 
 def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
-    before = {cell: len(attempts(cell.folder)) for cell in cells}
+    before = {cell: len(lines(cell.folder)) for cell in cells}
     waiting, jobs, full = list(cells), list[tuple[Cell, Any]](), False
     try:
         while waiting or jobs:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from star.common.errors import UserError, short
-from star.common.files import fault, last_of_jsonl, visible
+from star.common.files import fault, visible
 from star.config import options
 from star.config.compose import of_scale
 from star.method.arms import REFERENCE
+from star.records.attempts import attempts
 from star.records.code import is_commit
 from star.records.comparison import Comparison, Trained, compare
 from star.records.diff import find_paper
@@ -337,12 +338,13 @@ def _stopped(found: Collection, runs: Path) -> list[str]:
     sentences = []
     for folder in sorted((runs / found.scale).glob("*/*/seed*")):
         task, method, seed = folder.parts[-3], folder.parts[-2], re.match(r"seed(\d+)", folder.name)
-        last = last_of_jsonl(folder / "attempts.jsonl")
-        if not seed or task not in found.tasks or (task, method, int(seed[1])) in there or not (last and last.get("reason")):
+        tries = attempts(folder)
+        if not seed or task not in found.tasks or (task, method, int(seed[1])) in there or not (tries and tries[-1]["reason"]):
             continue
         if (folder / "final" / ROWS).exists() or not METHOD.fullmatch(method):  # finished by star train; somebody's copy
             continue
-        sentences.append(f"{task}, {method_label(method)} seed {seed[1]} stopped without results: {short(last['reason'])}.")
+        reason = short(tries[-1]["reason"])
+        sentences.append(f"{task}, {method_label(method)} seed {seed[1]} stopped without results: {reason}.")
     return sentences
 
 

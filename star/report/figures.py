@@ -95,10 +95,11 @@ def curves_svg(
         axis = figure.subplots()
         for curve in reference.values():
             axis.plot(*_smooth(curve), color=INK, lw=0.8, ls="--", alpha=0.6)
-        for curve in curves.values():
-            axis.plot(*_smooth(curve), color=color, lw=1.4)
+        lines = {str(seed): _smooth(curve) for seed, curve in curves.items()}
+        for line in lines.values():
+            axis.plot(*line, color=color, lw=1.4)
         axis.set_ylim(limits)
-        _name_ends(axis, {str(seed): _smooth(curve) for seed, curve in curves.items()})
+        _name_ends(axis, lines)
         axis.set_xlabel("images seen")
         axis.set_ylabel("training reward")
         return to_svg(figure, alt)
@@ -118,9 +119,10 @@ def leads_svg(leads: Mapping[str, Curve], colors: Sequence[str], alt: str) -> st
         figure = Figure(figsize=(4.6, 2.6))
         axis = figure.subplots()
         axis.axhline(0, color=INK, lw=0.8, ls="--")
-        for lead, color in zip(leads.values(), colors, strict=True):
-            axis.plot(*_smooth(lead), color=color, lw=1.4)
-        _name_ends(axis, {arm: _smooth(lead) for arm, lead in leads.items()})
+        lines = {arm: _smooth(lead) for arm, lead in leads.items()}
+        for line, color in zip(lines.values(), colors, strict=True):
+            axis.plot(*line, color=color, lw=1.4)
+        _name_ends(axis, lines)
         axis.set_xlabel("epochs")
         axis.set_ylabel("reward minus Flow-GRPO's")
         return to_svg(figure, alt)

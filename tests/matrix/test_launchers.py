@@ -20,8 +20,9 @@ import pytest
 
 from star.common.errors import RunStopped, UserError
 from star.matrix import commands, launchers
-from star.matrix.cells import Cell, State, attempts, expand
+from star.matrix.cells import Cell, State, expand
 from star.matrix.launchers import Job, command, launch, load
+from star.records.attempts import attempts
 from star.training.folder import RunFolder
 
 # Stands in for ``star``: says how it was started, and leaves the results of a cell that is done.
@@ -431,7 +432,13 @@ NODE, FIRST = '{"node": 1, "reason": "node 1: %s"}', '{"seconds": 9.0, "reason":
 def test_the_reason_is_that_of_the_node_which_ended_the_others(cell, lines, reason):
     cell.folder.mkdir(parents=True)
     (cell.folder / "attempts.jsonl").write_text("\n".join([FIRST % "of old", NODE % "of old", FIRST % "of old", *lines, ""]))
-    assert launchers.outcome(cell, 2, "cancelled") == (cell, State.FAILED, reason)
+    assert launchers.outcome(cell, 3, "cancelled") == (cell, State.FAILED, reason)
+
+
+def test_what_a_node_said_late_of_an_earlier_attempt_is_no_reason_for_the_next(cell):
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "attempts.jsonl").write_text("\n".join([FIRST % "diverged", NODE % "CUDA out of memory", ""]))
+    assert launchers.outcome(cell, 2, "cancelled") == (cell, State.FAILED, "cancelled")
 
 
 @pytest.mark.parametrize(("words", "there"), [([], ["requeue"]), (["requeue=false", "exclusive=true"], ["exclusive"])])

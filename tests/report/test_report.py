@@ -483,7 +483,8 @@ def test_runs_that_stopped_and_code_that_changed_are_told(tmp_path):
     for seed, reason in ((1, "collapsed, of a run that was tried again"), (7, "collapsed: the reward is 0.1"), (8, None)):
         folder = tmp_path / "runs" / "mini" / "ocr" / "star" / f"seed{seed}-abcdef12"
         folder.mkdir(parents=True)
-        (folder / "attempts.jsonl").write_text(json.dumps({"seconds": 1.0, "reason": reason}) + "\n")
+        lines = {"seconds": 1.0, "reason": reason}, {"node": 1, "reason": "node 1: another process of this run has died"}
+        (folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # Taken over by star train, and a copy by hand.
     for folder in ("star/seed9-abcdef12", "star copy/seed0-abcdef12"):
         made = tmp_path / "runs" / "mini" / "ocr" / folder

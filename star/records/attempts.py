@@ -1,0 +1,19 @@
+"""The attempts at a run of a matrix, as its folder keeps them: a line for each that has ended, and one for each node of a
+SLURM job, but the first, on which one failed."""
+
+from pathlib import Path
+from typing import Any
+
+from star.common.files import read_jsonl
+
+ATTEMPTS = "attempts.jsonl"
+
+
+def attempts(folder: Path) -> list[dict[str, Any]]:
+    """The attempts that have ended, each with its ``seconds`` of wall-clock time and the ``reason`` if it failed."""
+    return [line for line in lines(folder) if line.keys() >= {"seconds", "reason"}]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """All lines in the order in which they were written, those of nodes included, which have ``node`` and ``reason``."""
+    return read_jsonl(folder / ATTEMPTS)
