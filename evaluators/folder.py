@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from evaluators.images import read_image
-from evaluators.interface import check_verdicts
+from evaluators.interface import check_names, check_verdicts
 from evaluators.pairs import Pair, read_pairs
 from star.common.errors import Interrupted, RunStopped, UserError, one_line
 from star.common.files import check_file, check_output, replacing
@@ -18,10 +18,6 @@ from star.common.progress import track
 from star.common.signals import ending_like_ctrl_c
 
 Judge = Callable[[Sequence[str], Sequence[np.ndarray]], list[dict]]
-
-RESERVED = ("file", "prompt", "protocol")
-"""Columns that say what was scored, and how; verdicts cannot have them."""
-
 
 def score_folder(
     folder: str | Path,
@@ -49,8 +45,8 @@ def score_folder(
 
     Raises:
         UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; an image cannot be
-            read; the scores would overwrite something else; a verdict has a key of :data:`RESERVED`; whatever ``judge``
-            raises.
+            read; the scores would overwrite something else; a verdict has a key of
+            :data:`evaluators.interface.RESERVED`; or ``judge`` raises it.
         RunStopped: ``judge`` gives a value that is not finite, or raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
@@ -126,8 +122,7 @@ def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iter
 def _judged(judge: Judge, protocol: str, prompts: Sequence[str], images: Sequence[np.ndarray]) -> list[dict]:
     """Verdicts that leave the rows' own columns alone."""
     verdicts = judge(prompts, images)
-    if taken := [key for key in RESERVED if any(key in verdict for verdict in verdicts)]:
-        raise UserError(f"{protocol} gives {taken[0]!r} in its verdicts, a column of every table of scores; call it otherwise")
+    check_names(protocol, verdicts)
     return verdicts
 
 

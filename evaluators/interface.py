@@ -83,8 +83,8 @@ class Evaluator(Protocol):
 
         Returns:
             A function that waits, and gives for each image plain values by name, among them ``reward``, the training reward,
-            and ``stratum``. Comparisons average first within strata, then over them, as the main score must do too: an
-            evaluator whose score is a plain mean gives all images the same stratum.
+            and ``stratum``, and no name of :data:`RESERVED`. Comparisons average first within strata, then over them, as
+            the main score must do too: an evaluator whose score is a plain mean gives all images the same stratum.
         """
         ...
 
@@ -143,6 +143,16 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
     ]
 
 
+RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash")
+"""Columns of tables of verdicts that say what was judged, and how; verdicts cannot have them."""
+
+
+def check_names(judge: str, verdicts: Sequence[dict]) -> None:
+    """Raise UserError if verdicts have a key of :data:`RESERVED`: tables would hold theirs, or lose it."""
+    if taken := [name for name in RESERVED if any(name in verdict for verdict in verdicts)]:
+        raise UserError(f"{judge} gives {taken[0]!r} in its verdicts, a column of every table of scores; call it otherwise")
+
+
 def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) -> list[dict]:
     """Check the verdicts on some images, or scores, and return them; a number that is not finite stops the run.
 
@@ -155,12 +165,15 @@ def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) 
 
     Raises:
         RunStopped: a number is not finite, or the evaluator did not give a verdict for each image.
+        UserError: of images, a verdict has a key of :data:`RESERVED`.
     """
     if images is not None and not _are_verdicts(verdicts, images):
         raise RunStopped(
             f"{judge}: `submit` must return a function that gives a list of {images} dicts here, one for each image, whose "
             f"'reward' is a number, not {repr(verdicts)[:100]}"
         )
+    if images is not None:
+        check_names(judge, verdicts)
     for verdict in verdicts:
         if "reward" in verdict and not isinstance(verdict["reward"], float | np.floating):
             verdict["reward"] = float(verdict["reward"])
@@ -200,6 +213,8 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
         verdicts = check_verdicts(judge, wait(), len(prompts))
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
+    if lacking := [name for name in ("stratum", *evaluator.paired) if any(name not in verdict for verdict in verdicts)]:
+        raise UserError(f"{judge}: its verdicts lack {lacking[0]!r}, by which images are compared; it gave {repr(verdicts)[:100]}")
     summary(judge, evaluator, prompts, verdicts)
 
 

@@ -155,7 +155,7 @@ def test_nothing_is_scored_that_is_not_finite(folder, value):
     assert pd.read_csv(folder / "deep/out.csv")["file"].tolist() == ["1.png"]
 
 
-@pytest.mark.parametrize("key", ["file", "prompt", "protocol"])
+@pytest.mark.parametrize("key", ["file", "prompt", "image", "protocol", "seed"])
 def test_verdicts_do_not_replace_what_a_row_is_about(folder, key):
     def judge(prompts, images):
         return [row | {key: "x"} for row in shades(prompts, images)]
