@@ -34,7 +34,7 @@ from star.common.numbers import MISSING
 from star.common.statistics import Estimate, normal_interval
 from star.method.arms import REFERENCE
 from star.records.code import ROOT
-from star.records.names import ProtocolName, is_mini, method_label
+from star.records.names import ProtocolName, is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, is_paper, read, read_paper
 from star.records.summary import Summary, summarise
 from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
@@ -275,17 +275,21 @@ def find_paper() -> Path:
 def main_rows(rows: Sequence[DiffRow]) -> list[DiffRow]:
     """The rows to show at a glance: the metrics of the task's table for what was run and for the arms of the paper.
 
-    Published numbers of other systems and side metrics are left out, unless they differ; Markdown and JSON keep them.
+    Of what the reference has no number for, the main metric alone is shown, of trainings on the task. Published numbers of
+    other systems and side metrics are left out, unless they differ; JSON has every row.
     """
     measured: dict[str, set[str]] = {row.task: set() for row in rows}
     for row in rows:
         measured[row.task] |= {row.metric} if row.seeds else set()
-    return [
-        row
-        for row in rows
-        if row.status == DIFFERS
-        or (row.metric in columns(row.task, measured[row.task] or {row.metric}) and (row.seeds or row.method in OF_THE_PAPER))
-    ]
+
+    def shown(row: DiffRow) -> bool:
+        metrics = columns(row.task, measured[row.task] or {row.metric})
+        if row.reference is None:
+            main = next((metric for metric in metrics if metric in measured[row.task]), None)
+            return row.metric == main and measured_on_own_task(row.method)
+        return row.status == DIFFERS or (row.metric in metrics and (row.seeds > 0 or row.method in OF_THE_PAPER))
+
+    return [row for row in rows if shown(row)]
 
 
 def exit_code(rows: Iterable[DiffRow]) -> int:
@@ -329,7 +333,7 @@ def _print(rows: Sequence[DiffRow]) -> None:
     counts = Counter(row.status for row in shown)
     out.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     if len(rows) > len(shown):
-        out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics): --json shows them")
+        out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics, what has no counterpart): --json shows them")
 
 
 def _cells(row: DiffRow) -> list[str]:

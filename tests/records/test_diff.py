@@ -295,6 +295,17 @@ def test_main_rows_leave_out_other_systems_and_side_metrics_but_nothing_that_dif
     assert [row.metric for row in main_rows(diff(ours, other)) if row.status == "differs"] == ["geneval_strict_micro"]
 
 
+def test_of_what_the_reference_lacks_the_main_metric_alone_is_shown(tmp_path, paper):
+    tag = "geneval_single_object"
+    own = [replace(ROW, method=method, metric=metric) for method in ("star", "star_random") for metric in (MACRO, tag)]
+    ours = results(tmp_path, *own, replace(ROW, method="star:pickscore"))
+    rows = main_rows(diff(ours, paper))
+    assert [(row.method, row.metric) for row in rows if row.seeds] == [("star", MACRO), ("star_random", MACRO)]
+    assert {row.status for row in rows} == {"reproduced", "no paper value", "not run"}
+    lacking = results(tmp_path, replace(ROW, method="star_random", metric=tag), name="tag.csv")
+    assert [row.metric for row in main_rows(diff(lacking, paper)) if row.seeds] == [tag]
+
+
 def test_json_holds_every_row(tmp_path, paper, capsys):
     ours = results(tmp_path, replace(ROW, value=0.5))
     assert run(ours, paper, as_json=True) == 1
