@@ -206,6 +206,8 @@ def _check_key(key: str) -> None:
 
 def meant(name: str) -> str:
     """``did you mean train.epochs? ``, if a setting has that name within its group, or nearly that name; else empty."""
+    if name == "out":
+        return "a run's folder is run=FOLDER, that of a page --out FOLDER; "
     known = [f"{group.name}.{f.name}" for group in fields(Config) if is_dataclass(group.type) for f in fields(group.type)]
     ends = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
     near = ends or difflib.get_close_matches(name, [*known, *GROUPS, *(f.name for f in fields(Config))], n=1)

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from star.common.errors import UserError
-from star.config.compose import as_word, meant
+from star.config.compose import as_word, meant, options
 from star.config.schema import Config
 
 MARKUP = re.compile(r":\w+:`([^`]+)`|``([^`]+)``")
@@ -45,7 +45,7 @@ def described(config: Config, names: Sequence[str] = ()) -> list[Group]:
     known = [one.name for group in groups for one in group.settings]
     for name in names:
         if not any(_within(one, name) for one in known):
-            raise UserError(f"{name} is no setting and no group of settings; {meant(name)}star settings shows all")
+            raise UserError(f"{name} is no setting and no group of settings; {_chosen(name)}star settings shows all")
     if names:
         groups = [Group(title, [s for s in own if any(_within(s.name, name) for name in names)]) for title, own in groups]
     return [group for group in groups if group.settings]
@@ -61,6 +61,15 @@ def _settings(part: Any, prefix: str) -> Iterator[Setting]:
             yield Setting(f"{prefix}{name}.{last}", as_word(value[last]), texts[name])
         elif not is_dataclass(value):
             yield Setting(prefix + name, as_word(value), texts[name])
+
+
+def _chosen(name: str) -> str:
+    """What a name that stands for a choice of settings offers, and else the setting that may be meant."""
+    if name == "preset":
+        return f"it is a choice: star settings scale=paper preset=NAME shows what it gives; {', '.join(options(name))}; "
+    if name.partition(".")[0] == "launcher":
+        return f"it is a choice of star matrix, {' or '.join(options('launcher'))}: star matrix --help; "
+    return meant(name)
 
 
 def _within(setting: str, name: str) -> bool:

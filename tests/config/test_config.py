@@ -298,6 +298,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["seed=0..2"], "seed=0..2: a training has one seed; star matrix takes several"),
         (["method=star,flow_grpo"], "star matrix takes several, as method=star,flow_grpo"),
         (["epochs=2"], r"epochs is no setting; did you mean train.epochs\?"),
+        (["out=x"], "out is no setting; a run.s folder is run=FOLDER, that of a page --out FOLDER; there are: "),
         (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, nocfg"),
         (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
         (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),

@@ -62,3 +62,12 @@ def test_groups_and_single_settings():
 def test_a_name_of_none_is_one_line(name, meant):
     with pytest.raises(UserError, match=f"^{name} is no setting and no group of settings; did you mean {meant}?"):
         described(load([]), [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("preset", "scale=paper preset=NAME .*; gpu1, gpu4, gpu8"), ("launcher.cpus", "star matrix, local or submitit")],
+)
+def test_a_choice_is_told_apart_from_a_setting(name, told):
+    with pytest.raises(UserError, match=f"^{name} is no setting and no group of settings; it is a choice.*{told}.*; star set"):
+        described(load([]), [name])
