@@ -214,7 +214,7 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
     if lacking := [name for name in ("stratum", *evaluator.paired) if any(name not in verdict for verdict in verdicts)]:
-        raise UserError(f"{judge}: its verdicts lack {lacking[0]!r}, by which images are compared; it gave {repr(verdicts)[:100]}")
+        raise UserError(f"{judge}: its verdicts lack {lacking[0]!r}, by which images are compared: {repr(verdicts)[:100]}")
     summary(judge, evaluator, prompts, verdicts)
 
 
