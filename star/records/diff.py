@@ -333,7 +333,7 @@ def _print(rows: Sequence[DiffRow]) -> None:
     counts = Counter(row.status for row in shown)
     out.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
     if len(rows) > len(shown):
-        out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics, what has no counterpart): --json shows them")
+        out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics, numbers of one side): --json shows them")
 
 
 def _cells(row: DiffRow) -> list[str]:
