@@ -19,6 +19,7 @@ from star.common.signals import ending_like_ctrl_c
 
 Judge = Callable[[Sequence[str], Sequence[np.ndarray]], list[dict]]
 
+
 def score_folder(
     folder: str | Path,
     prompts: str | Path,
