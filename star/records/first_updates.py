@@ -90,6 +90,12 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     return found
 
 
+def last_third(rows: pd.DataFrame) -> int:
+    """The first epoch of the last third: 21 of 30."""
+    last = int(rows["epoch"].max())
+    return last - last // 3 + 1
+
+
 def leads(rows: pd.DataFrame) -> pd.DataFrame:
     """Each arm's reward minus Flow-GRPO's, mean over the seeds that have all arms: a row per epoch, a column per other arm.
 

@@ -12,6 +12,7 @@ from star.report.ablation import comparisons
 from star.report.blocks import Page, to_html, to_markdown
 from star.report.brief import write_brief
 from star.report.collection import Collection, collect
+from star.report.glance import write_picture
 from star.report.sections import sections
 
 TITLE = "STAR and its baselines"
@@ -56,6 +57,7 @@ def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path
     compared = {task: comparisons(found, task) for task in found.tasks}
     page = _page(found, compared)
     numbers.write(found, compared)
+    write_picture(found, found.folder / "figures" / "gains.png")
     for task in found.tasks:
         write_brief(found, task)
     write_text(page_file, to_html(page))

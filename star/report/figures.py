@@ -29,6 +29,7 @@ INK = "#123456"
 PLAIN_TEXT: Any = {"text.parse_math": False}
 """Dollar signs in prompts and names do not mark mathematics."""
 
+INKED: Any = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLE: Any = {
     **PLAIN_TEXT,
     "svg.fonttype": "none",
@@ -36,13 +37,16 @@ STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(INKED, INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "none"),
 }
 POINTS_PER_INCH = 72
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """(cost, reward) of one run, epoch by epoch."""
+
+Panel = Mapping[str, Mapping[str, Estimate]]
+"""Row -> series -> number."""
 
 
 def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], title: str, file: Path) -> None:
@@ -180,6 +184,57 @@ def dots_svg(
         if len(series) > 1 or line:
             axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
         return to_svg(figure, alt)
+
+
+def multiples_svg(panel: Panel, series: Sequence[str], alt: str) -> str:
+    """Numbers and their intervals, row by row, around a line at 1; series are told apart by colour, place and a legend.
+
+    Args:
+        panel: row -> series -> number.
+        series: all of them, in the order of the legend.
+        alt: text alternative.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure = Figure(figsize=(3.8, 1.1 + 0.5 * len(panel)))
+        axis = figure.subplots()
+        _multiples(axis, panel, series)
+        axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=2, fontsize=8)
+        return to_svg(figure, alt)
+
+
+def multiples_png(panels: Mapping[str, Panel], series: Sequence[str], file: Path) -> None:
+    """The panels of several tasks side by side, as a PNG with one legend.
+
+    Args:
+        panels: title -> panel, as for :func:`multiples_svg`.
+        series: of all panels.
+        file: where to write; its folder must exist.
+    """
+    rows = list(dict.fromkeys(row for panel in panels.values() for row in panel))
+    with matplotlib.rc_context({**STYLE, **dict.fromkeys(INKED, "black")}):
+        figure = Figure(figsize=(3.4 * len(panels), 1.2 + 0.5 * len(rows)), layout="constrained", facecolor="white")
+        axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True, sharex=True))
+        for axis, (title, panel) in zip(axes, panels.items(), strict=True):
+            _multiples(axis, {row: panel.get(row, {}) for row in rows}, series)
+            axis.set_title(title, loc="left", fontsize=10)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", frameon=False, ncols=len(series))
+        with replacing(file) as part:
+            figure.savefig(part, dpi=150, format="png")
+
+
+def _multiples(axis: Axes, panel: Panel, series: Sequence[str]) -> None:
+    axis.axvline(1, color=plt.rcParams["text.color"], lw=0.8, ls="--")
+    for number, name in enumerate(series):
+        offset = 0.6 * ((number + 0.5) / len(series) - 0.5)
+        color = color_of(number)
+        axis.plot([], [], "o-", color=color, ms=4, label=name)
+        for place, row in enumerate(panel.values()):
+            if gain := row.get(name):
+                axis.plot(gain.value, place + offset, "o", color=color, ms=4)
+                if gain.interval:
+                    axis.plot(gain.interval, [place + offset] * 2, color=color, lw=1.6)
+    _rows(axis, list(panel))
+    axis.set_xlabel("gain, Flow-GRPO's = 1")
 
 
 def to_svg(figure: Figure, alt: str) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from star.common.numbers import MISSING, number, signed, with_error
-from star.records.first_updates import SECOND, Gain, gains, leads
+from star.records.first_updates import SECOND, Gain, gains, last_third, leads
 from star.records.learning_curves import WINDOW
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
@@ -53,7 +53,7 @@ def _lasting(table: pd.DataFrame) -> Section:
             told = "; ".join(f"{arm} {signed(lead[-1], 4)}" for arm, (_, lead) in lines.items())
             alt = f"{task}: reward minus Flow-GRPO's over epochs, mean over seeds; in epoch {last}: {told}."
             drawn.append((task, leads_svg(lines, [arm_color(arm) for arm in lines], alt)))
-        tables += [_table(part, since) for since in (SECOND, last - last // 3 + 1)]
+        tables += [_table(part, since) for since in (SECOND, last_third(part))]
     caption = f"Reward minus Flow-GRPO's on the same prompts, mean over seeds, running mean over {WINDOW} epochs."
     return Section("lasting", "What is left of the leads", [Text(LASTING), *[Gallery(caption, drawn)] * bool(drawn), *tables])
 

@@ -12,6 +12,7 @@ from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
 from star.report.first_updates import parts
+from star.report.glance import glance
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 UNDECIDED, UNKNOWN = "undecided", "an amount of unknown error"
@@ -21,7 +22,7 @@ def opening(found: Collection) -> Section:
     """The chapter."""
     sentences = [*_gradients(found), *_training(found, planned(found)), _reach(found)]
     blocks: list[Block] = [Text(text, strong=strong) for strong, text in sentences]
-    return Section("opening", "In short", blocks)
+    return Section("opening", "In short", [*glance(found), *blocks])
 
 
 def _gradients(found: Collection) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from star.matrix.cells import expand
 from star.records.first_updates import gains
 from star.report.collection import collect
 from star.report.first_updates import parts
+from star.report.glance import panels
 from star.report.planned import LEARNING, SCORE, planned
 from star.tasks import held_out_prompts
 
@@ -172,6 +173,40 @@ def test_the_readmes_gains_are_those_of_the_files(found):
     text = (MINI.parents[1] / "README.md").read_text()
     for label, cells in wanted.items():
         assert f"| {label} | {' | '.join(cells)} |" in text
+
+
+def test_the_pictures_multiples_are_those_of_the_files(found):
+    """STAR's and the background's on GenEval: of a small step, of the first updates, and of whole trainings."""
+    made = {label.partition(":")[0]: row for label, row in panels(found)["geneval"].items()}
+    steps = {
+        row["arm"]: (float(row["value"]), float(row["stderr"]))
+        for row in lines(MINI / "gradient.csv")
+        if (row["task"], row["weights"], row["part"], row["metric"]) == ("geneval", "initial", "all", "ratio")
+    }
+    scores, rewards = defaultdict(dict), defaultdict(list)
+    for row in lines(MINI / "geneval.csv"):
+        if row["metric"] == SCORES["geneval"]:
+            scores[row["method"]][row["seed"]] = float(row["value"])
+    for row in lines(MINI / "first_updates.csv"):
+        if row["task"] == "geneval" and int(row["epoch"]) > 1:
+            rewards[row["arm"], row["seed"]].append(float(row["reward"]))
+    seeds = sorted(seed for arm, seed in rewards if arm == "flow_grpo")
+    for arm in ("star", "background"):
+        value, stderr = steps[arm]
+        wanted = {"a small step": (value, value - 1.959964 * stderr, value + 1.959964 * stderr)}
+        apart = [mean(rewards[arm, seed]) - mean(rewards["flow_grpo", seed]) for seed in seeds]
+        gained = mean(mean(rewards["flow_grpo", seed]) - mean(rewards["untrained", seed]) for seed in seeds)
+        wanted["the first updates"] = multiples(apart, gained)
+        apart = [score - scores["flow_grpo"][seed] for seed, score in scores[arm].items()]
+        wanted["whole trainings"] = multiples(apart, mean(scores["flow_grpo"].values()) - mean(scores["base"].values()))
+        for stage, numbers in wanted.items():
+            assert (made[arm][stage].value, *made[arm][stage].interval) == pytest.approx(numbers, abs=1e-5)
+
+
+def multiples(differences, gain):
+    """One more than the mean difference and its Student's interval, over a gain."""
+    reach = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return tuple(1 + (mean(differences) + end) / gain for end in (0, -reach, reach))
 
 
 TRAINED = {"flow_grpo": "Flow-GRPO", "star": "**STAR**", "star_shuffled": "`star_shuffled`", "oracle_twins": "`oracle_twins`"}

@@ -169,7 +169,7 @@ def test_every_chapter_has_what_it_is_for(whole):
     chapters = {name: Page(text[: text.rindex("</section>")]) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
     arms = len(ARMS)
     expected = {
-        "opening": (0, 0, 0, "star bench gradient answers this without training"),
+        "opening": (0, 3, 0, "star bench gradient answers this without training"),
         "says": (0, 0, 0, "STAR minus star_shuffled is"),
         "shipped": (3, 0, 0, "No shipped run has your settings and seed"),
         "planned": (3, 0, 0, "is it the map's match to the prompt?"),
