@@ -146,6 +146,26 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
         assert one.p == pytest.approx(2 * stats.t.sf(abs(t), 7), abs=1e-9)
 
 
+def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
+    """The planned test, of epochs 21 to 30, and the control, of 2 to 30; the page has both."""
+    rewards = defaultdict(lambda: defaultdict(dict))
+    for row in lines(MINI / "lasting.csv"):
+        rewards[row["arm"]][row["seed"]][int(row["epoch"])] = float(row["reward"])
+    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    for since in (2, 21):
+        known = {one.arm: one for one in gains(found.lasting, since)}
+        means = {
+            arm: [mean(value for epoch, value in own[seed].items() if epoch >= since) for seed in sorted(own)]
+            for arm, own in rewards.items()
+        }
+        for arm in ("star", "oracle_twins", "background"):
+            apart = [a - b for a, b in zip(means[arm], means["flow_grpo"], strict=True)]
+            t = mean(apart) / (stdev(apart) / math.sqrt(8))
+            assert len(apart) == 8 and known[arm].difference.value == pytest.approx(mean(apart), abs=1e-9)
+            assert known[arm].p == pytest.approx(2 * stats.t.sf(abs(t), 7), abs=1e-9)
+            assert f"{told(apart, 4, '+')}" in page
+
+
 README_ROWS = {
     "**STAR**": "star",
     "`star_shuffled`, maps of other prompts": "star_shuffled",
