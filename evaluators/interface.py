@@ -213,8 +213,6 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
         verdicts = check_verdicts(judge, wait(), len(prompts))
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
-    if lacking := [name for name in ("stratum", *evaluator.paired) if any(name not in verdict for verdict in verdicts)]:
-        raise UserError(f"{judge}: its verdicts lack {lacking[0]!r}, by which images are compared: {repr(verdicts)[:100]}")
     summary(judge, evaluator, prompts, verdicts)
 
 

@@ -148,7 +148,6 @@ def test_scores_of_a_folder_that_are_none_are_told_and_its_images_scores_stay(mo
         (lambda images: lambda: [{"reward": torch.tensor(0.5)}] * len(images), "'reward' is a number, not .*tensor"),
         (lambda images: lambda: [{"reward": float("nan")}] * len(images), "gives reward=nan: its weights are"),
         (lambda images: [{"reward": 1.0}] * len(images), "`submit` must return a function that waits"),
-        (lambda images: lambda: [{"reward": 1.0}] * len(images), "its verdicts lack 'stratum', by which images are compared"),
         (lambda images: lambda: [{"stratum": "all", "reward": 1.0, "image": 3}] * len(images), "gives .image. in its verd"),
     ],
 )
