@@ -167,12 +167,12 @@ def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) 
         RunStopped: a number is not finite, or the evaluator did not give a verdict for each image.
         UserError: of images, a verdict has a key of :data:`RESERVED`.
     """
-    if images is not None and not _are_verdicts(verdicts, images):
-        raise RunStopped(
-            f"{judge}: `submit` must return a function that gives a list of {images} dicts here, one for each image, whose "
-            f"'reward' is a number, not {repr(verdicts)[:100]}"
-        )
     if images is not None:
+        if not _are_verdicts(verdicts, images):
+            raise RunStopped(
+                f"{judge}: `submit` must return a function that gives a list of {images} dicts here, one for each image, "
+                f"whose 'reward' is a number, not {repr(verdicts)[:100]}"
+            )
         check_names(judge, verdicts)
     for verdict in verdicts:
         if "reward" in verdict and not isinstance(verdict["reward"], float | np.floating):

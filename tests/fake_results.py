@@ -9,6 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from evaluators.geneval.prompts import TAGS
+from star.bench.table import write as write_table
+from star.records.first_updates import COLUMNS, UNTRAINED
 from star.records.results import Row, write
 
 ARMS = ("flow_grpo", "dense_uniform", "spatial", "temporal", "star", "star_shuffled", "star_random")
@@ -153,3 +155,24 @@ def write_run(runs: Path, task: str, method: str, seed: int) -> Path:
         lines = curve(task, method, seed).to_dict("records")
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def write_first_updates(results: Path, rewards: dict, seeds: int, name: str = "first_updates.csv", lead: float = 0.0) -> None:
+    """What ``star bench first_updates`` writes on GenEval.
+
+    Args:
+        results: the folder.
+        rewards: arm -> its reward in each epoch.
+        seeds: how many, alike but for the lead.
+        name: of the file.
+        lead: what every second seed of STAR's is ahead of the others by, for each epoch after the first.
+    """
+    rows = [
+        ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + ahead, "41972e6739", "0123")
+        for seed in range(seeds)
+        for arm, own in rewards.items()
+        for epoch, reward in enumerate(own, 1)
+        for ahead in [lead * (seed % 2) * (arm == "star") * (epoch - 1)]
+    ]
+    keys = ("task", "arm", "seed", "config_hash")
+    write_table(pd.DataFrame(rows, columns=COLUMNS), results / name, "first_updates", keys)

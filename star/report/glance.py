@@ -9,11 +9,11 @@ from star.common.numbers import estimate
 from star.common.statistics import Estimate, mean_interval, normal_interval
 from star.method.arms import REFERENCE
 from star.records.first_updates import SECOND, gains, last_third
-from star.records.folder import INITIAL
 from star.report.blocks import Block, Gallery
 from star.report.collection import Collection, base_of
 from star.report.figures import Panel, multiples_png, multiples_svg
 from star.report.first_updates import parts
+from star.report.gradient import first_ratios
 from star.report.planned import ASKED_ON
 
 ARMS = {
@@ -23,7 +23,7 @@ ARMS = {
     "oracle_twins": "oracle_twins:\nwhere things are",
     "background": "background:\nall but the things",
 }
-"""The arms of the picture, with their labels."""
+"""The arms of the picture, with the labels of their rows."""
 
 STAGES = STEP, FIRST, LAST, WHOLE = "a small step", "the first updates", "long after them", "whole trainings"
 CAPTION = (
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 def glance(found: Collection) -> list[Block]:
     """The picture for the page; nothing where no gain was measured."""
     made = panels(found)
-    drawn = [(task, multiples_svg(panel, _stages(made), _alt(task, panel))) for task, panel in made.items()]
+    drawn = [(task, multiples_svg(_labelled(panel), _stages(made), _alt(task, panel))) for task, panel in made.items()]
     return [Gallery(CAPTION, drawn)] if drawn else []
 
 
@@ -55,14 +55,15 @@ def write_picture(found: Collection, file: Path) -> None:
     """The same as a PNG file, for a README; none where no gain was measured."""
     if made := panels(found):
         file.parent.mkdir(exist_ok=True)
-        multiples_png(made, _stages(made), file)
+        multiples_png({task: _labelled(panel) for task, panel in made.items()}, _stages(made), file)
+
+
+def _labelled(panel: Panel) -> Panel:
+    return {ARMS[arm]: row for arm, row in panel.items()}
 
 
 def _alt(task: str, panel: Panel) -> str:
-    rows = []
-    for label, row in panel.items():
-        told = ", ".join(f"{stage} {estimate(gain, 2)}" for stage, gain in row.items())
-        rows.append(f"{label.partition(':')[0]}: {told}")
+    rows = [f"{arm}: {', '.join(f'{stage} {estimate(gain, 2)}' for stage, gain in row.items())}" for arm, row in panel.items()]
     return f"{task}, reward gained in multiples of Flow-GRPO's gain. {'; '.join(rows)}."
 
 
@@ -72,20 +73,17 @@ def _stages(made: Mapping[str, Panel]) -> list[str]:
 
 
 def panels(found: Collection) -> dict[str, Panel]:
-    """Task -> label of an arm -> stage -> gain, of the tasks that the question was planned for.
+    """Task -> arm -> stage -> gain, of the tasks that the question was planned for.
 
     What was measured with several settings is left out: one of them would stand for all.
     """
-    points = [point for points in (_gradients(found), _updates(found), _trainings(found)) for point in points]
+    points = [*_gradients(found), *_updates(found), *_trainings(found)]
     times = Counter(point[:3] for point in points)
     known = {point[:3]: point.gain for point in points if times[point[:3]] == 1}
     made: dict[str, Panel] = {}
     for task in ASKED_ON:
-        rows = {
-            label: {stage: known[task, arm, stage] for stage in STAGES if (task, arm, stage) in known}
-            for arm, label in ARMS.items()
-        }
-        if panel := {label: row for label, row in rows.items() if row}:
+        rows = {arm: {stage: known[task, arm, stage] for stage in STAGES if (task, arm, stage) in known} for arm in ARMS}
+        if panel := {arm: row for arm, row in rows.items() if row}:
             made[task] = panel
     return made
 
@@ -93,8 +91,7 @@ def panels(found: Collection) -> dict[str, Panel]:
 def _gradients(found: Collection) -> Iterator[Point]:
     if found.gradient is None:
         return
-    table = found.gradient
-    own = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+    own = first_ratios(found.gradient)
     for task, arm, value, stderr in zip(own["task"], own["arm"], own["value"], own["stderr"], strict=True):
         yield Point(str(task), str(arm), STEP, normal_interval(float(value), float(stderr)))
 
@@ -110,11 +107,13 @@ def _updates(found: Collection) -> Iterator[Point]:
 
 
 def _trainings(found: Collection) -> Iterator[Point]:
-    for task in found.tasks:
-        trained = found.difference(task, REFERENCE, base_of(found, task, ""))
-        for arm in ARMS if trained else ():
+    for task in ASKED_ON:
+        trained = found.difference(task, REFERENCE, base_of(found, task, "")) if task in found.tasks else None
+        if trained is None:
+            continue
+        for arm in ARMS:
             made = found.difference(task, arm, REFERENCE)
-            if trained and made and made.equal_terms:
+            if made and made.equal_terms:
                 yield from _point(task, arm, WHOLE, mean_interval(made.per_seed), trained.delta.value)
 
 

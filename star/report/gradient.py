@@ -44,6 +44,11 @@ def gradients(found: Collection) -> Section:
     return section
 
 
+def first_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of gradient.csv with the arms' ratios of the whole gradient, at the initial weights."""
+    return table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+
+
 def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:
     """Title and drawing of the ratios of one task; None if there is none but Flow-GRPO's."""
     own = part[(part["metric"] == "ratio") & (part["arm"] != REFERENCE) & ~part["arm"].str.contains(" - ")]

@@ -7,12 +7,12 @@ import pandas as pd
 
 from star.common.numbers import counted, signed, with_error
 from star.records.first_updates import gains
-from star.records.folder import INITIAL
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.glance import glance
+from star.report.gradient import first_ratios
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 UNDECIDED, UNKNOWN = "undecided", "an amount of unknown error"
@@ -31,7 +31,7 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     if table is None:
         unknown = "Gradients were not measured here; `star bench gradient` answers this without training."
         return [("Do STAR's maps carry signal?", unknown)]
-    table = table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+    table = first_ratios(table)
     if not (table["arm"] == "star").any():
         return [("Do STAR's maps carry signal?", "STAR's gradient at the base's weights was not measured here.")]
     star, shifted, shuffled, twins, oracle, background = (

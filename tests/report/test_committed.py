@@ -197,7 +197,7 @@ def test_the_readmes_gains_are_those_of_the_files(found):
 
 def test_the_pictures_multiples_are_those_of_the_files(found):
     """STAR's and the background's on GenEval: of a small step, of the first updates, and of whole trainings."""
-    made = {label.partition(":")[0]: row for label, row in panels(found)["geneval"].items()}
+    made = panels(found)["geneval"]
     steps = {
         row["arm"]: (float(row["value"]), float(row["stderr"]))
         for row in lines(MINI / "gradient.csv")
@@ -223,19 +223,23 @@ def test_the_pictures_multiples_are_those_of_the_files(found):
             assert (made[arm][stage].value, *made[arm][stage].interval) == pytest.approx(numbers, abs=1e-5)
 
 
+def student(values):
+    """Mean and the ends of Student's interval."""
+    reach = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return [mean(values) + end for end in (0, -reach, reach)]
+
+
 def multiples(differences, gain):
-    """One more than the mean difference and its Student's interval, over a gain."""
-    reach = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    return tuple(1 + (mean(differences) + end) / gain for end in (0, -reach, reach))
+    """One more than the mean difference and its interval, over a gain."""
+    return tuple(1 + number / gain for number in student(differences))
 
 
 TRAINED = {"flow_grpo": "Flow-GRPO", "star": "**STAR**", "star_shuffled": "`star_shuffled`", "oracle_twins": "`oracle_twins`"}
 
 
 def told(values, digits, sign=""):
-    """Mean and Student's interval."""
-    reach = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    middle, low, high = (f"{mean(values) + end:{sign}.{digits}f}" for end in (0, -reach, reach))
+    """Mean and Student's interval, in words."""
+    middle, low, high = (f"{number:{sign}.{digits}f}" for number in student(values))
     return f"{middle} [{low}, {high}]"
 
 

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from fake_results import write_matrix
+from fake_results import write_first_updates, write_matrix
 
 from star.bench.table import write
 from star.common.numbers import MISSING
@@ -20,14 +20,7 @@ REWARDS = {UNTRAINED: (0.5, 0.4), "flow_grpo": (0.5, 0.5), "star": (0.5, 0.52)}
 
 def measured(results, seeds, arms=tuple(REWARDS), rewards=REWARDS, name="first_updates.csv"):
     """What the command writes: at every second seed STAR's lead is twice as large."""
-    rows = [
-        ("geneval", arm, seed, epoch, 2 * (epoch - 1) * (arm != UNTRAINED), 5e-4, reward + lead, "41972e6739", "0123")
-        for seed in range(seeds)
-        for arm in arms
-        for epoch, reward in enumerate(rewards[arm], 1)
-        for lead in [0.02 * (seed % 2) * (arm == "star") * (epoch - 1)]
-    ]
-    write(pd.DataFrame(rows, columns=COLUMNS), results / name, "first_updates", KEYS)
+    write_first_updates(results, {arm: rewards[arm] for arm in arms}, seeds, name, lead=0.02)
 
 
 @pytest.fixture

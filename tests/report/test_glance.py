@@ -2,27 +2,16 @@
 
 import pandas as pd
 import pytest
-from fake_results import write_matrix
+from fake_results import write_first_updates, write_matrix
 from PIL import Image
 
-from star.bench.table import write
-from star.records.first_updates import COLUMNS, UNTRAINED
+from star.records.first_updates import UNTRAINED
 from star.records.folder import GRADIENT, NEEDED
 from star.report import report
 from star.report.collection import collect
 from star.report.glance import glance, panels, write_picture
 
 REWARDS = {UNTRAINED: (0.5, 0.4), "flow_grpo": (0.5, 0.5), "star": (0.5, 0.53), "background": (0.5, 0.45)}
-
-
-def first_updates(results, rewards, name="first_updates.csv", seeds=2):
-    rows = [
-        ("geneval", arm, seed, epoch, 2 * (epoch - 1), 5e-4, reward, "41972e6739", "0123")
-        for seed in range(seeds)
-        for arm, own in rewards.items()
-        for epoch, reward in enumerate(own, 1)
-    ]
-    write(pd.DataFrame(rows, columns=COLUMNS), results / name, "first_updates", ("task", "arm", "seed", "config_hash"))
 
 
 def gradient(results, *hashes):
@@ -38,9 +27,9 @@ def results(tmp_path):
 
 def test_every_stage_is_a_multiple_of_flow_grpos_gain(results, tmp_path):
     gradient(results, "41972e6739")
-    first_updates(results, REWARDS)
+    write_first_updates(results, REWARDS, seeds=2)
     late = {arm: [*own, *[own[1]] * 7] for arm, own in REWARDS.items()} | {"star": [0.5, *[0.7] * 5, *[0.51] * 3]}
-    first_updates(results, late, "lasting.csv")
+    write_first_updates(results, late, seeds=2, name="lasting.csv")
     found = collect(results, tmp_path)
     star, background = panels(found)["geneval"].values()
     assert list(star) == ["a small step", "the first updates", "long after them", "whole trainings"]
@@ -70,7 +59,7 @@ def test_what_was_measured_under_two_settings_is_left_out(results, tmp_path):
 
 def test_without_gains_of_flow_grpos_there_is_no_picture(tmp_path):
     folder = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("geneval",))
-    first_updates(folder, REWARDS | {"flow_grpo": (0.5, 0.3)})
+    write_first_updates(folder, REWARDS | {"flow_grpo": (0.5, 0.3)}, seeds=2)
     found = collect(folder, tmp_path)
     assert panels(found) == {} and glance(found) == []
     write_picture(found, folder / "figures" / "gains.png")
