@@ -6,9 +6,11 @@ reward with respect to the pixels, see :func:`slopes_of`.
 """
 
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,10 +46,10 @@ class Score(NamedTuple):
     """One number of an evaluation, as result files hold it.
 
     Attributes:
-        metric: its name.
-        value: finite.
-        stderr: standard error over prompts, None where it cannot be computed.
-        images, prompts: what it is a mean over.
+        metric: its name, a word that begins with none of ``= + - @``; no other score has it.
+        value: finite, at most 1e12 either way.
+        stderr: standard error over prompts, 0 or more; None where it cannot be computed.
+        images, prompts: what it is a mean over, 1 or more.
     """
 
     metric: str
@@ -143,6 +145,12 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
     ]
 
 
+METRIC = re.compile(r"[^\s=+@-]\S*( \S+)*")
+"""The names of metrics: spreadsheets evaluate text that begins like a formula."""
+
+MOST = 1e12
+"""The largest absolute value of a score: far above whatever is measured, far below where sums and squares overflow."""
+
 RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash")
 """Columns of tables of verdicts that say what was judged, and how; verdicts cannot have them."""
 
@@ -213,14 +221,16 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
         verdicts = check_verdicts(judge, wait(), len(prompts))
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
-    summary(judge, evaluator, prompts, verdicts)
+    with suppress(RunStopped):  # a mean over what is found in images has no value where they are white
+        summary(judge, evaluator, prompts, verdicts)
 
 
 def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
-    """An evaluator's scores of verdicts; ``judge`` is what error messages call it.
+    """An evaluator's scores of verdicts, as plain numbers; ``judge`` is what error messages call it.
 
     Raises:
-        UserError: they are not as :class:`Evaluator` says.
+        UserError: they are not as :class:`Evaluator` and :class:`Score` say.
+        RunStopped: a number is not finite.
     """
     scores = evaluator.summarise(prompts, verdicts)
     if not (isinstance(scores, list) and all(isinstance(score, Score) for score in scores)):
@@ -229,4 +239,20 @@ def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts
         raise UserError(
             f"{judge}: `primary` is {evaluator.primary!r}, which `summarise` does not give; it gives {', '.join(metrics)}"
         )
-    return scores
+    if twice := next((metric for metric in metrics if metrics.count(metric) > 1), None):
+        raise UserError(f"{judge}: `summarise` gives two scores of {twice!r}; a result file holds one")
+    return [_plain(judge, score) for score in scores]
+
+
+def _plain(judge: str, score: Score) -> Score:
+    """A score that a result file can hold, its numbers as Python's own; raises what :func:`summary` does."""
+    metric, value, stderr, images, prompts = score
+    named = isinstance(metric, str) and METRIC.fullmatch(metric)
+    counted = isinstance(images, Integral) and isinstance(prompts, Integral)
+    if not (named and counted and isinstance(value, Real) and isinstance(stderr, Real | None)):
+        raise UserError(f"{judge}: `summarise` gives {score}; a Score is a metric's name, two numbers and two whole numbers")
+    plain = Score(metric, float(value), None if stderr is None else float(stderr), int(images), int(prompts))
+    check_verdicts(judge, [{metric: plain.value, f"{metric} ± stderr": 0.0 if stderr is None else plain.stderr}])
+    if abs(plain.value) > MOST or (plain.stderr or 0) < 0 or min(plain.images, plain.prompts) < 1:
+        raise UserError(f"{judge}: `summarise` gives numbers out of range: {plain}")
+    return plain

@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluators import folder, registry
 from evaluators.geneval.detector import Detector
-from evaluators.interface import Evaluator, Text, summary
+from evaluators.interface import Evaluator, Text, check_verdicts, summary
 from star.common.errors import UserError
 from star.common.plugins import is_path
 
@@ -81,4 +81,4 @@ def _judged(evaluator: Evaluator, task: str, texts: Sequence[str], images: Seque
     for prompt in prompts:
         if lack := evaluator.lacks(prompt):
             raise UserError(f"prompt {prompt.text!r} has no {lack}; task={task} needs it")
-    return evaluator.submit(prompts, images)()
+    return check_verdicts(f"task={task}", evaluator.submit(prompts, images)(), len(images))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evaluators.interface import MOST
 from star.common.errors import UserError, short
 from star.common.files import read_json, replacing
 from star.records.names import MethodName
@@ -16,8 +17,6 @@ from star.records.names import MethodName
 FORMULA = ("=", "+", "-", "@")
 MOST_DIGITS = 18
 """The most digits of a whole number, so that every table can hold it."""
-MOST = 1e12
-"""The largest absolute value of other numbers: far above whatever is measured, far below where sums and squares overflow."""
 
 ROWS, VERDICTS, METRICS = "rows.json", "images.csv", "../metrics.jsonl"
 """The result files of an evaluation's folder: its rows, its verdicts by image and, one level up, what training logged."""

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from evaluators.interface import check_verdicts
+from evaluators.interface import check_verdicts, summary
 from star.common.console import note
 from star.common.processes import gather
 from star.common.progress import track
@@ -57,7 +57,8 @@ def evaluate(
         partial: what the same evaluation had judged when it was cut off, and where new verdicts are kept; None to keep none.
 
     Raises:
-        RunStopped: a velocity, a pixel or a verdict is not finite, or what was judged cannot be written.
+        RunStopped: a velocity, a pixel, a verdict or a score is not finite, or what was judged cannot be written.
+        UserError: the evaluator's scores are not as :class:`evaluators.interface.Score` says.
     """
     main = accelerator.is_main_process
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
@@ -75,7 +76,7 @@ def evaluate(
     by_job = {one.job: one for one in [*before, *gather(accelerator, [one._replace(sample=None) for one in drawn])]}
     judged = [by_job[job] for job in jobs]
     samples = {task.test[one.job[0]].text: one.sample for one in [*before, *drawn] if one.sample is not None}
-    scores = task.summarise([task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
+    scores = summary(task.protocol, task.evaluator, [task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
     if images > 1:
         scores.append(_diversity(torch.stack([one.thumbnail for one in judged]).unflatten(0, (-1, images))))
     rows = [{"prompt": task.test[one.job[0]].text, "image": one.job[1], **one.verdict} for one in judged]

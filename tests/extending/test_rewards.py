@@ -11,9 +11,9 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from evaluators import registry
-from evaluators.interface import mean_scores
+from evaluators.interface import Score, Text, mean_scores, summary, try_judge
 from evaluators.score import score
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.config import identity, load
 from star.matrix import run
 from star.matrix.cells import expand
@@ -23,6 +23,7 @@ from star.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 OWN = "own_reward:Brightness"
+SCORE = Score("brightness", 0.5, 0.25, 2, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,13 @@ def test_a_held_out_prompt_that_cannot_be_judged_is_told_before_the_training(mak
     [
         (lambda *_: {"brightness": 0.5}, "`summarise` must return a list of .*Score, not {'brightness'"),
         (lambda _, *given: mean_scores(*given, {"light": "reward"}), "`primary` is 'brightness', .*; it gives light"),
+        (lambda *_: [SCORE, SCORE], "`summarise` gives two scores of 'brightness'"),
+        (lambda *_: [SCORE, SCORE._replace(metric="+light")], r"`summarise` gives Score.*light.*; a Score is"),
+        (lambda *_: [SCORE._replace(value=torch.tensor(0.5))], r"`summarise` gives Score\(.*tensor.*; a Score is"),
+        (lambda *_: [SCORE._replace(images=2.5)], r"`summarise` gives Score\(.*images=2.5.*; a Score is"),
+        (lambda *_: [SCORE._replace(value=2e12)], "`summarise` gives numbers out of range: .*value=2000000000000.0"),
+        (lambda *_: [SCORE._replace(stderr=-0.1)], "`summarise` gives numbers out of range: .*stderr=-0.1"),
+        (lambda *_: [SCORE._replace(prompts=0)], "`summarise` gives numbers out of range: .*prompts=0"),
     ],
 )
 def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypatch, given, told):
@@ -129,6 +137,27 @@ def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypa
     with pytest.raises(UserError, match=f"evaluators.pickscore: {told}"):
         Trainer(config)
     assert not Path(config.run).exists()
+
+
+def test_scores_of_numpy_numbers_are_kept_as_plain_ones(monkeypatch):
+    """Which JSON can hold; one that is not finite stops what would report it, but not the trial on white images."""
+    judge, asked = registry.create(OWN), [Text("a circle")]
+    given = [Score("brightness", np.float32(0.5), np.float64(0.25), np.int64(2), 1)]
+    monkeypatch.setattr("own_reward.Brightness.summarise", lambda *_: given)
+    (plain,) = summary("mine", judge, asked, [])
+    assert plain == SCORE and [type(number) for number in plain[1:]] == [float, float, int, int]
+    monkeypatch.setattr("own_reward.Brightness.summarise", lambda *_: [SCORE._replace(value=float("nan"))])
+    try_judge("mine", judge, asked, 8)
+    with pytest.raises(RunStopped, match="mine gives brightness=nan"):
+        summary("mine", judge, asked, [])
+
+
+def test_verdicts_on_a_folder_have_the_form_that_trainings_ask_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("own_reward.Brightness.submit", lambda judge, prompts, images: lambda: [{"reward": "0.5"}])
+    Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
+    (tmp_path / "prompts.txt").write_text("a circle\n")
+    with pytest.raises(RunStopped, match="a list of 1 dicts here, .* whose 'reward' is a number, not"):
+        score(OWN, str(tmp_path), str(tmp_path / "prompts.txt"))
 
 
 def test_scores_of_a_folder_that_are_none_are_told_and_its_images_scores_stay(monkeypatch, tmp_path):
