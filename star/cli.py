@@ -134,6 +134,8 @@ def train(overrides: Settings = None) -> None:
     settings = config.load(overrides or [])
     with _resumable(lambda: kept(settings.run)):
         rows = runs.trained(settings)
+    if not is_first():
+        return  # of the processes of a run one is enough
     own = settings.task.name
     labels = [row.metric if row.task == own else f"{row.task} task: {row.metric}" for row in rows]
     scores = [(label, row.value, row.stderr) for label, row in zip(labels, rows, strict=True)]
@@ -152,7 +154,8 @@ def base(overrides: Settings = None) -> None:
 
     with _resumable():
         rows = runs.base(config.load(overrides or [], own_folder=False))
-    _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
+    if is_first():
+        _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
 
 MATRIX_HELP = """task, method and seed are lists and ranges; by default all tasks, the methods of the ablation and seed=0..2.
@@ -694,12 +697,11 @@ def _print_measured(found: "Shown") -> None:
 
 
 def _show_means(title: str, means: Sequence[tuple[str, "Estimate"]]) -> None:
-    _show(title, [(what, mean.value, mean.stderr) for what, mean in means])
+    if is_first():
+        _show(title, [(what, mean.value, mean.stderr) for what, mean in means])
 
 
 def _show(title: str, scores: Sequence[tuple[str, float, float | None]], below: str = "") -> None:
-    if not is_first():
-        return  # of the processes of a run one is enough
     rows = [
         (metric, f"{value:.4f}", "" if stderr is None or stderr != stderr else f"{stderr:.4f}")
         for metric, value, stderr in scores

@@ -172,6 +172,15 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
     assert code == 2 and "the scores cannot go to 'images': it is a folder" in err
 
 
+def test_evaluate_shows_its_scores_in_whatever_process_it_runs(star, monkeypatch):
+    """It is no run of several processes, of which one speaks."""
+    save_folder(Path("images"), list(generate(MINI))[:1], [[np.full((64, 64, 3), 128, np.uint8)]])
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = star("evaluate", "task=geneval", "images=images")
+    assert code == 0 and "1 images of 1 prompts" in " ".join(out.split())
+
+
 NAMES = ["a[b]c", "[", "[/x]", "[red]a[/red]", "x:smile:y", "a\\\\", "$1 and $2", "naïve – 木"]
 
 
