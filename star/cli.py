@@ -160,7 +160,8 @@ def base(overrides: Settings = None) -> None:
 
 MATRIX_HELP = """task, method and seed are lists and ranges; by default all tasks, the methods of the ablation and seed=0..2.
 launcher.gpus_per_node=8 spreads each run over the GPUs of this machine; launcher=submitit makes a SLURM job of every run
-(launcher.partition, .nodes, .gpus_per_node, .cpus, .timeout in minutes, .additional.NAME). Other settings go to every run."""
+(launcher.partition, .nodes, .gpus_per_node, .cpus, .timeout in minutes, .additional.NAME). Other settings go to every run.
+dry_run=true is the same as --dry-run."""
 
 
 @app.command(epilog=MATRIX_HELP)
@@ -176,8 +177,9 @@ def matrix(
     """
     from star.matrix.run import matrix as run
 
+    rest, asked = take_flag(words or [], "dry_run")
     with _resumable():
-        raise typer.Exit(run(words or [], dry_run))
+        raise typer.Exit(run(rest, dry_run or asked))
 
 
 @app.command()

@@ -181,6 +181,13 @@ def test_evaluate_shows_its_scores_in_whatever_process_it_runs(star, monkeypatch
     assert code == 0 and "1 images of 1 prompts" in " ".join(out.split())
 
 
+def test_a_matrix_is_tried_dry_by_a_word_or_an_option(star):
+    asked = ("matrix", "task=ocr", "method=star", "seed=0", "launcher.at_once=1")
+    code, out, _ = star(*asked, "dry_run=true")
+    assert code == 0 and "star train task=ocr method=star seed=0  # to do" in out
+    assert star(*asked, "--dry-run")[1] == out and not Path("runs").exists()
+
+
 NAMES = ["a[b]c", "[", "[/x]", "[red]a[/red]", "x:smile:y", "a\\\\", "$1 and $2", "naïve – 木"]
 
 

@@ -97,7 +97,9 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
         known = "?" if seconds is None else f"about {clock(seconds)}"
         time = f"took {took(cell.folder)}" if state is State.DONE else known
         out.print(f"{shlex.join(launchers.command(cell, options))}  # {state}, {time}", soft_wrap=True)
-    out.print(f"# {Board(states, launchers.side_by_side(options)).line()}", soft_wrap=True)
+    at_once = launchers.side_by_side(options)
+    told = f", {at_once} side by side" if at_once > 1 else ""
+    out.print(f"# {Board(states, at_once).line()}{told}", soft_wrap=True)
 
 
 def check_present(waiting: Sequence[Cell]) -> None:

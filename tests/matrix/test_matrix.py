@@ -255,7 +255,7 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
     assert [line.partition("  # ")[0] for line in lines[:-1]] == [shlex.join(cell.command) for cell in cells.values()]
     assert lines[-1] == "# matrix: 0 done, 0 running, 0 failed, 6 left, about 0:15:50 and 4 of unknown time"
     assert matrix([*words, "launcher.at_once=2"], dry_run=True) == 0
-    assert "6 left, about 0:08:10 and 4" in capsys.readouterr().out
+    assert "6 left, about 0:08:10 and 4 of unknown time, 2 side by side\n" in capsys.readouterr().out
     two_at_once = {cell: State.RUNNING for cell in cells.values() if cell.task == "geneval" and cell.seed is not None}
     assert total(two_at_once) == "about 0:08:10"
     one = {cell: State.NEW for cell in cells.values() if (cell.task, cell.seed) in (("geneval", None), ("geneval", 1))}
