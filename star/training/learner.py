@@ -45,6 +45,7 @@ from star.training import guards
 from star.training.credit import overlaps, weigh
 from star.training.judging import Beside
 from star.training.rollout import MicroBatch, Sample, diversity, plan, sample, thumbnails, trained_steps, velocity
+from star.training.trial import try_model
 
 LARGEST = ("ratio_error", "weight_max")
 """Of these figures an epoch reports the largest value, of the others the mean."""
@@ -97,13 +98,16 @@ class Learner:
         """Refuse, before anything is written, settings that the model or the prompts cannot meet.
 
         Raises:
-            UserError: blocks or heads that are not there, an arm whose maps cannot be made, prompts whose core words the text
-                encoders never see, or unequal shares for processes that share weights.
+            UserError: blocks or heads that are not there, a model of one's own that does otherwise than it must, an arm whose
+                maps cannot be made, prompts whose core words the text encoders never see, or unequal shares for processes that
+                share weights.
         """
         config, arm, train = self.config, self.config.method.arm, self.config.train
         if self.base.sharded:
             self._check_shares()
         self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
+        if config.model.kind:
+            try_model(self.base, config, self.task.train[0])
         if map_maker(arm):
             prompts, tokens = self.task.train, [side // self.base.patch for side in self.base.latent_shape[1:]]
             texts = min(train.groups, len({prompt.text for prompt in prompts}))

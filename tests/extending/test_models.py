@@ -43,6 +43,44 @@ def test_a_registered_model_is_found_by_its_index_and_trains(toy, method):
     assert [score.metric for score in trainer.evaluate(1)] == ["red"]
 
 
+def gives(value):
+    """A method that gives a value, whatever it is asked."""
+    return lambda model, *_: value
+
+
+def with_a_list(model, config, device, seed):
+    model.config, model.device, model.trained = config, device, ["colour"]
+
+
+@pytest.mark.parametrize(
+    ("member", "replaced", "told"),
+    [
+        ("decode", gives(torch.zeros(2, 64, 64, 3)), r"`decode` must give \(2, 64, 64, 3\) of torch.uint8 .*torch.float32"),
+        ("decode", gives(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)), r"`decode` must give \(2, 3, 64, 3\) of torch.uint8"),
+        ("velocity", gives(torch.zeros(2, 2, 8, 8)), r"`velocity` must give \(2, 3, 8, 8\) of .*, not \(2, 2, 8, 8\)"),
+        ("velocity", gives(torch.zeros(2, 3, 8, 8)), "`velocity` has no gradient with respect to `trained`"),
+        ("velocity", gives(None), "`velocity` must give a tensor, not None"),
+        ("core_columns", gives(None), "`core_columns` must give a tensor, not None"),
+        ("core_columns", gives(torch.ones(2, 4)), r"`core_columns` must give \(2, 4\) of torch.bool here, not .*float32"),
+        ("schedule", gives(torch.linspace(0, 1, 5)), r"`schedule` must fall from 1 to 0, not go by \[0.0, 0.25"),
+        ("schedule", gives(torch.ones(4)), r"`schedule` must give \(5,\) of torch.float32"),
+        ("__init__", with_a_list, "`trained` must be a dict of torch.nn.Parameter, not list"),
+        ("take", gives(torch.ones(2, 16)), r"`relevance\(...\).take` must give \(2, 4, 4\) of .*, not \(2, 16\)"),
+        ("reference", None, "has no 'reference'; star/models/interface.py says"),
+    ],
+)
+def test_a_model_that_does_otherwise_than_it_must_is_told_before_anything_is_drawn(toy, monkeypatch, member, replaced, told):
+    words = [*WORDS, "model.kind=own_model:Toy", "model.name=toy", "run=here", "method=star"]
+    place = f"own_model.{'UpperHalf' if member == 'take' else 'Toy'}.{member}"
+    if replaced:
+        monkeypatch.setattr(place, replaced)
+    else:
+        monkeypatch.delattr(place)
+    with pytest.raises(UserError, match=f"^model.kind=own_model:Toy:? {told}"):
+        Trainer(load(words), RedTask())
+    assert not Path("here").exists()
+
+
 def test_a_model_of_an_unknown_kind_is_told_before_its_weights_are_loaded(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(UserError, match="is a FluxPipeline; there are: StableDiffusion3Pipeline"):
