@@ -14,6 +14,7 @@ from evaluators.interface import check_names, check_verdicts
 from evaluators.pairs import Pair, read_pairs
 from star.common.errors import Interrupted, RunStopped, UserError, one_line
 from star.common.files import check_file, check_output, replacing
+from star.common.plugins import own_place
 from star.common.progress import track
 from star.common.signals import ending_like_ctrl_c
 
@@ -97,7 +98,8 @@ def _with(error: BaseException, words: str) -> Exception:
             return RunStopped(f"{error}; {words}")
         case KeyboardInterrupt():
             return Interrupted(f"{str(error) or 'interrupted'}; {words}")
-    return RunStopped(f"{type(error).__name__}: {one_line(error)}; {words}")
+    place = f"{told}: " if (told := own_place(error)) else ""
+    return RunStopped(f"{place}{type(error).__name__}: {one_line(error)}; {words}")
 
 
 def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iterator[dict]:

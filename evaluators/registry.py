@@ -2,7 +2,7 @@
 
 from evaluators.interface import Evaluator
 from star.common.errors import UserError
-from star.common.plugins import import_path, is_path
+from star.common.plugins import call_own, import_path, is_path
 
 EVALUATORS = {
     "geneval": "evaluators.geneval.evaluator:GenEval",
@@ -41,7 +41,12 @@ def create(name: str, engine: str | None = None) -> Evaluator:
     if is_path(name):
         if engine not in (None, name):
             raise UserError(f"engine={engine}: {name} is an evaluator of your own, which has no engines; leave it out")
-        return find(name)()
+        return _own(name)
     if engine is not None and is_path(engine):
-        return find(engine)()
+        return _own(engine)
     return find(name)(engine)  # type: ignore[call-arg]
+
+
+def _own(path: str) -> Evaluator:
+    """An evaluator of the user's own."""
+    return call_own(f"evaluator {path}", "a class that is instantiated without arguments", find(path))

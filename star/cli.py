@@ -19,6 +19,7 @@ from star.common.console import UNREAD, console, let_go, note, print_table, unre
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
 from star.common.malloc import keep_freed_memory, let_segments_grow
+from star.common.plugins import own_errors
 from star.common.words import own_words, take_flag
 from star.method.arms import ARMS
 
@@ -644,7 +645,8 @@ def report_errors() -> Iterator[None]:
     """Inside, an error that has a reason ends the process with one line and its exit code, any other with a traceback and
     :data:`CRASHED`."""
     try:
-        yield
+        with own_errors():
+            yield
     except UserError as error:
         _fail(str(error), 2)
     except RunStopped as error:

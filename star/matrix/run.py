@@ -14,6 +14,7 @@ from star.common.console import console, tell
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.files import check_room
 from star.common.numbers import counted
+from star.common.plugins import own_errors
 from star.common.progress import clock
 from star.common.signals import ending_like_ctrl_c
 from star.config import Config, other_tasks
@@ -135,6 +136,7 @@ def _size(folder: Path) -> int:
     return size
 
 
+@own_errors()
 def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> dict[str, float]:
     """Load what runs of these tasks need, and check that each task's evaluator provides what its arms' maps are made from.
 

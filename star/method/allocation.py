@@ -22,13 +22,14 @@ Arms that follow other published works are in :mod:`baselines.neighbours`.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from star.common.errors import RunStopped, UserError
-from star.common.plugins import is_path
+from star.common.plugins import call_own, is_path
 from star.method.arms import Rollouts, map_maker, needs
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def try_map(arm: str, steps: int, prompts: int, group: int, tokens: Sequence[int
 
 
 def _made(arm: str, maker: "MapMaker", relevance: Tensor, known: Rollouts) -> Tensor:
-    maps = maker(relevance, known)
+    called = partial(call_own, f"method.arm={arm}", "a function of relevance and rollouts", maker) if is_path(arm) else maker
+    maps = called(relevance, known)
     if not isinstance(maps, Tensor):
         raise UserError(f"method.arm={arm} must give a tensor like its first argument, not {type(maps).__name__}")
     if maps.shape != relevance.shape:

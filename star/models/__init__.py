@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from star.common.errors import UserError
-from star.common.plugins import import_path
+from star.common.plugins import call_own, import_path
 from star.config import ModelConfig
 from star.models.sources import pipeline_class, source
 
@@ -48,4 +48,8 @@ def load(config: ModelConfig, device: torch.device, seed: int) -> "BaseModel":
     Raises:
         UserError: the model is missing or cannot be used.
     """
-    return find(config)(config, device, seed)
+    made = find(config)
+    if config.kind:
+        wanted = "a class that is instantiated with (config, device, seed)"
+        return call_own(f"model.kind={config.kind}", wanted, made, config, device, seed)
+    return made(config, device, seed)
