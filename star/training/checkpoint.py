@@ -89,14 +89,18 @@ class TrainingFolder(RunFolder):
             its progress, with the number of finished epochs; ``{"epoch": 0}`` if there is no checkpoint.
 
         Raises:
-            UserError: there are checkpoints, and all are damaged.
+            UserError: there are checkpoints, and all are damaged; or the newest was renamed.
             RunStopped: one cannot be read at the moment, or is intact but cannot be loaded.
         """
         for folder in reversed(self.checkpoints()):
             try:
-                return _load(folder, trained, parts)
+                progress = _load(folder, trained, parts)
             except Damaged as error:
                 tell(f"{folder} is damaged ({error}); the one before it is tried")
+                continue
+            if progress["epoch"] != int(folder.name[-6:]):  # epochs would be left out, or trained twice
+                raise UserError(f"{folder} was renamed: it is of epoch {progress['epoch']}; give it that name again")
+            return progress
         if self.checkpoints():
             raise UserError(f"all checkpoints in {self.path} are damaged; delete the folder, and the run begins anew")
         return {"epoch": 0}
@@ -143,7 +147,7 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
         state = torch.load(folder / "state.pt", map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        return json.loads((folder / "progress.json").read_text()) | {"epoch": int(folder.name[-6:])}
+        return json.loads((folder / "progress.json").read_text())
     except (Damaged, torch.OutOfMemoryError):
         raise
     except FileNotFoundError as error:

@@ -81,8 +81,8 @@ class Trainer(Learner):
         """Train to the last epoch, from the newest checkpoint if there is one.
 
         Returns:
-            the summary of the finished run: epoch, updates, images_seen, seconds, first, bad_epochs, commit,
-            versions, machine, and digests of what was given.
+            the summary of the finished run: epoch, updates, images_seen, seconds, first, bad_epochs, run (its identity),
+            commit, versions, machine, and digests of what was given.
 
         Raises:
             UserError: the folder belongs to a run with other settings.
@@ -90,14 +90,13 @@ class Trainer(Learner):
         """
         main = self.accelerator.is_main_process
         if main:
-            identity = config_hash(settings.identity(self.config))
-            self.folder.open(settings.to_yaml(self.config), identity)
+            self.folder.open(settings.to_yaml(self.config), self._identity)
         processes.wait(self.accelerator)
         done = self.folder.summary()
         processes.check_agreed(done is None, f"{self.folder.path}/final/summary.json")
         if done:
             if main:
-                self._check_begun(done)
+                self._check_begun(done, "final")
                 note(f"{self.folder.path} is trained to the end; what was not measured yet is")
             return done
         for line in self.decisions if main else ():
@@ -108,7 +107,7 @@ class Trainer(Learner):
         if self.config.tracker:
             self.accelerator.init_trackers("star", config={"config": settings.to_yaml(self.config)})
         progress = self._train(progress)
-        summary = progress | self._made_by | self._given
+        summary = progress | self._known
         if main:
             self.folder.finish(self.ema.values, summary, self._export)
         # Not end_training: that also ends the process group, which evaluations still need.
@@ -190,8 +189,8 @@ class Trainer(Learner):
 
     def _save(self, progress: dict) -> None:
         if self.accelerator.is_main_process:
-            epoch, known = progress["epoch"], progress | self._made_by | self._given
-            self.folder.save(epoch, self.base.trained, self.state, known, self._export)
+            epoch = progress["epoch"]
+            self.folder.save(epoch, self.base.trained, self.state, progress | self._known, self._export)
             # While a run may be collapsing, its last sound checkpoint outlives newer ones.
             self.folder.prune(self.config.train.keep, epoch - progress["bad_epochs"] if progress["bad_epochs"] else None)
 
@@ -205,7 +204,7 @@ class Trainer(Learner):
         main = self.accelerator.is_main_process
         progress = self.folder.restore(self.base.trained, self.state, tell if main else lambda line: None)
         if main:
-            self._check_begun(progress)
+            self._check_begun(progress, f"checkpoints/epoch-{progress['epoch']:06d}")
         if self.accelerator.num_processes > 1:  # each process loaded what it could read
             place = (progress["epoch"], digest(self.base.trained))
             processes.check_agreed(place, f"{self.folder.path}/checkpoints")
@@ -226,16 +225,26 @@ class Trainer(Learner):
         return progress
 
     @property
-    def _made_by(self) -> dict[str, str]:
-        """What the digits of results depend on besides the settings."""
-        return {"commit": self.commit, "versions": versions(), "machine": self.machine}
+    def _known(self) -> dict[str, str]:
+        """Which run this is, and what the digits of its results depend on besides the settings."""
+        return {"run": self._identity, "commit": self.commit, "versions": versions(), "machine": self.machine} | self._given
 
-    def _check_begun(self, known: Mapping[str, Any]) -> None:
-        """Refuse to train or measure on another base model or other prompts than a run was begun with.
+    @cached_property
+    def _identity(self) -> str:
+        return config_hash(settings.identity(self.config))
+
+    def _check_begun(self, known: Mapping[str, Any], part: str) -> None:
+        """Refuse to go on from another run's weights, and with another base model or other prompts than the run was begun with.
 
         Args:
-            known: its progress or summary.
+            known: its progress or summary; what an older version did not record is not checked.
+            part: the folder of it within the run's.
         """
+        if (other := known.get("run", self._identity)) != self._identity:
+            raise UserError(
+                f"{self.folder.path / part} is of a run with other settings (the first line of its config.yaml ends with "
+                f"{other}); take it away, and put this run's own back if there is one"
+            )
         begun = f"{self.folder.path} was begun; put that back, or name another folder with run=..."
         check_given(self.config, known, self._given, begun)
 

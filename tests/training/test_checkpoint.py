@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAST
 
 from star.common.errors import RunStopped, UserError
+from star.common.files import write_last
 from star.common.machine import machine
 from star.config import load
 from star.matrix.cells import Cell, State
@@ -213,6 +214,40 @@ def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(cut_off):
         flip(part / "trained.safetensors")
     with pytest.raises(UserError, match="all checkpoints in .* are damaged; delete the folder"):
         Trainer(config, RedTask()).run()
+
+
+def rewrite(file: Path, **changes) -> None:
+    """Change what a file of progress or a summary says, as somebody who writes its digest anew; None leaves a name out."""
+    told = json.loads(file.read_text()) | changes
+    write_last(file, json.dumps({name: value for name, value in told.items() if value is not None}), [])
+
+
+def test_a_checkpoint_or_an_end_of_another_run_is_refused_and_nothing_changes(cut_off):
+    config, folder, _ = cut_off
+    newest = folder / "checkpoints" / "epoch-000002" / "progress.json"
+    own = json.loads(newest.read_text())["run"]
+    assert (folder / "config.yaml").read_text().startswith(f"# training settings {own}\n")
+    rewrite(newest, run="0123456789ab")
+    before = kept(folder)
+    with pytest.raises(UserError, match=r"epoch-000002 is of a run with other settings \(.* 0123456789ab\); take it away"):
+        Trainer(config, RedTask()).run()
+    assert kept(folder) == before
+    rewrite(newest, run=None)  # as older versions left it
+    assert Trainer(config, RedTask()).run()["run"] == own
+    rewrite(folder / "final" / "summary.json", run="0123456789ab")
+    with pytest.raises(UserError, match="run/final is of a run with other settings"):
+        runs.trained(config)
+    rewrite(folder / "final" / "summary.json", run=None)
+    Trainer(config, RedTask()).run()
+
+
+def test_a_renamed_checkpoint_is_refused(cut_off):
+    config, folder, _ = cut_off
+    (folder / "checkpoints" / "epoch-000002").rename(folder / "checkpoints" / "epoch-000009")
+    before = kept(folder)
+    with pytest.raises(UserError, match="epoch-000009 was renamed: it is of epoch 2; give it that name again"):
+        Trainer(config, RedTask()).run()
+    assert kept(folder) == before
 
 
 def kept(folder):
