@@ -32,16 +32,24 @@ NO_LOCKS = (OSError, NotImplementedError)
 def replacing(file: Path) -> Iterator[Path]:
     """A path to write to; what was written replaces the file at the end, and is deleted if an error comes before.
 
-    What killed processes of this machine left of the same file is deleted, too.
+    It is on the disk by then, so that a power cut leaves the old file or the new one. What killed processes of this machine
+    left of the same file is deleted, too.
     """
     part = _part(file)
     for left in file.parent.glob(f".{escape(file.name)}.{escape(HOST)}.*.part"):
         _delete_if_left(left)
     try:
         yield part
+        to_disk(part)
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_disk(file: Path) -> None:
+    """Return when a file's content is on the disk; a system that loses its power may keep a new name, but not what is in it."""
+    with open(file, "rb+") as written:
+        os.fsync(written.fileno())
 
 
 def _part(file: Path) -> Path:
@@ -284,6 +292,7 @@ def append_jsonl(file: Path, line: dict[str, Any]) -> None:
             log.seek(-1, os.SEEK_END)
             log.write(b"" if log.read(1) == b"\n" else b"\n")
         log.write(json.dumps(line).encode() + b"\n")
+    to_disk(file)
 
 
 def _parsed(text: str) -> Any:
@@ -299,6 +308,9 @@ SUMS = "SHA256SUMS"
 SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 """A line of it."""
 
+COUNT = "# {} files"
+"""Its first line, a comment, by which lines that are missing are noticed; older versions wrote none."""
+
 
 def write_last(file: Path, text: str, others: Sequence[str]) -> None:
     """Write the file whose presence says that a folder is complete, after the digests that :func:`fault` checks.
@@ -311,7 +323,8 @@ def write_last(file: Path, text: str, others: Sequence[str]) -> None:
     known = {name: digest for name, digest in _sums(file.parent).items() if name != SUMS}
     known |= {name: sha256(file.parent / name) for name in others}
     known |= {file.name: hashlib.sha256(text.encode()).hexdigest()}
-    write_text(file.parent / SUMS, "".join(f"{digest}  {name}\n" for name, digest in known.items()))
+    lines = [COUNT.format(len(known)), *(f"{digest}  {name}" for name, digest in known.items())]
+    write_text(file.parent / SUMS, "".join(f"{line}\n" for line in lines))
     write_text(file, text)
 
 
@@ -339,9 +352,12 @@ def fault(folder: Path, *names: str) -> str:
 def _sums(folder: Path) -> dict[str, str]:
     """Name -> digest of a folder's files; if :data:`SUMS` is damaged it is among them, with an empty digest."""
     file = folder / SUMS
-    lines = file.read_text(errors="replace").split("\n") if file.exists() else []
-    found = [SUM.fullmatch(line) for line in lines if line.strip()]
-    return {match[2]: match[1] for match in found if match} | ({} if all(found) else {SUMS: ""})
+    if not file.exists():
+        return {}
+    lines = [line for line in file.read_text(errors="replace").split("\n") if line.strip()]
+    counted = lines[:1] == [COUNT.format(len(lines) - 1)]
+    found = [SUM.fullmatch(line) for line in (lines[1:] if counted else lines)]
+    return {match[2]: match[1] for match in found if match} | ({} if found and all(found) else {SUMS: ""})
 
 
 def sha256(file: Path) -> str:

@@ -17,6 +17,7 @@ from star.common.files import (
     last_of_jsonl,
     read_json,
     read_jsonl,
+    to_disk,
     write_text,
     writing,
 )
@@ -203,6 +204,8 @@ class RunFolder:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             yield part
+            for file in filter(Path.is_file, part.rglob("*")):
+                to_disk(file)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
 

@@ -210,6 +210,35 @@ def test_what_holds_the_digests_is_known_too(tmp_path):
     assert fault(tmp_path) == ""
 
 
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_digests_that_were_taken_away_are_missed(tmp_path, left):
+    write_last(tmp_path / "a", "one", [])
+    write_last(tmp_path / "b", "two", ["a"])
+    write_last(tmp_path / "c", "three", [])
+    sums = tmp_path / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    assert fault(tmp_path) == "" and len(lines) == 4
+    for some in (lines[:left], lines[: left + 1] + lines[left + 2 :]):
+        sums.write_text("".join(some))
+        assert fault(tmp_path, "c") == (f"{sums} is not what was written" if len(some) < 4 else "")
+    sums.write_text("".join(lines[1:]))
+    assert fault(tmp_path) == "", "as older versions wrote it"
+    sums.write_bytes(bytes(100))
+    assert fault(tmp_path, "c") == f"{sums} is not what was written"
+
+
+def test_what_gets_its_name_is_on_the_disk(tmp_path, monkeypatch):
+    done: list[tuple[str, int]] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: done.append(("sync", os.fstat(number).st_size)) or sync(number))
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append(("name", Path(old).stat().st_size)) or replace(old, new))
+    with replacing(tmp_path / "a") as part:
+        part.write_bytes(b"one")
+    assert done == [("sync", 3), ("name", 3)]
+    append_jsonl(tmp_path / "log", {})
+    assert done[2:] == [("sync", 3)]
+
+
 @pytest.mark.parametrize("name", ["file", "file/below", "/proc/x", "/dev/null/x", "x" * 300, "nul\0"])
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("mine")

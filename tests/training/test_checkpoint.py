@@ -58,6 +58,11 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+def empty(file: Path) -> None:
+    if file.is_file():
+        file.write_bytes(b"")
+
+
 def halve(file: Path) -> None:
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
 
@@ -189,6 +194,9 @@ DAMAGES = {
     "no state": ("state.pt", Path.unlink),
     "no progress": ("progress.json", lambda file: file.write_text("")),
     "no digests": ("SHA256SUMS", Path.unlink),
+    "empty digests": ("SHA256SUMS", lambda file: file.write_text("")),
+    "fewer digests": ("SHA256SUMS", lambda file: file.write_text("".join(file.read_text().splitlines(True)[:2]))),
+    "a power cut": ("*", empty),
 }
 
 
@@ -197,7 +205,8 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(cut_off, capsys,
     config, folder, final = cut_off
     name, spoil = DAMAGES[damage]
     newest = folder / "checkpoints" / "epoch-000002"
-    spoil(newest / name)
+    for file in newest.glob(name):
+        spoil(file)
     capsys.readouterr()
     Trainer(config, RedTask()).run()
     told = [line for line in capsys.readouterr().err.splitlines() if "caution" in line]
@@ -206,6 +215,21 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(cut_off, capsys,
     assert all(torch.equal(again[name], final[name]) for name in final)
     assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     assert (folder / "checkpoints" / "epoch-000002.damaged").is_dir()
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").touch()
+    synced = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino) or sync(number))
+    TrainingFolder(tmp_path).save(1, {"a": torch.zeros(2)}, {}, {}, lambda folder: write_file(folder / "w.safetensors"))
+    files = [file for file in (tmp_path / "checkpoints" / "epoch-000001").rglob("*") if file.is_file()]
+    assert len(files) == 5 and {file.stat().st_ino for file in files} <= set(synced)
+
+
+def write_file(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("adapters")
 
 
 def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(cut_off):
