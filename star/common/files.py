@@ -47,7 +47,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def to_disk(file: Path) -> None:
-    """Return when a file's content is on the disk; a system that loses its power may keep a new name, but not what is in it."""
+    """Wait until a file's content is on the disk: a system that loses its power may keep a new name without what is in it."""
     with open(file, "rb+") as written:
         os.fsync(written.fileno())
 

@@ -16,7 +16,10 @@ from star.common.console import tell
 from star.common.errors import RunStopped, UserError
 from star.common.files import SUMS, fault, read_json, replacing, visible, write_last
 from star.records.results import METRICS, ROWS
-from star.training.folder import RunFolder
+from star.training.folder import SAVED, RunFolder
+
+EVALUATED_BY = "eval/by"
+"""The name of an evaluation's hash in the log, beside its figures."""
 
 
 class Stateful(Protocol):
@@ -61,16 +64,21 @@ class TrainingFolder(RunFolder):
                 export(part / "lora")
             others = ["trained.safetensors", "state.pt", *_adapters(part)]
             write_last(part / "progress.json", json.dumps({"epoch": epoch} | progress), others)
+        with self._writing():
+            (self.path / SAVED).touch()
 
-    def keep_best(self, epoch: int, metric: str, value: float, export: Callable[[Path], None]) -> None:
+    def keep_best(self, epoch: int, metric: str, value: float, by: str, export: Callable[[Path], None]) -> None:
         """Write the run's current adapters into ``best``, unless an earlier evaluation of the run scored at least as high.
 
         Args:
             epoch: number of finished epochs.
             metric, value: what is compared, and its value for these weights.
+            by: a hash of how they were evaluated; other evaluations do not count, but for those of older versions, which did
+                not log theirs.
             export: as for :meth:`save`.
         """
-        earlier = [line[f"eval/{metric}"] for line in self.metrics() if f"eval/{metric}" in line and line["epoch"] < epoch]
+        alike = [line for line in self.metrics() if line["epoch"] < epoch and line.get(EVALUATED_BY, by) == by]
+        earlier = [line[f"eval/{metric}"] for line in alike if f"eval/{metric}" in line]
         if value > max(earlier, default=-math.inf):
             with self._whole(self.path / "best") as part:
                 export(part / "lora")

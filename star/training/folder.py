@@ -29,6 +29,9 @@ HEADER = "# training settings "
 BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
 """Files that a launcher puts into a run's folder before the run begins, and hidden files."""
 
+SAVED = "saved"
+"""The empty file that says that a run has had a checkpoint: if there is none now, they are out of reach."""
+
 FEW = 10
 """How many epochs a message names at most."""
 
@@ -50,7 +53,8 @@ def kept(run: str) -> str:
 class RunFolder:
     """The files of one run.
 
-    ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``checkpoints/epoch-000012/`` with
+    ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``saved`` says that there were checkpoints;
+    ``checkpoints/epoch-000012/`` with
     ``trained.safetensors``, ``state.pt`` (optimizer, average, scaler), ``lora/`` (the average, for others to load),
     ``progress.json`` and the digests of all; ``best/`` the ``lora/`` that scored highest in the evaluations during training,
     if there were any; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to be
@@ -62,8 +66,8 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether the folder holds a checkpoint or a finished run."""
-        return bool(self.checkpoints()) or (self.path / "final" / "summary.json").exists()
+        """Whether the folder holds a checkpoint or a finished run, or the log of a run that has had a checkpoint."""
+        return bool(self.checkpoints()) or (self.path / "final" / "summary.json").exists() or self._cut_from_checkpoints
 
     def check_place(self) -> None:
         """Check, before any work, that the folder can hold a run.
@@ -91,6 +95,11 @@ class RunFolder:
         if self.summary() is None:
             check_room(self.path, "the run")
 
+    @property
+    def _cut_from_checkpoints(self) -> bool:
+        """Whether epochs are logged of a run that has had a checkpoint, and none is there now."""
+        return (self.path / SAVED).exists() and not self.checkpoints() and bool(self.metrics())
+
     def open(self, config: str, identity: str) -> None:
         """Make the folder, or check that the run that was started in it is the same.
 
@@ -99,7 +108,8 @@ class RunFolder:
             identity: a hash of the settings that training depends on; it becomes the first line of ``config.yaml``.
 
         Raises:
-            UserError: the folder holds another run, a finished one that has changed, or something else.
+            UserError: the folder holds another run, a finished one that has changed, or something else; or one whose
+                checkpoints are out of reach, and beginning anew would delete its log.
         """
         self.check_place()
         file = self.path / "config.yaml"
@@ -111,6 +121,11 @@ class RunFolder:
                 "folder with run=..."
             )
         self._check_end()
+        if self.summary() is None and self._cut_from_checkpoints:
+            raise UserError(
+                f"{len(self.metrics())} epochs are logged in {self.path / 'metrics.jsonl'}, but there are no checkpoints in "
+                f"{self.path / 'checkpoints'} any more; put them back, or delete the folder, and the same command trains anew"
+            )
         if there != text:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)

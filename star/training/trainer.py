@@ -26,7 +26,7 @@ from star.models.interface import BaseModel
 from star.records.code import commit
 from star.tasks import Score, Task, load_rewards, load_task
 from star.training import guards
-from star.training.checkpoint import TrainingFolder, digest
+from star.training.checkpoint import EVALUATED_BY, TrainingFolder, digest
 from star.training.credit import check_evaluator
 from star.training.evaluation import evaluate
 from star.training.given import check_given, given, origin, prompts_digest, prompts_may_change
@@ -175,13 +175,14 @@ class Trainer(Learner):
         }
 
     def _report(self, epoch: int, line: dict) -> None:
-        every = self.config.evaluation.every
-        if every and (epoch + 1) % every == 0:
-            scores = {s.metric: s.value for s in self.evaluate(self.config.evaluation.every_images)}
-            line |= {f"eval/{metric}": value for metric, value in scores.items()}
+        how = self.config.evaluation
+        if how.every and (epoch + 1) % how.every == 0:
+            scores = {s.metric: s.value for s in self.evaluate(how.every_images)}
+            by = config_hash({"of": [how.steps, how.guidance, how.seed, how.every_images], "protocol": self.task.protocol})
+            line |= {f"eval/{metric}": value for metric, value in scores.items()} | {EVALUATED_BY: by}
             if self._export and self.accelerator.is_main_process:
                 metric = self.task.primary
-                self.folder.keep_best(epoch + 1, metric, scores[metric], self._export)
+                self.folder.keep_best(epoch + 1, metric, scores[metric], by, self._export)
         if self.accelerator.is_main_process:
             self.folder.log(line)
         if self.config.tracker:
@@ -234,7 +235,7 @@ class Trainer(Learner):
         return config_hash(settings.identity(self.config))
 
     def _check_begun(self, known: Mapping[str, Any], part: str) -> None:
-        """Refuse to go on from another run's weights, and with another base model or other prompts than the run was begun with.
+        """Refuse another run's weights, and another base model or other prompts than those that the run was begun with.
 
         Args:
             known: its progress or summary; what an older version did not record is not checked.

@@ -170,6 +170,23 @@ def test_the_weights_that_scored_highest_on_the_way_are_kept(make_config, monkey
     assert json.loads((folder / "best" / "score.json").read_text())["epoch"] == 2
 
 
+def test_scores_of_other_evaluations_are_not_compared(make_config, monkeypatch):
+    scores = iter([0.9, 0.5, 0.6, 0.4])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, images: [Score("red", next(scores), None, 1, 1)])
+    words = ("train.epochs=2", "evaluation.every=1", "evaluation.every_images=3")
+    folder = Path(make_config().run)
+    best, log = folder / "best" / "score.json", folder / "metrics.jsonl"
+    Trainer(make_config(*words), RedTask()).run()
+    assert json.loads(best.read_text())["red"] == 0.9
+    shutil.rmtree(folder / "final")  # it goes on after its first epoch, which scored 0.9
+    Trainer(make_config(*words, "evaluation.steps=3"), RedTask()).run()
+    assert json.loads(best.read_text())["red"] == 0.6
+    shutil.rmtree(folder / "final")
+    log.write_text("".join(re.sub(r', "eval/by": "\w+"', "", line) for line in log.read_text().splitlines(True)))
+    Trainer(make_config(*words, "evaluation.steps=3"), RedTask()).run()
+    assert json.loads(best.read_text())["red"] == 0.6, "an older version's log does not say how it was evaluated"
+
+
 def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(make_config, monkeypatch, capsys):
     delete = shutil.rmtree
 
@@ -277,6 +294,23 @@ def test_a_renamed_checkpoint_is_refused(cut_off):
 def kept(folder):
     """What a run has of its past, byte for byte."""
     return {file: file.read_bytes() for file in [folder / "metrics.jsonl", *folder.glob("checkpoints/*/*.*")]}
+
+
+def test_a_run_whose_checkpoints_are_out_of_reach_does_not_begin_anew(cut_off, make_config):
+    config, folder, _ = cut_off
+    (folder / "checkpoints").rename(folder.with_name("elsewhere"))
+    before = kept(folder)
+    for there in (False, True):  # not there at all; the empty place where a disk is mounted
+        with pytest.raises(UserError, match=r"^3 epochs are logged in .*metrics.jsonl, but there are no checkpoints in "):
+            Trainer(config, RedTask()).run()
+        assert kept(folder) == before
+        if not there:
+            (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        Trainer(make_config("seed=1"), RedTask()).run()
+    assert kept(folder) == before
+    (folder / "saved").unlink()  # as if it had died before its first checkpoint
+    Trainer(config, RedTask()).run()
 
 
 def test_checkpoints_that_cannot_be_read_now_are_not_called_damaged(cut_off, monkeypatch):
