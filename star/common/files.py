@@ -1,12 +1,13 @@
 """Files that are written whole or not at all, locks, JSON, and digests of files."""
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -24,8 +25,8 @@ HOST = platform.node() or "here"
 ROOM_ATTEMPTS = 100
 """How often to try to make a folder that other processes make and delete; a try takes less than a millisecond."""
 
-NO_LOCKS = (OSError, NotImplementedError)
-"""Errors that file systems without locks raise."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EROFS)
+"""Numbers of the errors of file systems that have no locks, or that nobody can write to."""
 
 
 @contextmanager
@@ -155,6 +156,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Inside, this process has a folder's lock, so that read-modify-write of files there loses no other process's changes.
 
     The folder is made if need be; the lock lies beside it. On file systems without locks there is none.
+
+    Raises:
+        UserError: the lock cannot be opened: another user made it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder.with_name(f".{folder.name}.lock")):
@@ -164,22 +168,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def changing(file: Path) -> Iterator[None]:
-    """Inside, nobody else changes a file that is read, changed and written again. Its folder is made if need be."""
+    """Inside, nobody else changes a file that is read, changed and written again. Its folder is made if need be.
+
+    Raises:
+        UserError: as for :func:`locked`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with _held(file.with_name(f".{file.name}.lock")):
         yield
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[None]:
-    """Inside, this process has a lock, for which it waits; on file systems without locks there is none."""
-    lock = _lock(file)
-    with suppress(*NO_LOCKS):
-        lock.acquire()
+def _held(file: Path, timeout: float = -1) -> Iterator[None]:
+    """Inside, this process has a lock, for which it waits; raises what :func:`_taken` does."""
+    lock = _taken(file, timeout)
     try:
         yield
     finally:
-        lock.release()
+        if lock:
+            lock.release()
 
 
 @contextmanager
@@ -187,26 +194,44 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process works in a run folder; a folder that cannot be written to needs no lock.
 
     Raises:
-        UserError: another process works in it.
+        UserError: another process works in it, or as for :func:`locked`.
     """
-    lock = _lock(folder / ".running.lock")
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        sweep(folder)
-    except Timeout:
-        raise UserError(f"another process works in {folder}; wait until it is done, or use another folder") from None
-    except NO_LOCKS:
-        pass
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_held(folder / ".running.lock", timeout=0))
+        except Timeout:
+            raise UserError(f"another process works in {folder}; wait until it is done, or use another folder") from None
+        with suppress(OSError):
+            sweep(folder)
         yield
-    finally:
-        lock.release()
 
 
-def _lock(file: Path) -> BaseFileLock:
-    """A lock of the operating system, which ends with its process, unlike a file that a killed process leaves behind."""
-    return FileLock(file, fallback_to_soft=False)
+def _taken(file: Path, timeout: float) -> BaseFileLock | None:
+    """A lock of the operating system, which ends with its process, unlike a file that a killed process leaves behind.
+
+    None on file systems without locks, and in a folder that cannot be written to. Whoever can write there may take the lock.
+
+    Raises:
+        Timeout: another process has it, still after so many seconds.
+        UserError: it cannot be opened.
+    """
+    try:
+        lock = FileLock(file, mode=0o600 | file.parent.stat().st_mode & 0o066, fallback_to_soft=False)
+        lock.acquire(timeout=timeout)
+    except Timeout:  # an OSError, too
+        raise
+    except NotImplementedError:
+        return None
+    except OSError as error:
+        if error.errno in NO_LOCKS or not os.access(file.parent, os.W_OK):
+            return None
+        raise UserError(
+            f"{file} cannot be locked: {error.strerror or error}; if another user made it, they can delete it when nothing of "
+            "theirs runs there"
+        ) from None
+    return lock
 
 
 def write_text(file: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -75,6 +76,53 @@ def test_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, fault):
             warnings.simplefilter("error")
             with enter(tmp_path / "run"), enter(tmp_path / "run"):
                 assert not any(file.is_file() and file.stat().st_size for file in tmp_path.rglob("*"))
+
+
+OTHERS = """
+import os, sys
+from pathlib import Path
+from star.common.errors import UserError
+from star.common.files import alone_in, changing, locked
+os.setuid(12345)
+for enter in (alone_in, locked, lambda folder: changing(folder / "table.csv")):
+    try:
+        with enter(Path(sys.argv[1])):
+            print("in")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("of_folder", "of_lock", "told"),
+    [(0o777, None, "in"), (0o777, 0o644, ".* cannot be locked: Permission denied; if another .*"), (0o755, 0o644, "in")],
+)
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be another user")
+def test_another_users_lock_is_one(tmp_path, of_folder, of_lock, told):
+    """Where nothing can be written it is not needed; else each is made so that the others can take it."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    top = tmp_path / "shared"
+    (top / "run").mkdir(parents=True)
+    for folder in (top, top / "run"):
+        folder.chmod(of_folder)
+    with alone_in(top / "run"), locked(top / "run"), changing(top / "run" / "table.csv"):
+        pass
+    for lock in top.rglob(".*.lock"):
+        assert lock.stat().st_mode & 0o777 == of_folder & 0o666
+        if of_lock:
+            lock.chmod(of_lock)
+    done = subprocess.run([sys.executable, "-c", OTHERS, top / "run"], capture_output=True, text=True, check=True)
+    assert [bool(re.fullmatch(told, line)) for line in done.stdout.splitlines()] == [True] * 3
+
+
+def test_a_lock_that_fails_for_another_reason_is_one_line(tmp_path, monkeypatch):
+    def denied(self, timeout):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", denied)
+    with pytest.raises(UserError, match=r"\.running\.lock cannot be locked: Permission denied"), alone_in(tmp_path / "run"):
+        pytest.fail("it went on")
 
 
 def test_a_file_is_changed_by_one_at_a_time(tmp_path):
