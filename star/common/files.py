@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -253,18 +253,27 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     return _objects(file.read_bytes()) if file.exists() else []
 
 
+MOST = 1e15
+"""Above all that is counted here, and far below what the arithmetic of floats takes."""
+
+
+def is_amount(value: object, least: float = 0.0) -> bool:
+    """Whether a value from JSON is a number that can be reckoned with: from the least to :data:`MOST`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MOST
+
+
 TAIL = 2**16
 """How many bytes at the end of a file are read first."""
 
 
-def last_of_jsonl(file: Path) -> dict[str, Any] | None:
-    """The last object that :func:`read_jsonl` gives, or None; a long file is read whole only if its end has none."""
+def last_of_jsonl(file: Path, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """The last fitting object that :func:`read_jsonl` gives, or None; a long file is read whole only if its end has none."""
     if not file.exists():
         return None
     with open(file, "rb") as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL))
-        found = _objects(opened.read())  # the first line may be cut, and then is no object
-    found = found or read_jsonl(file)
+        found = list(filter(fits, _objects(opened.read())))  # the first line may be cut, and then is no object
+    found = found or list(filter(fits, read_jsonl(file)))
     return found[-1] if found else None
 
 

@@ -99,5 +99,8 @@ def _new_display() -> Progress:
 
 
 def clock(seconds: float) -> str:
-    """A time as ``1:23:45``."""
-    return str(timedelta(seconds=round(seconds)))
+    """A time as ``1:23:45``; a question mark for what is none, or longer than anybody waits."""
+    try:
+        return str(timedelta(seconds=round(seconds)))
+    except (OverflowError, ValueError):  # infinite or too long; not a number
+        return "?"

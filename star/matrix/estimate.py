@@ -57,7 +57,7 @@ def left(cell: Cell, state: State, rate: Pace | None) -> float | None:
         rate = Pace(own["seconds"] / own["images_seen"], rate.rest if rate else 0.0)
     if rate is None:
         return None
-    return rate.image * cell.images * (1 - (own["epoch"] if own else 0) / cell.config.train.epochs) + rate.rest
+    return rate.image * cell.images * max(0.0, 1 - (own["epoch"] if own else 0) / cell.config.train.epochs) + rate.rest
 
 
 def expected(cells: Mapping[Cell, State]) -> dict[Cell, float | None]:

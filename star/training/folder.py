@@ -5,15 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
+    MOST,
     append_jsonl,
     check_room,
     fault,
+    is_amount,
     last_of_jsonl,
     read_json,
     read_jsonl,
@@ -48,6 +50,12 @@ def kept(run: str) -> str:
     if checkpoints := folder.checkpoints():
         return f"the same command goes on after epoch {int(checkpoints[-1].name[-6:])}"
     return "there is no checkpoint yet, so the same command starts anew"
+
+
+def _is_epoch(line: dict) -> bool:
+    """Whether an object is a line that a training logs, with numbers for what others reckon with."""
+    numbers = is_amount(line.get("seconds")) and is_amount(line.get("images_seen"), 1) and is_amount(line.get("reward"), -MOST)
+    return numbers and isinstance(line.get("epoch"), int) and is_amount(line["epoch"], 1)
 
 
 class RunFolder:
@@ -180,17 +188,22 @@ class RunFolder:
             append_jsonl(self.path / "metrics.jsonl", line)
 
     def metrics(self) -> list[dict]:
-        """The logged lines; a line that was cut off in the middle does not count."""
-        return read_jsonl(self.path / "metrics.jsonl")
+        """The logged lines, of each epoch the last; one that was cut off in the middle, or is no epoch's, does not count."""
+        lines = read_jsonl(self.path / "metrics.jsonl")
+        return list({line["epoch"]: line for line in lines if _is_epoch(line)}.values())
 
     def last(self) -> dict | None:
-        """The last logged line, None if there is none."""
-        return last_of_jsonl(self.path / "metrics.jsonl")
+        """The last logged line, None if there is none that this user can read."""
+        with suppress(PermissionError):
+            return last_of_jsonl(self.path / "metrics.jsonl", _is_epoch)
+        return None
 
     def summary(self) -> dict | None:
         """The summary that a finished training left, or None if the run is not done or the summary is damaged."""
         summary = read_json(self.path / "final" / "summary.json")
-        whole = isinstance(summary, dict) and {"updates", "images_seen", "seconds"} <= summary.keys()
+        whole = isinstance(summary, dict) and all(
+            is_amount(summary.get(name)) for name in ("updates", "images_seen", "seconds")
+        )
         return summary if whole and not fault(self.path / "final", "summary.json") else None
 
     def drop_after(self, epochs: int) -> None:
@@ -204,10 +217,10 @@ class RunFolder:
                     shutil.rmtree(aside, ignore_errors=True)
                     os.replace(folder, aside)
             logged = self.metrics()
-            kept = [line for line in logged if line.get("epoch", 0) <= epochs]
+            kept = [line for line in logged if line["epoch"] <= epochs]
             if logged:
                 write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        if missing := sorted(set(range(1, epochs + 1)) - {line.get("epoch") for line in kept}):
+        if missing := sorted(set(range(1, epochs + 1)) - {line["epoch"] for line in kept}):
             few = ", ".join(map(str, missing[:FEW])) + (f" and {len(missing) - FEW:,} more" if len(missing) > FEW else "")
             tell(f"{self.path}/metrics.jsonl has no line of the epochs {few}")
 

@@ -203,7 +203,8 @@ def test_a_line_that_was_cut_off_costs_no_other_line(tmp_path):
         log.write(b'\xff\n[1]\n{"a": NaN}\n\n{"a": 4')
     assert read_jsonl(file) == [{"a": 1}, {"a": 3}]
     assert read_jsonl(tmp_path / "none.jsonl") == []
-    assert last_of_jsonl(file) == {"a": 3} and last_of_jsonl(tmp_path / "none.jsonl") is None
+    assert last_of_jsonl(file, bool) == {"a": 3} and last_of_jsonl(tmp_path / "none.jsonl", bool) is None
+    assert last_of_jsonl(file, lambda line: line["a"] < 3) == {"a": 1}
 
 
 @pytest.mark.parametrize("size", [3, 20, 40, 10_000])
@@ -211,9 +212,10 @@ def test_the_last_line_of_a_long_file_is_found_from_its_end(tmp_path, monkeypatc
     monkeypatch.setattr("star.common.files.TAIL", size)
     file = tmp_path / "lines.jsonl"
     file.write_text("".join(json.dumps({"epoch": n, "reward": 0.5}) + "\n" for n in range(300)) + '{"epoch": 300, "rew')
-    assert last_of_jsonl(file) == {"epoch": 299, "reward": 0.5}
+    assert last_of_jsonl(file, bool) == {"epoch": 299, "reward": 0.5}
+    assert last_of_jsonl(file, lambda line: line["epoch"] < 10) == {"epoch": 9, "reward": 0.5}
     file.write_text("")
-    assert last_of_jsonl(file) is None
+    assert last_of_jsonl(file, bool) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"[" * 100_000])

@@ -58,6 +58,13 @@ def test_a_terminal_gets_the_bar_on_standard_error(monkeypatch):
     assert not any("images" in line for line in last)  # the inner bars are gone
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(3723.4, "1:02:03"), (float("inf"), "?"), (float("nan"), "?"), (1e15, "?"), (1e300, "?")]
+)
+def test_a_time_that_is_none_is_a_question_mark(seconds, told):
+    assert progress.clock(seconds) == told
+
+
 def test_a_bar_after_a_failure_starts_afresh(capsys):
     with pytest.raises(RuntimeError), bar("first", total=1):
         raise RuntimeError

@@ -36,6 +36,7 @@ from star.method.arms import ARMS
 from star.records import results
 from star.records.results import Row
 from star.training import runs
+from star.training.folder import RunFolder
 
 # Stands in for ``star train`` and ``star base``: quick, and it fails in the way that BEHAVIOUR has for its method.
 FAKE_STAR = """
@@ -262,6 +263,46 @@ def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monk
     assert total(one, at_once=2) == "about 0:07:40 and 1 of unknown time"  # one run is not faster on two lanes
     three = {cell: State.NEW for cell in expand([*words, "task=geneval", "seed=2..4"])[1:]}
     assert total(three, at_once=2) == "about 0:15:20"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"epoch": value} for value in (None, "3", 0, -1, 2.5, True, [1], 10**400)),
+        *({"seconds": value} for value in (None, "long", -1.0, 10**400)),
+        *({"images_seen": value} for value in (None, 0, "many", {})),
+        *({"reward": value} for value in (None, "high", 10**400)),
+    ],
+)
+def test_odd_lines_of_any_log_end_no_matrix(tmp_path, monkeypatch, odd):
+    monkeypatch.chdir(tmp_path)
+    cell = expand(["task=geneval", "method=star", "seed=0", "train.epochs=20"])[1]
+    cell.folder.mkdir(parents=True)
+    good = {"epoch": 5, "seconds": 50.0, "images_seen": 500, "reward": 0.5}
+    lines = [good, good | odd, {"epoch": 7}]
+    (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tries = [{"seconds": 9.0, "reason": "broke"}, {"seconds": "9", "reason": None}, {"seconds": 1.0, "reason": 3}]
+    (cell.folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
+    (cell.folder / "final").mkdir()
+    (cell.folder / "final" / "summary.json").write_text('{"seconds": "1", "images_seen": 1, "updates": 1}')
+    assert RunFolder(cell.folder).metrics() == [good] and RunFolder(cell.folder).last() == good
+    assert cell.state() is State.FAILED and pace("mini", "geneval", 100) == (0.1, 0.0)
+    assert "epoch 5 of 20, reward 0.500" in Board({cell: State.RUNNING}, 1)._running()[0]
+
+
+def test_logs_that_nobody_may_read_end_no_matrix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = expand(["task=geneval", "method=star", "seed=0"])[1]
+    cell.folder.mkdir(parents=True)
+    for name in ("metrics.jsonl", "attempts.jsonl"):
+        (cell.folder / name).touch()
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("star.training.folder.last_of_jsonl", denied)
+    monkeypatch.setattr("star.records.attempts.read_jsonl", denied)
+    assert cell.state() is State.CUT_OFF and total({cell: cell.state()}) == "?"
 
 
 def test_before_anything_ran_the_time_is_that_of_the_results_that_are_here(tmp_path, monkeypatch):

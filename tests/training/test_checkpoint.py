@@ -362,6 +362,17 @@ def test_missing_lines_of_the_log_are_told(cut_off, capsys):
     assert "metrics.jsonl has no line of the epochs 1" in capsys.readouterr().err
 
 
+def test_of_an_epoch_that_was_logged_twice_the_last_line_stays(cut_off):
+    config, folder, _ = cut_off
+    log = folder / "metrics.jsonl"
+    one, two, *_ = map(json.loads, log.read_text().splitlines())
+    lines = [one, two | {"reward": 9.0}, two, {"epoch": "2"}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Trainer(config, RedTask()).run()
+    after = [json.loads(line) for line in log.read_text().splitlines()]
+    assert after[:2] == [one, two] and [line["epoch"] for line in after] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("damage", [lambda file: file.write_text(""), lambda file: file.write_text('{"updates": 1'), flip])
 @pytest.mark.parametrize("name", ["final/summary.json", "final/rows.json"])
 def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
