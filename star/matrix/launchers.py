@@ -95,7 +95,7 @@ def load(words: Sequence[str]) -> Options:
         words: ``launcher=NAME`` and ``launcher.KEY=VALUE``.
 
     Raises:
-        UserError: no such launcher or option, or a value out of range.
+        UserError: no such launcher or option, or a value that is out of range or left out.
     """
     name = next((word.partition("=")[2] for word in reversed(words) if word.startswith("launcher=")), "local")
     if name not in settings.options("launcher"):
@@ -103,6 +103,8 @@ def load(words: Sequence[str]) -> Options:
     kind = KINDS[name]
     file = resources.files("star.config.files") / "launcher" / f"{name}.yaml"
     given = [word.removeprefix("launcher.") for word in words if word.startswith("launcher.")]
+    if empty := [option for word in given for option, _, value in [word.partition("=")] if not value.strip()]:
+        raise UserError(f"launcher.{empty[0]}= has no value; write one, or leave it out")
     try:
         merged = OmegaConf.merge(kind, OmegaConf.create(file.read_text()), OmegaConf.from_dotlist(given))
         options: Any = OmegaConf.to_object(merged)

@@ -191,6 +191,8 @@ def test_folders_tell_trainings_apart_and_nothing_else():
         (["method.name=flow_grpo"], "in results flow_grpo is the arm with the map uniform, not star; choose another name"),
         (["method.name=spatial+late"], "in results spatial is the arm with the map spatial, not star"),
         (["train.epochs=1000000"], "train.epochs=1000000 must lie between 1 and 999,999"),
+        *(([f"launcher.at_once{end}"], "launcher.at_once= has no value; write one") for end in ("", "=", "= ")),
+        (["launcher=submitit", "launcher.partition="], "launcher.partition= has no value; write one, or leave it out"),
         (["launcher.at_once=0"], "launcher.at_once=0 must lie between 1 and 10,000"),
         (["launcher.gpus_per_node=0"], "launcher.gpus_per_node=0 must lie between 1 and 10,000"),
         (["launcher.gpus_per_node=1000000"], "launcher.gpus_per_node=1000000 must lie between 1 and 10,000"),
