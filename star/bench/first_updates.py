@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 
 from star import config as settings
-from star.bench.table import Shown, older_rows, prepared, write
+from star.bench.table import Shown, older_rows, prepared, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
-from star.common.files import alone_in, read_json, write_text
+from star.common.files import MOST, alone_in, is_amount, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
 from star.common.progress import Bar, bar
 from star.common.words import own_words, seeds_of
@@ -215,8 +215,16 @@ def _identity(config: Config, task: Task) -> dict:
 
 def _made(file: Path) -> dict:
     """A recorded training: its ``rewards``, and the ``commit`` of the code; no rewards if there is none."""
+    return read_json(file) if whole(file, _check) else {"rewards": []}
+
+
+def _check(file: Path) -> None:
+    """Look at a recorded training, for :func:`star.bench.table.whole`."""
     found = read_json(file)
-    return found if isinstance(found, dict) and found.keys() >= {"rewards", "commit"} else {"rewards": []}
+    if not isinstance(found, dict) or not isinstance(found.get("rewards"), list) or not isinstance(found.get("commit"), str):
+        raise ValueError("no rewards and commit in it")
+    if not all(is_amount(reward, -MOST) for reward in found["rewards"]):
+        raise ValueError("a reward is no number")
 
 
 def _file(folder: Path, seed: int, arm: str) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from star import config as settings
 from star.bench.signal import Figure, cosines, inner_products, pairs_used, told
-from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, write
+from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, replacing
@@ -241,7 +241,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
     missing = {
         epoch: left
         for epoch in range(asked.epochs)
-        if (left := [arm for arm in asked.arms if not _file(folder, epoch, arm).exists()])
+        if (left := [arm for arm in asked.arms if not whole(_file(folder, epoch, arm), _check)])
     }
     if not missing:
         return
@@ -294,6 +294,12 @@ def _made_by(file: Path) -> tuple[str, str]:
     with safe_open(file, "pt") as opened:
         about = opened.metadata()
     return about.get("commit", ""), about.get(MACHINE, "")
+
+
+def _check(file: Path) -> None:
+    """Read what a file says of its gradients, for :func:`star.bench.table.whole`; one that is cut off cannot be opened."""
+    with safe_open(file, "pt") as opened:
+        [int(step) for step in (opened.metadata() or {})["steps"].split(",")]
 
 
 def _file(folder: Path, epoch: int, arm: str) -> Path:

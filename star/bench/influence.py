@@ -6,6 +6,7 @@ affects the verdict, and takes attention as a proxy. Here that effect is measure
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import places_of
 from star import config as settings
-from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, write
+from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
@@ -65,10 +66,8 @@ class Figure(NamedTuple):
     stderr: float
 
 
-DRAWS = [
-    *("task", "weights", "config_hash", "prompt", "step", "row", "column"),
-    *("relevance", "quartile", "place", "reward", "image", "own", "near"),
-]
+OF_A_DRAW = ["step", "row", "column", "relevance", "quartile", "place", "reward", "image", "own", "near"]
+DRAWS = ["task", "weights", "config_hash", "prompt", *OF_A_DRAW]
 """The columns of the table beside it, a row for each draw, see :func:`influences`; prompts are numbered."""
 
 
@@ -163,13 +162,15 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
     """
     samples = plan(len(task.train), asked.prompts, 1, config.seed, EPOCH)
     files = [folder / f"rollout-{number:04d}.csv" for number in range(len(samples))]
-    missing = [(s, file) for s, file in zip(samples, files, strict=True) if not file.exists()]
+    steps = trained_steps(config.sampling, config.seed, EPOCH)
+    check = partial(_check, draws=len(steps) * asked.tokens)
+    missing = [(s, file) for s, file in zip(samples, files, strict=True) if not whole(file, check)]
     if not missing:
         return files
     base = loaded(as_begun(config, folder))
     if asked.weights:
         load_trained(asked.weights, base.trained)
-    steps, begun = trained_steps(config.sampling, config.seed, EPOCH), commit()
+    begun = commit()
     with bar(f"influence, {config.task.name}", len(missing) * len(steps) * asked.tokens) as display:
         for drawn, file in missing:
             base.prepare([task.train[drawn.prompt].text], config.sampling.guidance)
@@ -179,6 +180,13 @@ def measure(config: Config, asked: Asked, task: Task, folder: Path) -> list[Path
             with replacing(file) as part:
                 rows.to_csv(part, index=False)
     return files
+
+
+def _check(file: Path, draws: int) -> None:
+    """Read a rollout's draws, for :func:`star.bench.table.whole`."""
+    found = pd.read_csv(file)[OF_A_DRAW].astype(float)
+    if len(found) != draws or not file.read_bytes().endswith(b"\n"):
+        raise ValueError("it is cut off")
 
 
 def drawn_changes(base: BaseModel, drawn: Sample, steps: Sequence[int], tokens: int, seed: int) -> list[Change]:

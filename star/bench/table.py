@@ -1,15 +1,21 @@
 """What a measurement writes and prints: its rows, into a table that keeps older ones, and a table on the screen."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError
 
-from star.common.errors import UserError
+from star.common.console import tell
+from star.common.errors import UserError, one_line
 from star.common.files import changing, check_file, check_room
 from star.config import Config
 from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv, write_csv
+
+DAMAGE = (SafetensorError, ValueError, LookupError)
+"""What reading a file that is cut off, empty or of something else raises."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,25 @@ def prepared(command: str, config: Config, hashed: str, out: Path | None, column
     check_room(folder, "what is measured")
     older_rows(out, columns, command)
     return out, folder
+
+
+def whole(part: Path, check: Callable[[Path], None]) -> bool:
+    """Whether a file that a command left to go on from is there; a damaged one is set aside with a caution, and made again.
+
+    Args:
+        part: the file.
+        check: reads it, and raises one of :data:`DAMAGE` if it is not what the command wrote.
+    """
+    if not part.exists():
+        return False
+    try:
+        check(part)
+    except DAMAGE as error:
+        aside = part.with_name(f"{part.name}.damaged")
+        os.replace(part, aside)
+        tell(f"{part} is damaged ({one_line(error)}); put aside as {aside.name}, and made again")
+        return False
+    return True
 
 
 def refuse_less(

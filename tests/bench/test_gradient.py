@@ -373,6 +373,9 @@ def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monke
     begun.clear()
     monkeypatch.setattr(gradient, "Gradients", lambda *given: pytest.fail("loaded"))
     gradient.run(whole)
+    next(iter(Path("runs").rglob("epoch-0001/star.safetensors"))).write_bytes(b"")
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        gradient.run(whole)
 
 
 def all_close(own, other):

@@ -276,6 +276,9 @@ def test_what_was_interrupted_goes_on_and_prompts_are_added(words, monkeypatch):
     influence.run(words)
     with pytest.raises(pytest.fail.Exception, match="loaded"):
         influence.run([*words, "tokens=5"])
+    next(iter(files)).write_text("step,row\n")
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        influence.run(words)
 
 
 @pytest.mark.parametrize(

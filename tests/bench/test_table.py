@@ -1,7 +1,13 @@
+import json
+from functools import partial
+
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save
 
-from star.bench.table import older_rows, write
+from star.bench import first_updates, gradient, influence
+from star.bench.table import older_rows, whole, write
 from star.common.errors import UserError
 
 COLUMNS = ["task", "weights", "value", "config_hash"]
@@ -23,3 +29,31 @@ def test_a_table_of_something_else_is_refused(tmp_path, head):
     file.write_text(head + "\n")
     with pytest.raises(UserError, match="is no table of star bench gradient"):
         older_rows(file, COLUMNS, "gradient")
+
+
+DRAWS = pd.DataFrame(1.5, index=range(3), columns=[*influence.OF_A_DRAW, "commit"]).assign(commit="c").to_csv(index=False)
+PARTS = {
+    "gradient": (gradient._check, save({"a": torch.ones(2, 9)}, {"steps": "0,1"})),
+    "no gradient": (gradient._check, save({}, {"steps": "0,1"})),
+    "influence": (partial(influence._check, draws=3), DRAWS.encode()),
+    "first_updates": (first_updates._check, json.dumps({"rewards": [0.5, -1], "commit": "c"}).encode()),
+}
+OTHERS = {
+    "gradient": [save({"a": torch.ones(1)})],
+    "influence": [DRAWS.replace("1.5", "x", 1).encode(), DRAWS.replace("reward", "rewards").encode()],
+    "first_updates": [b"[]", b'{"rewards": 1, "commit": "c"}', b'{"rewards": ["1"], "commit": "c"}', b'{"rewards": [1]}'],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_damaged_are_made_again(tmp_path, name, capsys):
+    """Emptied, of zeros, cut at any place, or of something else."""
+    check, data = PARTS[name]
+    file = tmp_path / "part"
+    assert not whole(file, check)
+    file.write_bytes(data)
+    assert whole(file, check) and file.read_bytes() == data and not capsys.readouterr().err
+    for damaged in (bytes(len(data)), *(data[:size] for size in range(0, len(data), 7)), data[:-1], *OTHERS.get(name, [])):
+        file.write_bytes(damaged)
+        assert not whole(file, check) and not file.exists() and (tmp_path / "part.damaged").read_bytes() == damaged
+        assert capsys.readouterr().err.startswith(f"star: caution: {file} is damaged (")
