@@ -58,18 +58,25 @@ def read_image(path: Path) -> np.ndarray:
     try:
         if not path.is_file():  # opening a pipe would block
             raise FileNotFoundError("no such file")
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; what matters is refused below
-            stored = _stored(image)
-            if fault := _fault(image, stored):
-                raise UserError(f"cannot take the image {path}: {fault}")
-            turned = ImageOps.exif_transpose(image)
-            return np.asarray(_converted(turned.convert("LA") if stored == "LA;16B" else turned))  # Pillow makes that RGBA
+            with Image.open(path, formats=FORMATS) as image:
+                image.verify()  # a PNG's checksums, which Pillow passes over where it decodes; it cannot be decoded afterwards
+            with Image.open(path, formats=FORMATS) as image:
+                return _pixels(image, path)
     except UserError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         reason = one_line(error) or type(error).__name__
         raise UserError(f"cannot read the image {path}: {reason}") from error
+
+
+def _pixels(image: ImageFile.ImageFile, path: Path) -> np.ndarray:
+    stored = _stored(image)
+    if fault := _fault(image, stored):
+        raise UserError(f"cannot take the image {path}: {fault}")
+    turned = ImageOps.exif_transpose(image)
+    return np.asarray(_converted(turned.convert("LA") if stored == "LA;16B" else turned))  # Pillow makes that RGBA
 
 
 def _stored(image: ImageFile.ImageFile) -> str:

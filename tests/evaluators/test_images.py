@@ -153,6 +153,18 @@ def png(bits, kind, row, *chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@pytest.mark.parametrize("place", [b"\x55", b"IEND"], ids=["pixel", "checksum"])
+def test_a_picture_whose_checksum_is_wrong_is_refused(tmp_path, place):
+    """Stored without compression, so that nothing else tells that a pixel has changed."""
+    plain("L", (0x55,) * 3).save(tmp_path / "x.png", compress_level=0)
+    data = bytearray((tmp_path / "x.png").read_bytes())
+    assert read_image(tmp_path / "x.png").max() == 0x55
+    data[data.index(place) - (8 if place == b"IEND" else 0)] ^= 1
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(UserError, match="cannot read the image .*x.png: broken PNG file .*checksum in b'IDAT'"):
+        read_image(tmp_path / "x.png")
+
+
 @pytest.mark.parametrize(
     ("bits", "kind", "row", "key"),
     [
