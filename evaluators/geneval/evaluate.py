@@ -1,12 +1,13 @@
 """GenEval on folders of images and on batches in memory.
 
 The layout is the official one: ``{index:05d}/metadata.jsonl`` holds the record of a prompt, and its images are
-``{index:05d}/samples/{k}.png``, with a number of any length. Folders whose names are not all digits, and files that are not
-called like ``0000.png``, are ignored. But a numbered picture with another suffix is refused if no ``.png`` has the same name,
+``{index:05d}/samples/{k}.png``, with a number of any length. What has other names than numbers is ignored, and files that are
+not called like ``0000.png``. But a numbered picture with another suffix is refused if no ``.png`` has the same name,
 since nobody means to leave it out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from evaluators.geneval.records import fault_of, read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
 from evaluators.images import OTHERS, SUFFIXES, read_image
 from evaluators.interface import Asked, mean_and_stderr
+from star.common.console import tell
 from star.common.errors import UserError
 from star.common.progress import track
 
@@ -55,7 +57,7 @@ def verdicts(records: Sequence[Record], images: Sequence[np.ndarray], detector: 
         UserError: a record names a class or colour that the detector does not know, so that it cannot be judged.
     """
     for record in records:
-        _check_vocabulary(record, detector)
+        _check_vocabulary(record, detector, f"the record {record}")
     found = detector(images)
     return [
         judge(record, _with_colors(record, image, filter_detections(raw, record["tag"]), detector))
@@ -127,30 +129,52 @@ def judge_folder(folder: str | Path, detector: Detector) -> Iterator[dict]:
         of the prompt folder), correct, strict, score and reason (see :class:`~evaluators.geneval.rules.Verdict`).
 
     Raises:
-        UserError: at once, if :func:`read_records` cannot read the folder; during iteration, if a prompt has no images or one
-            that cannot be read, or if the detector does not know what a record names.
+        UserError: at once, if :func:`read_records` cannot read the folder, a prompt has no images, or the detector does not
+            know what a record names; during iteration, if an image cannot be read.
     """
     root = Path(folder)
-    records = read_records(root)
-    return (row for path, record in track(records, "GenEval") for row in _judge_prompt(path, record, root, detector))
+    prompts = [(path, record, _image_files(path / "samples")) for path, record in read_records(root)]
+    for path, record, _ in prompts:
+        _check_vocabulary(record, detector, str(path / "metadata.jsonl"))
+    for line in _cautions(prompts):
+        tell(f"{folder}: {line}")
+    return (row for prompt in track(prompts, "GenEval") for row in _judge_prompt(*prompt, root, detector))
+
+
+def _cautions(prompts: Sequence[tuple[Path, Record, Sequence[Path]]]) -> Iterator[str]:
+    """What a folder seems to lack, so that its scores are not those of all of GenEval."""
+    numbers = {int(path.name) for path, _, _ in prompts}
+    first = min(1, *numbers)
+    if gaps := max(numbers) + 1 - first - len(numbers):
+        missing = next(number for number in count(first) if number not in numbers)
+        yield f"{gaps} prompt folders are missing up to number {max(numbers)}, the first of them {missing:05d}"
+    images = [len(files) for _, _, files in prompts]
+    if min(images) < max(images):
+        few = next(path.name for path, _, files in prompts if len(files) == min(images))
+        yield f"prompts have {min(images)} ({few}) to {max(images)} images; those with more count for more"
+    tags = list(dict.fromkeys(record["tag"] for _, record, _ in prompts))
+    if 0 < len({*tags} & {*TAGS}) and {*tags} != {*TAGS}:
+        yield f"its prompts are of the kinds {', '.join(tags)}, GenEval's of {', '.join(TAGS)}; macro means are over its own"
 
 
 def read_records(folder: Path) -> list[tuple[Path, Record]]:
     """The prompt folders of a folder in GenEval's layout and their records, in the order of their numbers.
 
     Raises:
-        UserError: the folder is missing, cannot be read or holds none, or a record cannot be used.
+        UserError: the folder is missing, cannot be read or holds none, two have one number, a file has one, or a record
+            cannot be used.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     try:
-        paths = [path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        paths = [path for path in folder.iterdir() if path.name.isdecimal()]
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error}") from None
     if not paths:
         raise UserError(f"{folder} holds no prompt folders; expected 00000/metadata.jsonl and 00000/samples/0000.png")
-    paths.sort(key=lambda path: (int(path.name), path.name))
-    return [(path, read_record(path / "metadata.jsonl")) for path in paths]
+    if files := [path for path in paths if not path.is_dir()]:
+        raise UserError(f"{files[0]} has the name of a prompt's folder but is none; restore the folder, or rename the file")
+    return [(path, read_record(path / "metadata.jsonl")) for path in _numbered(paths)]
 
 
 def engine_for(records: Iterable[Record]) -> str:
@@ -159,8 +183,7 @@ def engine_for(records: Iterable[Record]) -> str:
     return "mask2former" if any(word in official for record in records for word in _unknown(record, mini)) else "mini"
 
 
-def _judge_prompt(path: Path, record: Record, root: Path, detector: Detector) -> list[dict]:
-    files = _image_files(path / "samples")
+def _judge_prompt(path: Path, record: Record, files: Sequence[Path], root: Path, detector: Detector) -> list[dict]:
     results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
     return [
         {
@@ -231,9 +254,9 @@ def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: 
     return detections
 
 
-def _check_vocabulary(record: Record, detector: Detector) -> None:
+def _check_vocabulary(record: Record, detector: Detector, where: str) -> None:
     if unknown := _unknown(record, detector):
-        raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of the record {record}")
+        raise UserError(f"the detector {detector.name} does not know {unknown[0]!r} of {where}")
 
 
 def _unknown(record: Record, detector: Detector) -> list[str]:
@@ -256,4 +279,12 @@ def _image_files(folder: Path) -> list[Path]:
         raise UserError(f"{others[0]} would be left out: GenEval's images are called 00000.png; rename or convert it")
     if not files:
         raise UserError(f"no images like 00000.png in {folder}")
-    return sorted(files, key=lambda path: (int(path.stem), path.name))
+    return _numbered(files)
+
+
+def _numbered(paths: Iterable[Path]) -> list[Path]:
+    """Paths in the order of the numbers that they are called, of which no two are the same."""
+    ordered = sorted(paths, key=lambda path: (int(path.stem), path.name))
+    if twice := [pair for pair in pairwise(ordered) if int(pair[0].stem) == int(pair[1].stem)]:
+        raise UserError(f"{twice[0][0]} and {twice[0][1].name} have one number; move or renumber one")
+    return ordered

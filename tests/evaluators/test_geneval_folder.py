@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -73,7 +74,6 @@ def test_evaluated_folder_has_a_row_per_image(folder):
 def test_only_digits_are_looked_at(folder):
     (folder / "00000a").mkdir()
     (folder / "samples").mkdir()
-    (folder / "00002").write_text("a file, not a prompt")
     for name in ("grid.png", "00000.jpg", "00000_small.png"):
         Image.fromarray(image_of(9)).save(folder / "00000/samples" / name)
     assert len(evaluate_folder(folder, CountingDetector())) == 6
@@ -82,6 +82,67 @@ def test_only_digits_are_looked_at(folder):
         with pytest.raises(UserError, match=f"{name} would be left out: GenEval's images are called 00000.png"):
             evaluate_folder(folder, CountingDetector())
         (folder / "00000/samples" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda run: (run / "00002").write_text("a file"), "run/00002 has the name of a prompt's folder but is none; restore"),
+        (lambda run: (run / "00002").symlink_to("gone"), "run/00002 has the name of a prompt's folder but is none; restore"),
+        (lambda run: shutil.copytree(run / "00001", run / "1"), "run/00001 and 1 have one number; move or renumber one"),
+        (lambda run: Image.fromarray(image_of(1)).save(run / "00001/samples/2.png"), "samples/00002.png and 2.png have one"),
+    ],
+)
+def test_what_has_a_number_is_a_prompt_or_an_image_and_the_only_one(folder, make, told):
+    make(folder)
+    with pytest.raises(UserError, match=told):
+        evaluate.judge_folder(folder, CountingDetector())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda run: (run / "00001").rename(run / "00007"),
+            "6 prompt folders are missing up to number 7, the first of them 00001",
+        ),
+        (
+            lambda run: (run / "00000").rename(run / "00003"),
+            "1 prompt folders are missing up to number 3, the first of them 00002",
+        ),
+        (
+            lambda run: (run / "00001/samples/00001.png").unlink(),
+            r"prompts have 2 (00001) to 3 images; those with more count for",
+        ),
+    ],
+)
+def test_a_folder_that_seems_incomplete_is_scored_with_a_caution(folder, capsys, change, told):
+    kinds = "its prompts are of the kinds single_object, counting, GenEval's of single_object, two_object, counting, colors,"
+    evaluate.judge_folder(folder, CountingDetector())
+    before = capsys.readouterr().err.splitlines()
+    assert len(before) == 1 and before[0].startswith(f"star: caution: {folder}: {kinds}")
+    change(folder)
+    rows = evaluate_folder(folder, CountingDetector())
+    said = capsys.readouterr().err.splitlines()
+    assert len(rows) > 4 and len(said) == 2 and said[0].startswith(f"star: caution: {folder}: {told}")
+
+
+def test_nothing_is_said_of_a_whole_folder_or_of_another_benchmark(tmp_path, capsys):
+    whole = [next(record for record in prompts.generate(MINI) if record["tag"] == tag) for tag in TAGS]
+    for name, records in (("whole", whole), ("other", [{**whole[0], "tag": "styles"}])):
+        save_folder(tmp_path / name, records, [[np.full((64, 64, 3), 128, np.uint8)]] * len(records))
+        evaluate.judge_folder(tmp_path / name, MiniDetector())
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_judged_is_told_before_the_first_image(folder):
+    (folder / "00001/metadata.jsonl").write_text(json.dumps(prompts.single_object("cow")))
+    with pytest.raises(UserError, match="counting-0 does not know 'cow' of .*00001/metadata.jsonl$"):
+        evaluate.judge_folder(folder, CountingDetector())
+    (folder / "00001/metadata.jsonl").write_text(json.dumps(prompts.single_object("dog")))
+    shutil.rmtree(folder / "00001/samples")
+    with pytest.raises(UserError, match="no images like 00000.png in .*00001/samples"):
+        evaluate.judge_folder(folder, CountingDetector())
 
 
 def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):
