@@ -153,7 +153,7 @@ def _cautions(prompts: Sequence[tuple[Path, Record, Sequence[Path]]]) -> Iterato
         few = next(path.name for path, _, files in prompts if len(files) == min(images))
         yield f"prompts have {min(images)} ({few}) to {max(images)} images; those with more count for more"
     tags = list(dict.fromkeys(record["tag"] for _, record, _ in prompts))
-    if 0 < len({*tags} & {*TAGS}) and {*tags} != {*TAGS}:
+    if {*tags} != {*TAGS} and not {*TAGS}.isdisjoint(tags):
         yield f"its prompts are of the kinds {', '.join(tags)}, GenEval's of {', '.join(TAGS)}; macro means are over its own"
 
 

@@ -1,6 +1,7 @@
 """Reading the record of a prompt: as GenEval writes it, and as it comes out of data frames and converters."""
 
 import ast
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,12 @@ from evaluators.geneval.prompts import RELATIONS, TAGS, Record
 from star.common.errors import UserError, short
 from star.common.files import fault_of_text, parse_json
 
+KEYS = ("tag", "prompt", "include", "exclude")
 CLAUSE = ("class", "count", "color", "position")
+NEEDED = {"colors": ("color", 1), "position": ("position", 1), "color_attr": ("color", 2)}
+"""Tag -> what makes its prompts hard, and in how many clauses: a record that has lost it would be an easier prompt's."""
+ALIKE = 0.8
+"""How alike, by difflib's ratio, an unknown tag is to one of GenEval's if it is that one misspelt: ``color`` for ``colors``."""
 
 
 def read_record(path: Path) -> Record:
@@ -92,13 +98,26 @@ def fault_of(record: Any) -> str:
             return f'"{key}" is not a list'
     if fault := fault_of_text(record["tag"] + record["prompt"]):
         return f"it holds {fault}, which is no text"
+    if odd := [key for key in map(str, record) if key not in KEYS and key.strip().lower() in KEYS]:
+        return f'"{odd[0]}" must be written "{odd[0].strip().lower()}"'
     clauses = [*record["include"], *record.get("exclude", ())]
     for i, clause in enumerate(clauses):
         if fault := _clause_fault(clause, i):
             return f"{fault} in the clause {short(str(clause))}"
-    tag = record["tag"].strip().lower().replace(" ", "_").replace("-", "_")
-    if tag in TAGS and tag != record["tag"]:  # thresholds go by the tag's exact spelling
-        return f'"tag" is {record["tag"]!r}; GenEval writes {tag}'
+    return _tag_fault(record)
+
+
+def _tag_fault(record: dict) -> str:
+    """Thresholds go by the tag's exact spelling. Other tags than GenEval's are those of one's own benchmark."""
+    tag = record["tag"]
+    if tag not in TAGS:
+        meant = get_close_matches(tag.strip().lower().replace(" ", "_").replace("-", "_"), TAGS, 1, ALIKE)
+        return f'"tag" is {short(tag)!r}; GenEval writes {meant[0]}' if meant else ""
+    if tag == "counting" and not record.get("exclude"):
+        return '"exclude" is missing or empty, without which more objects than asked for would do; counting needs it'
+    name, least = NEEDED.get(tag, ("", 0))
+    if sum(name in clause for clause in record["include"]) < least:
+        return f'{tag} needs "{name}" in {least} of the clauses of "include"'
     return ""
 
 

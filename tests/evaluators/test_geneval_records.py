@@ -46,7 +46,7 @@ def test_what_other_tools_make_of_a_record_is_undone(tmp_path, written):
 
 
 def test_an_exclude_that_was_filled_up_is_none(tmp_path):
-    assert "exclude" not in read(tmp_path, record(exclude=None))
+    assert "exclude" not in read(tmp_path, record(tag="two_object", exclude=None))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,15 @@ def test_an_exclude_that_was_filled_up_is_none(tmp_path):
         (record(include=[DOG, CAT | {"position": ["left of", True]}]), '"position" is not'),
         (record(tag="Counting"), "\"tag\" is 'Counting'; GenEval writes counting"),
         (record(tag="color attr"), "GenEval writes color_attr"),
+        (record(tag="countings"), "\"tag\" is 'countings'; GenEval writes counting"),
+        (record(tag="color"), "GenEval writes colors"),
+        (record(exclude=None), '"exclude" is missing or empty, without which more objects'),
+        (record(exclude=[]), '"exclude" is missing or empty, without which more objects'),
+        (record(exclude=None, Exclude=RECORD["exclude"]), '"Exclude" must be written "exclude"'),
+        (record(**{" include": [DOG]}), '" include" must be written "include"'),
+        (record(tag="colors", include=[DOG | FILLED]), 'colors needs "color" in 1 of the clauses of "include"'),
+        (record(tag="color_attr"), 'color_attr needs "color" in 2 of the clauses of "include"'),
+        (record(tag="position", include=[DOG, DOG]), 'position needs "position" in 1 of the clauses'),
         (record(prompt="half \ud800"), "holds half a character"),
         (record(prompt="nothing \0"), "holds a null character"),
         (record(prompt="a\rdog"), "holds a carriage return"),
