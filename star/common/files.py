@@ -25,6 +25,9 @@ HOST = platform.node() or "here"
 ROOM_ATTEMPTS = 100
 """How often to try to make a folder that other processes make and delete; a try takes less than a millisecond."""
 
+TRIED = 2**16
+"""How many bytes are written to see whether there is room; a file of scores is seldom larger."""
+
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EROFS)
 """Numbers of the errors of file systems that have no locks, or that nobody can write to."""
 
@@ -104,7 +107,10 @@ def check_room(folder: Path, told: str) -> None:
         for attempt in range(ROOM_ATTEMPTS):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with TemporaryFile(dir=folder):
+                with TemporaryFile(dir=folder) as tried:
+                    tried.write(bytes(TRIED))  # a full disk still takes empty files,
+                    tried.flush()
+                    os.fsync(tried.fileno())  # and some systems promise room that they do not have
                     break
             except FileNotFoundError:  # another process that made the same check has just cleaned up
                 if attempt == ROOM_ATTEMPTS - 1:

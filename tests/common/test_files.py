@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import warnings
@@ -297,6 +298,16 @@ def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, name):
     assert (tmp_path / "file").read_text() == "mine"
     check_room(tmp_path / "new" / "folder", "result files")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_takes_only_empty_files_has_no_room(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(UserError, match="^result files cannot go to .*: File too large; .* or make room there$"):
+            check_room(tmp_path, "result files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_is_full_stops_with_its_reason(tmp_path):
