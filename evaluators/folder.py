@@ -2,9 +2,10 @@
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,8 @@ def score_folder(
 ) -> pd.DataFrame:
     """Score every image of a folder and write the scores to a CSV file.
 
-    The file appears once all images are scored. If an image or its prompt cannot be scored, the file holds the rows
-    before that one, if any, and the error is raised.
+    The file appears once all images are scored. If an image or its prompt cannot be scored, the rows before that one, if any,
+    are in a file beside it, see :func:`keep`, and the error is raised.
 
     Args:
         folder: holds the images; see :func:`evaluators.pairs.read_pairs`.
@@ -59,7 +60,9 @@ def score_folder(
 
 
 def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path] = ()) -> pd.DataFrame:
-    """Write rows to a CSV file once all are there; if one fails, write those before it and raise its error.
+    """Write rows to a CSV file once all are there; if one fails, write those before it to another and raise its error.
+
+    The other is called ``NAME.partial.csv``. Rows for whose file there is no room go to the folder for temporary files.
 
     Args:
         scored: a row per image.
@@ -72,7 +75,9 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
         RunStopped: a value is not finite, or ``scored`` raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
-    _check_place(out, inputs)
+    beside = out.with_name(f"{out.stem}.partial{out.suffix}")
+    for place in (out, beside):
+        _check_place(place, inputs)
     rows: list[dict] = []
     try:
         with ending_like_ctrl_c():
@@ -81,8 +86,11 @@ def keep(scored: Iterable[dict], protocol: str, out: Path, inputs: Sequence[Path
     except (Exception, KeyboardInterrupt) as error:
         kept = "nothing was scored before it"
         if rows:
-            _write(_frame(rows, protocol), out)
-            kept = f"the scores of the {len(rows)} images before it are in {out}"
+            kept = f"the scores of the {len(rows)} images before it are in {beside}"
+            try:
+                _write(_frame(rows, protocol), beside)
+            except UserError as unwritten:
+                kept = str(unwritten)
         raise _with(error, kept) from error
     frame = _frame(rows, protocol)
     _write(frame, out)
@@ -160,16 +168,20 @@ def _frame(rows: list[dict], protocol: str) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
-    """Write a CSV file whole or not at all."""
-    with _writing(out), replacing(out) as part:
+    """Write a CSV file whole or not at all. What cannot be written was hours of work: it is put where there may be room."""
+    try:
+        _write_whole(frame, out)
+    except OSError as error:
+        told = f"the scores cannot be written to {out}: {error}"
+        with suppress(OSError):
+            other = Path(mkdtemp(prefix="star-"), out.name)
+            _write_whole(frame, other)
+            raise UserError(f"{told}; they are in {other}") from None
+        raise UserError(f"{told}; name another file with out=FILE") from None
+
+
+def _write_whole(frame: pd.DataFrame, out: Path) -> None:
+    with replacing(out) as part:
         out.parent.mkdir(parents=True, exist_ok=True)
         # File names need not be valid Unicode; that must not cost the scores.
         frame.to_csv(part, index=False, encoding="utf-8", errors="backslashreplace")
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"the scores cannot be written to {out}: {error}; name another file with out=FILE") from None

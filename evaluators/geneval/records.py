@@ -14,7 +14,7 @@ CLAUSE = ("class", "count", "color", "position")
 NEEDED = {"colors": ("color", 1), "position": ("position", 1), "color_attr": ("color", 2)}
 """Tag -> what makes its prompts hard, and in how many clauses: a record that has lost it would be an easier prompt's."""
 ALIKE = 0.8
-"""How alike, by difflib's ratio, an unknown tag is to one of GenEval's if it is that one misspelt: ``color`` for ``colors``."""
+"""From which of difflib's ratios on an unknown tag is one of GenEval's misspelt: ``color`` for ``colors``."""
 
 
 def read_record(path: Path) -> Record:

@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +110,11 @@ def test_what_was_scored_before_a_failure_is_kept(folder, batch, damage, error, 
             (folder / "images/2.png").write_bytes((folder / "images/2.png").read_bytes()[:45])
         case "judge":
             save(folder / "images/2.png", 13)
-    with pytest.raises(error, match=rf"{message}.*; stopped at 2.png; the scores of the 1 images before it are in .*out.csv$"):
+    with pytest.raises(
+        error, match=rf"{message}.*; stopped at 2.png; the scores of the 1 images before it are in .*out.partial.csv$"
+    ):
         score(folder, batch=batch)
-    kept = pd.read_csv(folder / "deep/out.csv")
+    kept = pd.read_csv(folder / "deep/out.partial.csv")
     assert kept.values.tolist() == [["1.png", "one", 1, "ONE", "shade-v1"]]
 
 
@@ -131,9 +135,9 @@ def test_whatever_ends_the_scoring_what_was_scored_is_kept(folder, signals, end,
         return shades(prompts, images)
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    with pytest.raises(error, match=rf"^{message}; the scores of the 2 images before it are in .*out.csv$"):
+    with pytest.raises(error, match=rf"^{message}; the scores of the 2 images before it are in .*out.partial.csv$"):
         score(folder, judge=judge, batch=1)
-    assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
+    assert pd.read_csv(folder / "deep/out.partial.csv")["shade"].tolist() == [1, 2]
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
 
 
@@ -152,7 +156,7 @@ def test_nothing_is_scored_that_is_not_finite(folder, value):
 
     with pytest.raises(RunStopped, match=f"shade-v1, for 2.png, gives reward={value}: its weights are damaged, or .*1 images"):
         score(folder, judge=judge)
-    assert pd.read_csv(folder / "deep/out.csv")["file"].tolist() == ["1.png"]
+    assert pd.read_csv(folder / "deep/out.partial.csv")["file"].tolist() == ["1.png"]
 
 
 @pytest.mark.parametrize("key", ["file", "prompt", "image", "protocol", "seed"])
@@ -195,6 +199,39 @@ def test_scores_replace_nothing_but_scores(folder, out, message):
     with pytest.raises(UserError, match=message):
         score_folder(folder / "images", table, never, "v", folder / out)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_scores_that_are_whole_are_not_replaced_by_some(folder):
+    whole = score(folder)
+    (folder / "prompts.txt").write_text("one\nbad\nten\n")
+    with pytest.raises(UserError, match="stopped at 2.png; the scores of the 1 images before it are in .*out.partial.csv$"):
+        score(folder)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "deep/out.csv"), whole)
+    (folder / "deep/out.partial.csv").write_text("file,prompt,mine\n1.png,one,dear\n")
+    with pytest.raises(UserError, match="out.partial.csv is no table of scores and would be overwritten"):
+        score(folder, judge=never)
+    assert "dear" in (folder / "deep/out.partial.csv").read_text()
+
+
+@pytest.mark.parametrize("prompts", ["one\ntwo\nten\n", "one\nbad\nten\n"])
+def test_scores_for_which_the_disk_has_no_room_are_put_elsewhere(folder, monkeypatch, prompts):
+    """As where it has become full during the scoring."""
+    (folder / "prompts.txt").write_text(prompts)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "elsewhere"))
+    to_csv = pd.DataFrame.to_csv
+
+    def full(frame, file, **options):
+        if "deep" in file.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to_csv(frame, file, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(UserError, match=r"cannot be written to .*: .*No space left on device; they are in .*\.csv$") as error:
+        score(folder)
+    kept = pd.read_csv(str(error.value).rpartition("they are in ")[2])
+    assert kept["shade"].tolist() == ([1] if "bad" in prompts else [1, 2, 10]) and not [*(folder / "deep").glob("*.csv")]
+    assert ("prompt 'bad' has no quotes" in str(error.value)) == ("bad" in prompts)
 
 
 def test_a_failure_at_the_first_image_leaves_older_scores_alone(folder):
@@ -240,9 +277,9 @@ def test_an_interruption_keeps_what_was_scored(folder):
             raise KeyboardInterrupt
         return shades(prompts, images)
 
-    with pytest.raises(Interrupted, match=r"interrupted; the scores of the 2 images before it are in .*out.csv$"):
+    with pytest.raises(Interrupted, match=r"interrupted; the scores of the 2 images before it are in .*out.partial.csv$"):
         score(folder, judge=judge, batch=1)
-    assert pd.read_csv(folder / "deep/out.csv")["shade"].tolist() == [1, 2]
+    assert pd.read_csv(folder / "deep/out.partial.csv")["shade"].tolist() == [1, 2]
 
 
 def never(prompts, images):
