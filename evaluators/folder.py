@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 import numpy as np
 import pandas as pd
 
-from evaluators.images import read_image
+from evaluators.images import batches, read_image
 from evaluators.interface import check_names, check_verdicts
 from evaluators.pairs import Pair, read_pairs
 from star.common.errors import Interrupted, RunStopped, UserError, one_line
@@ -41,7 +41,7 @@ def score_folder(
         judge: takes prompts and as many images, uint8 (H, W, 3) in RGB, and gives a dict of plain values for each.
         protocol: name and version of the evaluation, with its engine.
         out: the CSV file; its folder is made if need be.
-        batch: images that are judged at once.
+        batch: images that are judged at once; fewer if they are large.
 
     Returns:
         One row per image: file (relative to the folder), prompt, what ``judge`` gave, protocol.
@@ -113,8 +113,8 @@ def _with(error: BaseException, words: str) -> Exception:
 def _scored(root: Path, pairs: Sequence[Pair], judge: Judge, batch: int) -> Iterator[dict]:
     """A row per image, in order. If a batch fails, its images are judged again one by one, up to the one at fault, so that
     those before it still get their rows."""
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
+    for place in batches([path for path, _ in pairs], batch):
+        part = pairs[place]
         try:
             rows = _rows(root, part, judge)
         except Exception as first:

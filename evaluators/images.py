@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,27 @@ def images_in(folder: Path) -> list[Path]:
             f"{others[0]} is a picture of a kind that is not read ({', '.join(SUFFIXES)} are); convert it or move it elsewhere"
         )
     return [file for file in files if file.suffix.lower() in SUFFIXES]
+
+
+def batches(files: Sequence[Path], most: int) -> Iterator[slice]:
+    """Parts of a list of pictures: at most so many, and together no more pixels than one may have by itself."""
+    start, pixels = 0, 0
+    for place, size in enumerate(map(_size, files)):
+        if start < place and (place - start == most or pixels + size > MOST_PIXELS):
+            yield slice(start, place)
+            start, pixels = place, 0
+        pixels += size
+    yield slice(start, len(files))
+
+
+def _size(path: Path) -> int:
+    """A picture's pixels, 0 if it cannot be read: :func:`read_image` says why."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        if path.is_file():
+            with Image.open(path, formats=FORMATS) as image:
+                return image.width * image.height
+    return 0
 
 
 def read_image(path: Path) -> np.ndarray:

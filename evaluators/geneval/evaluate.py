@@ -19,7 +19,7 @@ from evaluators.geneval.official import compat
 from evaluators.geneval.prompts import OFFICIAL, TAGS, Record
 from evaluators.geneval.records import fault_of, read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
-from evaluators.images import OTHERS, SUFFIXES, read_image
+from evaluators.images import OTHERS, SUFFIXES, batches, read_image
 from evaluators.interface import Asked, mean_and_stderr
 from star.common.console import tell
 from star.common.errors import UserError
@@ -184,7 +184,8 @@ def engine_for(records: Iterable[Record]) -> str:
 
 
 def _judge_prompt(path: Path, record: Record, files: Sequence[Path], root: Path, detector: Detector) -> list[dict]:
-    results = verdicts([record] * len(files), [read_image(file) for file in files], detector)
+    parts = [files[place] for place in batches(files, len(files))]
+    results = [verdict for part in parts for verdict in verdicts([record] * len(part), [*map(read_image, part)], detector)]
     return [
         {
             "filename": file.relative_to(root).as_posix(),

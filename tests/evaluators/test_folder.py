@@ -68,6 +68,13 @@ def test_images_get_the_prompts_in_the_natural_order_of_names(folder, batch):
     assert [path.name for path in (folder / "deep").iterdir()] == ["out.csv"]
 
 
+def test_large_images_are_judged_in_smaller_batches(folder, monkeypatch):
+    monkeypatch.setattr("evaluators.images.MOST_PIXELS", 13)  # of 6 each
+    sizes = []
+    assert len(score(folder, judge=lambda prompts, read: sizes.append(len(read)) or shades(prompts, read))) == 3
+    assert sizes == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -24,9 +24,10 @@ class CountingDetector:
     colors = ("red",)
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.sizes = [], []
 
     def __call__(self, images):
+        self.sizes.append(len(images))
         return [{"dog": [Detection((0, 0, 1, 1), 0.99)] * int(image[0, 0, 0])} for image in images]
 
     def with_colors(self, image, name, detections):
@@ -143,6 +144,13 @@ def test_what_cannot_be_judged_is_told_before_the_first_image(folder):
     shutil.rmtree(folder / "00001/samples")
     with pytest.raises(UserError, match="no images like 00000.png in .*00001/samples"):
         evaluate.judge_folder(folder, CountingDetector())
+
+
+def test_large_images_are_judged_in_smaller_batches(folder, monkeypatch):
+    whole = evaluate_folder(folder, CountingDetector())
+    detector = CountingDetector()
+    monkeypatch.setattr("evaluators.images.MOST_PIXELS", 2 * 64)
+    assert evaluate_folder(folder, detector).equals(whole) and detector.sizes == [2, 1, 2, 1]
 
 
 def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from evaluators.images import LONGEST, read_image
+from evaluators.images import LONGEST, batches, read_image
 from star.common.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -195,3 +195,17 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     for name in ("pipe.png", "missing.png", "x" * 5000, "nul\0.png"):
         with pytest.raises(UserError, match="cannot read the image"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.timeout(20)
+def test_large_pictures_come_in_small_batches(tmp_path):
+    """By their sizes in the files' heads, since a picture of a few kB may fill hundreds of MB."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, side in (("large", 8192), ("half", 5000), ("small", 64)):
+        Image.new("1", (side, side)).save(tmp_path / f"{name}.png")
+    names = ["small", "small", "small", "half", "half", "small", "large", "large", "none", "pipe", "small"]
+    places = batches([tmp_path / f"{name}.png" for name in names], 2)
+    assert [names[place] for place in places] == [
+        *(["small", "small"], ["small", "half"], ["half", "small"]),
+        *(["large"], ["large", "none"], ["pipe", "small"]),
+    ]
