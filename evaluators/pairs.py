@@ -15,6 +15,10 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl")
 CELL = re.compile(r'"(?:[^"]|"")*"')
 """A quoted cell of a CSV file."""
+ITEM = re.compile(r"""(["']).*\1,""")
+"""A line of a list in JSON or Python."""
+LISTS = ("", ".txt")
+"""Suffixes of files with one prompt per line."""
 SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?!\w)", re.IGNORECASE)
 """Where the name of an image may end."""
 
@@ -26,9 +30,9 @@ def read_pairs(folder: Path, prompts: Path) -> list[Pair]:
 
     Args:
         folder: holds the images, :data:`evaluators.images.SUFFIXES`; hidden files are ignored.
-        prompts: a text file with one prompt per line, for the images in the natural order of their names (2 before 10). Or,
-            if it ends in .csv, .tsv or .jsonl, a table with ``file`` (relative to the folder) and ``prompt``; images that it
-            does not name are ignored.
+        prompts: a text file (.txt, or without a suffix) with one prompt per line, for the images in the natural order of their
+            names (2 before 10). Or, if it ends in .csv, .tsv or .jsonl, a table with ``file`` (relative to the folder) and
+            ``prompt``; images that it does not name are ignored.
 
     Raises:
         UserError: either is missing, empty or unreadable, they do not fit each other, or the prompts can be read in more ways
@@ -67,12 +71,16 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} line {lines.index('') + 1} is empty; every line must be a prompt")
     for number, line in enumerate(lines, 1):
         if fault := fault_of_text(line):
-            raise UserError(f"{path} line {number} holds {fault}, which is no text; save it as UTF-8 with Unix line ends")
+            raise UserError(
+                f"{path} line {number} holds {fault}, which is no text; take it out, or save it as UTF-8 with Unix line ends"
+            )
     return lines
 
 
 def _read(path: Path) -> str:
     try:
+        if path.is_fifo() and path.absolute().parts[1] not in ("dev", "proc"):  # where a shell's own pipes are, which it fills
+            raise UserError(f"{path} is a pipe, for which one may wait forever; name a file")
         # Spreadsheets put a byte order mark first. Line ends stay as they are: they may be part of a quoted cell.
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -99,6 +107,10 @@ def _check_plain(path: Path, lines: list[str], folder: Path, files: list[Path]) 
     names = {name.as_posix() for file in files for name in (PurePath(file.name), folder.name / PurePath(file.name), file)}
     if _is_json(lines) or any(_names_image(line, names) for line in lines):
         raise UserError(f"{path} looks like a table, not like one prompt per line; call it {', '.join(TABLES)}")
+    if path.suffix.lower() not in LISTS:
+        raise UserError(f"{path} is read as one prompt per line if it is called .txt, as a table if {', '.join(TABLES)}")
+    if all("\t" in line for line in lines) or _is_list(lines):
+        raise UserError(f"{path} looks like a list of another format, not like one prompt per line; leave only the prompts")
     cells = [bool(CELL.fullmatch(line)) for line in lines]
     doubled = [cell and '""' in line[1:-1] for cell, line in zip(cells, lines, strict=True)]
     if any(doubled) or all(cells):
@@ -107,6 +119,16 @@ def _check_plain(path: Path, lines: list[str], folder: Path, files: list[Path]) 
             f"{path} line {number} is in quotes like a table's cell; make it a .csv with the columns file and "
             "prompt, or take the outer quotes away and write inner ones once"
         )
+
+
+def _is_list(lines: list[str]) -> bool:
+    """Whether all lines are marked as items of a list. A prompt may begin with a quote, dash or number; all of many do not."""
+    items = [bool(ITEM.fullmatch(line)) for line in lines]
+    several = len(lines) > 1
+    dashed = several and any(all(line.startswith(mark) for line in lines) for mark in ("- ", "* "))
+    numbers = [re.match(r"(\d+)[.):,;] ?\D", line) for line in lines]
+    counted = several and all(number and int(number[1]) - place in (0, 1) for place, number in enumerate(numbers))
+    return all(items[:-1] if several else items) or dashed or counted
 
 
 def _names_image(line: str, names: Collection[str]) -> bool:
@@ -150,11 +172,16 @@ def _read_jsonl(path: Path) -> list:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
+    text, separator = _read(path), SEPARATORS[path.suffix.lower()]
     # Strict, or an unclosed quote would swallow the rows after it, and quotes around a part of a cell would be lost.
-    lines = csv.reader(io.StringIO(_read(path), newline=""), delimiter=SEPARATORS[path.suffix.lower()], strict=True)
+    lines, trimmed = (
+        csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=trim)
+        for trim in (False, True)
+    )
     rows = []
     try:
         header = next(lines, [])
+        next(trimmed, [])
         if twice := {name for name in header if header.count(name) > 1} & {"file", "prompt"}:
             raise UserError(f"{path} has two columns {min(twice)}; keep one")
         for cells in lines:
@@ -162,6 +189,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
                 raise UserError(
                     f"{path} line {lines.line_num}: {len(cells)} cells, but the header has {len(header)}; put double quotes "
                     "around a prompt with separators in it"
+                )
+            if cells != next(trimmed, []):  # a quote after a space quotes nothing, and a prompt with separators is cut there
+                raise UserError(
+                    f"{path} line {lines.line_num}: a cell begins with a space; take it out, or put the cell in double quotes"
                 )
             rows += [dict(zip(header, cells, strict=False))] if cells else []
     except csv.Error as error:

@@ -26,6 +26,8 @@ def read_record(path: Path) -> Record:
         UserError: the file is missing, unreadable or no record.
     """
     try:
+        if path.is_fifo():
+            raise UserError(f"{path} is a pipe, for which one may wait forever")
         record = parse_json(path.read_text("utf-8-sig"))
         record = _plain(record)
         fault = fault_of(record)

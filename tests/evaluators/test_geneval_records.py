@@ -1,6 +1,7 @@
 """Records as GenEval writes them and as other tools do, and the engine that fits them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_an_exclude_that_was_filled_up_is_none(tmp_path):
         (record(prompt="half \ud800"), "holds half a character"),
         (record(prompt="nothing \0"), "holds a null character"),
         (record(prompt="a\rdog"), "holds a carriage return"),
+        (record(prompt="a d\u00adog"), "holds an invisible character"),
         (record(prompt=" "), '"prompt" is missing or empty'),
         (b'{"tag": "colors", "tag": "counting"}', "'tag' stands twice in one object"),
         (b"[" * 100_000, "nested too deeply"),
@@ -85,6 +87,13 @@ def test_what_cannot_be_undone_is_one_clear_line(tmp_path, written, message):
     with pytest.raises(UserError, match=message) as error:
         read(tmp_path, written)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with pytest.raises(UserError, match="metadata.jsonl is a pipe"):
+        read_record(tmp_path / "metadata.jsonl")
 
 
 def test_a_tag_of_another_benchmark_is_its_own(tmp_path):

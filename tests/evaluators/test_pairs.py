@@ -1,5 +1,6 @@
 """Prompts are read as the eye reads them, or told: nothing is cut, stripped or swallowed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def pairs(folder, name, text):
         ("p.txt", "one\r\ntwo\r\nten\r\n", [("1.png", "one"), ("2.png", "two"), ("10.png", "ten")]),
         ("p.csv", 'file,prompt\r\n1.png,"a\nb"\r\n2.png,two\r\n', [("1.png", "a\nb"), ("2.png", "two")]),
         ("p.jsonl", '{"file": "1.png", "prompt": "one"}\r\n', [("1.png", "one")]),
+        ("p.jsonl", '{"file": "1.png", "prompt": "👩\u200d🎨 می\u200cخواهم"}', [("1.png", "👩\u200d🎨 می\u200cخواهم")]),
+        ("p", "one\ntwo\nten\n", [("1.png", "one"), ("2.png", "two"), ("10.png", "ten")]),
+        ("P.TXT", "- one\ntwo\n- ten\n", [("1.png", "- one"), ("2.png", "two"), ("10.png", "- ten")]),
+        ("p.txt", "1. a\n3. b\n2. c\n", [("1.png", "1. a"), ("2.png", "3. b"), ("10.png", "2. c")]),
+        ("p.txt", "1 dog\n2 dogs\n3 dogs\n", [("1.png", "1 dog"), ("2.png", "2 dogs"), ("10.png", "3 dogs")]),
+        ("p.txt", "1.5 dogs\n2.5 dogs\n3.5\n", [("1.png", "1.5 dogs"), ("2.png", "2.5 dogs"), ("10.png", "3.5")]),
+        ("p.txt", '"A", he said\n"B",\nC,\n', [("1.png", '"A", he said'), ("2.png", '"B",'), ("10.png", "C,")]),
+        ("p.csv", 'file,prompt\n1.png," one"\n2.png,two \n', [("1.png", " one"), ("2.png", "two ")]),
         ("p.csv", 'file,prompt\n1.png,a sign "OPEN"\n', [("1.png", 'a sign "OPEN"')]),
         ("p.csv", 'file,prompt\n1.png,"""OPEN"", he said"\n', [("1.png", '"OPEN", he said')]),
         ("p.csv", "prompt,file,note\none,1.png\n\ntwo,2.png,x\n", [("1.png", "one"), ("2.png", "two")]),
@@ -89,9 +98,27 @@ def test_what_is_clear_is_taken_word_by_word(folder, name, text, expected):
         ("p.txt", 'a,"2.png"\nb,"1.png"\nc,"10.png"\n', "looks like a table"),
         ("p.txt", 'one\n"a sign ""HELLO"""\nten\n', "p.txt line 2 is in quotes like a table's cell; make it a .csv with"),
         ("p.txt", '"one"\n"two"\n"ten"\n', "p.txt line 1 is in quotes like a table's cell"),
+        ("p.txt", "one\nt\u200bwo\nten\n", r"line 2 holds an invisible character \(U\+200B\), which is no text; take it out"),
+        ("p.txt", "\ufeff\ufeffone\ntwo\nten\n", r"line 1 holds an invisible character \(U\+FEFF\)"),
+        ("p.csv", "file,prompt\n1.png,\u202eenohp\n", r'row 1: "prompt" holds an invisible character \(U\+202E\)'),
         ("p.txt", "one\rtwo\nthree\nten\n", "p.txt line 1 holds a carriage return"),
         ("p.csv", 'file,prompt\n1.png,"a\r\nb"\n', 'row 1: "prompt" holds a carriage return'),
         ("p.csv", 'file,prompt\n1.png,"a\rb"\n', 'row 1: "prompt" holds a carriage return'),
+        (
+            "p.csv",
+            'file,prompt\n1.png, "one"\n',
+            "p.csv line 2: a cell begins with a space; take it out, or put the cell in double",
+        ),
+        ("p.csv", "file,prompt,note\n1.png,a red sign, with text\n", "p.csv line 2: a cell begins with a space"),
+        ("p.tsv", "file\tprompt\n1.png\t one\n", "p.tsv line 2: a cell begins with a space"),
+        ("p.yaml", "- one\n- two\n- ten\n", "p.yaml is read as one prompt per line if it is called .txt, as a table if .csv"),
+        ("p.json", "one\ntwo\nten\n", "p.json is read as one prompt per line if it is called .txt, as a table if .csv, .tsv"),
+        ("p.txt", "- one\n- two\n- ten\n", "p.txt looks like a list of another format"),
+        ("p.txt", "1. one\n2. two\n3. ten\n", "p.txt looks like a list of another format"),
+        ("p.txt", "0000,one\n0001,two\n0002,ten\n", "p.txt looks like a list of another format"),
+        ("p.txt", "0001\tone\n0002\ttwo\n0003\tten\n", "p.txt looks like a list of another format"),
+        ("p", '"one",\n"say \\"two\\"",\n"ten"\n', "p looks like a list of another format"),
+        ("p.txt", "'one',\n'two',\n'ten',\n", "p.txt looks like a list of another format"),
         ("p.csv", "file,prompt\n1.png,one\n./1.png,one\n", "row 2: the same file and prompt as in row 1"),
         ("p.txt", "one\ntwo\n", r"2 prompts, but images has 3 images; .* natural order of their names \(2 before 10\)"),
         ("p.csv", b"file,prompt\n1.png,\xff\n", "cannot be read as a text file"),
@@ -117,6 +144,18 @@ def test_names_that_differ_in_case_alone_have_an_order(folder):
     for name in ("B.png", "b.png"):
         Image.new("RGB", (2, 2)).save(folder / name)
     assert [file for file, _ in pairs(folder, "p.txt", "1\n2\n3\n4\n5\n")][-2:] == ["B.png", "b.png"]
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_waited_for_only_if_a_shell_fills_it(folder):
+    os.mkfifo("p.txt")
+    with pytest.raises(UserError, match="p.txt is a pipe, for which one may wait forever; name a file"):
+        read_pairs(folder, Path("p.txt"))
+    reader, writer = os.pipe()
+    os.write(writer, b"one\ntwo\nten\n")
+    os.close(writer)
+    assert [prompt for _, prompt in read_pairs(folder, Path(f"/dev/fd/{reader}"))] == ["one", "two", "ten"]
+    os.close(reader)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
