@@ -13,7 +13,7 @@ import pandas as pd
 from evaluators.images import batches, read_image
 from evaluators.interface import check_names, check_verdicts
 from evaluators.pairs import Pair, read_pairs
-from star.common.errors import Interrupted, RunStopped, UserError, one_line
+from star.common.errors import Interrupted, RunStopped, UserError, one_line, short
 from star.common.files import check_file, check_output, replacing
 from star.common.plugins import own_place
 from star.common.progress import track
@@ -29,6 +29,7 @@ def score_folder(
     protocol: str,
     out: str | Path,
     batch: int = 16,
+    lacks: Callable[[str], str] = lambda prompt: "",
 ) -> pd.DataFrame:
     """Score every image of a folder and write the scores to a CSV file.
 
@@ -42,19 +43,23 @@ def score_folder(
         protocol: name and version of the evaluation, with its engine.
         out: the CSV file; its folder is made if need be.
         batch: images that are judged at once; fewer if they are large.
+        lacks: says what a prompt needs but does not carry, see :meth:`evaluators.interface.Evaluator.lacks`.
 
     Returns:
         One row per image: file (relative to the folder), prompt, what ``judge`` gave, protocol.
 
     Raises:
-        UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; an image cannot be
-            read; the scores would overwrite something else; a verdict has a key of
+        UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; a prompt lacks something;
+            an image cannot be read; the scores would overwrite something else; a verdict has a key of
             :data:`evaluators.interface.RESERVED`; or ``judge`` raises it.
         RunStopped: ``judge`` gives a value that is not finite, or raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
+    for path, prompt in pairs:
+        if lack := lacks(prompt):
+            raise UserError(f"{prompts}: the prompt {short(prompt)!r} of {path.name} has no {lack}; {protocol} needs it")
     scored = track(_scored(root, pairs, partial(_judged, judge, protocol), batch), protocol, total=len(pairs))
     return keep(scored, protocol, target, [Path(prompts)])
 

@@ -214,15 +214,25 @@ def try_judge(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], side: 
     Raises:
         UserError: it does not judge as :class:`Evaluator` says.
     """
-    wait = evaluator.submit(prompts, [np.full((side, side, 3), 255, np.uint8) for _ in prompts])
-    if not callable(wait):
-        raise UserError(f"{judge}: `submit` must return a function that waits for verdicts, not {repr(wait)[:100]}")
     try:
-        verdicts = check_verdicts(judge, wait(), len(prompts))
+        verdicts = judged(judge, evaluator, prompts, [np.full((side, side, 3), 255, np.uint8) for _ in prompts])
     except RunStopped as stopped:
         raise UserError(str(stopped)) from None
     with suppress(RunStopped):  # a mean over what is found in images has no value where they are white
         summary(judge, evaluator, prompts, verdicts)
+
+
+def judged(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
+    """An evaluator's verdicts on images, waited for; ``judge`` is what error messages call it.
+
+    Raises:
+        UserError: there is nothing to wait for, or as :func:`check_verdicts`.
+        RunStopped: as :func:`check_verdicts`.
+    """
+    wait = evaluator.submit(prompts, images)
+    if not callable(wait):
+        raise UserError(f"{judge}: `submit` must return a function that waits for verdicts, not {repr(wait)[:100]}")
+    return check_verdicts(judge, wait(), len(prompts))
 
 
 def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:

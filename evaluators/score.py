@@ -9,7 +9,7 @@ import pandas as pd
 
 from evaluators import folder, registry
 from evaluators.geneval.detector import Detector
-from evaluators.interface import Evaluator, Text, check_verdicts, summary
+from evaluators.interface import Evaluator, Text, judged, summary
 from star.common.errors import UserError
 from star.common.plugins import is_path
 
@@ -54,7 +54,14 @@ def score(
     if not prompts:
         raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
     evaluator = registry.create(task, engine)
-    rows = folder.score_folder(images, prompts, partial(_judged, evaluator, task), evaluator.protocol, file)
+    rows = folder.score_folder(
+        images,
+        prompts,
+        partial(_judged, evaluator, task),
+        evaluator.protocol,
+        file,
+        lacks=lambda text: evaluator.lacks(Text(text)),
+    )
     scores = summary(f"task={task}", evaluator, [Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})
 
@@ -77,8 +84,4 @@ def _detector_for(images: Path) -> Detector:
 
 def _judged(evaluator: Evaluator, task: str, texts: Sequence[str], images: Sequence[np.ndarray]) -> list[dict]:
     """The verdicts on images whose prompts are known by their texts alone."""
-    prompts = [Text(text) for text in texts]
-    for prompt in prompts:
-        if lack := evaluator.lacks(prompt):
-            raise UserError(f"prompt {prompt.text!r} has no {lack}; task={task} needs it")
-    return check_verdicts(f"task={task}", evaluator.submit(prompts, images)(), len(images))
+    return judged(f"task={task}", evaluator, [Text(text) for text in texts], images)

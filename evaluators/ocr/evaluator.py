@@ -11,8 +11,9 @@ from evaluators.interface import Asked, Places, Score, mean_scores
 from evaluators.ocr.paddle import Paddle
 from evaluators.ocr.pool import Engine, Finder, Pool, patience, spare_cores, tolerance
 from evaluators.ocr.rapid import Rapid
-from evaluators.ocr.reward import target_span, target_text, text_reward
-from star.common.errors import UserError
+from evaluators.ocr.reward import target_text, text_reward
+from star.common.console import tell
+from star.common.errors import UserError, short
 
 # Raise the version when a change alters what an image scores.
 PROTOCOL = "ocr-v1"
@@ -50,6 +51,7 @@ class TextRendering:
 
     def __init__(self, engine_name: str) -> None:
         self.pool = Pool(engine(engine_name), spare_cores(), patience(), tolerance())
+        self._cautioned = False
         self.places: Places | None = self._places if isinstance(self.pool.engine, Finder) else None
 
     @property
@@ -58,11 +60,16 @@ class TextRendering:
         return f"{PROTOCOL}/{self.pool.engine.name}"
 
     def lacks(self, prompt: Asked) -> str:
-        """Text in double quotes, if the prompt has none."""
+        """Text in double quotes, if the prompt has none. A caution is printed of the first with an odd number of them."""
         try:
-            target_span(prompt.text)
+            target = target_text(prompt.text)
         except UserError:
             return "text in double quotes"
+        if prompt.text.count('"') % 2 and not self._cautioned:
+            self._cautioned = True
+            tell(
+                f"the prompt {short(prompt.text)!r} has an odd number of double quotes; {short(target)!r} is taken as its text"
+            )
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:

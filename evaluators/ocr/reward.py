@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance.Levenshtein import distance as levenshtein
 
-from star.common.errors import UserError
+from star.common.errors import UserError, short
 
 
 def target_span(prompt: str) -> tuple[int, int]:
@@ -16,7 +16,7 @@ def target_span(prompt: str) -> tuple[int, int]:
     start = prompt.find('"') + 1
     end = prompt.find('"', start)
     if not start or end < 0 or not _normalise(prompt[start:end]):
-        raise UserError(f'prompt {prompt!r} has no text in double quotes ("); the ocr task needs it')
+        raise UserError(f'prompt {short(prompt)!r} has no text in double quotes ("); the ocr task needs it')
     return start, end
 
 

@@ -331,6 +331,13 @@ def test_a_table_may_name_images_in_folders_below_but_no_absolute_paths(folder):
         score(folder, "p.csv", judge=never)
 
 
+def test_what_a_prompt_lacks_is_told_before_the_first_image_is_judged(folder):
+    told = "^.*prompts.txt: the prompt 'two' of 2.png has no text in double quotes; shade-v1 needs it$"
+    with pytest.raises(UserError, match=told):
+        score(folder, judge=never, lacks=lambda prompt: "text in double quotes" if prompt == "two" else "")
+    assert not (folder / "deep").exists()
+
+
 def test_bad_folders_are_one_clear_line(folder):
     (folder / "empty").mkdir()
     (folder / "empty/notes.txt").write_text("no image")

@@ -4,8 +4,12 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from evaluators.interface import Text
+from evaluators.ocr.evaluator import TextRendering
 from evaluators.ocr.reward import levenshtein, target_span, target_text, text_reward
+from evaluators.score import score
 from star.common.errors import UserError
 from star.tasks.core_words import core_spans
 
@@ -68,3 +72,24 @@ def test_target_and_core_word_are_the_same_characters():
     for prompt in ("no quotes", 'one " quote', 'an empty "" one', '"  "'):
         with pytest.raises(UserError, match="double quotes"):
             core_spans("ocr", prompt)
+
+
+def test_a_quote_too_many_is_told_once(capsys):
+    evaluator = TextRendering("rapidocr")
+    for text in ('a sign "OPEN"', 'a 6" ruler that says "HELLO"', '12" and "A"'):
+        assert evaluator.lacks(Text(text)) == ""
+    assert capsys.readouterr().err == (
+        'star: caution: the prompt \'a 6" ruler that says "HELLO"\' has an odd number of double quotes; '
+        "' ruler that says ' is taken as its text\n"
+    )
+
+
+def test_prompts_without_quotes_are_told_before_images_are_read(tmp_path):
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+    (tmp_path / "p.txt").write_text('a sign "OPEN"\na sign\n')
+    with pytest.raises(
+        UserError, match="p.txt: the prompt 'a sign' of 2.png has no text in double quotes; ocr-v1/.* needs it$"
+    ):
+        score("ocr", str(tmp_path), str(tmp_path / "p.txt"))
+    assert not [*tmp_path.glob("*.csv")]
