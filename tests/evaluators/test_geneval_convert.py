@@ -44,6 +44,31 @@ def test_a_checkpoint_inside_the_folder_to_be_replaced_stays(tmp_path):
     assert checkpoint_file.exists()
 
 
+def test_nothing_is_deleted_that_a_conversion_did_not_make(tmp_path):
+    file = save_checkpoint(tmp_path / "tiny.pth", SHAPES)
+    beside = tmp_path / "out.partial"
+    beside.mkdir()
+    for _ in range(2):
+        convert.convert(file, tmp_path / "out", any_checkpoint=True)
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="out holds notes.txt, which is no part of a conversion; move it, or name another"):
+        convert.convert(file, tmp_path / "out", any_checkpoint=True)
+    assert beside.is_dir() and (tmp_path / "out/notes.txt").read_text() == "mine"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*convert.FILES, "notes.txt"}
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_conversion_that_fails_leaves_no_trace(tmp_path, monkeypatch, old):
+    file = save_checkpoint(tmp_path / "tiny.pth", SHAPES)
+    if old:
+        convert.convert(file, tmp_path / "out", any_checkpoint=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(convert, "weights_digest", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert.convert(file, tmp_path / "out", any_checkpoint=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def swapped_norms(ours, theirs, norms, right=names._norms_and_hidden):
     return right(ours, theirs, norms[::-1])
 

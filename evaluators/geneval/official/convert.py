@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from star.common.files import check_output, check_room, weights_digest
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
 RECORD = "conversion.json"
+FILES = {"config.json", "model.safetensors", RECORD}
 
 
 class Conversion(NamedTuple):
@@ -44,7 +46,8 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
 
     Args:
         checkpoint: a Mask2Former with Swin of mmdet 2.x.
-        folder: an earlier conversion or an empty folder there is replaced; anything else is not.
+        folder: an earlier conversion or an empty folder there is replaced; anything else is not, nor is a conversion to which
+            something was added.
         any_checkpoint: accept a checkpoint other than the published one.
 
     Raises:
@@ -53,27 +56,38 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
     place = folder.resolve()  # "." has no name
     check_room(place.parent, "the detector")
     found = verify(checkpoint, any_checkpoint)
-    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
-    check_output(folder, [checkpoint])
+    _check_place(folder, checkpoint)
     content = read(checkpoint)
     weights = {name: tensor for name, tensor in content.items() if not names.derived(name)}
     sizes = _sizes(checkpoint, weights)
     positions = names.window_positions(sizes.window)
     if any(not torch.equal(content[name], positions) for name in content.keys() - weights.keys()):
         raise UserError(f"{checkpoint} orders the positions of a window in another way than mmdet 2.x")
-    partial = place.with_name(place.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     result = names.converted(weights, sizes)
-    save_file(result, partial / "model.safetensors", {"format": "pt"})
-    config(sizes).save_pretrained(partial)
-    record = {"checkpoint": checkpoint.name, "sha256": found, "weights": weights_digest(partial)}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{place.name}.", suffix=".part", dir=place.parent) as part:
+        made = Path(part, place.name)  # within, since that folder is for its owner alone
+        made.mkdir()
+        save_file(result, made / "model.safetensors", {"format": "pt"})
+        config(sizes).save_pretrained(made)
+        record = {"checkpoint": checkpoint.name, "sha256": found, "weights": weights_digest(made)}
+        (made / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
     parameters = sum(tensor.numel() for tensor in result.values())
     return Conversion(folder, found, found == SHA256, len(result), parameters, sizes)
+
+
+def _check_place(folder: Path, checkpoint: Path) -> None:
+    """Raise if the folder to be replaced holds anything but what a conversion writes."""
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if RECORD not in held and (held or folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} exists and is no conversion; name another folder with --out")
+    check_output(folder, [checkpoint])
+    if more := held - FILES:
+        raise UserError(
+            f"{folder} holds {min(more)}, which is no part of a conversion; move it, or name another folder with --out"
+        )
 
 
 def run(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = False) -> list[str]:
