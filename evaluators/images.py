@@ -29,6 +29,12 @@ MISJUDGED = ("L;2", "L;4", "I;16B", "RGB;16B")
 """How a PNG's pixels are stored where Pillow compares the transparent colour with pixels that it has scaled, or not at all."""
 
 GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.02
+PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""sRGB's white, red, green and blue as a PNG writes them, x and y of each; others may be off by rounding."""
+PRIMARIES_TOLERANCE = 0.01
+PROBES = Image.fromarray(np.indices((4, 4, 4), np.uint8).reshape(3, 1, -1).transpose(1, 2, 0) * 85)
+PROBES_TOLERANCE = 2
+"""A profile that changes these colours by no more is one of sRGB, whatever its name: rounding is all that is left."""
 SPACES = {"RGB": ("RGB", ["1", "L", "LA", "P", "RGB", "RGBA"]), "GRAY": ("L", ["1", "L", "LA"]), "CMYK": ("CMYK", ["CMYK"])}
 """Colour space of a profile -> the Pillow mode that it describes, and the modes of pictures that it fits."""
 
@@ -76,7 +82,7 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises:
         UserError: the file is missing, damaged or no picture, or cannot be shown unambiguously in 8-bit RGB: it is
-            animated, transparent or has its own gamma curve; or it is too large.
+            animated, transparent or has its own gamma curve or primary colours; or it is too large.
     """
     try:
         if not path.is_file():  # opening a pipe would block
@@ -119,9 +125,13 @@ def _fault(image: Image.Image, stored: str) -> str:
         return "it marks a colour as transparent in 2, 4 or 16 bits, which is not read; save it without transparency"
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         return "parts of it are transparent, and what they show depends on the ground; save it without transparency"
-    gamma = image.info.get("gamma", GAMMA)
-    if abs(gamma - GAMMA) > GAMMA_TOLERANCE and not {"srgb", "icc_profile"} & image.info.keys():
+    if {"srgb", "icc_profile"} & image.info.keys():  # which count for more than what follows
+        return ""
+    gamma, primaries = image.info.get("gamma", GAMMA), image.info.get("chromaticity", PRIMARIES)
+    if abs(gamma - GAMMA) > GAMMA_TOLERANCE:
         return f"it has a brightness curve of its own (gamma {gamma:g}); save it as sRGB"
+    if not np.allclose(primaries, PRIMARIES, 0, PRIMARIES_TOLERANCE):
+        return "it has primary colours of its own (PNG's cHRM); save it as sRGB"
     return ""
 
 
@@ -132,13 +142,19 @@ def _converted(image: Image.Image) -> Image.Image:
         narrow.info, image = image.info, narrow
     if stored := image.info.get("icc_profile"):
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
-        told = ImageCms.getProfileDescription(profile).lower()
-        if "srgb" not in told or "linear" in told:
-            mode, fitting = SPACES.get(profile.profile.xcolor_space.strip(), ("", []))
-            if image.mode not in fitting:  # left over from another version of the picture; cv2.imread ignores it too
-                return image.convert("RGB")
-            own = image.convert(mode)
-            turned = ImageCms.profileToProfile(own, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            assert turned is not None  # None is returned only with inPlace=True
-            return turned
+        mode, fitting = SPACES.get(profile.profile.xcolor_space.strip(), ("", []))
+        # One that does not fit is left over from another version of the picture; cv2.imread ignores it too.
+        if image.mode in fitting and not (mode == "RGB" and _is_srgb(profile)):
+            return _turned(image.convert(mode), profile)
     return image.convert("RGB")
+
+
+def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile means sRGB, by what it does: names are given to anything."""
+    return np.ptp([PROBES, _turned(PROBES, profile)], axis=0).max() <= PROBES_TOLERANCE
+
+
+def _turned(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert turned is not None  # None is returned only with inPlace=True
+    return turned

@@ -26,6 +26,12 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def with_primaries(*points):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"cHRM", struct.pack(">8I", *(round(point * 100_000) for point in points)))
+    return plain(), {"pnginfo": info}
+
+
 def with_gamma(gamma):
     info = PngImagePlugin.PngInfo()
     info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
@@ -52,6 +58,7 @@ SIXTEEN = Image.fromarray(np.full((2, 4), 0x80FF, np.uint16))
         ("red.bmp", plain(), {}, RED),
         ("sRGB by name.png", plain(), {"icc_profile": profile("sRGB")}, RED),
         ("its curve is sRGB's.png", *with_gamma(1 / 2.2), RED),
+        ("its primaries are sRGB's.png", *with_primaries(0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06), RED),
         ("two views.jpg", plain("L", WHITE), {"format": "MPO", "save_all": True, "append_images": [plain("L")]}, WHITE),
     ],
 )
@@ -73,6 +80,15 @@ def test_colours_of_another_space_become_those_of_srgb(tmp_path):
     """With straight curves 128 is half the light, which sRGB writes as 188."""
     plain(color=(128, 128, 128)).save(tmp_path / "x.png", icc_profile=straightened(profile("sRGB")))
     assert np.abs(read_image(tmp_path / "x.png").astype(int) - 188).max() <= 2
+
+
+def test_a_profile_is_sRGB_by_what_it_does_not_by_its_name(tmp_path):
+    srgb = profile("sRGB")
+    liar = straightened(srgb).replace("flat".encode("utf-16-be"), "sRGB".encode("utf-16-be"))
+    other = srgb.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    for name, own, shown in (("liar.png", liar, 188), ("other.png", other, 128)):
+        plain(color=(128, 128, 128)).save(tmp_path / name, icc_profile=own)
+        assert np.abs(read_image(tmp_path / name).astype(int) - shown).max() <= 2 * (name == "liar.png")
 
 
 def test_so_do_those_of_16_bits(tmp_path):
@@ -131,6 +147,7 @@ def test_a_profile_of_another_kind_of_picture_is_ignored(tmp_path):
         ("colour key.png", plain(), {"transparency": RED}, "transparent"),
         ("film.png", plain(), {"save_all": True, "append_images": [plain(color=WHITE)]}, r"it moves \(2 pictures"),
         ("film.webp", plain(), {"save_all": True, "append_images": [plain(color=WHITE)]}, r"it moves \(2 pictures"),
+        ("adobe.png", *with_primaries(0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06), "primary colours of its own"),
         ("linear.png", *with_gamma(1.0), r"brightness curve of its own \(gamma 1\)"),
         ("strip.png", plain(size=(LONGEST + 1, 1)), {}, f"{LONGEST + 1} x 1 pixels"),
         ("tower.png", plain(size=(1, 60_000)), {}, "1 x 60000 pixels"),
