@@ -151,7 +151,8 @@ def _converted(image: Image.Image) -> Image.Image:
 
 def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
     """Whether a profile means sRGB, by what it does: names are given to anything."""
-    return np.ptp([PROBES, _turned(PROBES, profile)], axis=0).max() <= PROBES_TOLERANCE
+    before, after = (np.asarray(image, np.int16) for image in (PROBES, _turned(PROBES, profile)))
+    return bool(np.abs(after - before).max() <= PROBES_TOLERANCE)
 
 
 def _turned(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:

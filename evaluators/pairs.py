@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 from evaluators.images import SUFFIXES, images_in
-from star.common.errors import UserError, short
+from star.common.errors import UserError, one_line, short
 from star.common.files import fault_of_text, parse_json
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -92,13 +92,13 @@ def _read(path: Path) -> str:
 def _image(folder: Path, name: PurePath, prompts: Path) -> Path:
     """The image that a table names."""
     if name.is_absolute() or ".." in name.parts:
-        raise UserError(f"{prompts} names {short(str(name))}; files are named relative to {folder}, and lie in it")
+        raise UserError(f"{prompts} names {one_line(short(str(name)))}; files are named relative to {folder}, and lie in it")
     try:
         there = (folder / name).is_file()
     except OSError:  # the name is too long
         there = False
     if not there:
-        raise UserError(f"{prompts} names {short(str(name))}, which is not in {folder}")
+        raise UserError(f"{prompts} names {one_line(short(str(name)))}, which is not in {folder}")
     return folder / name
 
 

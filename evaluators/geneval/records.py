@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.geneval.prompts import RELATIONS, TAGS, Record
-from star.common.errors import UserError, short
+from star.common.errors import UserError, one_line, short
 from star.common.files import fault_of_text, parse_json
 
 KEYS = ("tag", "prompt", "include", "exclude")
@@ -101,7 +101,7 @@ def fault_of(record: Any) -> str:
     if fault := fault_of_text(record["tag"] + record["prompt"]):
         return f"it holds {fault}, which is no text"
     if odd := [key for key in map(str, record) if key not in KEYS and key.strip().lower() in KEYS]:
-        return f'"{odd[0]}" must be written "{odd[0].strip().lower()}"'
+        return f'{odd[0]!r} must be written "{odd[0].strip().lower()}"'
     clauses = [*record["include"], *record.get("exclude", ())]
     for i, clause in enumerate(clauses):
         if fault := _clause_fault(clause, i):
@@ -129,7 +129,7 @@ def _clause_fault(clause: Any, place: int) -> str:
     if type(clause.get("count")) is not int or clause["count"] < 1:
         return '"count" is missing or below 1, or no whole number,'
     if unknown := [name for name in clause if name not in CLAUSE]:
-        return f'"{short(str(unknown[0]))}" is none of {", ".join(CLAUSE)}'
+        return f'"{one_line(short(str(unknown[0])))}" is none of {", ".join(CLAUSE)}'
     if not isinstance(clause.get("color", ""), str):
         return '"color" is no word'
     if "position" in clause:

@@ -77,6 +77,7 @@ def test_what_is_clear_is_taken_word_by_word(folder, name, text, expected):
         ),
         ("p.csv", "file,prompt\n/out.png,one\n", "p.csv names /out.png; files are named relative"),
         ("p.csv", f"file,prompt\n{'x' * 5000}.png,one\n", "p.csv names x{120}..., which is not in images"),
+        ("p.jsonl", '{"file": "3\\n.png", "prompt": "one"}', "p.jsonl names 3 .png, which is not in images"),
         ("p.csv", "file,prompt\n3.png,a folder\n", "p.csv names 3.png, which is not in images"),
         ("p.jsonl", '{"file": "1.png", "prompt": "\\ud800"}\n', 'row 1: "prompt" holds half a character'),
         ("p.jsonl", '{"file": "1.png\\ud800", "prompt": "one"}\n', 'row 1: "file" holds half a character'),
