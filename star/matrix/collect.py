@@ -103,9 +103,9 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
             _put(cell, folder)
         files = [file for file in visible(folder.glob("*.csv")) if file.stem in options("task") or results.is_of_rows(file)]
         known = [row for file in files for row in results.read(file)]
-        _replace(folder / CURVES, curves, known, KEY)
-        _replace(folder / IMAGES, images, known, EVALUATION)  # one training may be judged under several protocols
-        _replace(folder / COMMANDS, commands, known, KEY)
+        _replace(folder / CURVES, curves, known)
+        _replace(folder / IMAGES, images, known)
+        _replace(folder / COMMANDS, commands, known)
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
@@ -144,21 +144,22 @@ def _older(file: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=EVALUATION)
 
 
-def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row], key: Sequence[str]) -> None:
+def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
     """Merge tables into a file: columns as in :data:`FIRST`, then by name; rows by task, method and seed, otherwise in order.
 
-    Old lines stay if they belong to ``known`` result rows and no new line has the same ``key``.
+    Old lines stay if they belong to ``known`` result rows and no new line is of the same evaluation. One training may have
+    several, and trainings that differ may share task, method and seed if they were judged under different protocols.
     """
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])
     if file.exists():
         old = belonging(_older(file), known)
-        new = pd.concat([old[~_keys(old, key).isin(_keys(new, key))], new])
+        new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_csv(new, file)
 
 
-def _keys(table: pd.DataFrame, key: Sequence[str]) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(table[list(key)].astype(str))
+def _keys(table: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table[EVALUATION].astype(str))

@@ -145,6 +145,11 @@ def is_mini(protocol: str) -> bool:
     return ProtocolName.parse(protocol).mini
 
 
+def plainness(protocol: str) -> tuple[bool, str]:
+    """A sort key of protocols: those whose images are drawn as the scale says come first, then by name."""
+    return ProtocolName.parse(protocol).changed, protocol
+
+
 def has_map(method: str) -> bool:
     """Whether a method weights positions by a map; True also for a name that is no arm's, since it may."""
     arm = ARMS.get(MethodName.parse(method).arm)

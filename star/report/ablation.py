@@ -88,7 +88,7 @@ def _overlaps(found: Collection) -> dict[str, str]:
 def _named(found: Collection) -> list[Table]:
     """The methods that were run with settings of their own, and the command words that give these settings."""
     rows: dict[str, str] = {}
-    for (_, method, _), command in found.commands.items():
+    for (_, method, *_), command in found.commands.items():
         words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
         if method in METHODS:  # its name says the rest
             words = [word for word in words if word.startswith(("method.", "relevance."))]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,6 @@ from star.records.folder import (
     GRADIENT,
     IMAGES,
     INFLUENCE,
-    KEY,
     LASTING,
     NO_RESULTS,
     TYPED,
@@ -36,7 +36,16 @@ from star.records.folder import (
     read_file,
     shipped_results,
 )
-from star.records.names import METHOD, MethodName, family, is_mini, measured_on_own_task, method_label, reading_order
+from star.records.names import (
+    METHOD,
+    MethodName,
+    family,
+    is_mini,
+    measured_on_own_task,
+    method_label,
+    plainness,
+    reading_order,
+)
 from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
@@ -45,8 +54,8 @@ from star.tasks import main_metric, paired_scores
 from star.training.folder import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
-Cell = tuple[str, str, int]
-"""Task, method, training seed."""
+Cell = tuple[str, str, int, str]
+"""Task, method, training seed and ``config_hash``: the :data:`EVALUATION` of result rows."""
 
 
 @dataclass
@@ -60,10 +69,10 @@ class Collection:
         paper: the published numbers.
         images: per-image verdicts with ``task``, ``method``, ``seed``, their rows' ``protocol`` and images seen in training
             (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
-        curves: a line per epoch with ``task``, ``method`` and ``seed``; None if there are none.
+        curves: a line per epoch with ``task``, ``method`` and ``seed``, which tell trainings apart; None if there are none.
         commands: the command of each run, as far as it is known.
-        terms: what each training must share with those that it is compared with, as far as that is known.
-        runs: the run folder of each of these results, as far as there is one.
+        terms: what the training behind each evaluation must share with those that it is compared with; empty if not known.
+        runs: the run folder of each of these results, as far as there is one; those of the plainest protocols first.
         missing: what is missing that a reader must know of, a sentence each.
     """
 
@@ -101,16 +110,16 @@ class Collection:
         """Whether this project trained it, unlike the base and released weights."""
         return any(row.updates for row in self.rows if (row.task, row.method) == (task, method))
 
-    def trained_alike(self, task: str, arm: str, reference: str) -> bool:
-        """Whether all trainings of two methods are equally long and on comparable terms, as far as is known."""
-        metric = self.main_metric(task)
-        scores = [row for row in self.rows if (row.task, row.metric) == (task, metric)]
+    def trained_alike(self, task: str, arm: str, reference: str, protocol: str) -> bool:
+        """Whether all trainings of two methods that a protocol judged are equally long and alike, as far as is known."""
+        place = task, self.main_metric(task), protocol
+        scores = [row for row in self.rows if (row.task, row.metric, row.protocol) == place]
         ours, theirs = ([self.trained_as(row) for row in scores if row.method == method] for method in (arm, reference))
         return all(one.like(other) for one in ours for other in theirs)
 
     def trained_as(self, row: Row) -> Trained:
         """The training that a row scores on the task it was trained for."""
-        return Trained(row.method, row.value, row.images_seen, self.terms.get((row.task, row.method, row.seed), ""))
+        return Trained(row.method, row.value, row.images_seen, self.terms.get(cell_of(row), ""))
 
     def seeds(self, task: str, method: str) -> set[int]:
         """The seeds that a method was measured with."""
@@ -234,19 +243,25 @@ def collect(folder: Path, runs: Path) -> Collection:
             found.missing.append(f"A run folder is not used: {told}.")
     found.missing += [*_unmeasured(found), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
-        for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).to_dict("records"):
-            cell = line["task"], line["method"], line["seed"]
-            found.commands[cell], found.terms[cell] = line["command"], line.get("terms", "")
+        recorded = belonging(read_file(folder / COMMANDS, **TYPED), rows).set_index(EVALUATION)
+        found.commands = recorded["command"].to_dict()
+        found.terms = _terms(rows, recorded["terms"].to_dict() if "terms" in recorded else {})
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
         found.images = _with_terms(_with_numbers(found, images), rows, found.terms)
-    found.curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not shown")
+    curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not shown")
+    found.curves = None if curves is None else _plainest(found, curves)
     if not found.runs:
         found.missing.append(
             f"No run folders of these results in {runs / found.scale}: settings, maps and sample images come from earlier "
             "reports or are left out."
         )
     return found
+
+
+def cell_of(row: Row) -> Cell:
+    """Which evaluation a row is of."""
+    return row.task, row.method, row.seed, row.config_hash
 
 
 def base_of(found: Collection, task: str, variant: str) -> str:
@@ -268,14 +283,13 @@ def titled(task: str, variant: str) -> str:
 
 def _runs(folder: Path, rows: list[Row]) -> dict[Cell, Path]:
     """The finished run folders with the settings of the rows: the base's in a task's folder, the others in their method's."""
-    known = {(row.task, row.method, row.seed, row.config_hash) for row in rows}
+    protocols = {cell_of(row): row.protocol for row in rows}
     found = {}
     for file in sorted([*folder.glob(f"*/*/final/{ROWS}"), *folder.glob(f"*/*/*/final/{ROWS}")]):
         for first in read_rows(file)[:1]:
-            cell = first.task, first.method, first.seed
-            if (*cell, first.config_hash) in known:
-                found[cell] = file.parent.parent
-    return found
+            if cell_of(first) in protocols:
+                found[cell_of(first)] = file.parent.parent
+    return {cell: found[cell] for cell in sorted(found, key=lambda cell: plainness(protocols[cell]))}
 
 
 def _with_numbers(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
@@ -303,15 +317,38 @@ def _with_numbers(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
 
 def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]) -> pd.DataFrame:
     """The verdicts with what else decides whether two methods may be compared: protocol, images trained on and terms."""
-    known = [(r.task, r.method, r.seed, r.config_hash, r.protocol, r.images_seen, terms.get(_training(r), "")) for r in rows]
+    known = [(*cell_of(r), r.protocol, r.images_seen, terms.get(cell_of(r), "")) for r in rows]
     table = pd.DataFrame(known, columns=[*EVALUATION, "protocol", "trained_on", "terms"])
     return images.merge(table.drop_duplicates(EVALUATION), on=EVALUATION)
 
 
-def _training(row: Row) -> Cell:
-    """The cell of the training that a row measures: for ``star:ocr`` on geneval it is ``star`` on ocr."""
+def _training(row: Row) -> tuple[Any, ...]:
+    """What the rows of one training share, whatever it was judged on: for ``star:ocr`` on geneval it is ``star`` on ocr.
+
+    Trainings with other settings may have the same name and seed, but not have taken the same tenth of a second.
+    """
     name = MethodName.parse(row.method)
-    return name.trained_for or row.task, name.at_home, row.seed
+    made = row.updates, row.images_seen, row.seconds, row.commit
+    return name.trained_for or row.task, name.at_home, row.seed, *made
+
+
+def _terms(rows: Iterable[Row], recorded: Mapping[Cell, str]) -> dict[Cell, str]:
+    """The terms of the training behind each evaluation, which may be recorded with another evaluation of that training."""
+    known: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        known.setdefault(_training(row), set()).update({recorded.get(cell_of(row), "")} - {""})
+    return {cell_of(row): recorded.get(cell_of(row)) or " or ".join(sorted(known[_training(row)])) for row in rows}
+
+
+def _plainest(found: Collection, curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves with one of each task, method and seed: of several evaluations, that of the plainest protocol."""
+    rows = {cell_of(row): row for row in found.rows}
+    cells = sorted(set(curves[EVALUATION].itertuples(index=False, name=None)), key=lambda cell: plainness(rows[cell].protocol))
+    first = {cell[:-1]: cell for cell in reversed(cells)}
+    if others := sorted({cell[:-1] for cell in cells if _training(rows[cell]) != _training(rows[first[cell[:-1]]])}):
+        told = ", ".join(f"{task} {method} seed {seed}" for task, method, seed in others)
+        found.missing.append(f"Trained in several ways, of which the curves are those of the plainest protocol: {told}.")
+    return curves[pd.MultiIndex.from_frame(curves[EVALUATION]).isin(first.values())]
 
 
 def _unmeasured(found: Collection) -> list[str]:
@@ -366,19 +403,19 @@ def _table(
     """The lines of a file of the results folder that belong to these results, completed from the run folders."""
     file = found.folder / name
     current = belonging(read_file(file, **TYPED), found.rows) if file.exists() else pd.DataFrame(columns=EVALUATION)
-    there = set(current[KEY].itertuples(index=False, name=None))
-    cells = {(row.task, row.method, row.seed) for row in found.rows if measured_on_own_task(row.method)}
+    there = set(current[EVALUATION].itertuples(index=False, name=None))
+    cells = {cell_of(row) for row in found.rows if measured_on_own_task(row.method)}
     needed = {cell for cell in cells if name != CURVES or found.trained(*cell[:2])}
     parts = [current] if len(current) else []
-    for task, method, seed in sorted(needed - there):
-        path = found.runs.get((task, method, seed))
+    for cell in sorted(needed - there):
+        path = found.runs.get(cell)
         part = None if path is None else of_run(path)
-        if path is not None and part is not None:
-            settings = read_rows(path / "final" / ROWS)[0].config_hash
-            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=settings))
-            there.add((task, method, seed))
+        if part is not None:
+            parts.append(part.assign(**dict(zip(EVALUATION, cell, strict=True))))
+            there.add(cell)
     if lacking := sorted(needed - there):
-        runs = "any run" if len(lacking) == len(needed) else ", ".join(f"{t} {m} seed {s}" for t, m, s in lacking)
+        told = dict.fromkeys(f"{task} {method} seed {seed}" for task, method, seed, _ in lacking)
+        runs = "any run" if len(lacking) == len(needed) else ", ".join(told)
         found.missing.append(f"Neither {name} nor the run folders have the {what} of {runs}: {consequence}.")
     return pd.concat(parts, ignore_index=True) if parts else None
 

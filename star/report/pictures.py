@@ -72,14 +72,15 @@ def samples(found: Collection, task: str) -> Block:
 
 def _runs(found: Collection, task: str, methods: tuple[str, ...]) -> dict[str, Path]:
     """The run of each method at the lowest seed that all trained ones share, and the base's; empty if they share none."""
-    seeds = [{s for t, m, s in found.runs if (t, m) == (task, method)} for method in methods if method != "base"]
+    seeds = [{s for t, m, s, _ in found.runs if (t, m) == (task, method)} for method in methods if method != "base"]
     shared = sorted(set.intersection(*seeds))
     if not shared:
         return {}
-    cells = {m: (task, m, shared[0]) for m in methods if m != "base"}
-    if "base" in methods and (bases := [cell for cell in found.runs if cell[:2] == (task, "base")]):
-        cells["base"] = bases[0]
-    return {method: found.runs[cells[method]] for method in methods if method in cells}
+    first: dict[str, Path] = {}
+    for (of, method, seed, _), path in found.runs.items():
+        if of == task and (method == "base" or seed == shared[0]):
+            first.setdefault(method, path)  # of the plainest protocol
+    return {method: first[method] for method in methods if method in first}
 
 
 def _source(runs: Mapping[str, Path]) -> str:

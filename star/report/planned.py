@@ -9,7 +9,7 @@ from star.common.numbers import MISSING, counted, number, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.comparison import Trained
-from star.records.names import ProtocolName, method_label
+from star.records.names import method_label, plainness
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import TASKS, Collection
 from star.report.verdict import says_of_oracle, verdict
@@ -227,9 +227,9 @@ def _learning(found: Collection, task: str) -> Measured:
     """The mean reward of each training over all its epochs."""
     values: Measured = {}
     if found.curves is not None:
-        grouped: Any = found.curves[found.curves["task"] == task].groupby(["method", "seed"])["reward"]
-        for (method, seed), rewards in grouped:
-            terms = found.terms.get((task, method, seed), "")
+        grouped: Any = found.curves[found.curves["task"] == task].groupby(["method", "seed", "config_hash"])["reward"]
+        for (method, seed, settings), rewards in grouped:
+            terms = found.terms.get((task, method, seed, settings), "")
             values.setdefault(method, {})[int(seed)] = Trained(method, float(rewards.mean()), len(rewards), terms)
     return values
 
@@ -242,4 +242,4 @@ def _scores(found: Collection, task: str) -> list[Measured]:
         if row.task == task and row.metric == main and row.updates:
             values = by_protocol.setdefault(row.protocol, {}).setdefault(row.method, {})
             values[row.seed] = found.trained_as(row)
-    return [by_protocol[name] for name in sorted(by_protocol, key=lambda name: (ProtocolName.parse(name).changed, name))]
+    return [by_protocol[name] for name in sorted(by_protocol, key=plainness)]

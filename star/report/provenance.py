@@ -18,7 +18,7 @@ from star.records.names import RELEASED_METHOD, MethodName, measured_on_own_task
 from star.records.results import Row
 from star.report import csv_export as numbers
 from star.report.blocks import Code, Section, Table, Text
-from star.report.collection import CURVES, IMAGES, Cell, Collection
+from star.report.collection import CURVES, IMAGES, Cell, Collection, cell_of
 
 PACKAGES = ("star-rl", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
 
@@ -52,10 +52,10 @@ def made(found: Collection) -> Section:
 
 def _runs(found: Collection) -> list[list[str]]:
     """What identifies each run: the commit of its code, the hash of its settings and what computed it."""
-    runs = {(r.task, r.method, r.seed): [r.commit, r.config_hash, r.machine or MISSING] for r in _own(found)}
+    runs = {cell_of(r): [r.commit, r.config_hash, r.machine or MISSING] for r in _own(found)}
     order = [(task, method) for task in found.tasks for method in found.methods(task)]
-    cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), cell[2]))
-    return [[method_label(method), task, str(seed), *runs[task, method, seed]] for task, method, seed in cells]
+    cells = sorted(runs, key=lambda cell: (order.index(cell[:2]), *cell[2:]))
+    return [[method_label(cell[1]), cell[0], str(cell[2]), *runs[cell]] for cell in cells]
 
 
 def _own(found: Collection) -> list[Row]:
@@ -73,17 +73,17 @@ def _versions() -> list[list[str]]:
 
 def _commands(found: Collection) -> tuple[list[str], list[str]]:
     """The command of every run, and notes on what is not known."""
-    cells = sorted({(r.task, r.method, r.seed) for r in _own(found)})
+    cells = sorted({cell_of(row) for row in _own(found)})
     made = [(found.commands[cell], "") if cell in found.commands else _command(found, cell) for cell in cells]
     notes = list(dict.fromkeys(note for _, note in made if note))
     if unknown := [cell for cell in cells if cell not in found.commands and cell not in found.runs]:
         notes.append(f"For {len(unknown)} runs only task, method and seed are known; their commands lack any other settings.")
-    return [line for line, _ in made], notes
+    return list(dict.fromkeys(line for line, _ in made)), notes
 
 
 def _command(found: Collection, cell: Cell) -> tuple[str, str]:
     """The command of a run that recorded none, from the settings in its folder, and a note on what it lacks."""
-    task, method, seed = cell
+    task, method, seed, _ = cell
     name, words, note = MethodName.parse(method), [f"task={task}", f"scale={found.scale}"], ""
     if name.untrained:
         words = ["base", *words]

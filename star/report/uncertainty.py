@@ -102,7 +102,7 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
             left_out[task] = "Flow-GRPO is not clearly above the base, so its gain cannot be the unit"
             continue
         trained = [m for m in own if m != "base"]
-        unlike = [m for m in trained if not found.trained_alike(task, m, REFERENCE)]
+        unlike = [m for m in trained if not found.trained_alike(task, m, REFERENCE, goal.protocol)]
         if REFERENCE in unlike:
             left_out[task] = "Flow-GRPO was trained in several ways, so its gain cannot be the unit"
             continue

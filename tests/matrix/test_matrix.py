@@ -677,6 +677,16 @@ def test_another_protocol_takes_no_verdicts_away(checkout):
     assert len(rows) == 4 and judged == {(str(row.seed), row.config_hash) for row in rows}
 
 
+def test_another_training_under_another_protocol_takes_neither_curve_nor_command(checkout):
+    words = ["task=ocr", "method=star", "seed=0"]
+    longer = ["evaluation.guidance=2.0", "train.epochs=2"]
+    for protocol, more in (("v1/mini", []), ("v1/mini/guidance=2.0", longer)):
+        collect(expand(under(protocol, [*words, *more]))[1:], Path("here"))
+    for name in ("commands.csv", "curves.csv"):
+        kept = {row["config_hash"] for row in csv.DictReader(Path("here", name).read_text().splitlines())}
+        assert kept == {row.config_hash for row in results.read(Path("here/ocr.csv"))} and len(kept) == 2
+
+
 def test_nothing_done_is_nothing_to_publish(checkout):
     with pytest.raises(UserError, match="none of these runs is done: nothing to publish"):
         publish(["task=ocr", "method=star", "seed=0"])

@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import EVALUATION_SEED, PRIMARY, curve, rows, write_matrix
+from fake_results import EVALUATION_SEED, PRIMARY, curve, hashed, rows, write_matrix
 from scipy import stats
 
 from star.bench.gradient import COLUMNS
@@ -209,7 +209,8 @@ def test_trainings_that_are_not_alike_are_not_paired(tmp_path):
     write_rows(own, results / "ocr.csv")
     found = collect(results, tmp_path)
     assert {one.measure: one.seeds for one in planned(found)} == {LEARNING: (0, 1, 3), SCORE: (0, 2, 3)}
-    found.terms = {("ocr", "star", 0): "one", ("ocr", "flow_grpo", 0): "another", ("ocr", "star", 3): "one"}
+    cells = ("star", 0, "one"), ("flow_grpo", 0, "another"), ("star", 3, "one")
+    found.terms = {("ocr", method, seed, hashed("ocr", method, seed)): terms for method, seed, terms in cells}
     assert {one.measure: one.seeds for one in planned(found)} == {LEARNING: (1, 3), SCORE: (2, 3)}
 
 

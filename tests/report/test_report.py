@@ -48,6 +48,7 @@ from star.report.blocks import _inline
 from star.report.collection import Collection, collect
 from star.report.cost import cost
 from star.report.learning import _speed
+from star.report.planned import planned
 from star.report.provenance import _command, overrides
 from star.report.sections import OTHER_SEEDS, _findings, _reading
 from star.report.tags import ENOUGH_PROMPTS, by_tag
@@ -369,8 +370,11 @@ def test_an_arm_that_was_not_trained_alike_is_in_no_aggregate(tmp_path):
     normalised, left_out = _normalised(found)
     assert normalised["ocr"].keys() == {"flow_grpo", "spatial"} and "star" in normalised["geneval"]
     assert left_out == {"STAR on ocr": "it was not trained as Flow-GRPO was"}
-    found.terms = {("geneval", "spatial", 2): "other", ("geneval", "flow_grpo", 0): "one"}
-    assert not found.trained_alike("geneval", "spatial", "flow_grpo") and found.trained_alike("geneval", "star", "flow_grpo")
+    cells = ("spatial", 2, "other"), ("flow_grpo", 0, "one")
+    found.terms = {("geneval", method, seed, hashed("geneval", method, seed)): terms for method, seed, terms in cells}
+    protocol = PROTOCOLS["geneval"]
+    assert not found.trained_alike("geneval", "spatial", "flow_grpo", protocol)
+    assert found.trained_alike("geneval", "star", "flow_grpo", protocol)
 
 
 def test_sample_pictures_are_kept_and_used_without_the_run_folders(tmp_path, whole):
@@ -440,7 +444,7 @@ def test_a_run_that_was_changed_afterwards_is_left_out(tmp_path):
 def test_a_run_of_other_settings_is_not_that_of_the_rows(tmp_path):
     results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr",))
     path = write_run(tmp_path / "runs", "ocr", "star", 0)
-    assert collect(results, tmp_path / "runs").runs == {("ocr", "star", 0): path}
+    assert collect(results, tmp_path / "runs").runs == {("ocr", "star", 0, hashed("ocr", "star", 0)): path}
     file = path / "final" / "rows.json"
     file.write_text(file.read_text().replace(hashed("ocr", "star", 0), "0" * 12))
     assert not collect(results, tmp_path / "runs").runs
@@ -780,8 +784,8 @@ def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
     found.commands.clear()
     config = load(["task=ocr", "method=star", "variant=fast", "method.cap=4.5", "seed=0", "run=here"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    found.runs["ocr", "star+fast", 0] = tmp_path
-    line, note = _command(found, ("ocr", "star+fast", 0))
+    found.runs["ocr", "star+fast", 0, "0123"] = tmp_path
+    line, note = _command(found, ("ocr", "star+fast", 0, "0123"))
     assert line.startswith("star train task=ocr scale=mini method=star seed=0 ") and not note
     assert to_dict(load([*shlex.split(line)[2:], "run=here"])) == to_dict(config)
     for method, told in {
@@ -790,7 +794,7 @@ def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
         "mine": "star calibrate task=ocr scale=mini name=mine lora=FOLDER",
     }.items():
         found.rows.append(replace(found.rows[0], method=method, updates=0))
-        line, note = _command(found, ("ocr", method, 0))
+        line, note = _command(found, ("ocr", method, 0, "0123"))
         assert line == told and bool(note) == ("@" not in method)
 
 
@@ -833,6 +837,45 @@ def test_another_rate_of_learning_is_no_gain(tmp_path):
     assert "**ocr: Not trained alike.**" in says and "but Flow-GRPO was trained with different settings." in says
     unequal = re.search(r"so more than the method differs: (.+)\.", section(text, "Ablation"))[1].split(", ")
     assert "STAR minus Flow-GRPO" in unequal and "STAR minus star_shuffled" in unequal and len(unequal) == len(ARMS) - 1
+
+
+def judged_otherwise(results: Path, seconds: float, terms: str) -> None:
+    """A STAR that was also scored with guidance 2, after a training of so many seconds on such terms."""
+    rows_now, hash_of = read(results / "ocr.csv"), {"config_hash": "g" * 12}
+    changes = hash_of | {"protocol": f"{PROTOCOLS['ocr']}/guidance=2.0", "seconds": seconds}
+    write([*rows_now, *(replace(r, **changes) for r in rows_now if r.method == "star")], results / "ocr.csv")
+    for name in ("images.csv.gz", "curves.csv"):
+        table = pd.read_csv(results / name, dtype=str, keep_default_na=False)
+        again = table[(table["task"] == "ocr") & (table["method"] == "star")].assign(**hash_of)
+        pd.concat([table, again]).to_csv(results / name, index=False)
+    lines = [f"ocr,{m},0,{hashed('ocr', m, 0)},star train task=ocr method={m},one" for m in ("flow_grpo", "star")]
+    lines += [f"ocr,star,0,{'g' * 12},star train task=ocr method=star evaluation.guidance=2.0,{terms}"]
+    (results / "commands.csv").write_text("\n".join(["task,method,seed,config_hash,command,terms", *lines]) + "\n")
+
+
+def test_a_training_that_was_judged_otherwise_lends_the_first_nothing(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr", "pickscore"))
+    judged_otherwise(results, 99.0, "other")
+    found = collect(results, tmp_path)
+    cells = {settings: ("ocr", "star", 0, settings) for settings in (hashed("ocr", "star", 0), "g" * 12)}
+    assert [found.terms[cell] for cell in cells.values()] == ["one", "other"]
+    assert found.commands[cells["g" * 12]].endswith("guidance=2.0") and len(found.commands) == 3
+    assert found.difference("ocr", "star", "flow_grpo").equal_terms  # of the plain protocol
+    assert [one.seeds for one in planned(found) if one.task == "ocr"] == [(0,), (0,)]
+    assert len(found.curves.query("task == 'ocr' and method == 'star'")) == EPOCHS
+    assert any("Trained in several ways" in line and "ocr star seed 0" in line for line in found.missing)
+    # What it scores on another task is its own, too.
+    assert found.terms["pickscore", "star:ocr", 0, hashed("ocr", "star", 0)] == "one"
+
+
+def test_one_training_that_was_judged_twice_has_one_curve_and_one_set_of_terms(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    judged_otherwise(results, read(results / "ocr.csv")[-1].seconds, "one")
+    commands = (results / "commands.csv").read_text().splitlines(keepends=True)
+    (results / "commands.csv").write_text("".join(line for line in commands if hashed("ocr", "star", 0) not in line))
+    found = collect(results, tmp_path)  # its command is recorded with the other evaluation
+    assert found.terms["ocr", "star", 0, hashed("ocr", "star", 0)] == "one"
+    assert len(found.curves.query("method == 'star'")) == EPOCHS and not any("several ways" in line for line in found.missing)
 
 
 def test_a_method_under_two_protocols_shows_both_numbers(tmp_path):
