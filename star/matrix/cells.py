@@ -1,18 +1,18 @@
 """The cells of a matrix: one run per task, method and seed, its folder, its command, and how far it got."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from star import config as settings
 from star.common.errors import UserError
-from star.common.files import fault
+from star.common.files import fault, read_json
 from star.common.words import seeds_of
 from star.config import Config, config_hash
 from star.method.arms import ABLATION
 from star.records.attempts import attempts
-from star.records.results import METRICS, ROWS, VERDICTS, read_rows
+from star.records.results import GIVEN, METRICS, ROWS, VERDICTS, read_rows
 
 SEEDS = (0, 1, 2)
 AXES = ("task", "method", "seed")
@@ -104,6 +104,12 @@ class Cell:
         parts = (fault(folder, "summary.json", ROWS, VERDICTS, METRICS) for folder in self.measured().values())
         return next(filter(None, parts), "")
 
+    def given(self) -> dict[str, str]:
+        """The recorded digests of its ``model`` and ``prompts``, as far as they may change: :mod:`star.training.given`."""
+        found = read_json(self.folder / "final" / (GIVEN if self.seed is None else "summary.json"))
+        known = found if isinstance(found, dict) else {}
+        return {name: known[name] for name in ("model", "prompts") if isinstance(known.get(name), str) and known[name]}
+
     def _has_rows(self, file: Path, task: str) -> bool:
         rows = read_rows(file)
         return bool(rows) and rows[0].config_hash == self.config_hash(task) and (file.parent / VERDICTS).exists()
@@ -145,6 +151,30 @@ def expand(words: Sequence[str]) -> list[Cell]:
             f"method.name={arms[0].method}: {', '.join(methods)} would share a name in the results; run them one by one"
         )
     return bases + arms
+
+
+def same_given(done: Iterable[Cell]) -> dict[tuple[str, str], str]:
+    """What cells that are done were given, see :meth:`Cell.given`: the model of all, and each task's prompts.
+
+    Settings tell neither base weights nor prompts apart that were exchanged in their place.
+
+    Returns:
+        (``model`` or ``prompts``, the prompts' task or nothing) -> its digest.
+
+    Raises:
+        UserError: two of them were given others, so that their scores must be neither compared nor pooled.
+    """
+    found: dict[tuple[str, str], tuple[str, Cell]] = {}
+    for cell in done:
+        for name, digest in cell.given().items():
+            known, before = found.setdefault((name, cell.task if name == "prompts" else ""), (digest, cell))
+            if digest != known:
+                what = "prompts" if name == "prompts" else "base weights"
+                raise UserError(
+                    f"{before.folder} and {cell.folder} were made with different {what} of the same name; delete the one that "
+                    "is out of date, and the same command makes it anew"
+                )
+    return {place: digest for place, (digest, _) in found.items()}
 
 
 def _names(word: str, every: Sequence[str]) -> Sequence[str]:

@@ -21,7 +21,7 @@ from star.common.console import tell
 from star.common.errors import UserError
 from star.common.files import locked, read_jsonl, visible
 from star.config import options
-from star.matrix.cells import Cell
+from star.matrix.cells import Cell, same_given
 from star.records import results
 from star.records.folder import (
     AS_TEXT,
@@ -93,7 +93,11 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     ``images.csv.gz``, a line per evaluated image with its verdicts, for comparisons that are paired by prompt and noise;
     and ``commands.csv``, where runs that were trained alike have the same ``terms``. (task, method, seed, config_hash)
     tells which result rows a line belongs to.
+
+    Raises:
+        UserError: as :func:`star.matrix.cells.same_given`, or a file cannot be read; nothing is written then.
     """
+    same_given(cells)
     # The run folders are read before anything is written, so that a damaged file in them changes no result file.
     curves = [_curves(cell) for cell in cells]
     images = [part for cell in cells for part in _images(cell)]

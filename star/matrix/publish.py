@@ -24,8 +24,9 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
         the folder, and how many cells were put there.
 
     Raises:
-        UserError: a word cannot be used, no cell is done, a run's code is in no commit, one task was measured under several
-            protocols, or rows would be removed without ``replace``; nothing is written then.
+        UserError: a word cannot be used, no cell is done, a run's code is in no commit, runs were made with different base
+            weights or prompts, one task was measured under several protocols, or rows would be removed without ``replace``;
+            nothing is written then.
     """
     cells = expand(words)
     for cell in cells:

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 
 from star.common.children import end_with_parent
 from star.common.console import console, tell
@@ -20,10 +21,12 @@ from star.common.signals import ending_like_ctrl_c
 from star.config import Config, other_tasks
 from star.matrix import launchers
 from star.matrix.board import Board
-from star.matrix.cells import Cell, State, expand
+from star.matrix.cells import Cell, State, expand, same_given
 from star.matrix.collect import collect, put
 from star.matrix.estimate import expected, took
 from star.records.folder import own_results
+
+Given = Mapping[tuple[str, str], str]
 
 
 def matrix(words: Sequence[str], dry_run: bool = False) -> int:
@@ -58,9 +61,10 @@ def run(cells: Sequence[Cell], options: launchers.Options) -> int:
     states = {cell: cell.state() for cell in cells}
     folder = own_results(cells[0].config.scale)
     waiting = [cell for cell, state in states.items() if state is not State.DONE]
+    known = same_given(cell for cell, state in states.items() if state is State.DONE)
     launched = launchers.launch(waiting, options)
     if waiting:
-        check_present(waiting)
+        check_present(waiting, known)
     check_room(folder, "result files")
     with ending_like_ctrl_c(), Board(states, launchers.side_by_side(options)) as board, closing(launched) as events:
         keep_books = Bookkeeping()
@@ -103,8 +107,13 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
     out.print(f"# {Board(states, at_once).line()}{told}", soft_wrap=True)
 
 
-def check_present(waiting: Sequence[Cell]) -> None:
-    """Find what is missing before hours of training, not after; in another process, so that the memory is freed."""
+def check_present(waiting: Sequence[Cell], known: Given = MappingProxyType({})) -> None:
+    """Find what is missing before hours of training, not after; in another process, so that the memory is freed.
+
+    Args:
+        waiting: the cells that are not done.
+        known: what those that are done were given, see :func:`star.matrix.cells.same_given`.
+    """
     configs = {cell.task: cell.config for cell in waiting}
     arms: dict[str, set[str]] = {task: set() for task in configs}
     for cell in waiting:
@@ -112,7 +121,7 @@ def check_present(waiting: Sequence[Cell]) -> None:
             arms[cell.task].add(cell.config.method.arm)
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-            takes = pool.submit(_load_all, configs, arms).result()
+            takes = pool.submit(_load_all, configs, arms, dict(known)).result()
     except BrokenProcessPool:
         raise RunStopped(
             "the process that looks for models and evaluators was killed, perhaps for want of memory; nothing was run"
@@ -137,8 +146,12 @@ def _size(folder: Path) -> int:
 
 
 @own_errors()
-def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]) -> dict[str, float]:
+def _load_all(
+    configs: Mapping[str, Config], arms: Mapping[str, Collection[str]], known: Given = MappingProxyType({})
+) -> dict[str, float]:
     """Load what runs of these tasks need, and check that each task's evaluator provides what its arms' maps are made from.
+
+    Base weights and prompts must be the ``known`` ones.
 
     Returns:
         task -> the most bytes that a run of it takes on disk; 0 if unknown.
@@ -150,6 +163,7 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     from star.models.sources import source
     from star.tasks import load_rewards, load_task, try_evaluator
     from star.training.credit import check_evaluator
+    from star.training.given import check_given, given
 
     for arm in sorted(set().union(*arms.values())):
         map_maker(arm)
@@ -158,6 +172,9 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     for own, config in configs.items():
         task = load_task(config, own)
         load_rewards(config, task)
+        before = {name: digest for (name, of), digest in known.items() if of in ("", own)}
+        begun = "the runs that are done were made; put that back, or delete their folders"
+        check_given(config, before, given(config, task, training=bool(arms[own])), begun)
         try_evaluator(config, task)
         for arm in sorted(arms[own]):
             check_evaluator(arm, task)

@@ -21,6 +21,9 @@ MOST_DIGITS = 18
 ROWS, VERDICTS, METRICS = "rows.json", "images.csv", "../metrics.jsonl"
 """The result files of an evaluation's folder: its rows, its verdicts by image and, one level up, what training logged."""
 
+GIVEN = "given.json"
+"""The file with the digests of what an evaluation without a training was given, see :mod:`star.training.given`."""
+
 Key = tuple[str, str, str, str, int]
 
 

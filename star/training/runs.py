@@ -24,7 +24,7 @@ from star.models.interface import BaseModel
 from star.models.lora import Lora
 from star.records.code import commit, is_commit
 from star.records.names import ProtocolName, on_task
-from star.records.results import ROWS, VERDICTS, Row, read_rows
+from star.records.results import GIVEN, ROWS, VERDICTS, Row, read_rows
 from star.tasks import Task, load_task, try_evaluator
 from star.training import guards
 from star.training.checkpoint import load_trained
@@ -37,8 +37,6 @@ from star.training.trainer import Trainer
 
 Measure = Callable[[Task, int, Partial | None], Evaluation]
 UNTRAINED = {"updates": 0, "images_seen": 0, "seconds": 0.0}
-GIVEN = "given.json"
-"""The file with the digests of what an evaluation without a training was given, see :mod:`star.training.given`."""
 
 
 def trained(config: Config) -> list[Row]:

@@ -103,7 +103,7 @@ def fake_star(monkeypatch, tmp_path):
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setitem(commands.MODULES, "star", "fake_star")
-    monkeypatch.setattr(run, "check_present", lambda waiting: None)
+    monkeypatch.setattr(run, "check_present", lambda *given: None)
     return lambda **behaviour: monkeypatch.setenv("BEHAVIOUR", json.dumps(behaviour))
 
 
@@ -459,7 +459,7 @@ PARENT = """
 import sys
 from star.matrix import commands, run
 commands.MODULES["star"] = sys.argv[1]
-run.check_present = lambda waiting: None
+run.check_present = lambda *given: None
 sys.exit(run.matrix(sys.argv[2:]))
 """
 
@@ -687,6 +687,33 @@ def test_another_training_under_another_protocol_takes_neither_curve_nor_command
         assert kept == {row.config_hash for row in results.read(Path("here/ocr.csv"))} and len(kept) == 2
 
 
+@pytest.mark.parametrize("name, what", [("model", "base weights"), ("prompts", "prompts")])
+def test_runs_of_different_inputs_are_neither_collected_nor_published(checkout, name, what):
+    """Of the same settings: the files were exchanged in their place."""
+    words = ["task=ocr", "method=star", "seed=0..1"]
+    cells = expand(words)
+    for cell, digest in zip(cells, ("", "old", "new"), strict=True):  # the base has none, as before they were recorded
+        finish(cell, "stratum,prompt,image\nall,a,0\n", 0.5)
+        (cell.folder / "final" / "summary.json").write_text(json.dumps({name: digest}))
+    told = f"{cells[1].folder} and {cells[2].folder} were made with different {what} of the same name; delete the one"
+    for act in (lambda: publish(words), lambda: matrix(words)):
+        with pytest.raises(UserError, match=told):
+            act()
+    assert not list(Path("results/mini").glob("*")) and not Path("runs/results").exists()
+    (cells[2].folder / "final" / "summary.json").write_text(json.dumps({name: "old"}))
+    publish(words)
+    (cells[0].folder / "final" / "given.json").write_text(json.dumps({name: "new"}))
+    with pytest.raises(UserError, match=f"{cells[0].folder} and {cells[1].folder} were made with different {what}"):
+        publish(words)
+
+
+def test_a_matrix_goes_on_with_the_base_weights_that_it_began_with(pipeline_folder):
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "task=geneval", "method=star", "seed=0"]
+    cell, arms = expand(words)[1], {"geneval": {"star"}}
+    with pytest.raises(UserError, match="is another model than when the runs that are done were made; put that back, or"):
+        run._load_all({"geneval": cell.config}, arms, {("model", ""): "old", ("prompts", "ocr"): "old"})
+
+
 def test_nothing_done_is_nothing_to_publish(checkout):
     with pytest.raises(UserError, match="none of these runs is done: nothing to publish"):
         publish(["task=ocr", "method=star", "seed=0"])
@@ -817,7 +844,7 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     words += ["task=pickscore", "~evaluators.ocr=rapidocr", "method=star", "seed=1"]  # starting a reader takes seconds
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(run, "check_present", lambda waiting: None)
+    monkeypatch.setattr(run, "check_present", lambda *given: None)
     monkeypatch.chdir(tmp_path / "whole")
     base, cell = expand(words)
     expected = runs.base(base.config) + runs.trained(cell.config)
@@ -911,7 +938,7 @@ def test_what_launchers_say_of_the_processes_they_started_is_no_reason(tmp_path)
 def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda *given, **named: ThreadPoolExecutor(1))
-    monkeypatch.setattr(run, "_load_all", lambda configs, arms: dict.fromkeys(configs, 3 * 2**30))
+    monkeypatch.setattr(run, "_load_all", lambda configs, *given: dict.fromkeys(configs, 3 * 2**30))
     cells = expand(["task=geneval", "method=star,flow_grpo", "seed=0"])
     for free, told in ((6 * 2**30, ""), (5 * 2**30, "2 runs may need 6 GiB more on this disk (estimate), where 5 are free")):
         monkeypatch.setattr(run.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
@@ -929,7 +956,7 @@ def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys,
 CHECKING = """
 import time
 from star.matrix import run
-def slow(configs, arms):
+def slow(*given):
     import os
     print(os.getpid(), flush=True)
     time.sleep(60)
