@@ -148,16 +148,18 @@ def _older(file: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=EVALUATION)
 
 
-def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Iterable[Row]) -> None:
+def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Sequence[Row]) -> None:
     """Merge tables into a file: columns as in :data:`FIRST`, then by name; rows by task, method and seed, otherwise in order.
 
-    Old lines stay if they belong to ``known`` result rows and no new line is of the same evaluation. One training may have
+    Old lines stay if they belong to ``known`` result rows, or to a task of which none are known, perhaps because a spreadsheet
+    changed its result file, and if no new line is of the same evaluation. One training may have
     several, and trainings that differ may share task, method and seed if they were judged under different protocols.
     """
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])
     if file.exists():
-        old = belonging(_older(file), known)
+        old = _older(file)
+        old = pd.concat([belonging(old, known), old[~old["task"].isin({row.task for row in known})]])
         new = pd.concat([old[~_keys(old).isin(_keys(new))], new])
     new = new[[*first, *sorted(set(new.columns) - set(first))]].fillna("")
     new = new.sort_values(KEY, kind="stable", key=lambda column: column.astype(int) if column.name == "seed" else column)

@@ -587,6 +587,29 @@ def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
     assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
 
 
+@pytest.mark.parametrize("damage", ["quoted", "semicolons"])
+def test_verdicts_of_a_task_whose_table_a_spreadsheet_changed_stay(tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    cell = expand(["task=ocr", "method=star", "seed=0"])[1]
+    finish(cell, "prompt,image\na,0\n", 0.25)
+    collect([cell], Path("results"))
+    for name in ("ocr.csv", "curves.csv", "commands.csv", "images.csv.gz"):  # as if of a task of one's own
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(Path("results", name), "rt") as file:
+            text = file.read().replace("ocr,", "rings,")
+        with opened(Path("results", name.replace("ocr", "rings")), "wt") as file:
+            file.write(text)
+    table = Path("results/rings.csv")
+    head, *lines = table.read_text().splitlines(keepends=True)
+    changed = '"' + head.strip().replace(",", '","') + '"\n' if damage == "quoted" else head.replace(",", ";")
+    table.write_text("".join([changed, *lines]))
+    collect([cell], Path("results"))
+    assert (
+        {"rings", "ocr"} == set(pd.read_csv("results/curves.csv")["task"]) == set(pd.read_csv("results/commands.csv")["task"])
+    )
+    assert "rings" in set(pd.read_csv("results/images.csv.gz")["task"])
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout whose shipped results are empty, and which is where one stands."""
