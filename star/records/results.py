@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, astuple, dataclass, fields
 from decimal import Decimal, InvalidOperation
@@ -15,6 +16,10 @@ from star.common.files import read_json, replacing
 from star.records.names import MethodName
 
 FORMULA = ("=", "+", "-", "@")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""A number as tables hold it: Python would also take 9_7 for one."""
+RATE = re.compile(r"geneval_(official|strict)_\w+|ocr_(accuracy|exact)|vivid(_found)?", re.ASCII)
+"""The metrics that lie in [0, 1]."""
 MOST_DIGITS = 18
 """The most digits of a whole number, so that every table can hold it."""
 
@@ -122,8 +127,7 @@ def write(rows: Iterable[Row], path: Path) -> None:
             raise ValueError(f"two rows with the key {one.key}")
     lines = [[_text(name, value) for name, value in zip(COLUMNS, astuple(row), strict=True)] for row in ordered]
     for row, line in zip(ordered, lines, strict=True):
-        for name, text in zip(COLUMNS, line, strict=True):
-            _check(text, PARSERS[name], f"row {row.key}, column {name}", ValueError)
+        _checked(dict(zip(COLUMNS, line, strict=True)), PARSERS, f"row {row.key}", ValueError)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
@@ -160,7 +164,7 @@ def is_of_rows(path: Path) -> bool:
     """Whether a file is a result file, by its header."""
     with path.open("rb") as file:
         first = file.readline()
-    return first.decode("utf-8-sig", errors="replace").rstrip().split(",") in _headers(Row)
+    return _header(first.decode("utf-8-sig", errors="replace")) in _headers(Row)
 
 
 def read_together(paths: Iterable[Path]) -> list[Row]:
@@ -202,7 +206,20 @@ def read_paper(path: Path) -> list[PaperRow]:
 
 def is_paper(path: Path) -> bool:
     """Whether a file holds published numbers rather than results of runs, by its header."""
-    return "source" in _open(path).partition("\n")[0].split(",")
+    return "source" in _header(_open(path))
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric's values lie in [0, 1]."""
+    return bool(RATE.fullmatch(metric))
+
+
+def _header(text: str) -> list[str]:
+    """The cells of the first line of a CSV file; none if it has no such line."""
+    try:
+        return next(csv.reader(text.splitlines()[:1]), [])
+    except csv.Error:
+        return []
 
 
 def _text(name: str, value: Any) -> str:
@@ -229,9 +246,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> str:
+    if not NUMBER.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _finite(text: str) -> float:
-    number = float(text)
-    if not abs(number) <= MOST:
+    number = float(_number(text))
+    if abs(number) > MOST:
         raise ValueError
     return number
 
@@ -244,10 +267,22 @@ def _not_negative(text: str) -> float:
 
 
 def _decimal(text: str) -> Decimal:
-    number = Decimal(text)
-    if not number.is_finite() or abs(number) > MOST or abs(int(number.as_tuple().exponent)) > MOST_DIGITS:
+    number = Decimal(_number(text))
+    if abs(number) > MOST or abs(int(number.as_tuple().exponent)) > MOST_DIGITS:
         raise ValueError
     return number
+
+
+def _within(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The same for a rate."""
+
+    def rate(text: str) -> Any:
+        number = parse(text)
+        if number is not None and not 0 <= number <= 1:
+            raise ValueError
+        return number
+
+    return rate
 
 
 def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -318,20 +353,25 @@ def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> lis
         where = f"{path} line {number}"
         if len(line) != len(header):
             raise UserError(f"{where}: {len(line)} cells; the header has {len(header)} columns")
-        cells = {
-            name: _check(text, parsers[name], f"{where}, column {name}", UserError)
-            for name, text in zip(header, line, strict=True)
-        }
-        row = kind(**cells)
+        row = kind(**_checked(dict(zip(header, line, strict=True)), parsers, where, UserError))
         if row.key in rows:
             raise UserError(f"{where}: a second row for {', '.join(map(str, row.key))}; keep one")
         rows[row.key] = row
     return list(rows.values())
 
 
-def _check(text: str, parser: Parser, where: str, error: type[Exception]) -> Any:
-    parse, allowed = parser
-    try:
-        return parse(text)
-    except (ValueError, InvalidOperation):
-        raise error(f"{where}: {short(text)!r} is not allowed; allowed: {allowed}") from None
+def _checked(cells: Mapping[str, str], parsers: Mapping[str, Parser], where: str, error: type[Exception]) -> dict[str, Any]:
+    """The values in a line, by column."""
+    if is_rate(cells["metric"]):
+        parsers = {
+            **parsers,
+            "value": (_within(parsers["value"][0]), f"a number from 0 to 1, since {cells['metric']} is a rate"),
+        }
+    found = {}
+    for name, text in cells.items():
+        parse, allowed = parsers[name]
+        try:
+            found[name] = parse(text)
+        except (ValueError, InvalidOperation):
+            raise error(f"{where}, column {name}: {short(text)!r} is not allowed; allowed: {allowed}") from None
+    return found

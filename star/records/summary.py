@@ -5,10 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from star.common.statistics import Estimate, mean_interval, normal_interval, wilson
-from star.records.results import Row
-
-RATES = ("geneval_official_", "geneval_strict_", "ocr_", "vivid")
-"""Prefixes of the metrics that lie in [0, 1]."""
+from star.records.results import Row, is_rate
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Summary:
     @property
     def shown(self) -> Estimate:
         """The estimate as displayed: a rate's interval is clipped to [0, 1]. Verdicts use the whole interval."""
-        if self.estimate.interval is None or not self.metric.startswith(RATES):
+        if self.estimate.interval is None or not is_rate(self.metric):
             return self.estimate
         low, high = self.estimate.interval
         return replace(self.estimate, interval=(max(low, 0.0), min(high, 1.0)))

@@ -84,7 +84,7 @@ def test_numpy_scalars_are_written_like_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"value": float("nan")}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
+    "wrong", [{"value": float("nan")}, {"value": 97.6}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
 )
 def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
     path = tmp_path / "r.csv"
@@ -100,9 +100,14 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
 @pytest.mark.parametrize(
     "column, text, allowed",
     [
-        ("value", "high", "a finite number"),
-        ("value", "nan", "a finite number"),
-        ("value", "", "a finite number"),
+        ("value", "high", "a number from 0 to 1"),
+        ("value", "nan", "a number from 0 to 1"),
+        ("value", "", "a number from 0 to 1"),
+        *(
+            ("value", text, "a number from 0 to 1, since geneval_official_macro is a rate")
+            for text in ("97.6", "-0.9", "0_9.7")
+        ),
+        *(("seconds", text, "a number, 0 or more") for text in ("1_0", " 1", "inf", "٣", "1e")),
         ("stderr", "-1", "0 or more, or nothing"),
         ("seed", "1.5", "a whole number, 0 or more"),
         ("seed", "-1", "a whole number, 0 or more"),
@@ -112,7 +117,7 @@ def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
         ("task", "", "a word, not empty"),
         *((column, f"{sign}1+1", "begins with none of = + - @") for column in ("task", "protocol") for sign in "=+-@"),
         ("method", "-1", "a method's name"),
-        ("value", "1e300", "a finite number, at most 1e+12"),
+        ("seconds", "1e300", "a number, 0 or more"),
         ("seed", "9" * 19, "a whole number, 0 or more"),
     ],
 )
@@ -180,6 +185,12 @@ def test_paper_reader_checks_its_own_schema(tmp_path):
     header = "task,metric,protocol,method,value,images,prompts,updates,images_seen,source,note\n"
     path.write_text(header + 'ocr,ocr_accuracy,"OCR, 512 px",star,0.970,,,900,,STAR,\n')
     (row,) = read_paper(path)
+    assert results.is_paper(path)
+    path.write_text('"' + header.strip().replace(",", '","') + '"\n')
+    assert results.is_paper(path) and read_paper(path) == []
+    path.write_text(header + "ocr,ocr_accuracy,OCR,star,97.0,,,,,STAR,\n")
+    with pytest.raises(UserError, match="column value: '97.0' is not allowed; allowed: a number from 0 to 1"):
+        read_paper(path)
     assert str(row.value) == "0.970" and row.rounding == pytest.approx(0.0005) and row.images is None and row.updates == 900
     path.write_text(header + "ocr,ocr_accuracy,OCR,star,about 1,,,,,STAR,\n")
     with pytest.raises(UserError, match="line 2, column value: 'about 1'"):
@@ -206,7 +217,8 @@ def test_a_result_file_is_known_as_one_in_every_form_that_is_read(tmp_path):
     write([ROW], file)
     text = file.read_text()
     older = "\n".join(line.rpartition(",")[0] for line in text.splitlines()) + "\n"
-    for content in (text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(), older.encode()):
+    quoted = "\n".join(f'"{line.replace(",", chr(34) + "," + chr(34))}"' for line in text.splitlines()) + "\n"
+    for content in (text.encode(), quoted.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(), older.encode()):
         file.write_bytes(content)
         assert results.is_of_rows(file) and [row.value for row in read(file)] == [pytest.approx(ROW.value, abs=1e-6)]
     file.write_text("task,arm\n")
