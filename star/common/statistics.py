@@ -24,6 +24,7 @@ ENOUGH_RUNS = 5
 ENOUGH_SCORES = 15
 DRAWS = 10_000  # of a bootstrap
 NORMAL_95 = 1.959963984540054
+SAME = 1e-9  # differences of 0.001 between scores of 20 are exact to 4e-12 of themselves
 QUANTILES = 4000  # of an estimated spread: power to four digits
 
 Column = Sequence[Any] | np.ndarray
@@ -96,16 +97,21 @@ def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: 
     return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
 
+def all_same(values: Sequence[float]) -> bool:
+    """Whether numbers are equal but for rounding, also that of scores whose small differences they are."""
+    return float(np.ptp(values)) <= SAME * float(np.abs(values).max())
+
+
 def detectable_among(differences: Sequence[float]) -> float | None:
     """The :func:`detectable` difference for seeds with these differences; None for fewer than two, or if all are the same."""
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or all_same(differences):
         return None
     return detectable(float(np.std(differences, ddof=1)), len(differences))
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
     """P-value of the two-sided t-test that independent differences have mean 0; None for fewer than two, or all the same."""
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or all_same(differences):
         return None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 

@@ -8,7 +8,7 @@ import numpy as np
 from star.common.console import console_for_tables, print_table
 from star.common.errors import UserError
 from star.common.numbers import MISSING, counted, named_seeds, signed, with_error
-from star.common.statistics import detectable
+from star.common.statistics import all_same, detectable
 from star.method.arms import REFERENCE
 from star.records import diff
 from star.records.beside import Agreement, Beside, agreement, lines
@@ -126,7 +126,7 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
     largest = max((gain for gain in (own, shipped) if gain), key=lambda gain: len(gain.seeds))
     if len(largest.seeds) < 2:
         return "One training seed says nothing about others: the spread between trainings is not known here."
-    if np.ptp(largest.per_seed) == 0:
+    if all_same(largest.per_seed):
         return f"All {len(largest.seeds)} seeds have the same difference: the spread between trainings is not known here."
     freedom = len(largest.seeds) - 1
     spread = float(np.std(largest.per_seed, ddof=1))

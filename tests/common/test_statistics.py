@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from star.common.statistics import Estimate, clustered_stderr, jackknife, mean_interval, paired_difference, wilson
+from star.common.statistics import (
+    Estimate,
+    clustered_stderr,
+    detectable_among,
+    jackknife,
+    mean_interval,
+    paired_difference,
+    paired_p,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
@@ -211,3 +220,9 @@ def test_the_jackknife_of_too_few_units_has_no_error():
     assert value[1] == 3 and np.isnan(stderr[0]) and stderr[1] == 0
     with pytest.raises(ValueError, match="no units"):
         jackknife(lambda kept: kept, 0)
+
+
+@pytest.mark.parametrize("apart", [(0.3 - 0.2, 0.4 - 0.3, 0.1), (20.302 - 20.301, 15.303 - 15.302, 7.308 - 7.307)])
+def test_differences_that_are_equal_but_for_rounding_are_no_finding(apart):
+    assert len(set(apart)) > 1 and paired_p(apart) is None and detectable_among(apart) is None
+    assert paired_p([0.001, 0.001, 0.001001]) is not None  # of six digits
