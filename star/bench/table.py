@@ -12,7 +12,7 @@ from star.common.console import tell
 from star.common.errors import UserError, one_line
 from star.common.files import changing, check_file, check_room
 from star.config import Config
-from star.records.folder import AS_TEXT, MACHINE, own_results, parse_csv, write_csv
+from star.records.folder import AS_TEXT, MACHINE, check_whole, own_results, parse_csv, write_csv
 
 DAMAGE = (SafetensorError, ValueError, LookupError)
 """What reading a file that is cut off, empty or of something else raises."""
@@ -145,7 +145,7 @@ def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame
     """The rows that a table of ``star bench`` has so far, as text.
 
     Raises:
-        UserError: the file is not a table of this command.
+        UserError: the file is not a table of this command, or a count in it is no whole number.
     """
     if not file.exists():
         return pd.DataFrame(columns=list(columns))
@@ -157,4 +157,5 @@ def older_rows(file: Path, columns: Sequence[str], command: str) -> pd.DataFrame
         older[MACHINE] = ""
     if list(older) != [*(name for name in columns if name != MACHINE), MACHINE]:
         raise UserError(f"{file} is no table of star bench {command}; name another file with out=...")
+    check_whole(file, older)
     return older

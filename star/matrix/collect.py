@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, groupby
-from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +31,8 @@ from star.records.folder import (
     IMAGES,
     KEY,
     belonging,
+    is_number,
+    of_epochs,
     parse_csv,
     read_file,
     write_csv,
@@ -113,8 +114,8 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
-    lines = read_jsonl(cell.folder / "metrics.jsonl")
-    figures = [{name: json.dumps(value) for name, value in line.items() if _is_number(value)} for line in lines]
+    lines = of_epochs(read_jsonl(cell.folder / "metrics.jsonl"))
+    figures = [{name: json.dumps(value) for name, value in line.items() if is_number(value)} for line in lines]
     return _labelled(cell.folder / "final", figures)
 
 
@@ -131,10 +132,6 @@ def _labelled(folder: Path, table: pd.DataFrame | list[dict]) -> pd.DataFrame:
     """A table with the :data:`EVALUATION` columns of an evaluation's result rows added."""
     row = results.read_rows(folder / ROWS)[0]
     return pd.DataFrame(table).assign(**{name: str(getattr(row, name)) for name in EVALUATION})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _older(file: Path) -> pd.DataFrame:

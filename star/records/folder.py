@@ -10,6 +10,7 @@ evaluated image with its verdicts, ``commands.csv`` the command of every run and
 import gzip
 import zlib
 from collections.abc import Collection, Iterable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ NUMBERS = (
 )
 """Columns that hold numbers in every line."""
 
+WHOLE = ("seed", "epoch", "updates", "images_seen", "image", "epochs", "prompts", "images")
+"""Needed columns that hold whole numbers."""
+
 TEXTS = ("task", "method", "config_hash", "commit", "stratum", "prompt", "command", "terms", MACHINE)
 """Columns that hold text: "None" and "NA" are prompts like any other, and some hashes and commits look like numbers."""
 
@@ -93,6 +97,18 @@ TYPED: dict[str, Any] = {
     "low_memory": False,
 }
 """Pandas options with which numbers are read as numbers."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from JSON is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def of_epochs(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a training's log that are of epochs, the last of each: a run that is resumed draws some again."""
+    needed = NEEDED[CURVES][len(EVALUATION) :]
+    last = {line["epoch"]: line for line in lines if all(is_number(line.get(name)) for name in needed)}
+    return [last[epoch] for epoch in sorted(last)]
 
 
 def cure(file: Path) -> str:
@@ -133,10 +149,27 @@ def read_file(file: Path, **options: Any) -> pd.DataFrame:
     if lacking := [name for name in needed if name not in found]:
         raise UserError(f"{file} has no column {', '.join(lacking)}; {cure(file)}")
     _check_cells(file, found, needed)
+    check_whole(file, found[needed])
     columns, what = ONCE.get(file.name, ([], ""))
     if columns and len(found) and (twice := found.duplicated(columns)).any():
         raise UserError(f"{file}, row {int(np.argmax(twice)) + 1}: {what} that another row has too; {cure(file)}")
     return found
+
+
+def check_whole(file: Path, table: pd.DataFrame) -> None:
+    """Check that cells which count something hold whole numbers; a spreadsheet may have made 2.0 of 2.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name in table.columns.intersection(WHOLE):
+        known = table[name].astype(str).str.fullmatch("[0-9]+")
+        if not known.all():
+            row = int(np.argmin(known))
+            raise UserError(
+                f"{file}, row {row + 1}: {name} is {table[name].iloc[row]}, no whole number; put one in, or move the file "
+                "elsewhere"
+            )
 
 
 def _check_cells(file: Path, table: pd.DataFrame, needed: Collection[str]) -> None:

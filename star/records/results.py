@@ -347,7 +347,10 @@ def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> lis
     _, header = next(lines, (1, []))
     if header not in _headers(kind):
         found = short(",".join(header)) or "(none)"
-        raise UserError(f"{path} line 1: the columns are {found}; allowed: {','.join(_headers(kind)[0])}")
+        raise UserError(
+            f"{path} line 1: the columns are {found}; allowed: {','.join(_headers(kind)[0])}; if it is no such file, move it "
+            "elsewhere"
+        )
     rows: dict[tuple[Any, ...], AnyRow] = {}
     for number, line in lines:
         where = f"{path} line {number}"

@@ -32,6 +32,7 @@ from star.records.folder import (
     TYPED,
     belonging,
     cure,
+    of_epochs,
     parse_csv,
     read_file,
     shipped_results,
@@ -341,7 +342,18 @@ def _terms(rows: Iterable[Row], recorded: Mapping[Cell, str]) -> dict[Cell, str]
 
 
 def _plainest(found: Collection, curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves with one of each task, method and seed: of several evaluations, that of the plainest protocol."""
+    """The curves with one of each task, method and seed: of several evaluations, that of the plainest protocol.
+
+    Raises:
+        UserError: the images of a training do not grow from epoch to epoch.
+    """
+    grown = curves.sort_values([*EVALUATION, "epoch"]).groupby(EVALUATION)["images_seen"].diff()
+    for line in curves.loc[grown.index[grown <= 0]].itertuples():
+        file = found.folder / CURVES
+        raise UserError(
+            f"{file} or its run folder: images_seen of {line.task}, {line.method}, seed {line.seed} does not grow in epoch "
+            f"{line.epoch}; {cure(file)}"
+        )
     rows = {cell_of(row): row for row in found.rows}
     cells = sorted(set(curves[EVALUATION].itertuples(index=False, name=None)), key=lambda cell: plainness(rows[cell].protocol))
     first = {cell[:-1]: cell for cell in reversed(cells)}
@@ -426,5 +438,5 @@ def _images_of_run(path: Path) -> pd.DataFrame | None:
 
 
 def _curve_of_run(path: Path) -> pd.DataFrame | None:
-    lines = RunFolder(path).metrics()
+    lines = of_epochs(RunFolder(path).metrics())
     return pd.DataFrame(lines) if lines else None

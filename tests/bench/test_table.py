@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save
 
 from star.bench import first_updates, gradient, influence
-from star.bench.table import older_rows, whole, write
+from star.bench.table import older_rows, refuse_less, whole, write
 from star.common.errors import UserError
 
 COLUMNS = ["task", "weights", "value", "config_hash"]
@@ -57,3 +57,12 @@ def test_parts_that_are_damaged_are_made_again(tmp_path, name, capsys):
         file.write_bytes(damaged)
         assert not whole(file, check) and not file.exists() and (tmp_path / "part.damaged").read_bytes() == damaged
         assert capsys.readouterr().err.startswith(f"star: caution: {file} is damaged (")
+
+
+@pytest.mark.parametrize("cell", ["2.0", ""])
+def test_a_count_that_a_spreadsheet_changed_is_told(tmp_path, cell):
+    file = tmp_path / "gradient.csv"
+    columns = [*COLUMNS, "epochs", "machine"]
+    pd.DataFrame([dict.fromkeys(columns, "x") | {"epochs": cell}]).to_csv(file, index=False)
+    with pytest.raises(UserError, match=f"gradient.csv, row 1: epochs is {cell}, no whole number; put one in, or"):
+        refuse_less(file, columns, "gradient", "x", "epochs", 12)

@@ -587,6 +587,18 @@ def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
     assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
 
 
+def test_an_epoch_that_was_drawn_again_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = expand(["task=ocr", "method=star", "seed=0"])[1]
+    finish(cell, "prompt,image\na,0\n", 0.25)
+    line = {"epoch": 2, "updates": 2, "images_seen": 8, "seconds": 1.5, "reward": 0.75}
+    odd = [{"epoch": 2}, line | {"reward": "high"}, line | {"epoch": None}]
+    with (cell.folder / "metrics.jsonl").open("a") as file:
+        file.write("".join(f"\n{json.dumps(one)}" for one in [line, *odd]) + "\n")
+    collect([cell], Path("results"))
+    assert pd.read_csv("results/curves.csv")[["epoch", "reward"]].to_numpy().tolist() == [[1, 0.25], [2, 0.75]]
+
+
 @pytest.mark.parametrize("damage", ["quoted", "semicolons"])
 def test_verdicts_of_a_task_whose_table_a_spreadsheet_changed_stay(tmp_path, monkeypatch, damage):
     monkeypatch.chdir(tmp_path)

@@ -137,6 +137,14 @@ def test_no_column_of_a_gradient_is_missing(tmp_path, options):
 
 
 @HOW
+@pytest.mark.parametrize(("name", "column"), [(GRADIENT, "epochs"), (CURVES, "images_seen"), (FIRST_UPDATES, "seed")])
+def test_what_counts_is_a_whole_number(tmp_path, options, name, column):
+    for cell in ("2.0", "2.5", "-1", "1e3"):
+        with pytest.raises(UserError, match=rf"{name}, row 1: {column} is .*, no whole number; put one in, or"):
+            read_file(write(tmp_path, name, **{column: cell}), **options)
+
+
+@HOW
 def test_a_file_without_rows_is_empty(tmp_path, options):
     for name in (CURVES, IMAGES, COMMANDS, GRADIENT):
         file = write(tmp_path, name)

@@ -487,7 +487,11 @@ def test_runs_that_stopped_and_code_that_changed_are_told(tmp_path):
     for seed, reason in ((1, "collapsed, of a run that was tried again"), (7, "collapsed: the reward is 0.1"), (8, None)):
         folder = tmp_path / "runs" / "mini" / "ocr" / "star" / f"seed{seed}-abcdef12"
         folder.mkdir(parents=True)
-        lines = {"seconds": 1.0, "reason": reason}, {"node": 1, "reason": "node 1: another process of this run has died"}
+        lines = (
+            {"seconds": 1.0, "reason": reason},
+            {"seconds": None, "reason": 5},
+            {"node": 1, "reason": "node 1: another process of this run has died"},
+        )
         (folder / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # Taken over by star train, and a copy by hand.
     for folder in ("star/seed9-abcdef12", "star copy/seed0-abcdef12"):
@@ -582,6 +586,17 @@ def test_a_score_that_is_no_number_is_told(tmp_path, cell):
     told = "correct of geneval, .*, seed .*, image .* is no number; move it elsewhere, and `star matrix`"
     with pytest.raises(UserError, match=told):
         report(results)
+
+
+def test_a_curve_whose_images_fall_is_told(tmp_path):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    curves = pd.read_csv(results / "curves.csv", dtype={"config_hash": str})
+    curves.loc[(curves["method"] == "star") & (curves["epoch"] == 3), "images_seen"] = 5
+    curves.to_csv(results / "curves.csv", index=False)
+    with pytest.raises(
+        UserError, match="curves.csv or its run folder: images_seen of ocr, star, seed 0 does not grow in epoch 3"
+    ):
+        collect(results, tmp_path)
 
 
 def test_a_copy_of_a_result_file_is_told_and_not_pooled(tmp_path):
