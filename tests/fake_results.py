@@ -77,30 +77,25 @@ def rows(task: str, method: str, seed: int) -> list[Row]:
         commit="abc1234567",
         config_hash=hashed(task, method, seed),
     )
-    made = [replace(row, metric="diversity", value=0.3 - 0.5 * GAINS[method] + 0.005 * (seed % 5))]
+    made = [
+        replace(row, value=score(task, of)),
+        replace(row, metric="diversity", value=0.3 - 0.5 * GAINS[method] + 0.005 * (seed % 5)),
+    ]
     if task == "geneval":
         by_tag = of.groupby("stratum")["correct"].mean()
         made += [replace(row, metric=f"geneval_official_{tag}", value=float(value)) for tag, value in by_tag.items()]
-        made.append(replace(row, value=float(by_tag.mean())))
-    else:
-        made.append(replace(row, value=float(of["reward" if task == "ocr" else "score"].mean())))
-    others = [other for other in TASKS if other != task] if trained else []
-    return made + [
-        replace(
-            row,
-            task=other,
-            metric=PRIMARY[other],
-            protocol=PROTOCOLS[other],
-            method=f"{method}:{task}",
-            value=elsewhere(other),
-        )
-        for other in others
-    ]
+    for other in [other for other in TASKS if other != task] if trained else []:
+        of = first_images(other, method, seed)
+        row = replace(row, task=other, metric=PRIMARY[other], protocol=PROTOCOLS[other], method=f"{method}:{task}")
+        made.append(replace(row, value=score(other, of), images=len(of)))
+    return made
 
 
-def elsewhere(task: str) -> float:
-    """What a checkpoint of another task scores."""
-    return 20.4 if task == "pickscore" else 0.4
+def score(task: str, of: pd.DataFrame) -> float:
+    """A task's main score of images, from their verdicts."""
+    if task == "geneval":
+        return float(of.groupby("stratum")["correct"].mean().mean())
+    return float(of["reward" if task == "ocr" else "score"].mean())
 
 
 def hashed(task: str, method: str, seed: int) -> str:

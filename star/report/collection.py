@@ -51,7 +51,7 @@ from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_pa
 from star.records.summary import Summary, summarise
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
-from star.tasks import main_metric, paired_scores
+from star.tasks import averaged, main_metric, paired_scores
 from star.training.folder import RunFolder
 
 TASKS = ("geneval", "ocr", "pickscore")
@@ -249,7 +249,7 @@ def collect(folder: Path, runs: Path) -> Collection:
         found.terms = _terms(rows, recorded["terms"].to_dict() if "terms" in recorded else {})
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
-        found.images = _with_terms(_with_numbers(found, images), rows, found.terms)
+        found.images = _agreeing(found, _with_terms(_with_numbers(found, images), rows, found.terms))
     curves = _table(found, CURVES, _curve_of_run, "training curves", "how fast they learned is not shown")
     found.curves = None if curves is None else _plainest(found, curves)
     if not found.runs:
@@ -266,9 +266,16 @@ def cell_of(row: Row) -> Cell:
 
 
 def base_of(found: Collection, task: str, variant: str) -> str:
-    """The untrained model for the methods of a :func:`family`: the family's own if that was measured on the task."""
-    own = f"base{variant}"
-    return own if own in found.methods(task) else "base"
+    """The untrained model for the methods of a :func:`family`, whether or not it was measured on the task.
+
+    It shares as many of their changes as one that was measured, and the base model in any case: a variant of the evaluation
+    alone has a base of its own, but another model never starts from the scale's.
+    """
+    changes = MethodName.parse(f"base{variant}").changes
+    shared = ["".join(f"+{change}" for change in changes[:count]) for count in range(len(changes), -1, -1)]
+    model = f"+{changes[0]}" if changes and changes[0] in options("model") else ""
+    there = found.methods(task)
+    return next((f"base{own}" for own in shared if own.startswith(model) and f"base{own}" in there), f"base{model}")
 
 
 def families(methods: Iterable[str]) -> list[str]:
@@ -321,6 +328,39 @@ def _with_terms(images: pd.DataFrame, rows: list[Row], terms: Mapping[Cell, str]
     known = [(*cell_of(r), r.protocol, r.images_seen, terms.get(cell_of(r), "")) for r in rows]
     table = pd.DataFrame(known, columns=[*EVALUATION, "protocol", "trained_on", "terms"])
     return images.merge(table.drop_duplicates(EVALUATION), on=EVALUATION)
+
+
+def _agreeing(found: Collection, images: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts without those of evaluations whose result rows they contradict; tells of these."""
+    columns = [*EVALUATION, "protocol"]
+    mains = {task: found.main_metric(task) for task in {row.task for row in found.rows}}
+    rows = {(*cell_of(row), row.protocol): row for row in found.rows if row.metric == mains[row.task]}
+    parts = ((place, part) for place, part in images.groupby(columns) if place in rows)
+    doubted = {place: told for place, part in parts if (told := _contradiction(part, rows[place]))}
+    if not doubted:
+        return images
+    named = ", ".join(f"{task} {method} seed {seed} ({told})" for (task, method, seed, *_), told in doubted.items())
+    found.missing.append(f"{IMAGES} or the run folders contradict result rows: {named}. They are in no paired comparison.")
+    return images[~pd.MultiIndex.from_frame(images[columns]).isin(doubted)]
+
+
+def _contradiction(verdicts: pd.DataFrame, row: Row) -> str:
+    """How the verdicts of one evaluation contradict its row of the main score, in words; empty if they do not."""
+    column, prompts = averaged(row.metric), verdicts["prompt"].nunique()
+    if column is None:  # an evaluator of one's own may leave images out, or weight them
+        return ""
+    if (len(verdicts), prompts) != (row.images, row.prompts):
+        return f"{len(verdicts):,} verdicts on {prompts:,} prompts for {row.images:,} on {row.prompts:,}"
+    # A benchmark may list a prompt twice, but each has all its images.
+    if len(verdicts.drop_duplicates(["prompt", "image"])) < prompts * verdicts["image"].nunique():
+        return "verdicts that stand twice in place of others"
+    if column not in verdicts:
+        return ""
+    scores = verdicts[column].astype(float)
+    mean = float(scores.groupby(verdicts["stratum"]).mean().mean())
+    if not abs(mean - row.value) <= 1e-6:  # rows have six digits
+        return f"a mean of {mean:.6f} for {row.value:.6f}"
+    return ""
 
 
 def _training(row: Row) -> tuple[Any, ...]:

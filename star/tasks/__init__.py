@@ -201,6 +201,12 @@ def paired_scores(metric: str | None) -> dict[str, str]:
     return dict(evaluator.paired) if evaluator else {"reward": "reward"}
 
 
+def averaged(metric: str) -> str | None:
+    """The column of verdicts that a built-in evaluator's main metric is the mean of, by stratum first; None for others."""
+    evaluator = _by_metric().get(metric)
+    return next(iter(evaluator.paired)) if evaluator else None
+
+
 def _by_metric() -> dict[str, type[Evaluator]]:
     """The built-in evaluators by their main metrics."""
     return {evaluator.primary: evaluator for evaluator in map(registry.find, registry.EVALUATORS)}

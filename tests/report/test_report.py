@@ -25,6 +25,7 @@ from fake_results import (
     first_images,
     hashed,
     rows,
+    score,
     verdicts,
     write_matrix,
     write_run,
@@ -45,7 +46,7 @@ from star.records.results import read, write
 from star.report import figures, maps, pictures, report
 from star.report.ablation import comparisons
 from star.report.blocks import _inline
-from star.report.collection import Collection, collect
+from star.report.collection import Collection, base_of, collect
 from star.report.cost import cost
 from star.report.learning import _speed
 from star.report.planned import planned
@@ -299,7 +300,8 @@ def test_the_other_tasks_are_a_table_of_three_by_three(whole):
     images = pd.concat([images_of("geneval", "base"), other.assign(protocol=PROTOCOLS["geneval"])])
     gain = compare(images, "star:ocr", "base", "correct", "official macro")
     assert gain.images == 24
-    assert star[2:4] == ["3", f"0.400 ({signed(gain.delta)})"] and star[4].startswith("0.8")
+    mean = np.mean([score("geneval", first_images("geneval", "star", s)) for s in SEEDS])
+    assert star[2:4] == ["3", f"{mean:.3f} ({signed(gain.delta)})"] and star[4].startswith("0.8")
 
 
 def test_costs_are_relative_to_the_reference(whole):
@@ -586,6 +588,26 @@ def test_a_score_that_is_no_number_is_told(tmp_path, cell):
     told = "correct of geneval, .*, seed .*, image .* is no number; move it elsewhere, and `star matrix`"
     with pytest.raises(UserError, match=told):
         report(results)
+
+
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda own: own[1:], "47 verdicts on 24 prompts for 48 on 24"),
+        (lambda own: pd.concat([own, own[:1]]), "49 verdicts on 24 prompts for 48 on 24"),
+        (lambda own: pd.concat([own[1:], own[1:2]]), "verdicts that stand twice in place of others"),
+        (lambda own: own.assign(reward=own["reward"].where(own.index != own.index[0], 7.0)), "a mean of "),
+    ],
+)
+def test_verdicts_that_contradict_the_rows_are_in_no_comparison(tmp_path, damage, told):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0, 1), tasks=("ocr",))
+    table = pd.read_csv(results / "images.csv.gz", dtype={"config_hash": str})
+    own = (table["task"] == "ocr") & (table["method"] == "star") & (table["seed"] == 1)
+    pd.concat([table[~own], damage(table[own])]).to_csv(results / "images.csv.gz", index=False)
+    found = collect(results, tmp_path)
+    (line,) = (line for line in found.missing if "contradict result" in line)
+    assert f"contradict result rows: ocr star seed 1 ({told}" in line and "seed 0" not in line
+    assert found.difference("ocr", "star", "flow_grpo").seeds == (0,)
 
 
 def test_a_curve_whose_images_fall_is_told(tmp_path):
@@ -944,6 +966,22 @@ def test_a_family_with_a_base_of_its_own_is_set_against_that(tmp_path):
     assert "(" not in lines["spatial only, slow"][4], "no verdicts of the plain base are here"
     costs = {line[0]: line for line in table(section(text, "What training cost"), "ocr: wall-clock")}
     assert costs["STAR, fast"][-2].startswith("× 1.0") and costs["spatial only, slow"][-2] == MISSING
+
+
+@pytest.mark.parametrize(
+    "measured, variant, base",
+    [
+        (("base",), "", "base"),
+        (("base",), "+fast", "base"),
+        (("base",), "+sd35_large", "base+sd35_large"),  # which was not measured, so nothing is compared with it
+        (("base", "base+sd35_large"), "+sd35_large", "base+sd35_large"),
+        (("base", "base+sd35_large"), "+sd35_large+fast", "base+sd35_large"),
+        (("base", "base+mine"), "+mine+fast", "base+mine"),
+    ],
+)
+def test_a_method_starts_from_the_base_of_its_model(measured, variant, base):
+    found = Collection(Path("mini"), "mini", [replace(rows("ocr", "base", 0)[0], method=name) for name in measured], [])
+    assert base_of(found, "ocr", variant) == base
 
 
 def test_settings_of_ones_own_are_told_and_drawn_apart(tmp_path):
