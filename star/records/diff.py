@@ -28,7 +28,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from star.common.console import console_for_tables, table
+from star.common.console import console_for_tables, table, tell
 from star.common.errors import UserError
 from star.common.numbers import MISSING
 from star.common.statistics import Estimate, normal_interval
@@ -36,7 +36,7 @@ from star.method.arms import REFERENCE
 from star.records.code import ROOT
 from star.records.names import ProtocolName, is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, is_paper, read, read_paper
-from star.records.summary import Summary, summarise
+from star.records.summary import Summary, summarise, unlike
 from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
 
 REPRODUCED = "reproduced"
@@ -111,14 +111,22 @@ def diff(ours: Path, reference: Path | None = None) -> list[DiffRow]:
         UserError: a file is missing, does not follow its schema, or holds no row.
     """
     reference = find_paper() if reference is None else reference
-    summaries = summarise(read(ours))
+    summaries = _summaries(ours)
     if not summaries:
         raise UserError(f"{ours}: no results in it; run `star reproduce geneval` first")
     if is_paper(reference):
         rows = against_paper(summaries, read_paper(reference))
     else:
-        rows = against_results(summaries, summarise(read(reference)), source=str(reference))
+        rows = against_results(summaries, _summaries(reference), source=str(reference))
     return sorted(rows, key=_place)
+
+
+def _summaries(file: Path) -> list[Summary]:
+    """What a result file says; seeds that are not pooled are told."""
+    found = summarise(read(file))
+    for line in unlike(found):
+        tell(f"{file}: {line}")
+    return found
 
 
 def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[DiffRow]:

@@ -1,10 +1,12 @@
 """The rows of a result file as one estimate per method: the mean over seeds, with the interval it deserves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from star.common.numbers import named_seeds
 from star.common.statistics import Estimate, mean_interval, normal_interval, wilson
+from star.records.names import method_label
 from star.records.results import Row, is_rate
 
 
@@ -14,12 +16,15 @@ class Summary:
 
     Attributes:
         task, metric, protocol, method: as in :class:`star.records.results.Row`.
-        estimate: mean over seeds. Several seeds: 95 % t-interval over seeds. One seed, or several that agree by chance: the
-            mean of the rows' standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1:
-            Wilson's interval over the prompts, since there the other two have no width.
-        values: every seed's value, in the order of the seeds.
+        estimate: mean over the seeds that were trained and evaluated equally long; of several such sets, over the largest.
+            Several seeds: 95 % t-interval over seeds. One seed, or several that agree by chance: the mean of the rows'
+            standard errors over prompts, and the normal interval from it. A rate of exactly 0 or 1: Wilson's interval over
+            the prompts, since there the other two have no width.
+        values: the value of each of these seeds, in their order.
         spread: standard deviation of the score over prompts, from the rows' standard errors; None if they have none.
-        images, prompts, updates, images_seen: of one seed's evaluation and training; the smallest over the seeds.
+        images, prompts, updates, images_seen: of one seed's evaluation and training. An evaluator of one's own may average
+            over other images in each; then the fewest.
+        pooled, left_out: the seeds that it is a mean over, and the others.
     """
 
     task: str
@@ -33,6 +38,8 @@ class Summary:
     prompts: int
     updates: int
     images_seen: int
+    pooled: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -51,10 +58,37 @@ class Summary:
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """One summary per (task, metric, protocol, method), sorted by those."""
     ordered = sorted(rows, key=lambda row: row.key)
-    return [_summary(list(group)) for _, group in groupby(ordered, key=lambda row: row.key[:-1])]
+    sizes: dict[Run, tuple[int, int]] = {}
+    for row in ordered:
+        images, prompts = sizes.get(_run(row), (0, 0))
+        sizes[_run(row)] = max(images, row.images), max(prompts, row.prompts)
+    return [_summary(list(group), sizes) for _, group in groupby(ordered, key=lambda row: row.key[:-1])]
 
 
-def _summary(rows: list[Row]) -> Summary:
+def unlike(summaries: Iterable[Summary]) -> list[str]:
+    """Sentences on seeds that are in no mean, because they were trained or evaluated shorter or longer than others."""
+    found = [
+        f"{s.task}, {method_label(s.method)}: {named_seeds(s.left_out)} had other numbers of updates, of images in training or "
+        f"of images or prompts in the evaluation than {named_seeds(s.pooled)}; the means are of the latter alone."
+        for s in summaries
+        if s.left_out
+    ]
+    return list(dict.fromkeys(found))
+
+
+Run = tuple[str, str, str, int]
+
+
+def _run(row: Row) -> Run:
+    return row.task, row.protocol, row.method, row.seed
+
+
+def _summary(every: list[Row], sizes: Mapping[Run, tuple[int, int]]) -> Summary:
+    """The summary of one metric; ``sizes`` are the images and prompts of whole evaluations."""
+    ways: dict[tuple[int, ...], list[Row]] = {}
+    for row in every:
+        ways.setdefault((row.updates, row.images_seen, *sizes[_run(row)]), []).append(row)
+    rows = max(ways.values(), key=len)
     first = rows[0]
     values = tuple(row.value for row in rows)
     return Summary(
@@ -64,8 +98,10 @@ def _summary(rows: list[Row]) -> Summary:
         spread=_spread(rows),
         images=min(row.images for row in rows),
         prompts=min(row.prompts for row in rows),
-        updates=min(row.updates for row in rows),
-        images_seen=min(row.images_seen for row in rows),
+        updates=first.updates,
+        images_seen=first.images_seen,
+        pooled=tuple(row.seed for row in rows),
+        left_out=tuple(row.seed for row in every if row not in rows),
     )
 
 

@@ -8,7 +8,7 @@ from star.common.numbers import MISSING, with_error
 from star.method.arms import ARMS
 from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
-from star.records.summary import Summary, summarise
+from star.records.summary import Summary, summarise, unlike
 
 OF_THE_PAPER = ("base", *(name for name, arm in ARMS.items() if arm.published))
 """The paper's methods, in reading order; whatever else a file holds (the controls) follows in alphabetical order."""
@@ -91,7 +91,9 @@ def _section(task: str, summaries: Sequence[Summary], paper: Iterable[PaperRow])
     head, *rows = table(task, summaries, paper)
     head, rows = list(map(written.escape, head)), [[written.escape(row[0]), *row[1:]] for row in rows]
     lines = [f"### {written.escape(task)}", "", *written.table(head, rows, numbers=2)]
-    notes = [LEGEND] + [MINI_WARNING] * any(is_mini(summary.protocol) for summary in summaries)
+    notes = [LEGEND, *map(written.escape, unlike(summaries))] + [MINI_WARNING] * any(
+        is_mini(summary.protocol) for summary in summaries
+    )
     return "\n".join([*lines, "", *notes, "", *_protocol_lines(summaries), ""])
 
 

@@ -48,7 +48,7 @@ from star.records.names import (
     reading_order,
 )
 from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
-from star.records.summary import Summary, summarise
+from star.records.summary import Summary, summarise, unlike
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
 from star.tasks import averaged, main_metric, paired_scores
@@ -242,11 +242,13 @@ def collect(folder: Path, runs: Path) -> Collection:
         if told := fault(path / "final", ROWS, VERDICTS, METRICS):
             del found.runs[cell]
             found.missing.append(f"A run folder is not used: {told}.")
-    found.missing += [*_unmeasured(found), *_stopped(found, runs), *_mixed(found)]
+    found.missing += [*_unmeasured(found), *unlike(found.summaries), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
-        recorded = belonging(read_file(folder / COMMANDS, **TYPED), rows).set_index(EVALUATION)
-        found.commands = recorded["command"].to_dict()
-        found.terms = _terms(rows, recorded["terms"].to_dict() if "terms" in recorded else {})
+        recorded: dict[Cell, str] = {}
+        for line in belonging(read_file(folder / COMMANDS, **TYPED), rows).to_dict("records"):
+            cell = line["task"], line["method"], line["seed"], line["config_hash"]
+            found.commands[cell], recorded[cell] = line["command"], line.get("terms", "")
+        found.terms = _terms(rows, recorded)
     images = _table(found, IMAGES, _images_of_run, "per-image verdicts", "they are in no paired comparison")
     if images is not None:
         found.images = _agreeing(found, _with_terms(_with_numbers(found, images), rows, found.terms))
@@ -463,7 +465,8 @@ def _table(
         path = found.runs.get(cell)
         part = None if path is None else of_run(path)
         if part is not None:
-            parts.append(part.assign(**dict(zip(EVALUATION, cell, strict=True))))
+            task, method, seed, settings = cell
+            parts.append(part.assign(task=task, method=method, seed=seed, config_hash=settings))
             there.add(cell)
     if lacking := sorted(needed - there):
         told = dict.fromkeys(f"{task} {method} seed {seed}" for task, method, seed, _ in lacking)

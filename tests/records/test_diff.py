@@ -74,10 +74,23 @@ def test_summary_of_several_seeds_is_the_t_interval():
     assert (summary.values, summary.seeds, summary.images) == (tuple(values), 3, 2212)
 
 
-def test_what_seeds_do_not_share_is_told_of_the_least():
-    fewer = replace(ROW, seed=1, images=8, prompts=2, updates=50, images_seen=500)
-    (summary,) = summarise([ROW, fewer, replace(ROW, seed=2)])
-    assert (summary.images, summary.prompts, summary.updates, summary.images_seen) == (8, 2, 50, 500)
+@pytest.mark.parametrize("change", [{"images": 8}, {"prompts": 2}, {"updates": 50}, {"images_seen": 500}])
+def test_seeds_of_another_length_or_size_are_left_out_and_told(tmp_path, capsys, change):
+    rows = [ROW, replace(ROW, seed=1, value=0.1, **change), replace(ROW, seed=2)]
+    (summary,) = summarise(rows)
+    assert (summary.values, summary.pooled, summary.left_out) == ((ROW.value, ROW.value), (0, 2), (1,))
+    shown = [getattr(summary, name) for name in ("images", "prompts", "updates", "images_seen")]
+    assert shown == [ROW.images, ROW.prompts, ROW.updates, ROW.images_seen]
+    diff(results(tmp_path, *rows), results(tmp_path, ROW, name="other.csv"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ours.csv: geneval, STAR: seed 1 had other numbers of updates, " in line and "than seeds 0, 2; the means" in line
+    assert "STAR: seed 1 had other numbers" in markdown(rows, [])
+
+
+def test_an_evaluator_of_ones_own_may_average_over_other_images_for_each_seed():
+    whole = seeds(replace(ROW, metric="mine"), 0.1, 0.2)
+    (summary,) = summarise([*whole, *(replace(row, metric="found", images=4 - row.seed) for row in whole)])[:1]
+    assert summary.seeds == 2 and not summary.left_out and summary.images == 3
 
 
 def test_seeds_that_agree_by_chance_are_as_sure_as_one():
