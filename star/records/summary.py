@@ -68,8 +68,8 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 def unlike(summaries: Iterable[Summary]) -> list[str]:
     """Sentences on seeds that are in no mean, because they were trained or evaluated shorter or longer than others."""
     found = [
-        f"{s.task}, {method_label(s.method)}: {named_seeds(s.left_out)} had other numbers of updates, of images in training or "
-        f"of images or prompts in the evaluation than {named_seeds(s.pooled)}; the means are of the latter alone."
+        f"{s.task}, {method_label(s.method)}: {named_seeds(s.left_out)} had other numbers of updates, of images in training "
+        f"or of images or prompts in the evaluation than {named_seeds(s.pooled)}; the means are of the latter alone."
         for s in summaries
         if s.left_out
     ]
