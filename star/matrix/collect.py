@@ -18,7 +18,7 @@ import pandas as pd
 
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import locked, read_jsonl, visible
+from star.common.files import MOST, is_amount, locked, visible
 from star.config import options
 from star.matrix.cells import Cell, same_given
 from star.records import results
@@ -31,13 +31,12 @@ from star.records.folder import (
     IMAGES,
     KEY,
     belonging,
-    is_number,
-    of_epochs,
     parse_csv,
     read_file,
     write_csv,
 )
 from star.records.results import ROWS, VERDICTS, Row
+from star.training.folder import RunFolder
 
 
 def rows(cell: Cell) -> list[Row]:
@@ -114,8 +113,8 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
 
 
 def _curves(cell: Cell) -> pd.DataFrame:
-    lines = of_epochs(read_jsonl(cell.folder / "metrics.jsonl"))
-    figures = [{name: json.dumps(value) for name, value in line.items() if is_number(value)} for line in lines]
+    lines = RunFolder(cell.folder).metrics()
+    figures = [{name: json.dumps(value) for name, value in line.items() if is_amount(value, -MOST)} for line in lines]
     return _labelled(cell.folder / "final", figures)
 
 

@@ -10,7 +10,6 @@ evaluated image with its verdicts, ``commands.csv`` the command of every run and
 import gzip
 import zlib
 from collections.abc import Collection, Iterable
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +96,6 @@ TYPED: dict[str, Any] = {
     "low_memory": False,
 }
 """Pandas options with which numbers are read as numbers."""
-
-
-def is_number(value: object) -> bool:
-    """Whether a value from JSON is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def of_epochs(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of a training's log that are of epochs, the last of each: a run that is resumed draws some again."""
-    needed = NEEDED[CURVES][len(EVALUATION) :]
-    last = {line["epoch"]: line for line in lines if all(is_number(line.get(name)) for name in needed)}
-    return [last[epoch] for epoch in sorted(last)]
 
 
 def cure(file: Path) -> str:

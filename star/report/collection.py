@@ -32,7 +32,6 @@ from star.records.folder import (
     TYPED,
     belonging,
     cure,
-    of_epochs,
     parse_csv,
     read_file,
     shipped_results,
@@ -481,5 +480,5 @@ def _images_of_run(path: Path) -> pd.DataFrame | None:
 
 
 def _curve_of_run(path: Path) -> pd.DataFrame | None:
-    lines = of_epochs(RunFolder(path).metrics())
+    lines = RunFolder(path).metrics()
     return pd.DataFrame(lines) if lines else None

@@ -54,8 +54,8 @@ def kept(run: str) -> str:
 
 def _is_epoch(line: dict) -> bool:
     """Whether an object is a line that a training logs, with numbers for what others reckon with."""
-    numbers = is_amount(line.get("seconds")) and is_amount(line.get("images_seen"), 1) and is_amount(line.get("reward"), -MOST)
-    return numbers and isinstance(line.get("epoch"), int) and is_amount(line["epoch"], 1)
+    least = {"epoch": 1, "images_seen": 1, "updates": 0, "seconds": 0, "reward": -MOST}
+    return isinstance(line.get("epoch"), int) and all(is_amount(line.get(name), low) for name, low in least.items())
 
 
 class RunFolder:
@@ -190,7 +190,8 @@ class RunFolder:
     def metrics(self) -> list[dict]:
         """The logged lines, of each epoch the last; one that was cut off in the middle, or is no epoch's, does not count."""
         lines = read_jsonl(self.path / "metrics.jsonl")
-        return list({line["epoch"]: line for line in lines if _is_epoch(line)}.values())
+        last = {line["epoch"]: line for line in lines if _is_epoch(line)}
+        return [last[epoch] for epoch in sorted(last)]
 
     def last(self) -> dict | None:
         """The last logged line, None if there is none that this user can read."""
