@@ -1,14 +1,17 @@
 """Models that the evaluators take from local folders and from the cache of the Hugging Face hub. Nothing is downloaded."""
 
+from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
-from star.common import vocabulary
+from star.common import vocabulary, weights
 from star.common.errors import UserError
-from star.common.files import weights_digest
+from star.common.files import model_digest
 from star.common.hub import cached
 
 
@@ -46,26 +49,26 @@ def locate(source: Source, user: str, only: str = "") -> Path:
         ) from error
 
 
-def model_name(source: Source, folder: Path, name: str | None = None) -> str:
+def model_name(source: Source, folder: Path, beside: Path | None = None) -> str:
     """A model's name for protocols, with the start of a hub repository's commit (the name of its folder in the cache) or of a
-    digest of a local folder's weights; ``name`` replaces the local folder's own."""
+    local folder's digest, which also covers the settings, tokenizer and processor there or ``beside``."""
     if isinstance(source, Published) or not Path(source).is_dir():
         repository = source.repository if isinstance(source, Published) else str(source)
         return f"{repository.split('/')[-1]}@{folder.name[:8]}"
-    return f"{name or folder.resolve().name}@{weights_digest(folder)[:8]}"
+    return f"{folder.resolve().name}@{model_digest(folder, beside or folder)[:8]}"
 
 
 def load_clip(folder: Path, config: CLIPConfig | None = None) -> CLIPModel:
     """The CLIP model of a folder in transformers' format, in float32 and in eval mode; ``config`` replaces its own.
 
     Raises:
-        OSError, ValueError, SafetensorError: it holds none, or not all of its weights.
+        OSError, ValueError, SafetensorError: it holds none, or its weights are not those that its config.json asks for.
     """
     model, report = CLIPModel.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    if report["missing_keys"]:  # they would be initialised at random
-        raise ValueError(f"these weights of a CLIP model are missing: {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    if wrong := weights.fault(model, report):
+        raise ValueError(f"the CLIP model {wrong}")
     return model.eval()
 
 
@@ -75,7 +78,39 @@ def load_tokenizer(folder: Path, model: CLIPModel) -> PreTrainedTokenizerBase:
     Raises:
         OSError, ValueError: there is none, or it lacks its vocabulary or has another model's.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if wrong := vocabulary.fault(tokenizer, model.config.text_config.vocab_size):
+    tokenizer, text = AutoTokenizer.from_pretrained(folder, local_files_only=True), model.config.text_config
+    if wrong := vocabulary.fault(tokenizer, text.vocab_size) or vocabulary.fault_of_end(tokenizer, text.eos_token_id):
         raise ValueError(f"the tokenizer {wrong}; get it again")
     return tokenizer
+
+
+PROBE = "a photo of a cat"
+PUBLISHED_CLIP: Mapping[str, Any] = {
+    "tokens": (49406, 320, 1125, 539, 320, 2368, 49407),  # of the probe
+    "config.text_config.max_position_embeddings": 77,
+    "config.text_config.layer_norm_eps": 1e-5,
+    "config.vision_config.layer_norm_eps": 1e-5,
+    "config.vision_config.image_size": 224,
+    "config.vision_config.patch_size": 14,
+}
+"""What OpenAI's CLIPs and those that were trained after them have in common; no weight has another shape for most of it."""
+
+
+def check_published(source: Published, known: Mapping[str, Any], **parts: Any) -> None:
+    """Check that a model that goes by its repository's name computes as it was published.
+
+    Args:
+        source: the repository.
+        known: value by dotted name, the first part of which is one of ``parts``.
+        parts: what was loaded: the model's ``config``, the ``processor``, and the ``tokens`` of :data:`PROBE`.
+
+    Raises:
+        UserError: a value is another one.
+    """
+    for name, value in known.items():
+        found = attrgetter(name)(SimpleNamespace(**parts))
+        if (tuple(found) if isinstance(found, list) else found) != value:
+            raise UserError(
+                f"{source.repository} in the hub's cache is not as it was published: {name} is {found}, not {value}; "
+                f"`hf download {source.repository} --revision {source.revision} --force-download` gets it again"
+            )

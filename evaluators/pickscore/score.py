@@ -4,8 +4,9 @@ Kirstain et al., Pick-a-Pic (arXiv 2305.01569). The model is any CLIP folder; th
 world have names of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,17 @@ from safetensors import SafetensorError
 from transformers import CLIPImageProcessorPil
 
 from evaluators.device import own_device
-from evaluators.hub import Published, Source, load_clip, load_tokenizer, locate, model_name
+from evaluators.hub import (
+    PROBE,
+    PUBLISHED_CLIP,
+    Published,
+    Source,
+    check_published,
+    load_clip,
+    load_tokenizer,
+    locate,
+    model_name,
+)
 from star.common.errors import UserError
 from star.common.shipped import MINI_PICKSCORE
 
@@ -27,6 +38,20 @@ BATCH = 32
 MODEL = Published("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
 PROCESSOR = Published("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
 
+PUBLISHED: Mapping[str, Any] = PUBLISHED_CLIP | {
+    "config.text_config.num_attention_heads": 16,
+    "config.text_config.hidden_act": "gelu",
+    "config.vision_config.num_attention_heads": 16,
+    "config.vision_config.hidden_act": "gelu",
+    "processor.size.shortest_edge": 224,
+    "processor.crop_size.height": 224,
+    "processor.crop_size.width": 224,
+    "processor.image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "processor.image_std": (0.26862954, 0.26130258, 0.27577711),
+    "processor.resample": Image.Resampling.BICUBIC,
+}
+"""See :func:`evaluators.hub.check_published`."""
+
 # The processor's repository also holds gigabytes of weights that nothing here uses.
 PROCESSOR_FILES = " --include '*.json' --include '*.txt'"
 
@@ -35,8 +60,7 @@ class PickScore:
     """Scores images for prompts.
 
     Attributes:
-        name: of the model, with the commit of a hub's repository or the start of the sha256 of a folder's weights; part
-            of the protocol.
+        name: of the model, with the commit of a hub's repository or the start of a folder's digest; part of the protocol.
     """
 
     def __init__(
@@ -52,7 +76,7 @@ class PickScore:
                 nothing is downloaded.
             processor: likewise, with a tokenizer and an image processor; by default those of ``model``.
             device: where the model computes, in float32.
-            name: what protocols call a folder, followed by the start of its digest; by default the folder's own name.
+            name: what protocols call the model; by default :func:`evaluators.hub.model_name`.
 
         Raises:
             UserError: either is missing or is not what it should be.
@@ -69,7 +93,7 @@ class PickScore:
             raise UserError(
                 f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"
             ) from error
-        self.name = model_name(model, folder, name)
+        self.name = name or model_name(model, folder, beside)
 
     @torch.no_grad()  # not inference_mode: weights that move to the GPU under it are useless to slopes' autograd
     def score(self, prompts: Sequence[str], images: Sequence[np.ndarray]) -> np.ndarray:
@@ -170,16 +194,20 @@ def engine(name: str) -> PickScore:
         name: ``pickscore``, the published model; ``mini``; or a folder with a CLIP model and its processor.
 
     Raises:
-        UserError: there is none of that name, or its weights are missing.
+        UserError: there is none of that name, its weights are missing, or the published one is not as it was published.
     """
     device = own_device()
     if name == "pickscore":
-        return PickScore(MODEL, PROCESSOR, device)
+        scorer = PickScore(MODEL, PROCESSOR, device)
+        tokens = scorer.tokenizer(PROBE)["input_ids"]
+        check_published(MODEL, PUBLISHED, config=scorer.model.config, processor=scorer.processor, tokens=tokens)
+        return scorer
     if name == "mini":
         folder = MINI_PICKSCORE.folder
         if not (folder / "config.json").is_file():
             raise UserError(f"the small CLIP of the mini world is not in {folder}; `star mini taste` builds it")
-        return PickScore(folder, device=device, name=MINI_PICKSCORE.name)
+        # Of its weights alone: results are older than digests of whole models. A test keeps watch over the files beside them.
+        return PickScore(folder, device=device, name=f"{MINI_PICKSCORE.name}@{MINI_PICKSCORE.digest[:8]}")
     if Path(name).is_dir():
         return PickScore(name, device=device)
     raise UserError(f"no pickscore engine {name!r}; there are mini, pickscore and folders of CLIP models")

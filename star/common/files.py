@@ -421,3 +421,20 @@ def weights_digest(folder: Path) -> str:
             while part := weights.read(2**24):
                 total.update(part)
     return total.hexdigest()
+
+
+READ_BESIDE = (
+    *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+)
+"""The files from which transformers takes how to compute with weights, cut texts into tokens and prepare pictures."""
+
+
+def model_digest(*folders: Path) -> str:
+    """A sha256 over all that a model's results depend on: its weights, in the first folder, and :data:`READ_BESIDE` in all."""
+    total = hashlib.sha256(weights_digest(folders[0]).encode())
+    for folder in dict.fromkeys(folders):
+        for file in (folder / name for name in READ_BESIDE):
+            if file.is_file():
+                total.update(f"{file.name} {sha256(file)}\n".encode())
+    return total.hexdigest()

@@ -1,4 +1,4 @@
-"""Whether a tokenizer has its vocabulary: one without it gives every text the same tokens, and no error."""
+"""Whether a tokenizer is its model's: one without its vocabulary gives every text the same tokens, and no error."""
 
 from typing import Any
 
@@ -22,3 +22,19 @@ def fault(tokenizer: Any, rows: int) -> str:
     if not tokens or tokenizer.unk_token_id in tokens or max(tokens) >= rows:
         return f"does not know the words of {PROBE!r}"
     return ""
+
+
+OLD_END = 2
+"""What CLIP's configurations from before transformers 4.31 say; for it transformers takes the largest token of a text."""
+
+
+def fault_of_end(tokenizer: Any, end: int) -> str:
+    """What is wrong with the token that ends texts, in words; empty if CLIP finds it, whose embedding is the text's.
+
+    Args:
+        tokenizer: as for :func:`fault`.
+        end: the ``eos_token_id`` of the text encoder's configuration.
+    """
+    tokens = tokenizer(PROBE)["input_ids"]
+    taken = max(tokens) if end == OLD_END else end
+    return "" if tokens[-1] == taken else f"ends texts with token {tokens[-1]}, but its encoder looks for {taken}"

@@ -13,7 +13,7 @@ import transformers
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from star.common import vocabulary
+from star.common import vocabulary, weights
 from star.common.files import read_json
 from star.config.schema import Rule
 from star.models.sources import index_of, reason
@@ -24,6 +24,10 @@ ABOVE_0 = Rule(lambda value: type(value) in (int, float) and 0 < value < inf, "m
 NUMBER_OR_NULL = Rule(
     lambda value: value is None or (type(value) in (int, float) and abs(value) < inf), "must be a number or null"
 )
+WORD = Rule(lambda value: type(value) is str, "must be a word")
+
+CLIP = {"num_attention_heads": WHOLE, "hidden_act": WORD, "layer_norm_eps": ABOVE_0}
+T5 = {"num_heads": WHOLE, "feed_forward_proj": WORD, "layer_norm_epsilon": ABOVE_0}
 
 STATED: Mapping[str, Mapping[str, Rule]] = {
     "transformer/config.json": {
@@ -43,10 +47,16 @@ STATED: Mapping[str, Mapping[str, Rule]] = {
         "latent_channels": WHOLE,
         "scaling_factor": ABOVE_0,
         "shift_factor": NUMBER_OR_NULL,
+        "norm_num_groups": WHOLE,
+        "act_fn": WORD,
     },
+    "text_encoder/config.json": CLIP,
+    "text_encoder_2/config.json": CLIP,
+    "text_encoder_3/config.json": T5,
     "scheduler/scheduler_config.json": {"num_train_timesteps": WHOLE, "shift": ABOVE_0},
 }
-"""What a pipeline's files must state, and the allowed values; diffusers would silently fill in defaults of its own."""
+"""What a pipeline's files must state, and the allowed values; libraries would silently fill in defaults of their own. Not what
+shows in the names of weights, such as ``qk_norm``: older files lack it, and :mod:`star.common.weights` sees if it is wrong."""
 
 MODULES: Mapping[str, Any] = {
     "transformer": SD3Transformer2DModel,
@@ -86,7 +96,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
         options: for ``from_pretrained`` of every part; with ``device_map="meta"`` the weights' numbers are not read.
 
     Raises:
-        ValueError: a file is missing, damaged or of another model, or lacks weights.
+        ValueError: a file is missing, damaged or of another model, or its weights are not those that its settings ask for.
     """
     index = index_of(stated(folder))
     for name, kind in MODULES.items():
@@ -100,22 +110,22 @@ def load_pipeline(folder: Path, dtype: torch.dtype | None = None, **options: Any
         pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **modules)
     for number in ("", "_2", "_3"):
         tokenizer, encoder = getattr(pipeline, f"tokenizer{number}"), modules[f"text_encoder{number}"]
-        if wrong := "is missing" if tokenizer is None else vocabulary.fault(tokenizer, encoder.config.vocab_size):
+        wrong = "is missing" if tokenizer is None else vocabulary.fault(tokenizer, encoder.config.vocab_size)
+        if MODULES[f"text_encoder{number}"] is CLIPTextModelWithProjection:
+            wrong = wrong or vocabulary.fault_of_end(tokenizer, encoder.config.eos_token_id)
+        if wrong:
             raise ValueError(f"tokenizer{number} {wrong}")
     return pipeline
 
 
 def _module(folder: Path, name: str, kind: Any, options: Mapping[str, Any]) -> Any:
-    """A part of a pipeline; missing or misshapen weights, for which libraries fill in random numbers, are an error."""
+    """A part of a pipeline, with all weights that its folder holds and no others."""
     with loading(name):
         module, report = kind.from_pretrained(
             folder, subfolder=name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    # Buffers that a file lacks are computed, so only parameters count as missing; what it has must fit in shape.
-    missing = set(report["missing_keys"]) & {key for key, _ in module.named_parameters()}
-    missing |= {key for key, *_ in report["mismatched_keys"]}
-    if missing:
-        raise ValueError(f"{name} lacks weights that its config.json asks for: {min(missing)}, in all {len(missing)}")
+    if wrong := weights.fault(module, report):
+        raise ValueError(f"{name} {wrong}")
     return module
 
 

@@ -16,6 +16,7 @@ import pytest
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
     HOST,
+    READ_BESIDE,
     alone_in,
     append_jsonl,
     changing,
@@ -24,6 +25,7 @@ from star.common.files import (
     fault,
     last_of_jsonl,
     locked,
+    model_digest,
     parse_json,
     read_json,
     read_jsonl,
@@ -45,6 +47,19 @@ def test_a_digest_is_of_all_weights_in_the_order_of_their_paths_and_of_nothing_e
     (tmp_path / "a.bin").write_bytes(b"three")
     assert weights_digest(tmp_path) == hashlib.sha256(b"onetwo").hexdigest() != alone
     assert weights_digest(tmp_path / "vae") == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_models_digest_is_of_all_that_its_results_depend_on(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    digests = [model_digest(tmp_path)]
+    for name in READ_BESIDE:
+        (tmp_path / name).write_text("{}")
+        digests.append(model_digest(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    digests.append(model_digest(tmp_path))
+    assert len(set(digests)) == len(READ_BESIDE) + 2
+    (tmp_path / "README.md").write_text("words")
+    assert model_digest(tmp_path) == model_digest(tmp_path, tmp_path) == digests[-1]
 
 
 def test_older_formats_count_where_there_are_no_safetensors(tmp_path):

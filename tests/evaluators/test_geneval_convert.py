@@ -115,11 +115,17 @@ def test_a_conversion_that_was_changed_is_refused(tmp_path):
     folder = save_detector(tmp_path, SHAPES).folder
     record = json.loads((folder / convert.RECORD).read_text())
     (folder / convert.RECORD).write_text(json.dumps(record | {"weights": "0" * 64}))
-    with pytest.raises(UserError, match="not those that were converted"):
+    with pytest.raises(UserError, match="are not what was converted"):
         mask2former.official(folder, "cpu")
-    (folder / convert.RECORD).write_text("{}")
-    with pytest.raises(UserError, match="conversion.json cannot be read"):
+    (folder / convert.RECORD).write_text(json.dumps(record))
+    settings = json.loads((folder / "config.json").read_text())  # other heads fit the same weights
+    (folder / "config.json").write_text(json.dumps(settings | {"num_attention_heads": 2 * settings["num_attention_heads"]}))
+    with pytest.raises(UserError, match="are not what was converted"):
         mask2former.official(folder, "cpu")
+    for content in ("{}", "[" * 100_000, '{"sha256": "a", "sha256": "b", "weights": "c"}'):
+        (folder / convert.RECORD).write_text(content)
+        with pytest.raises(UserError, match="conversion.json cannot be read"):
+            mask2former.official(folder, "cpu")
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

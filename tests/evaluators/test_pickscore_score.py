@@ -1,8 +1,10 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -11,15 +13,18 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from tiny_clip import SIDE, save_tiny_clip
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from evaluators import hub
+from evaluators.geneval.official import clips
 from evaluators.pickscore import score as pickscore
 from evaluators.pickscore.evaluator import Preference
 from evaluators.pickscore.score import PickScore
 from evaluators.score import score
+from star.bench.gpu.sizes import TRUE
 from star.common.errors import UserError
-from star.common.shipped import Shipped
+from star.common.files import model_digest
+from star.common.shipped import MINI_PICKSCORE, Shipped
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -99,6 +104,62 @@ def test_the_name_follows_the_weights(folder, tmp_path):
     assert Preference(str(folder)).protocol == f"pickscore-v1/{name}"
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("config.json", '"num_attention_heads": 2', '"num_attention_heads": 4'),
+        ("processor_config.json", "0.48145466", "0.5"),
+        ("tokenizer.json", '"single_word": false', '"single_word": true'),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_name_follows_all_that_scores_depend_on(folder, tmp_path, file, old, new, beside):
+    changed = shutil.copytree(folder, tmp_path / folder.name)
+    text = (changed / file).read_text()
+    assert text.count(old)
+    (changed / file).write_text(text.replace(old, new, 1))
+    model, processor = (folder, changed) if beside and file != "config.json" else (changed, None)
+    assert PickScore(model, processor).name != PickScore(folder).name
+
+
+def test_the_shipped_model_keeps_the_name_of_its_weights_and_is_what_results_were_made_with():
+    """Whoever changes a file here changes what the shipped rows of this name mean."""
+    assert pickscore.engine("mini").name == "taste_weights@19f14e68"
+    assert model_digest(MINI_PICKSCORE.folder)[:8] == "deec363e"
+
+
+def test_a_text_encoder_that_looks_for_another_end_of_a_text_is_refused(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "other")
+    settings = json.loads((changed / "config.json").read_text())
+    settings["text_config"]["eos_token_id"] = 7
+    (changed / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="the tokenizer ends texts with token 1, but its encoder looks for 7; get it again"):
+        PickScore(changed)
+
+
+def test_what_goes_by_its_published_name_computes_as_published(folder, monkeypatch):
+    text, vision, width = TRUE.clip_h
+    fine = {
+        "config": CLIPConfig(text_config=dict(text), vision_config=dict(vision), projection_dim=width),
+        "processor": CLIPImageProcessorPil(image_mean=list(MEAN)),
+        "tokens": [49406, 320, 1125, 539, 320, 2368, 49407],
+    }
+    hub.check_published(pickscore.MODEL, pickscore.PUBLISHED, **fine)
+    text_heads, size = deepcopy(fine["config"]), CLIPImageProcessorPil(size={"shortest_edge": 336})
+    text_heads.text_config.num_attention_heads = 8
+    for name, other in (
+        ("config", text_heads),
+        ("processor", size),
+        ("processor", CLIPImageProcessorPil(image_std=[0.5] * 3)),
+    ):
+        with pytest.raises(UserError, match=f"is not as it was published: {name}.* gets it again$"):
+            hub.check_published(pickscore.MODEL, pickscore.PUBLISHED, **(fine | {name: other}))
+    monkeypatch.setattr(hub, "cached", lambda repository, revision: folder)
+    for load in (lambda: pickscore.engine("pickscore"), clips.TransformersClip):
+        with pytest.raises(UserError, match="^[^\n]*is not as it was published: tokens is [^\n]* gets it again$"):
+            load()
+
+
 def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeypatch):
     def cached(repository, revision):
         if repository != pickscore.MODEL.repository:
@@ -132,7 +193,7 @@ def test_a_folder_that_is_no_clip_model_is_one_line(folder, tmp_path):
     model = CLIPModel.from_pretrained(folder)
     kept = {name: value for name, value in model.state_dict().items() if "visual_projection" not in name}
     model.save_pretrained(partly, state_dict=kept)
-    with pytest.raises(UserError, match="^[^\n]*weights of a CLIP model are missing: visual_projection[^\n]*$"):
+    with pytest.raises(UserError, match="^[^\n]*the CLIP model lacks weights that [^\n]*: visual_projection[^\n]*$"):
         PickScore(partly, folder)
     settings = json.loads((folder / "config.json").read_text())
     (partly / "config.json").write_text(json.dumps(settings | {"projection_dim": settings["projection_dim"] + 1}))

@@ -20,6 +20,11 @@ from star.common.errors import UserError, one_line
 
 FOLDER_VARIABLE = "STAR_GENEVAL_CLIP"
 PUBLISHED = Published("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
+VALUES = hub.PUBLISHED_CLIP | {
+    "config.text_config.num_attention_heads": 12,
+    "config.vision_config.num_attention_heads": 16,
+}
+"""See :func:`evaluators.hub.check_published`."""
 FILES = " --include '*.json' --include '*.txt' --include model.safetensors"
 OPEN_CLIP = "timm/vit_large_patch14_clip_224.openai"
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
@@ -62,7 +67,7 @@ class TransformersClip:
             activation: ``gelu`` replaces ``quick_gelu``, which the model's own configuration must name in any case.
 
         Raises:
-            UserError: it is missing, no CLIP, or not one with QuickGELU.
+            UserError: it is missing, no CLIP, not one with QuickGELU, or OpenAI's own is not as it was published.
         """
         folder = hub.locate(source, "the colours of GenEval", FILES)
         self.device = torch.device(device)
@@ -75,6 +80,9 @@ class TransformersClip:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = one_line(error)[:300]
             raise UserError(f"the colours of GenEval cannot load their CLIP from {folder}: {reason}") from error
+        if source == PUBLISHED:
+            tokens = self._tokenizer(hub.PROBE)["input_ids"]
+            hub.check_published(PUBLISHED, VALUES, config=self.model.config, tokens=tokens)
         self.side = self.model.config.vision_config.image_size
         self.name = _name(hub.model_name(source, folder), activation, self.device)
 

@@ -14,7 +14,7 @@ from evaluators.geneval.official import names
 from evaluators.geneval.official.checkpoint import SHA256, read, verify
 from evaluators.geneval.prompts import COCO_NAMES
 from star.common.errors import UserError
-from star.common.files import check_output, check_room, weights_digest
+from star.common.files import check_output, check_room, model_digest
 
 FOLDER = Path("data/geneval-detector")
 FOLDER_VARIABLE = "STAR_GENEVAL_DETECTOR"
@@ -70,7 +70,7 @@ def convert(checkpoint: Path, folder: Path = FOLDER, any_checkpoint: bool = Fals
         made.mkdir()
         save_file(result, made / "model.safetensors", {"format": "pt"})
         config(sizes).save_pretrained(made)
-        record = {"checkpoint": checkpoint.name, "sha256": found, "weights": weights_digest(made)}
+        record = {"checkpoint": checkpoint.name, "sha256": found, "weights": model_digest(made)}
         (made / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         shutil.rmtree(place, ignore_errors=True)
         made.rename(place)

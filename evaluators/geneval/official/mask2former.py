@@ -1,6 +1,5 @@
 """The detector's network by transformers, in pure PyTorch."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +17,9 @@ from evaluators.geneval.official.convert import FOLDER_VARIABLE, RECORD
 from evaluators.geneval.official.instances import Instances, instances
 from evaluators.geneval.official.preprocess import Prepared
 from evaluators.geneval.prompts import COCO_NAMES
+from star.common import weights
 from star.common.errors import UserError, one_line
-from star.common.files import weights_digest
+from star.common.files import model_digest, parse_json
 
 PROXY = "facebook/mask2former-swin-small-coco-instance"
 # Large images take half a GB each.
@@ -78,8 +78,8 @@ def official(folder: Path, device: str | torch.device) -> Mask2Former:
         UserError: it is missing, or was changed since.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
-        sha256, weights = record["sha256"], record["weights"]
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
+        sha256, converted = str(record["sha256"]), record["weights"]
     except FileNotFoundError:
         raise UserError(
             f"GenEval's detector is not in {folder} ({FOLDER_VARIABLE} names another folder); "
@@ -87,8 +87,8 @@ def official(folder: Path, device: str | torch.device) -> Mask2Former:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / RECORD} cannot be read: {error!r}; `star convert geneval-detector` writes it") from None
-    if weights_digest(folder) != weights:
-        raise UserError(f"the weights in {folder} are not those that were converted; convert the checkpoint again")
+    if model_digest(folder) != converted:
+        raise UserError(f"the weights or config.json in {folder} are not what was converted; convert the checkpoint again")
     return Mask2Former(folder, f"mask2former-{sha256[:8]}" + ("" if sha256 == SHA256 else "-unofficial"), device)
 
 
@@ -109,8 +109,8 @@ def _load(folder: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no Mask2Former can be loaded from {folder}: {one_line(error)[:300]}") from error
-    if missing := sorted(name for name in report["missing_keys"] if not name.endswith(UNUSED)):  # they would be random
-        raise UserError(f"{folder} lacks weights of its Mask2Former: {missing[0]}, in all {len(missing)}")
+    if wrong := weights.fault(model, report, UNUSED):
+        raise UserError(f"the Mask2Former in {folder} {wrong}")
     if model.config.num_labels != len(COCO_NAMES):
         raise UserError(f"the Mask2Former in {folder} knows {model.config.num_labels} classes, not the 80 of COCO")
     return model.eval()
