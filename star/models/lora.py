@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from peft.tuners.lora import LoraLayer
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from star.common.errors import UserError
-from star.common.files import replacing
+from star.common.files import parse_json, replacing
+from star.common.weights import blank
 from star.config import ModelConfig
 from star.models.interface import BaseModel
 from star.models.sources import located, remedy, source
@@ -30,7 +32,23 @@ METADATA, METADATA_KEY = "lora_adapter_metadata", "__metadata__"
 ADAPTER = ".default."
 """Within a model, a weight's name also contains the adapter's name: ``...to_q.lora_A.default.weight``."""
 
-UNREADABLE = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+SUFFIXES = (".lora_A.weight", ".lora_B.weight")
+
+PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # The others (pissa, olora, corda, loftq, ...) change the base model's own weights, which adapters do not hold.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+"""Settings of peft that may have these values, and no others."""
+
+FREE = (
+    *("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "inference_mode", "peft_version", "eva_config"),
+    *("megatron_core", "qalora_group_size"),
+)
+"""Settings that may have any value: they say what the weights themselves show, or matter to training alone. All settings that
+are in neither list, among them those of later versions, must be off or empty."""
 
 
 @dataclass(frozen=True)
@@ -133,20 +151,39 @@ def read(place: Path) -> Lora:
     except SafetensorError as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     settings = _diffusers_settings(file, about) if layout == "diffusers" else _peft_settings(folder)
-    foreign = [name for name in weights if not name.startswith(prefix) or ".lora_" not in name]
+    foreign = [name for name in weights if not (name.startswith(prefix) and name.endswith(SUFFIXES))]
     if foreign or not weights:
         raise UserError(f"{file} holds {foreign[0] if foreign else 'nothing'}; expected adapters of an SD3 transformer alone")
-    odd = [name for name in UNREADABLE if settings.get(name)]
+    odd = [name for name, value in settings.items() if not _is_plain(name, value)]
     strength = settings.get("r", 0), settings.get("lora_alpha", 0)
-    if odd or not all(isinstance(value, int | float) and float(value).is_integer() and value > 0 for value in strength):
+    if odd or not all(type(value) in (int, float) and float(value).is_integer() and value > 0 for value in strength):
         wrong = f"it has {odd[0]}" if odd else f"its rank and alpha are {strength[0]} and {strength[1]}, not whole numbers"
         raise UserError(f"{folder}: {wrong}; only plain LoRA is read")
+    _check_weights(file, weights, int(strength[0]))
     return Lora(
         rank=int(strength[0]),
         alpha=int(strength[1]),
         weights={name.removeprefix(prefix): value for name, value in weights.items()},
         digest=hashlib.sha256(file.read_bytes()).hexdigest()[:12],
     )
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a setting leaves a LoRA what is read here: B A of one rank, times one number."""
+    return name in FREE or (value in PLAIN[name] if name in PLAIN else not value)
+
+
+def _check_weights(file: Path, weights: Mapping[str, Tensor], rank: int) -> None:
+    """Check that adapters have the rank that their settings say, and are not the zeros of a broken download."""
+    down, up = ({name: value for name, value in weights.items() if name.endswith(suffix)} for suffix in SUFFIXES)
+    shapes = [value.shape for value in down.values()] + [value.shape[::-1] for value in up.values()]
+    if other := next((shape for shape in shapes if len(shape) != 2 or shape[0] != rank), None):
+        raise UserError(f"{file} has an adapter of shape {tuple(other)}, but its settings say rank {rank}")
+    # Adapters begin with random A and with B of zeros, which stay where no gradient comes, as in a model's last block.
+    empty = [name for name, value in down.items() if blank(value)]
+    empty += [] if any(value.any() for value in up.values()) else list(up)
+    if empty:
+        raise UserError(f"{file} has nothing but zeros in {empty[0]}: it was not trained, or is damaged; get it again")
 
 
 def _weights_file(place: Path) -> tuple[Path, str]:
@@ -171,12 +208,12 @@ def _peft_settings(folder: Path) -> dict:
     file = folder / PEFT_FILES[0]
     if not file.exists():
         raise UserError(f"{folder} has {PEFT_FILES[1]} but no {PEFT_FILES[0]}, which says its rank and alpha")
-    return _parsed(file.read_bytes(), file)
+    return _parsed(file.read_text(encoding="utf-8", errors="replace"), file)
 
 
-def _parsed(text: str | bytes, file: Path) -> dict:
+def _parsed(text: str, file: Path) -> dict:
     try:
-        return dict(json.loads(text))
+        return {**parse_json(text)}
     except (ValueError, TypeError):
         raise UserError(f"{file}: its settings are not a JSON object; download it again") from None
 

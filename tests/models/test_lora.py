@@ -26,6 +26,19 @@ from star.training.rollout import generate
 from star.training.trainer import Trainer
 
 TEXT = "a photo of a ring"
+NOT_PLAIN = {
+    "use_dora": True,
+    "use_rslora": True,
+    "rank_pattern": {"to_q": 4},
+    "alpha_pattern": {"to_q": 4},
+    "bias": "all",
+    "lora_bias": True,
+    "modules_to_save": ["proj_out"],
+    "init_lora_weights": "pissa",
+    "peft_type": "LOHA",
+    "fan_in_fan_out": True,
+    "use_what_comes_later": True,
+}
 CPU = torch.device("cpu")
 
 
@@ -122,8 +135,17 @@ def test_a_trained_lora_draws_the_same_picture_in_plain_diffusers(make_config, p
     assert np.abs(ours.astype(int) - untrained).max() > 10
 
 
-def test_what_is_written_is_read_again(make_config, tmp_path):
+@pytest.fixture
+def base(make_config):
+    """The tiny model with adapters that have some effect, as if trained."""
     base = SD3(make_config().model, CPU, 0)
+    for name, parameter in base.trained.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return base
+
+
+def test_what_is_written_is_read_again(base, tmp_path):
     lora.write(tmp_path / "lora", base.trained, base.config)
     again = lora.read(tmp_path / "lora")
     assert (again.rank, again.alpha) == (4, 8)
@@ -132,8 +154,7 @@ def test_what_is_written_is_read_again(make_config, tmp_path):
     assert all(torch.equal(values[name], base.trained[name]) for name in values)
 
 
-def test_a_file_is_as_good_as_its_folder(make_config, released, tmp_path):
-    base = SD3(make_config().model, CPU, 0)
+def test_a_file_is_as_good_as_its_folder(base, released, tmp_path):
     lora.write(tmp_path / "own", base.trained, base.config)
     for folder, name in ((tmp_path / "own", lora.DIFFUSERS_FILE), (released[0], lora.PEFT_FILES[1])):
         one, other = (lora.read(lora.locate(str(place))) for place in (folder, folder / name))
@@ -233,16 +254,26 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
     with pytest.raises(UserError, match="does not fit .*: it has other modules, another rank, or is of another base model"):
         other.values(SD3(make_config().model, CPU, 0))
     settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
-    with pytest.raises(UserError, match="it has use_dora; only plain LoRA"):
+    for name, value in NOT_PLAIN.items():
+        (folder / "adapter_config.json").write_text(json.dumps(settings | {name: value}))
+        with pytest.raises(UserError, match=f"it has {name}; only plain LoRA"):
+            lora.read(folder)
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"r": 4}))
+    with pytest.raises(UserError, match=r"has an adapter of shape \(3, \d+\), but its settings say rank 4"):
         lora.read(folder)
     for alpha in (22.6, 0, None):
         (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": alpha}))
         with pytest.raises(UserError, match=f"its rank and alpha are 3 and {alpha}, not whole numbers"):
             lora.read(folder)
-    (folder / "adapter_config.json").write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match="its settings are not a JSON object"):
-        lora.read(folder)
+    for content in (
+        "version https://git-lfs.github.com/spec/v1",
+        "[" * 100_000,
+        '[["r", 3]]',
+        '{"r": 3, "r": 3, "lora_alpha": 4}',
+    ):
+        (folder / "adapter_config.json").write_text(content)
+        with pytest.raises(UserError, match="its settings are not a JSON object"):
+            lora.read(folder)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="no adapter_config.json"):
         lora.read(folder)
@@ -251,9 +282,25 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
         lora.read(folder)
 
 
-def test_equal_adapters_are_equal_bytes_whatever_order_the_writer_takes(make_config, tmp_path):
+def test_adapters_of_zeros_are_refused(released):
+    """As where a download broke off and was filled up with zeros; only some B may be zeros, where no gradient came."""
+    file = released[0] / lora.PEFT_FILES[1]
+    weights = load_file(file)
+    down, *up = [next(name for name in weights if "lora_A" in name), *[name for name in weights if "lora_B" in name]]
+    for empty, told in (([down], "lora_A"), (up, "lora_B"), (up[1:], "")):
+        save_file({name: value * (name not in empty) for name, value in weights.items()}, file)
+        if told:
+            with pytest.raises(UserError, match=f"has nothing but zeros in .*{told}"):
+                lora.read(file)
+        else:
+            assert lora.read(file).rank == 3
+    save_file({**weights, down.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(3)}, file)
+    with pytest.raises(UserError, match="lora_magnitude_vector; expected adapters of an SD3 transformer alone"):
+        lora.read(file)
+
+
+def test_equal_adapters_are_equal_bytes_whatever_order_the_writer_takes(base, tmp_path):
     """Its maps have an order that changes from call to call."""
-    base = SD3(make_config().model, CPU, 0)
     files = []
     for number in range(8):
         base.export(tmp_path / str(number), base.trained)
