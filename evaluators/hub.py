@@ -85,7 +85,7 @@ def load_tokenizer(folder: Path, model: CLIPModel) -> PreTrainedTokenizerBase:
 
 
 PROBE = "a photo of a cat"
-PUBLISHED_CLIP: Mapping[str, Any] = {
+PUBLISHED_CLIP: dict[str, Any] = {
     "tokens": (49406, 320, 1125, 539, 320, 2368, 49407),  # of the probe
     "config.text_config.max_position_embeddings": 77,
     "config.text_config.layer_norm_eps": 1e-5,

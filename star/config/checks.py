@@ -1,15 +1,16 @@
 """What types and ranges cannot say: combinations of settings that are refused, and those that are reported to fail."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from math import isfinite
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from star.common.errors import UserError
 from star.common.plugins import is_path
-from star.config.compose import options
-from star.config.schema import Config, Rule, SamplingConfig, TrainConfig, to_dict
+from star.config.compose import compose, options
+from star.config.schema import BELOW_2_63, Config, Rule, SamplingConfig, TrainConfig, to_dict
 from star.method.arms import ARMS
 
 STABLE_GROUP = 12
@@ -32,6 +33,12 @@ def check(config: Config) -> None:
         )
     if config.model.kind and not config.model.name:
         raise UserError(f"model.kind={config.model.kind}: results need a name for the model, e.g. model.name=flux")
+    # A folder may be a copy of the scale's own model, so it keeps that one's name in results.
+    if config.model.path in (others := _models()) and not config.model.name:
+        choice = others[config.model.path]
+        raise UserError(
+            f"model.path={config.model.path} is not the scale's own model, and results need its name; write {choice}"
+        )
     if not config.task.prompts and config.task.name not in options("task"):
         raise UserError(
             f"task.name={config.task.name}: there is no such task; there are: {', '.join(options('task'))}, and prompts of "
@@ -56,29 +63,43 @@ def check(config: Config) -> None:
             )
 
 
+@cache
+def _models() -> dict[str | None, str]:
+    """The path of each model that is no scale's own, and the word that chooses it with its name."""
+    return {compose([word]).model.path: word for word in (f"model={name}" for name in options("model"))}
+
+
 LARGEST = 1e38
+IN_LISTS = {int: "whole numbers", float: "numbers", str: "words"}
 
 
 def _check_values(config: Config) -> None:
-    """Check that numbers are finite and that every value obeys the rule beside its type."""
+    """Check that lists hold what they should, that numbers are finite, and that values obey the rules beside their types."""
+    for name, value, kind, _ in _settings(config):
+        if get_origin(kind) is list and any(type(one) not in get_args(kind) for one in value):  # nobody has looked inside yet
+            raise UserError(f"{name}={value} must be a list of {IN_LISTS[get_args(kind)[0]]}")
     for name, value in _numbers(to_dict(config)):
+        if isinstance(value, int) and not BELOW_2_63.allows(value):
+            raise UserError(f"{name}={value} {BELOW_2_63.text}")
         if not isfinite(value):
             raise UserError(f"{name}={value} must be a finite number")
         if isinstance(value, float) and abs(value) > LARGEST:
             raise UserError(f"{name}={value} must be at most {LARGEST:g}, which float32 holds")
-    for name, value, rule in _ruled(config):
-        if not rule.allows(value):
-            raise UserError(f"{name}={value} {rule.text}")
+    for name, value, _, rules in _settings(config):
+        for rule in rules:
+            if not rule.allows(value):
+                raise UserError(f"{name}={value} {rule.text}")
 
 
-def _ruled(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Rule]]:
-    """Every setting that has a rule: its dotted name, its value and the rule."""
+def _settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, Sequence[Rule]]]:
+    """Every setting: its dotted name, its value, its type and the rules beside that."""
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
         if is_dataclass(value):
-            yield from _ruled(value, f"{prefix}{name}.")
-        for rule in getattr(hint, "__metadata__", ()):
-            yield f"{prefix}{name}", value, rule
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            kind, *rules = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            yield f"{prefix}{name}", value, kind, rules
 
 
 def _check_sampling(sampling: SamplingConfig, train: TrainConfig) -> None:
@@ -168,12 +189,12 @@ def ways_to_save_memory(config: Config, processes: int) -> list[str]:
 
 
 def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every float in nested settings, also within lists, with the dotted name of its setting."""
+    """Every number in nested settings, also within lists, with the dotted name of its setting."""
     if isinstance(settings, dict):
         for key, value in settings.items():
             yield from _numbers(value, f"{name}.{key}" if name else key)
     elif isinstance(settings, list):
         for value in settings:
             yield from _numbers(value, name)
-    elif isinstance(settings, float):
+    elif type(settings) in (int, float):
         yield name, settings

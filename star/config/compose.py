@@ -42,6 +42,9 @@ PATHS = ("run", "model.path")
 NAMED = (dict[str, float], dict[str, str])
 """The types of settings whose parts have names that a user chooses."""
 
+SWITCHES = (bool, bool | None)
+"""The types of settings that are on or off. Hydra would take any number but 0 for on."""
+
 REWARDS = "rewards.others."
 """Prefix of the settings that may end in a reward's import path, whose dots Hydra would take for levels of settings."""
 
@@ -72,8 +75,11 @@ def compose(overrides: Sequence[str]) -> Config:
         group, _, value = word.partition("=")
         if group == "seed" and (".." in value or "," in value):
             raise UserError(f"{word}: a training has one seed; star matrix takes several, as {word}")
+        if "${" in value or not word.isprintable():
+            raise UserError(f"{word!r}: write the value itself, without ${{...}} or line breaks")
         if group not in GROUPS:
-            _check_key(group)
+            if _kind(group) in SWITCHES and value.lstrip("-").isdecimal() and value not in ("0", "1"):
+                raise UserError(f"{word} must be true or false")
         elif value not in options(group):
             several = value == "all" or "," in value
             hint = f"; star matrix takes several, as {word}" if several and group in ("task", "method") else ""
@@ -186,8 +192,12 @@ def _own_rewards(words: list[str]) -> tuple[dict[str, float], list[str]]:
     return rewards, left
 
 
-def _check_key(key: str) -> None:
-    """Refuse a dotted name that the schema does not have; the error names those that may be meant."""
+def _kind(key: str) -> Any:
+    """The type of a setting, by its dotted name.
+
+    Raises:
+        UserError: the schema has no such name; the error names those that may be meant.
+    """
     kind: Any = Config
     name = key.lstrip("+~")
     if name != key and name in (*GROUPS, *PATHS):
@@ -202,6 +212,7 @@ def _check_key(key: str) -> None:
         if not (is_dataclass(kind) or kind in NAMED):
             raise UserError(f"{key} is no setting; {owner} is one, and has no parts")
         kind = known.get(part)
+    return kind
 
 
 def meant(name: str) -> str:

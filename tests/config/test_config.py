@@ -243,6 +243,18 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["train.lrr=3"], r"train.lrr is no setting; did you mean train.lr\? train has: .*lr"),
         (["nothing=3"], "nothing is no setting; there are: .*train"),
         (["train.lr=abc"], "train.lr: Value 'abc'"),
+        (["relevance.blocks=[[0]]"], r"relevance.blocks=\[\[0\]\] must be a list of whole numbers"),
+        (["relevance.heads=[0,{a:1}]"], "relevance.heads=.* must be a list of whole numbers"),
+        (["train.betas=[0,[1]]"], "train.betas=.* must be a list of numbers"),
+        (["sampling.window_range=[0,[1]]"], "sampling.window_range=.* must be a list of whole numbers"),
+        (["model.lora_targets=[[x]]"], "model.lora_targets=.* must be a list of words"),
+        (["relevance.blocks=[9223372036854775808]"], "relevance.blocks=9223372036854775808 must be less than 2.63"),
+        (["model.decode_batch=9223372036854775808"], "model.decode_batch=9223372036854775808 must be less than 2.63"),
+        (["model.compile=2"], "model.compile=2 must be true or false"),
+        (["model.offload=-1"], "model.offload=-1 must be true or false"),
+        (["sampling.window_range=${seed}"], "write the value itself, without"),
+        (["rewards.others='${seed}'"], "write the value itself, without"),
+        (["model.name='a\nb'"], "write the value itself, without"),
         (["relevance.blocks=9"], "settings: relevance.blocks is a list; write 'KEY="),
         (["train"], "'train' is no setting; write key=value"),
         (["sampling.kind=ddim"], "sampling.kind=ddim is not known; it is one of sde, cps"),
@@ -310,6 +322,18 @@ def test_wrong_settings_are_one_clear_line(words, message):
     with pytest.raises(UserError, match=message) as caught:
         load(words)
     assert "\n" not in str(caught.value)
+
+
+def test_another_published_model_needs_its_name_and_a_folder_may_be_a_copy_of_the_scales_own():
+    large = "model.path=stabilityai/stable-diffusion-3.5-large"
+    with pytest.raises(UserError, match=f"^{large} is not the scale's own model, .*; write model=sd35_large$"):
+        load(["scale=paper", large])
+    assert load(["scale=paper", large, "model.name=large"]).model.name == "large"
+    assert label(load(["scale=paper", "model.path=/copy/of/sd35"]), "star") == "star"
+
+
+def test_on_and_off_may_be_said_as_numbers():
+    assert load(["model.compile=1"]).model.compile is True and load(["model.offload=0"]).model.offload is False
 
 
 def test_a_method_of_ones_own_changes_what_the_scale_says(tmp_path):
