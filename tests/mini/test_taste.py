@@ -11,6 +11,7 @@ from evaluators.geneval.prompts import MINI, TAGS, color_attr, colors, counting,
 from evaluators.geneval.shapes import RGB, SIZE
 from evaluators.pickscore import score as pickscore
 from evaluators.pickscore.score import PickScore
+from star.common.files import weights_digest
 from star.common.shipped import Shipped
 from star.mini import taste
 from star.mini.pretrain import Checkpoint, pixels
@@ -251,7 +252,7 @@ def test_training_resumes_exactly_and_exports_a_plain_clip(tmp_path, monkeypatch
     (shipped / "README.md").write_text("card")
     taste.install(whole)
     assert (shipped / "README.md").read_text() == "card"
-    assert pickscore.engine("mini").name == scorer.name.replace("clip", "shipped")
+    assert pickscore.engine("mini").name == f"shipped@{weights_digest(whole)[:8]}"
 
 
 def test_worker_processes_draw_the_same_groups():
