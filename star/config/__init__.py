@@ -1,7 +1,7 @@
 """The settings of a run: their schema, how they are composed, and what of them makes a run the run that it is."""
 
 from star.config.checks import cautions, ways_to_save_memory
-from star.config.compose import as_word, options, read_config
+from star.config.compose import as_word, no_option, options, read_config
 from star.config.identity import (
     base_folder,
     base_identity,
@@ -40,6 +40,7 @@ __all__ = [
     "identity",
     "label",
     "load",
+    "no_option",
     "options",
     "other_tasks",
     "read_config",

@@ -52,8 +52,8 @@ def check(config: Config) -> None:
     if config.task.name not in config.evaluators:
         name, known = config.task.name, ", ".join(config.evaluators)
         raise UserError(
-            f"task={name}: scale={config.scale} has no evaluator for it, only for {known}; name an engine, "
-            f"+evaluators.{name}=ENGINE"
+            f"task={name}: scale={config.scale} has no evaluator for it, only for {known}; say what judges it, "
+            f"+evaluators.{name}=ENGINE, or =my_module:MyReward for a class of your own"
         )
     for name in config.rewards.others:
         if name == config.task.name or not (name in config.evaluators or is_path(name)):

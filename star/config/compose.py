@@ -83,9 +83,7 @@ def compose(overrides: Sequence[str]) -> Config:
         elif value not in options(group):
             several = value == "all" or "," in value
             hint = f"; star matrix takes several, as {word}" if several and group in ("task", "method") else ""
-            if group == "method" and is_path(value):
-                hint = f"; a map of your own: method=star method.name=NAME method.arm={value}"
-            raise UserError(f"no {group} {value!r}; there are: {', '.join(options(group))}{hint}")
+            raise UserError(f"{no_option(group, value)}{hint}")
     try:
         config: Any = OmegaConf.to_object(_composed(overrides))
     except OverrideParseException as error:
@@ -150,6 +148,13 @@ def options(group: str) -> list[str]:
     if group == "method":
         return sorted(ARMS)
     return sorted(Path(file.name).stem for file in (resources.files(FILES) / group).iterdir() if file.name.endswith(".yaml"))
+
+
+def no_option(group: str, value: str) -> str:
+    """What is told of a choice that a group does not have; for a path, which would name a map, how that is chosen."""
+    map_of_own = f"; a map of your own: method=star method.name=NAME method.arm={value}"
+    hint = map_of_own if group == "method" and is_path(value) else ""
+    return f"no {group} {value!r}; there are: {', '.join(options(group))}{hint}"
 
 
 def _without_null(words: list[str]) -> list[str]:

@@ -148,7 +148,8 @@ def expand(words: Sequence[str]) -> list[Cell]:
     arms = [_arm(task, method, seed, others) for seed in seeds for task in tasks for method in methods]
     if len({(cell.task, cell.method, cell.seed) for cell in arms}) < len(arms):
         raise UserError(
-            f"method.name={arms[0].method}: {', '.join(methods)} would share a name in the results; run them one by one"
+            f"method.name={arms[0].method}: {', '.join(methods)} would share a name in the results; run each in a matrix "
+            "of its own, with a name of its own"
         )
     return bases + arms
 
@@ -182,7 +183,7 @@ def _names(word: str, every: Sequence[str]) -> Sequence[str]:
     names = every if value == "all" else list(dict.fromkeys(value.split(",")))
     for name in names:
         if name not in settings.options(axis):
-            raise UserError(f"{word}: no {axis} {name!r}; there are: {', '.join(settings.options(axis))}")
+            raise UserError(f"{word}: {settings.no_option(axis, name)}")
     return names
 
 

@@ -16,7 +16,7 @@ from star.matrix import launchers
           for key in ("run", "model.path", "method.name", "tracker", "evaluators.ocr") for value in ("", "''", ' " "')),
         ("+evaluators.foo=bar", "evaluators.foo: there is no such task; there are: geneval, ocr, pickscore"),
         ("~evaluators.geneval", "no setting; write key=value"),
-        ("~evaluators.geneval=mini", "only for ocr, pickscore; name an engine, \\+evaluators.geneval=ENGINE"),
+        ("~evaluators.geneval=mini", "only for ocr, pickscore; say what judges it, \\+evaluators.geneval=ENGINE"),
         ("+scale=0", r"\+scale is no setting; write scale=... without signs before it"),
         ("++task=ocr", r"\+\+task is no setting; write task="),
         ("++run=x", r"\+\+run is no setting"),

@@ -79,7 +79,7 @@ def test_a_report_tells_of_it(star, forked_cells, pipeline_folder):  # noqa: F81
     [
         (["task.prompts=own_task:Rings"], "task.prompts=own_task:Rings: results need another name for this task"),
         (["task.prompts=rings.txt", "task.name=rings"], "task.prompts=rings.txt is no path of a class of one's own"),
-        (["task.prompts=own_task:Rings", "task.name=rings"], r"name an engine, \+evaluators.rings=ENGINE"),
+        (["task.prompts=own_task:Rings", "task.name=rings"], r"say what judges it, \+evaluators.rings=ENGINE"),
         ([*OWN[1:], "task.name=curves"], "task.name=curves is no name for a task"),
         ([*OWN[1:], "task.name=../rings"], "is no name for a task"),
         (["task.name=rings"], "task.name=rings: there is no such task; .* by task.prompts=my_module:MyTask"),

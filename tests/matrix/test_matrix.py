@@ -174,6 +174,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
     [
         (["method=foo"], "method=foo: no method 'foo'; there are: background, dense_uniform, flow_grpo"),
         (["method=base"], "no method 'base'"),
+        (["method=star,own_arm:peaks"], "a map of your own: method=star method.name=NAME method.arm=own_arm:peaks"),
         (["task=geneval,"], "no task ''; there are: geneval, ocr, pickscore"),
         (["seed=4..2"], "the range 4..2 is empty"),
         (["seed=0..999999999999"], "the range 0..999999999999 has more than 10,000 seeds"),
