@@ -126,7 +126,7 @@ def _is_list(lines: list[str]) -> bool:
     items = [bool(ITEM.fullmatch(line)) for line in lines]
     several = len(lines) > 1
     dashed = several and any(all(line.startswith(mark) for line in lines) for mark in ("- ", "* "))
-    numbers = [re.match(r"(\d+)[.):,;] ?\D", line) for line in lines]
+    numbers = [re.match(r"(\d{1,9})[.):,;] ?\D", line) for line in lines]
     counted = several and all(number and int(number[1]) - place in (0, 1) for place, number in enumerate(numbers))
     return all(items[:-1] if several else items) or dashed or counted
 
