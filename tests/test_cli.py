@@ -166,8 +166,8 @@ def test_evaluate_scores_a_folder_of_drawn_scenes(star, tmp_path):
 
     (tmp_path / "images/00003/samples/00001.png").write_bytes(b"broken")
     code, _, err = star("evaluate", "task=geneval", "images=images", "out=new/folder/scores.csv")
-    assert code == 2 and "the scores of the 6 images before it are in new/folder/scores.csv" in err
-    assert len(Path("new/folder/scores.csv").read_text().splitlines()) == 7
+    assert code == 2 and "the scores of the 6 images before it are in new/folder/scores.partial.csv" in err
+    assert len(Path("new/folder/scores.partial.csv").read_text().splitlines()) == 7
     code, _, err = star("evaluate", "task=geneval", "images=images", "out=images")
     assert code == 2 and "the scores cannot go to 'images': it is a folder" in err
 
