@@ -12,7 +12,8 @@ import pandas as pd
 
 from evaluators.images import batches, read_image
 from evaluators.interface import check_names, check_verdicts
-from evaluators.pairs import Pair, read_pairs
+from evaluators.pairs import Pair, read_pairs, unseen
+from star.common.console import tell
 from star.common.errors import Interrupted, RunStopped, UserError, one_line, short
 from star.common.files import check_file, check_output, replacing
 from star.common.plugins import own_place
@@ -57,6 +58,8 @@ def score_folder(
     """
     root, target = Path(folder), Path(out)
     pairs = read_pairs(root, Path(prompts))
+    if caution := unseen(prompt for _, prompt in pairs):
+        tell(f"{prompts}: {caution}")
     for path, prompt in pairs:
         if lack := lacks(prompt):
             raise UserError(f"{prompts}: the prompt {short(prompt)!r} of {path.name} has no {lack}; {protocol} needs it")

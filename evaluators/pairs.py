@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -21,6 +21,10 @@ LISTS = ("", ".txt")
 """Suffixes of files with one prompt per line."""
 SUFFIX = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?!\w)", re.IGNORECASE)
 """Where the name of an image may end."""
+
+UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+"""Characters that nobody sees but models read: marks where words may or may not break, of byte order, and of directions that
+hold until further notice. Joiners and single marks of direction are not among them: some scripts and emoji need them."""
 
 Pair = tuple[Path, str]
 
@@ -75,6 +79,16 @@ def read_lines(path: Path) -> list[str]:
                 f"{path} line {number} holds {fault}, which is no text; take it out, or save it as UTF-8 with Unix line ends"
             )
     return lines
+
+
+def unseen(prompts: Iterable[str]) -> str:
+    """A caution of prompts with invisible characters, which people's own prompts may have; empty if there is none."""
+    found = [(match[0], prompt) for prompt in prompts if (match := UNSEEN.search(prompt))]
+    if not found:
+        return ""
+    mark, prompt = found[0]
+    first = f"U+{ord(mark):04X} in {short(prompt)!r}"
+    return f"{len(found):,} prompts hold invisible characters, which models read; the first is {first}"
 
 
 def _read(path: Path) -> str:

@@ -312,19 +312,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
-"""Characters that nobody sees but models read: marks where words may or may not break, of byte order, and of directions that
-hold until further notice. Joiners and single marks of direction are not among them: some scripts and emoji need them."""
-
-
 def fault_of_text(value: str) -> str:
-    """What makes a string unfit as a prompt or as text in a table, in words; empty if nothing does."""
+    """What makes a string, from JSON or a wrong encoding, unfit as text in a table, in words; empty if nothing does."""
     if "\0" in value:
         return "a null character"
     if "\r" in value:
         return "a carriage return"
-    if unseen := UNSEEN.search(value):
-        return f"an invisible character (U+{ord(unseen[0]):04X})"
     try:
         value.encode()
     except UnicodeEncodeError:

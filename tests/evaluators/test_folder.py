@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -45,6 +46,16 @@ def save(path, shade):
 
 def score(folder, prompts="prompts.txt", judge=shades, **options):
     return score_folder(folder / "images", folder / prompts, judge, "shade-v1", folder / "deep/out.csv", **options)
+
+
+def test_invisible_characters_in_prompts_are_told_and_scored(folder, capsys):
+    (folder / "prompts.txt").write_text("one\nt\u200bwo\nt\u202een\n")
+    assert score(folder)["upper"].tolist() == ["ONE", "T\u200bWO", "T\u202eEN"]
+    told = r"prompts.txt: 2 prompts hold invisible characters, which models read; the first is U\+200B in 't\\u200bwo'"
+    assert re.search(told, capsys.readouterr().err)
+    (folder / "prompts.txt").write_text("one\ntwo \U0001f469\u200d\U0001f680\nten\n")  # an emoji is joined by one
+    score(folder)
+    assert "invisible" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])

@@ -77,7 +77,6 @@ def test_an_exclude_that_was_filled_up_is_none(tmp_path):
         (record(prompt="half \ud800"), "holds half a character"),
         (record(prompt="nothing \0"), "holds a null character"),
         (record(prompt="a\rdog"), "holds a carriage return"),
-        (record(prompt="a d\u00adog"), "holds an invisible character"),
         (record(prompt=" "), '"prompt" is missing or empty'),
         (b'{"tag": "colors", "tag": "counting"}', "'tag' stands twice in one object"),
         (b"[" * 100_000, "nested too deeply"),
