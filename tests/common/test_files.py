@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -109,16 +110,22 @@ for enter in (alone_in, locked, lambda folder: changing(folder / "table.csv")):
 """
 
 
+@pytest.fixture
+def others_too():
+    """A folder that other users may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(
     ("of_folder", "of_lock", "told"),
     [(0o777, None, "in"), (0o777, 0o644, ".* cannot be locked: Permission denied; if another .*"), (0o755, 0o644, "in")],
 )
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be another user")
-def test_another_users_lock_is_one(tmp_path, of_folder, of_lock, told):
+def test_another_users_lock_is_one(others_too, of_folder, of_lock, told):
     """Where nothing can be written it is not needed; else each is made so that the others can take it."""
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    top = tmp_path / "shared"
+    top = others_too / "shared"
     (top / "run").mkdir(parents=True)
     for folder in (top, top / "run"):
         folder.chmod(of_folder)

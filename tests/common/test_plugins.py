@@ -28,7 +28,7 @@ class Judge:
 """
 
 
-@pytest.fixture(params=["mine", "pack.inner.mine"])
+@pytest.fixture(params=["own_plugin", "own_package.inner.own_plugin"])
 def module(request, tmp_path, monkeypatch):
     """The path of a module in the working directory, on its own or in a package; forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
@@ -47,8 +47,8 @@ def module(request, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("boom", "mine.py, line 4, in boom: KeyError: 'gamma'"),
-        ("deep", "mine.py, line 7, in deep: JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+        ("boom", "own_plugin.py, line 4, in boom: KeyError: 'gamma'"),
+        ("deep", "own_plugin.py, line 7, in deep: JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
 def test_an_error_is_one_line_with_its_place(module, capsys, name, told):

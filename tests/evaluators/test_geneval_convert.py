@@ -63,7 +63,7 @@ def test_a_conversion_that_fails_leaves_no_trace(tmp_path, monkeypatch, old):
     if old:
         convert.convert(file, tmp_path / "out", any_checkpoint=True)
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(convert, "weights_digest", lambda folder: 1 / 0)
+    monkeypatch.setattr(convert, "model_digest", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         convert.convert(file, tmp_path / "out", any_checkpoint=True)
     assert sorted(tmp_path.rglob("*")) == before
