@@ -34,8 +34,7 @@ def check(config: Config) -> None:
     if config.model.kind and not config.model.name:
         raise UserError(f"model.kind={config.model.kind}: results need a name for the model, e.g. model.name=flux")
     # A folder may be a copy of the scale's own model, so it keeps that one's name in results.
-    if config.model.path in (others := _models()) and not config.model.name:
-        choice = others[config.model.path]
+    if config.model.path and not config.model.name and (choice := _models().get(config.model.path)):
         raise UserError(
             f"model.path={config.model.path} is not the scale's own model, and results need its name; write {choice}"
         )
@@ -64,9 +63,10 @@ def check(config: Config) -> None:
 
 
 @cache
-def _models() -> dict[str | None, str]:
+def _models() -> dict[str, str]:
     """The path of each model that is no scale's own, and the word that chooses it with its name."""
-    return {compose([word]).model.path: word for word in (f"model={name}" for name in options("model"))}
+    words = [f"model={name}" for name in options("model")]
+    return {path: word for word in words if (path := compose([word]).model.path)}
 
 
 LARGEST = 1e38
