@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import psutil
 from filelock import BaseFileLock, FileLock, Timeout
@@ -53,7 +53,13 @@ def replacing(file: Path) -> Iterator[Path]:
 def to_disk(file: Path) -> None:
     """Wait until a file's content is on the disk: a system that loses its power may keep a new name without what is in it."""
     with open(file, "rb+") as written:
-        os.fsync(written.fileno())
+        _synced(written)
+
+
+def _synced(opened: IO[bytes]) -> None:
+    """Wait until what was written to an open file is on the disk."""
+    opened.flush()
+    os.fsync(opened.fileno())
 
 
 def _part(file: Path) -> Path:
@@ -109,8 +115,7 @@ def check_room(folder: Path, told: str) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 with TemporaryFile(dir=folder) as tried:
                     tried.write(bytes(TRIED))  # a full disk still takes empty files,
-                    tried.flush()
-                    os.fsync(tried.fileno())  # and some systems promise room that they do not have
+                    _synced(tried)  # and some systems promise room that they do not have
                     break
             except FileNotFoundError:  # another process that made the same check has just cleaned up
                 if attempt == ROOM_ATTEMPTS - 1:
@@ -332,7 +337,7 @@ def append_jsonl(file: Path, line: dict[str, Any]) -> None:
             log.seek(-1, os.SEEK_END)
             log.write(b"" if log.read(1) == b"\n" else b"\n")
         log.write(json.dumps(line).encode() + b"\n")
-    to_disk(file)
+        _synced(log)
 
 
 def _parsed(text: str) -> Any:
