@@ -96,19 +96,20 @@ PUBLISHED_CLIP: dict[str, Any] = {
 """What OpenAI's CLIPs and those that were trained after them have in common; no weight has another shape for most of it."""
 
 
-def check_published(source: Published, known: Mapping[str, Any], **parts: Any) -> None:
+def check_published(source: Published, known: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, **parts: Any) -> None:
     """Check that a model that goes by its repository's name computes as it was published.
 
     Args:
         source: the repository.
-        known: value by dotted name, the first part of which is one of ``parts``.
-        parts: what was loaded: the model's ``config``, the ``processor``, and the ``tokens`` of :data:`PROBE`.
+        known: value by dotted name, the first part of which is one of ``parts``, or ``tokens``, those of :data:`PROBE`.
+        tokenizer, parts: what was loaded; of the parts the model's ``config``, and the ``processor``.
 
     Raises:
         UserError: a value is another one.
     """
+    loaded = SimpleNamespace(tokens=tokenizer(PROBE)["input_ids"], **parts)
     for name, value in known.items():
-        found = attrgetter(name)(SimpleNamespace(**parts))
+        found = attrgetter(name)(loaded)
         if (tuple(found) if isinstance(found, list) else found) != value:
             raise UserError(
                 f"{source.repository} in the hub's cache is not as it was published: {name} is {found}, not {value}; "

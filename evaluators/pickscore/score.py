@@ -19,7 +19,6 @@ from transformers import CLIPImageProcessorPil
 
 from evaluators.device import own_device
 from evaluators.hub import (
-    PROBE,
     PUBLISHED_CLIP,
     Published,
     Source,
@@ -199,8 +198,7 @@ def engine(name: str) -> PickScore:
     device = own_device()
     if name == "pickscore":
         scorer = PickScore(MODEL, PROCESSOR, device)
-        tokens = scorer.tokenizer(PROBE)["input_ids"]
-        check_published(MODEL, PUBLISHED, config=scorer.model.config, processor=scorer.processor, tokens=tokens)
+        check_published(MODEL, PUBLISHED, scorer.tokenizer, config=scorer.model.config, processor=scorer.processor)
         return scorer
     if name == "mini":
         folder = MINI_PICKSCORE.folder

@@ -23,10 +23,8 @@ class Made:
     """A scorer that knows what it was made with, and nothing else."""
 
     def __init__(self, *given, device=None, **named):
-        self.given, self.processor, self.model = (*given, device), None, SimpleNamespace(config=None)
-
-    def tokenizer(self, text):
-        return {"input_ids": []}
+        self.given, self.tokenizer, self.processor = (*given, device), None, None
+        self.model = SimpleNamespace(config=None)
 
 
 @pytest.mark.parametrize("name", ["pickscore", "mini"])

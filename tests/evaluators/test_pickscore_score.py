@@ -142,7 +142,7 @@ def test_what_goes_by_its_published_name_computes_as_published(folder, monkeypat
     fine = {
         "config": CLIPConfig(text_config=dict(text), vision_config=dict(vision), projection_dim=width),
         "processor": CLIPImageProcessorPil(image_mean=list(MEAN)),
-        "tokens": [49406, 320, 1125, 539, 320, 2368, 49407],
+        "tokenizer": lambda text: {"input_ids": [49406, 320, 1125, 539, 320, 2368, 49407]},
     }
     hub.check_published(pickscore.MODEL, pickscore.PUBLISHED, **fine)
     text_heads, size = deepcopy(fine["config"]), CLIPImageProcessorPil(size={"shortest_edge": 336})

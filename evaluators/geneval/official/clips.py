@@ -81,8 +81,7 @@ class TransformersClip:
             reason = one_line(error)[:300]
             raise UserError(f"the colours of GenEval cannot load their CLIP from {folder}: {reason}") from error
         if source == PUBLISHED:
-            tokens = self._tokenizer(hub.PROBE)["input_ids"]
-            hub.check_published(PUBLISHED, VALUES, config=self.model.config, tokens=tokens)
+            hub.check_published(PUBLISHED, VALUES, self._tokenizer, config=self.model.config)
         self.side = self.model.config.vision_config.image_size
         self.name = _name(hub.model_name(source, folder), activation, self.device)
 
