@@ -75,7 +75,8 @@ IN_LISTS = {int: "whole numbers", float: "numbers", str: "words"}
 
 def _check_values(config: Config) -> None:
     """Check that lists hold what they should, that numbers are finite, and that values obey the rules beside their types."""
-    for name, value, kind, _ in _settings(config):
+    every = list(_settings(config))
+    for name, value, kind, _ in every:
         if get_origin(kind) is list and any(type(one) not in get_args(kind) for one in value):  # nobody has looked inside yet
             raise UserError(f"{name}={value} must be a list of {IN_LISTS[get_args(kind)[0]]}")
     for name, value in _numbers(to_dict(config)):
@@ -85,7 +86,7 @@ def _check_values(config: Config) -> None:
             raise UserError(f"{name}={value} must be a finite number")
         if isinstance(value, float) and abs(value) > LARGEST:
             raise UserError(f"{name}={value} must be at most {LARGEST:g}, which float32 holds")
-    for name, value, _, rules in _settings(config):
+    for name, value, _, rules in every:
         for rule in rules:
             if not rule.allows(value):
                 raise UserError(f"{name}={value} {rule.text}")

@@ -148,8 +148,8 @@ def _replace(file: Path, parts: Iterable[pd.DataFrame], known: Sequence[Row]) ->
     """Merge tables into a file: columns as in :data:`FIRST`, then by name; rows by task, method and seed, otherwise in order.
 
     Old lines stay if they belong to ``known`` result rows, or to a task of which none are known, perhaps because a spreadsheet
-    changed its result file, and if no new line is of the same evaluation. One training may have
-    several, and trainings that differ may share task, method and seed if they were judged under different protocols.
+    changed its result file, and if no new line is of the same evaluation. One training may have several, and trainings that
+    differ may share task, method and seed if they were judged under different protocols.
     """
     first = FIRST[file.name]
     new = pd.concat([pd.DataFrame(columns=first), *parts])

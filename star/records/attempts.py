@@ -13,7 +13,7 @@ ATTEMPTS = "attempts.jsonl"
 def attempts(folder: Path) -> list[dict[str, Any]]:
     """The attempts that have ended, each with its ``seconds`` of wall-clock time and the ``reason`` if it failed.
 
-    None if this user cannot read them.
+    An empty list if this user cannot read them.
     """
     with suppress(PermissionError):
         return [line for line in lines(folder) if line.keys() >= {"seconds", "reason"} and _fits(line)]

@@ -62,11 +62,10 @@ class RunFolder:
     """The files of one run.
 
     ``config.yaml`` its settings; ``metrics.jsonl`` a line per epoch; ``saved`` says that there were checkpoints;
-    ``checkpoints/epoch-000012/`` with
-    ``trained.safetensors``, ``state.pt`` (optimizer, average, scaler), ``lora/`` (the average, for others to load),
-    ``progress.json`` and the digests of all; ``best/`` the ``lora/`` that scored highest in the evaluations during training,
-    if there were any; ``final/`` the weights of the finished run. All random numbers are keyed, so no generator has to be
-    saved.
+    ``checkpoints/epoch-000012/`` with ``trained.safetensors``, ``state.pt`` (optimizer, average, scaler), ``lora/`` (the
+    average, for others to load), ``progress.json`` and the digests of all; ``best/`` the ``lora/`` that scored highest in the
+    evaluations during training, if there were any; ``final/`` the weights of the finished run. All random numbers are keyed,
+    so no generator has to be saved.
     """
 
     def __init__(self, path: Path) -> None:
