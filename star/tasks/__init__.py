@@ -9,13 +9,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
+from operator import index
 from typing import Protocol
 
 import numpy as np
 
 from evaluators import registry
 from evaluators.interface import Evaluator, Score, try_judge
-from star.common.errors import UserError, one_line
+from star.common.errors import UserError, one_line, short
+from star.common.files import fault_of_text
 from star.common.plugins import import_path, is_path
 from star.config import Config, options
 from star.method.tokens import Span
@@ -248,20 +250,50 @@ def _own(path: str, scale: str) -> _Source:
     for what, prompts in {"train": train, "test": test}.items():
         if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts)):
             raise UserError(f"{setting}: {what}({scale!r}) must give a list of star.tasks.Prompt, and at least one")
-    for prompt in train:
-        if not _has_core_words(prompt):
-            raise UserError(
-                f"{setting}: the training prompt {prompt.text!r} needs the spans of its core words, (first, last + 1) of its "
-                f"characters, not {prompt.spans}"
-            )
-    if shared := {prompt.text for prompt in train} & {prompt.text for prompt in test}:
+    for what, prompts in {"train": train, "test": test}.items():
+        for number, prompt in enumerate(prompts, 1):
+            if fault := _fault(prompt, learnt=prompts is train):
+                raise UserError(f"{setting}: prompt {number} of {what}({scale!r}) {fault}")
+    if shared := {_spaced(prompt) for prompt in train} & {_spaced(prompt) for prompt in test}:
         raise UserError(f"{setting}: {min(shared)!r} is a training prompt and a test prompt; a score of it would say nothing")
     return _Source(evaluator, lambda scale: train, lambda scale: test)
 
 
-def _has_core_words(prompt: Prompt) -> bool:
-    """Whether a prompt has spans, all of them within its text."""
+def _spaced(prompt: Prompt) -> str:
+    """A prompt's text as tokenizers see it: they make one space of any white space."""
+    return " ".join(prompt.text.split())
+
+
+def _fault(prompt: Prompt, learnt: bool) -> str:
+    """What keeps a user's prompt from being used, in words; empty if nothing does.
+
+    Args:
+        prompt: of any types: files with empty cells give numbers for texts.
+        learnt: whether it is trained on, and so needs core words.
+    """
+    text = prompt.text
+    if not isinstance(text, str):
+        return f"has {text!r} for its text, which is none"
+    if not text.strip():
+        return "is empty; leave it out"
+    if fault := fault_of_text(text):
+        return f"is {short(text)!r}: it holds {fault}; read its file in the right encoding and strip its lines"
+    if text.startswith("\ufeff"):
+        return f"is {short(text)!r}: it begins with a byte order mark; read its file as utf-8-sig"
+    if not isinstance(prompt.target, dict):
+        return f"is {short(text)!r}: its target must be a dict, not {short(repr(prompt.target))}"
+    if not _has_spans(prompt, least=int(learnt)):
+        return (
+            f"is {short(text)!r}: it needs the spans of its core words, (first, last + 1) of its characters, not "
+            f"{short(repr(prompt.spans))}"
+        )
+    return ""
+
+
+def _has_spans(prompt: Prompt, least: int) -> bool:
+    """Whether a prompt has at least so many spans, all of them within its text."""
     try:
-        return bool(prompt.spans) and all(0 <= start < end <= len(prompt.text) for start, end in prompt.spans)
+        inside = [0 <= index(start) < index(end) <= len(prompt.text) for start, end in prompt.spans]
     except (TypeError, ValueError):
         return False
+    return all(inside) and len(inside) >= least
