@@ -125,7 +125,7 @@ def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> 
     evaluator = evaluator or registry.create(source.evaluator, config.evaluators[name])
     task = Task(name, evaluator, partial(source.train, config.scale), partial(source.test, config.scale))
     if config.task.prompts and name == config.task.name:
-        cure = f"put it into the target of {config.task.prompts}'s prompts, or name another evaluator"
+        cure = f"put it into {config.task.prompts}'s prompts, by their target or text, or name another evaluator"
         _check_judged(f"evaluators.{name}", evaluator, name, [*task.train, *task.test], cure)
     return task
 
