@@ -35,6 +35,13 @@ def test_the_method_table_is_the_table_of_arms():
     assert sorted(names) == sorted((arm.name, RATIOS[arm.ratio]) for arm in own)
 
 
+def test_baselines_have_their_rows_in_their_folder():
+    text = (ROOT / "baselines" / "README.md").read_text()
+    ours = ("spatial", "temporal", "star")  # what is compared with them
+    rows = re.findall(r"^\| `(\w+)` \| (per [\w, ]+) \|", text, re.MULTILINE)
+    assert rows == [(arm.name, RATIOS[arm.ratio]) for arm in ARMS.values() if not arm.neighbour and arm.name not in ours]
+
+
 def test_every_neighbour_has_its_row_on_a_page_of_its_kind():
     pages = {page: page.read_text() for page in (ROOT / "docs" / "neighbours").glob("*.md")}
     assert all(len(text.splitlines()) <= 60 and "Command" in text for text in pages.values())
