@@ -116,7 +116,8 @@ def _difference(gain: Comparison | None) -> str:
         return "none that can be compared"
     seeds = counted(len(gain.seeds), "seed") if len(gain.seeds) > SEEDS_TO_NAME else named_seeds(gain.seeds)
     unlike = "" if gain.equal_terms else "; not trained alike, so more than the method differs"
-    return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; 95 % interval{unlike})"
+    spread = "95 % interval" if gain.delta.interval else "no interval, since one group of prompts has a single prompt"
+    return f"{signed(gain.delta, 4)} on {gain.label} ({seeds}; {spread}{unlike})"
 
 
 def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:

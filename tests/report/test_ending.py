@@ -9,8 +9,9 @@ import pytest
 from fake_results import verdicts, write_matrix
 
 from star.common.errors import UserError
-from star.common.statistics import detectable
+from star.common.statistics import Estimate, detectable
 from star.records.beside import agreement
+from star.records.comparison import Comparison
 from star.records.folder import latest_own_results
 from star.records.results import read, write
 from star.report import ending as screen
@@ -52,6 +53,13 @@ def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
     images = 3 * len(verdicts("ocr", "star", 0))
     runs = "base, Flow-GRPO seed 0, STAR seed 0"
     assert equal.startswith(f"Equal to the shipped runs to the last digit: {runs}; 6 scores and {images:,} verdicts")
+
+
+def test_a_difference_on_a_single_prompt_is_not_said_to_have_an_interval():
+    gain = Comparison("star", "flow_grpo", "reward", Estimate(-0.005, None, None), (0,), (-0.005,), 1, 1, (16, 16))
+    assert screen._difference(gain).endswith(
+        "0.0050 on reward (seed 0; no interval, since one group of prompts has a single prompt)"
+    )
 
 
 def test_rows_of_models_trained_for_another_task_alone_are_no_traceback(places):
