@@ -147,8 +147,8 @@ def test_what_its_evaluator_cannot_judge_is_told_before_anything_is_drawn(monkey
     prompts[other] = [replace(prompt, target=record) for prompt in prompts[other]]
     for name, given in prompts.items():
         monkeypatch.setattr(f"own_task.Rings.{name}", lambda task, scale, given=given: given)
-    told = f"evaluators.rings cannot judge images of task=rings: the prompt '{prompts[split][0].text}' has no .*; put it into own_task:Rings's "
-    told += "prompts, by their target or text"  # OCR reads what to look for from the text
+    told = f"evaluators.rings cannot judge images of task=rings: the prompt '{prompts[split][0].text}' has no .*; "
+    told += "put it into own_task:Rings's prompts, by their target or text"  # OCR reads what to look for from the text
     with pytest.raises(UserError, match=told):
         load_task(load(OWN), "rings")
 
