@@ -10,9 +10,10 @@ Verdicts = Callable[[], list[dict]]
 
 
 class Beside:
-    """Makes verdicts in a thread while a GPU draws the next images.
+    """Makes verdicts while a GPU draws the next images: in a thread, and on a stream, of its own.
 
-    On a CPU nothing would overlap, so there is no thread, and what the evaluator gave is used as it is.
+    On the stream of the rollouts each result that an evaluator reads would wait for all that is queued there. On a CPU nothing
+    would overlap, so there is no thread, and what the evaluator gave is used as it is.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +22,16 @@ class Beside:
             # A new thread starts out on the first GPU, whichever one its process uses.
             own = torch.cuda.current_device()
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(own,))
+            self._stream = torch.cuda.Stream()
 
     def __call__(self, judge: Verdicts) -> Verdicts:
         """A function that waits for the verdicts of ``judge``, which an evaluator's ``submit`` gave, and raises its errors."""
-        return self._thread.submit(judge).result if self._thread else judge
+        if self._thread is None:
+            return judge
+        return self._thread.submit(self._made, judge, torch.cuda.current_stream().record_event()).result
+
+    def _made(self, judge: Verdicts, given: torch.cuda.Event) -> list[dict]:
+        """The verdicts, from what was on the GPU when they were asked for, such as the evaluator's weights."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(given)
+            return judge()

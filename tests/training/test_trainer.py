@@ -2,7 +2,8 @@ import json
 import math
 import threading
 import time
-from itertools import combinations
+from contextlib import contextmanager
+from itertools import combinations, count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,13 +98,30 @@ def test_rows_that_are_alike_give_the_gradient_of_all_of_them(make_config, monke
 
 
 def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch):
-    """In one thread, in the order of the micro-batches; and an evaluator's error comes up where its verdicts are wanted."""
-    seen = []
+    """In one thread, in the order of the micro-batches; and an evaluator's error comes up where its verdicts are wanted.
+
+    And on one stream, which waits for what the rollouts' has been given so far and for nothing that it is given later.
+    """
+    seen, streams, gone = [], [], []
 
     class Watched(RedTask):
         def judge(self, *given):
             seen.append(threading.current_thread())
+            gone.append(streams and list(streams))
             return super().judge(*given)
+
+    class Stream:
+        def record_event(self):
+            return f"event {next(events)}"
+
+        def wait_event(self, event):
+            streams.append((self, event))
+
+    @contextmanager
+    def on(stream):
+        streams[:] = [stream]
+        yield
+        streams.clear()
 
     trainer = Trainer(make_config("train.epochs=1"), Watched())
     trainer.beside = Beside(torch.device("cpu"))
@@ -113,10 +131,17 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch
     placed = []
     monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
     monkeypatch.setattr("torch.cuda.set_device", lambda own: placed.append((threading.current_thread(), own)))
+    events, rollouts = count(), Stream()
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: rollouts)
+    monkeypatch.setattr("torch.cuda.Stream", Stream)
+    monkeypatch.setattr("torch.cuda.stream", on)
+    gone.clear()
     trainer.beside = Beside(torch.device("cuda"))
     assert trainer.epoch(0)["reward"] == pytest.approx(expected, abs=0.05)
     assert len(set(seen)) == 1 and threading.main_thread() not in seen
     assert placed == [(seen[0], 3)]  # before the first verdict, or the thread's GPU would be the first
+    own = gone[0][0]
+    assert own is not rollouts and gone == [[own, (own, f"event {number}")] for number in range(len(seen))]
     trainer.task = RedTask(lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.epoch(1)
