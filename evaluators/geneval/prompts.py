@@ -69,7 +69,6 @@ class Vocabulary:
         return self.names[start:] + self.names[: start - 1]
 
 
-# Generated from it: the 553 published evaluation records in their order (djghosh13/geneval, evaluation_metadata.jsonl).
 OFFICIAL = Vocabulary(COCO_NAMES, PALETTE, draws=(100,) * 6)
 MINI = Vocabulary(
     names=("circle", "square", "triangle", "diamond", "cross", "ring", "star", "heart"),
@@ -163,6 +162,11 @@ def generate(vocabulary: Vocabulary) -> list[Record]:
     for tag, draws in zip(TAGS[1:], vocabulary.draws[1:], strict=True):
         records += [draw(tag, vocabulary, rng) for _ in range(draws)]
     return list({_key(record): record for record in records}.values())  # a dict keeps the place of the first
+
+
+def official() -> list[Record]:
+    """The 553 published evaluation records in their order (djghosh13/geneval, ``evaluation_metadata.jsonl``)."""
+    return generate(OFFICIAL)
 
 
 def training(

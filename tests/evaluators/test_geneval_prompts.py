@@ -27,7 +27,7 @@ def canonical(record):
 
 
 def test_official_files_are_byte_identical_to_the_published_ones():
-    records = prompts.generate(OFFICIAL)
+    records = prompts.official()
     assert len(serialised(records).encode()) == 85_209
     assert (
         sha256_of_lines(serialised(records).splitlines()) == "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
@@ -40,12 +40,12 @@ def test_official_files_are_byte_identical_to_the_published_ones():
 
 
 def test_official_tags_come_in_blocks_of_the_published_sizes():
-    tags = [record["tag"] for record in prompts.generate(OFFICIAL)]
+    tags = [record["tag"] for record in prompts.official()]
     assert Counter(tags) == {
         "single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100,
     }  # fmt: skip
     assert [tags.index(tag) for tag in TAGS] == [0, 80, 179, 259, 353, 453]
-    records = prompts.generate(OFFICIAL)
+    records = prompts.official()
     assert Counter(r["include"][0]["count"] for r in records if r["tag"] == "counting") == {2: 26, 3: 28, 4: 26}
     relations = Counter(r["include"][1]["position"][0] for r in records if r["tag"] == "position")
     assert relations == {"below": 28, "right of": 27, "above": 26, "left of": 19}
@@ -100,7 +100,7 @@ def test_no_prompt_comes_again_before_all_have_come():
     assert set(times["position"].values()) == set(times["color_attr"].values()) == {1}
     assert sum(map(len, times.values())) == 33_209  # "about 33,000" is what the published file's size tells
     # Of counting there are three numbers of each of 80 classes, less what is held out.
-    held_out = {record["prompt"] for record in prompts.generate(OFFICIAL)}
+    held_out = {record["prompt"] for record in prompts.official()}
     every = {prompts.counting(name, number)["prompt"] for name in OFFICIAL.names for number in prompts.COUNT_WORDS}
     assert times["counting"].keys() == every - held_out
     assert records == prompts.training(OFFICIAL, 50_000, seed=0, distinct=True)
@@ -117,7 +117,7 @@ def test_swapped_names_the_objects_the_other_way_round():
     for relation, mirrored in zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True):
         assert prompts.swapped(prompts.position("cat", relation, "dog")) == prompts.position("dog", mirrored, "cat")
     assert prompts.swapped(prompts.color_attr("cat", "red", "dog", "blue")) == prompts.color_attr("dog", "blue", "cat", "red")
-    for record in prompts.generate(OFFICIAL):
+    for record in prompts.official():
         assert prompts.swapped(prompts.swapped(record)) == record
         assert canonical(prompts.swapped(record)) == canonical(record)
 
