@@ -340,6 +340,8 @@ def _print(rows: Sequence[DiffRow]) -> None:
         out.print(drawn)
     counts = Counter(row.status for row in shown)
     out.print("; ".join(f"{status}: {count}" for status, count in sorted(counts.items())))
+    if any(row.seeds == 1 and row.updates for row in shown):
+        out.print("with one seed the interval is over prompts alone; that another training ends elsewhere is not in it")
     if len(rows) > len(shown):
         out.print(f"{len(rows) - len(shown)} more rows (other systems, side metrics, numbers of one side): --json shows them")
 

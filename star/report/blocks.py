@@ -120,6 +120,10 @@ def to_markdown(page: Page, folder: Path) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+ONE_SEED = " (one seed: prompts alone)"
+"""Behind the interval of a single training, which says nothing of how another would have ended."""
+
+
 def sizes(measured: Iterable[Comparison | Summary]) -> str:
     """``788 images of 197 prompts``, or all such sizes if they differ."""
     return " or ".join(dict.fromkeys(f"{m.images:,} images of {m.prompts:,} prompts" for m in measured))

@@ -25,11 +25,12 @@ ARMS = {
 }
 """The arms of the picture, with the labels of their rows."""
 
-STAGES = STEP, FIRST, LAST, WHOLE = "a small step", "the first updates", "long after them", "whole trainings"
+STAGES = STEP, FIRST, LAST, WHOLE = "a small step, predicted", "the first updates", "long after them", "whole trainings"
 CAPTION = (
-    "Reward gained, in multiples of Flow-GRPO's gain (the line), with 95 % intervals. A small step: along the gradient, "
-    "over epochs. All else is over seeds, with Flow-GRPO's gain taken as known: the first updates, at a low rate; long after "
-    "them: the last third of trainings at that rate, where they were made; whole trainings: the score on held-out prompts. "
+    "Reward gained, in multiples of Flow-GRPO's gain (the line), with 95 % intervals. A small step: what gradients predict, "
+    "over epochs. All else was trained, and is over seeds, with Flow-GRPO's gain taken as known: the first updates, at a low "
+    "rate; long after them: the last third of trainings at that rate, where they were made; whole trainings: the score on "
+    "held-out prompts. "
     "A map that knows where things are (oracle_twins) should lie to the right, maps that do not fit the image "
     "(star_shuffled, star_shifted) on the line or left of it, and one of all but the things (background) to the left."
 )

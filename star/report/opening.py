@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from star.common.numbers import counted, signed, with_error
-from star.records.first_updates import gains
+from star.records.first_updates import SECOND, Gain, gains, last_third
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
@@ -41,9 +41,9 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     sentences = [
         (
             "Do STAR's maps carry signal?",
-            "Compared with a small step along Flow-GRPO's gradient at the base's weights, one of the same length along STAR's "
-            f"gains {star}. In parentheses: the ratio of the rewards gained ± its standard error; “undecided” is within two "
-            "standard errors of 1.",
+            "As gradients at the base's weights predict, a small step along STAR's, compared with one of the same length "
+            f"along Flow-GRPO's, gains {star}. In parentheses: the ratio of the predicted gains ± its standard error; "
+            "“undecided” is within two standard errors of 1.",
         )
     ]
     if shifted or shuffled:
@@ -86,11 +86,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
-    """A paragraph on the first updates, where they were measured, and on whole trainings."""
-    beginnings, whole = _beginnings(found), _whole(found, made)
+    """A paragraph on the first updates and what is left of their leads, where they were measured, and on whole trainings."""
+    beginnings, lasting, whole = _beginnings(found), _lasting(found), _whole(found, made)
     if not beginnings and not whole:
         return [("Do trainings gain from STAR's maps?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]
     told = [f"Gain over the untrained model in the first updates: {beginnings}."] * bool(beginnings)
+    told += [f"Late in longer trainings of that kind: {lasting}."] * bool(lasting)
     told += [f"In whole trainings: {whole}."] * bool(whole)
     return [("Do trainings gain from STAR's maps?", f"STAR minus Flow-GRPO, with 95 % intervals over seeds. {' '.join(told)}")]
 
@@ -101,12 +102,37 @@ def _beginnings(found: Collection) -> str:
         return ""
     told = []
     for part in parts(found.first_updates):
-        star = next((one for one in gains(part) if one.arm == "star"), None)
-        if star and star.difference:
-            times = "" if math.isnan(star.ratio) else f", {with_error(star.ratio, star.stderr, 2)} times Flow-GRPO's gain"
-            shown = f"{signed(star.difference, 4)}{_power(star.detectable)}{times}"
-            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {shown}")
+        if star := _gain_of("star", part, SECOND):
+            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {_times(star)}")
     return "; ".join(told)
+
+
+def _lasting(found: Collection) -> str:
+    """What is left of STAR's leads in the last third of longer trainings; and whether these can tell maps apart at all."""
+    if found.lasting is None:
+        return ""
+    told = []
+    for part in parts(found.lasting):
+        late = last_third(part)
+        if star := _gain_of("star", part, late):
+            text = f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}, epochs {late} to {star.epochs}) {_times(star)}"
+            wrong = _gain_of("background", part, SECOND)
+            if wrong and wrong.difference and wrong.difference.interval and wrong.difference.interval[1] >= 0:
+                over = f"epochs {SECOND} to {wrong.epochs}, {signed(wrong.difference, 4)}"
+                text += f", but a map that should lose (background) is not seen to over {over}, so this tells nothing of maps"
+            told.append(text)
+    return "; ".join(told)
+
+
+def _gain_of(arm: str, part: pd.DataFrame, since: int) -> Gain | None:
+    """An arm's gain from an epoch on; None if it has none beside Flow-GRPO's."""
+    return next((one for one in gains(part, since) if one.arm == arm and one.difference), None)
+
+
+def _times(one: Gain) -> str:
+    times = "" if math.isnan(one.ratio) else f", {with_error(one.ratio, one.stderr, 2)} times Flow-GRPO's gain"
+    assert one.difference
+    return f"{signed(one.difference, 4)}{_power(one.detectable)}{times}"
 
 
 def _whole(found: Collection, made: Sequence[Planned]) -> str:

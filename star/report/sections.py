@@ -12,7 +12,7 @@ from star.records.folder import shipped_results
 from star.records.names import measured_on_own_task, method_label, reading_order
 from star.report import pictures
 from star.report.ablation import ablation
-from star.report.blocks import Block, Section, Table, Text, sizes
+from star.report.blocks import ONE_SEED, Block, Section, Table, Text, sizes
 from star.report.collection import Collection, base_of, families, titled
 from star.report.cost import cost
 from star.report.cross_task import elsewhere
@@ -172,6 +172,8 @@ def _main_blocks(found: Collection, task: str, rows: Sequence[diff.DiffRow]) -> 
 def _paper_line(found: Collection, row: diff.DiffRow) -> list[str]:
     summary = found.summary(row.task, row.metric, row.method, row.protocol)
     ours = estimate(summary.shown) if summary else MISSING
+    if summary and summary.shown.interval and summary.seeds == 1 and summary.updates:
+        ours += ONE_SEED
     seeds = ", ".join(number(value) for value in summary.values) if summary else MISSING
     published = row.reference or ("not known" if row.source else MISSING)
     protocols = {s.protocol for s in found.summaries if (s.task, s.metric, s.method) == (row.task, row.metric, row.method)}

@@ -335,6 +335,10 @@ def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
     for part in ("official macro", "0.9759", "0.9700 [0.9602, 0.9798]", "not comparable (mini)"):
         assert part in line
     assert "1 more rows" in printed and "dense_grpo" not in printed
+    alone = "with one seed the interval is over prompts alone"
+    assert alone in printed
+    run(results(tmp_path, *(replace(ROW, protocol=MINI, seed=seed) for seed in (0, 1)), name="two.csv"), paper, as_json=False)
+    assert alone not in capsys.readouterr().out
 
 
 def test_the_table_of_the_diff(tmp_path, paper, capsys):

@@ -213,7 +213,7 @@ def test_the_pictures_multiples_are_those_of_the_files(found):
     seeds = sorted(seed for arm, seed in rewards if arm == "flow_grpo")
     for arm in ("star", "background"):
         value, stderr = steps[arm]
-        wanted = {"a small step": (value, value - 1.959964 * stderr, value + 1.959964 * stderr)}
+        wanted = {"a small step, predicted": (value, value - 1.959964 * stderr, value + 1.959964 * stderr)}
         apart = [mean(rewards[arm, seed]) - mean(rewards["flow_grpo", seed]) for seed in seeds]
         gained = mean(mean(rewards["flow_grpo", seed]) - mean(rewards["untrained", seed]) for seed in seeds)
         wanted["the first updates"] = multiples(apart, gained)

@@ -32,8 +32,8 @@ def test_every_stage_is_a_multiple_of_flow_grpos_gain(results, tmp_path):
     write_first_updates(results, late, seeds=2, name="lasting.csv")
     found = collect(results, tmp_path)
     star, background = panels(found)["geneval"].values()
-    assert list(star) == ["a small step", "the first updates", "long after them", "whole trainings"]
-    assert star["a small step"].interval == pytest.approx((1.2 - 0.196, 1.2 + 0.196), abs=1e-4)
+    assert list(star) == ["a small step, predicted", "the first updates", "long after them", "whole trainings"]
+    assert star["a small step, predicted"].interval == pytest.approx((1.2 - 0.196, 1.2 + 0.196), abs=1e-4)
     first, wrong = star["the first updates"], background["the first updates"]
     assert first.value == pytest.approx(1.3) and first.interval == pytest.approx((1.3, 1.3))  # the seeds are alike
     assert wrong.value == pytest.approx(0.5)
@@ -54,7 +54,7 @@ def test_it_stands_first_on_the_page_and_in_a_file_of_its_own(results, tmp_path)
 
 def test_what_was_measured_under_two_settings_is_left_out(results, tmp_path):
     gradient(results, "41972e6739", "0000000000")
-    assert "a small step" not in panels(collect(results, tmp_path))["geneval"]["star"]
+    assert "a small step, predicted" not in panels(collect(results, tmp_path))["geneval"]["star"]
 
 
 def test_without_gains_of_flow_grpos_there_is_no_picture(tmp_path):

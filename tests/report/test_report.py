@@ -44,7 +44,7 @@ from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, write
 from star.report import figures, maps, pictures, report
-from star.report.ablation import comparisons
+from star.report.ablation import _forest, comparisons, difference_row
 from star.report.blocks import _inline
 from star.report.collection import Collection, base_of, collect
 from star.report.cost import cost
@@ -687,6 +687,14 @@ def test_the_base_is_compared_with_every_seed():
     assert down.delta.value == pytest.approx(-up.delta.value)
     base = verdicts("ocr", "base", EVALUATION_SEED)["reward"].mean()
     assert up.per_seed == pytest.approx([verdicts("ocr", "star", seed)["reward"].mean() - base for seed in SEEDS])
+
+
+def test_an_interval_of_one_seed_is_marked():
+    images = images_of("ocr", "flow_grpo", "star")
+    one, all_seeds = (compare(part, "star", "flow_grpo", "reward", "reward") for part in (images[images["seed"] == 0], images))
+    assert difference_row(one, "STAR")[1].endswith("] (one seed: prompts alone)")
+    assert difference_row(all_seeds, "STAR")[1].endswith("]")
+    assert "STAR (one seed)" in _forest("t", "ocr", "reward", [("star", one)])[1]
 
 
 def test_seeds_that_were_judged_or_trained_otherwise_are_not_pooled():
