@@ -8,6 +8,9 @@ from star.bench.words import refuse_runs
 from star.common.progress import bar
 from star.common.statistics import Estimate, mean_interval
 from star.config import load
+from star.tasks import load_task
+from star.training import guards
+from star.training.machine import loaded
 from star.training.trainer import Trainer
 
 METHODS = ("dense_uniform", "star")
@@ -28,13 +31,15 @@ def measure(overrides: Sequence[str]) -> list[tuple[str, Estimate]]:
 
     Raises:
         UserError: a setting that cannot be used.
+        RunStopped: the GPU's memory is not enough.
     """
-    load(overrides, own_folder=False)
+    config = load(overrides, own_folder=False)
     refuse_runs(overrides, f"what is timed is {' and '.join(METHODS)}, in a folder that goes away")
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = {
-            method: Trainer(load([*overrides, f"method={method}", f"run={Path(folder) / method}"])) for method in METHODS
-        }
+    with guards.limits(config), tempfile.TemporaryDirectory() as folder:
+        own = {method: load([*overrides, f"method={method}", f"run={Path(folder) / method}"]) for method in METHODS}
+        # Both train one model, in turn: its weights do not matter to its pace, and two may not fit a GPU.
+        base, task = loaded(own["star"]), load_task(config, config.task.name)
+        trainers = {method: Trainer(settings, task, base) for method, settings in own.items()}
         seconds: dict[str, list[float]] = {method: [] for method in METHODS}
         with bar("epochs in turn", (ROUNDS + 1) * len(METHODS)) as display:
             for epoch in range(ROUNDS + 1):

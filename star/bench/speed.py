@@ -24,6 +24,7 @@ from star.config import Config
 from star.config import load as load_config
 from star.models.interface import BaseModel
 from star.tasks import Task, load_task
+from star.training import guards
 from star.training.machine import loaded
 from star.training.rollout import MicroBatch, Sample, plan, starts, step_noise, trained_steps
 from star.training.trainer import Trainer
@@ -123,14 +124,15 @@ def measure(overrides: Sequence[str], rounds: int) -> list[Row]:
 
     Raises:
         UserError: a setting that cannot be used, or for which there is no published loop.
-        RunStopped: the two do not compute the same.
+        RunStopped: the two do not compute the same, or the GPU's memory is not enough.
     """
     load_config([*DEFAULTS, *overrides], own_folder=False)  # wrong settings are reported before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])
         check(config)
-        base = loaded(config)
-        return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
+        with guards.limits(config):
+            base = loaded(config)
+            return compare(config, base, load(config.model), load_task(config, config.task.name, Reddest()), rounds)
 
 
 def compare(

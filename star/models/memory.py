@@ -10,12 +10,12 @@ from star.models.sd3 import add_lora
 from star.models.shapes import CLIP_LENGTH, Shape
 from star.models.text import KEPT_TEXTS
 
-BLOCK_KEEPS = 21
-DUAL_BLOCK_KEEPS = 29.5
-"""What a block saves for the backward pass, in units of its hidden states; 1, these alone, with gradient checkpointing.
+BLOCK_KEEPS = 15.5
+DUAL_BLOCK_KEEPS = 20.5
+"""What a block saves for the backward pass on a GPU, in units of its hidden states; 1, these alone, with checkpointing.
 
-Counted with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium's width and on narrow ones (20.6 and 21.0;
-dual blocks 29.0 and 29.5); a test counts the narrow ones again.
+Counted in half precision with torch.autograd.graph.saved_tensors_hooks on blocks of SD3.5 Medium's width and on narrow ones
+(14.6 and 15.6; dual blocks 19.7 and 20.6), with norms that keep what a GPU's kernel does; a test counts the narrow ones again.
 """
 
 TRAINED_BYTES = 24

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from star.common.errors import RunStopped, UserError
@@ -317,6 +318,11 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
         transformer.add_adapter(adapters)
     except ValueError as error:
         raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None
+    if config.dtype != "float32":
+        for module in transformer.modules():
+            if isinstance(module, LoraLayer):
+                # Autocast would only round the input back to what it was, and both copies would be kept for the backward pass.
+                module.cast_input_dtype_enabled = False
 
 
 VARIANTS = 64
@@ -339,9 +345,13 @@ def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, bac
         raise UserError(
             "model.compile=true needs a C++ compiler for a CPU, g++ or $CXX; install one or use model.compile=false"
         )
+    from torch._inductor import config as inductor
+
     torch._dynamo.config.recompile_limit = VARIANTS
     # Beyond the limit a run stops: interpreted blocks would compute other digits than compiled ones.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # Fused operators would skip roundings, and other ones with gradients than without: ratios would leave 1.
+    inductor.emulate_precision_casts = True
     for block in transformer.transformer_blocks:
         block.compile(backend=backend)
 

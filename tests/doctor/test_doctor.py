@@ -105,9 +105,22 @@ def test_gpus_that_share_the_weights_need_less_memory():
     assert needed(shared, SD35_LARGE, processes=4).process == needed(whole, SD35_LARGE).process
 
 
+class FusedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(context, split):
+        context.save_for_backward(split, torch.ones_like(split[..., :1], dtype=torch.float32))
+        return split.clone()
+
+    @staticmethod
+    def backward(context, grad):
+        return grad
+
+
 @pytest.mark.parametrize(("dual", "keeps"), [((), BLOCK_KEEPS), ((0, 1, 2), DUAL_BLOCK_KEEPS)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_a_block_keeps_is_what_the_estimate_says(dual, keeps, checkpointing):
+def test_what_a_block_keeps_is_what_the_estimate_says(dual, keeps, checkpointing, monkeypatch):
+    """With a norm that keeps what a GPU's does: its input, and a number for each head of a token."""
+    monkeypatch.setattr("star.method.attention.normalised", lambda split, norm: FusedNorm.apply(split))
     config = load(["scale=paper", "model.dtype=bfloat16", f"model.gradient_checkpointing={checkpointing}"])
 
     def kept(layers: int) -> int:

@@ -2,11 +2,22 @@ import math
 
 import pytest
 import torch
+from diffusers.models.normalization import RMSNorm
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_transformer
 
 from star.common.errors import UserError
-from star.method.attention import KERNELS, OPERATORS, JointAttention, Relevance, default_kernel, install, log_sum_exp, may_have
+from star.method.attention import (
+    KERNELS,
+    OPERATORS,
+    JointAttention,
+    Relevance,
+    default_kernel,
+    install,
+    log_sum_exp,
+    may_have,
+    normalised,
+)
 from star.models.sd3 import SD3
 
 TEXT, ROWS = 11, 3
@@ -416,6 +427,26 @@ def test_a_gpu_kernel_gives_its_log_sum_exp_and_the_same_output_with_gradients(k
     again, _ = KERNELS[kernel](query.requires_grad_(), key, value)
     assert torch.equal(found, again)
     again.float().square().sum().backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpus_norm_is_diffusers_and_keeps_its_input_alone(dtype):
+    norm = RMSNorm(64, 1e-6).to("cuda", dtype).requires_grad_(False)
+    norm.weight.mul_(1 + 0.5 * torch.randn(64, device="cuda"))
+    split = torch.randn(2, 70, 3, 64, device="cuda", dtype=dtype, requires_grad=True)
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda held: (kept.append(held.numel()), held)[1], lambda held: held)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), hooks:
+        found = normalised(split, norm)
+    assert found.dtype == dtype and sum(count == split.numel() for count in kept) == 1
+    exact, whole = split.detach().double().requires_grad_(), norm.weight.double()
+    expected = exact * (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * whole
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found.double(), expected, **close)
+    given = torch.randn_like(expected)
+    (grad,), (wanted,) = torch.autograd.grad(found, split, given.to(dtype)), torch.autograd.grad(expected, exact, given)
+    torch.testing.assert_close(grad.double(), wanted, **close)
 
 
 @pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
