@@ -1,15 +1,18 @@
 """``star publish``: runs that are done, from the run folders into the results that ship with this project."""
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from star.common.console import tell
 from star.common.errors import UserError
+from star.common.plugins import import_path, is_path
+from star.config import Config
 from star.matrix.cells import Cell, State, expand
 from star.matrix.collect import collect, leaving, rows
 from star.records import results
-from star.records.code import is_commit
+from star.records.code import committed, is_commit
 from star.records.folder import shipped_results
 
 
@@ -24,9 +27,9 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
         the folder, and how many cells were put there.
 
     Raises:
-        UserError: a word cannot be used, no cell is done, a run's code is in no commit, runs were made with different base
-            weights or prompts, one task was measured under several protocols, or rows would be removed without ``replace``;
-            nothing is written then.
+        UserError: a word cannot be used, no cell is done, a run's code or the user's own is in no commit, runs were made with
+            different base weights or prompts, one task was measured under several protocols, or rows would be removed without
+            ``replace``; nothing is written then.
     """
     cells = expand(words)
     for cell in cells:
@@ -45,7 +48,7 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
 
 
 def _check_code(done: Sequence[Cell]) -> None:
-    """Refuse results whose code is in no commit: nobody could reproduce them."""
+    """Refuse results whose code, or a user's own that they name, is in no commit: nobody could reproduce them."""
     for cell in done:
         for row in rows(cell):
             if not is_commit(row.commit):
@@ -53,6 +56,17 @@ def _check_code(done: Sequence[Cell]) -> None:
                     f"{cell.folder}: its code was {row.commit}, which no commit has; commit the code, delete the folder and "
                     "run it again"
                 )
+    for path in dict.fromkeys(path for cell in done for path in _own(cell.config)):
+        import_path(path, "star publish")
+        file = sys.modules[path.partition(":")[0]].__file__
+        if not (file and committed(Path(file))):
+            raise UserError(f"{path} is not in this repository's commit, so nobody could repeat its runs; commit it first")
+
+
+def _own(config: Config) -> Iterator[str]:
+    """The paths of a user's own prompts, evaluators, rewards, arm and model."""
+    named = (config.task.prompts, config.method.arm, config.model.kind, *config.evaluators.values(), *config.rewards.others)
+    return (name for name in named if name and is_path(name))
 
 
 def _check_protocols(done: Sequence[Cell], folder: Path) -> None:

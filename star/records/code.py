@@ -22,6 +22,11 @@ def commit() -> str:
     return "unknown" if changes is None else head + ("+dirty" if changes else "")
 
 
+def committed(file: Path) -> bool:
+    """Whether a file is in this checkout's commit as it is now."""
+    return bool(_git("ls-files", "--", str(file))) and _git("status", "--porcelain", "--", str(file)) == ""
+
+
 def is_commit(text: str) -> bool:
     """Whether a :func:`commit` is one that others can check out; for ``A..B``, of a resumed run, whether both are."""
     return "unknown" not in text and "+dirty" not in text

@@ -34,6 +34,7 @@ from star.matrix.publish import publish
 from star.matrix.run import matrix
 from star.method.arms import ARMS
 from star.records import results
+from star.records.code import committed
 from star.records.results import Row
 from star.training import runs
 from star.training.folder import RunFolder
@@ -678,6 +679,33 @@ def test_what_nobody_could_make_again_is_not_published(checkout, change):
     with pytest.raises(UserError, match="which no commit has|was measured under v1/mini and v2/mini"):
         publish(words)
     assert not list(Path("results").iterdir())
+
+
+def test_what_a_class_of_ones_own_made_is_published_once_it_is_committed(checkout, monkeypatch):
+    Path("uncommitted_map.py").write_text("def flat(relevance, rollouts):\n    return relevance * 0 + 1\n")
+    words = ["task=ocr", "method=star", "method.name=flat", "seed=0", "method.arm=uncommitted_map:flat"]
+    _, cell = expand(words)
+    finish(cell, "prompt,image\na,0\n", 0.5)
+    with pytest.raises(UserError, match="uncommitted_map:flat is not in this repository's commit"):
+        publish(words)
+    assert not list(Path("results").iterdir())
+    monkeypatch.setattr("star.matrix.publish.committed", lambda file: file == checkout / "uncommitted_map.py")
+    assert publish(words)[1] == 1
+
+
+def test_a_file_is_committed_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.setattr("star.records.code.ROOT", tmp_path)
+    for words in ("init -q", "config user.email a@b.c", "config user.name a"):
+        subprocess.run(["git", "-C", tmp_path, *words.split()], check=True)
+    mine = tmp_path / "mine.py"
+    mine.write_text("1\n")
+    assert not committed(mine)
+    subprocess.run(["git", "-C", tmp_path, "add", "mine.py"], check=True)
+    assert not committed(mine)
+    subprocess.run(["git", "-C", tmp_path, "commit", "-qm", "mine"], check=True)
+    assert committed(mine) and not committed(tmp_path.parent / "mine.py")
+    mine.write_text("2\n")
+    assert not committed(mine)
 
 
 def under(protocol, words):
