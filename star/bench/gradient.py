@@ -20,7 +20,7 @@ from star.bench.signal import Figure, cosines, inner_products, pairs_used, told
 from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
-from star.common.files import alone_in, replacing
+from star.common.files import alone_in, free_bytes, replacing
 from star.common.numbers import MISSING, with_error
 from star.common.progress import bar
 from star.common.words import own_words
@@ -248,6 +248,7 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
     trainer = Gradients(as_begun(config, folder), methods, task)
     if asked.weights:
         load_trained(asked.weights, trainer.base.trained)
+    _check_disk(trainer, sum(map(len, missing.values())), folder, initial=not asked.weights)
     train = config.train
     ticks = train.micro_batches * (1 + config.sampling.trained)
     with bar(f"gradients, {config.task.name}", ticks * len(missing)) as display:
@@ -256,6 +257,17 @@ def measure(config: Config, methods: Mapping[str, MethodConfig], asked: Asked, t
             figures = trainer.epoch(epoch, display.advance)
             _save(trainer, folder, epoch, figures)
             display.update(f"gradients, {config.task.name}  reward {figures['reward']:.3f}")
+
+
+def _check_disk(trainer: Gradients, files: int, folder: Path, initial: bool) -> None:
+    """Refuse to begin what would fill the disk; LoRA's A has no gradient, and none is written, while its B is 0."""
+    learnt = sum(p.numel() for name, p in trainer.base.trained.items() if not (initial and "lora_A" in name))
+    wanted, have = files * trainer.config.sampling.trained * learnt * torch.float32.itemsize, free_bytes(folder)
+    if wanted > have:
+        raise UserError(
+            f"{files:,} gradients take {wanted / 2**30:,.1f} GiB in {folder}, where {have / 2**30:,.1f} are free; make room, "
+            "or measure fewer epochs= or arms="
+        )
 
 
 def _save(trainer: Gradients, folder: Path, epoch: int, figures: dict) -> None:

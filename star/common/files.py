@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
@@ -95,6 +96,12 @@ def _delete_if_left(part: Path) -> None:
     pid = part.name.split(".")[-2]
     if pid.isdecimal() and not psutil.pid_exists(int(pid)):
         part.unlink(missing_ok=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk where a folder lies, or would if it were made."""
+    path = folder.absolute()
+    return shutil.disk_usage(next(there for there in (path, *path.parents) if there.exists())).free
 
 
 def check_room(folder: Path, told: str) -> None:

@@ -1,7 +1,6 @@
 """What a configuration needs of this machine: packages, weights, evaluators, memory and disk."""
 
 import platform
-import shutil
 import zipfile
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from star import config as settings
 from star.common.errors import RunStopped, UserError
-from star.common.files import read_json
+from star.common.files import free_bytes, read_json
 from star.common.launched import check_launched
 from star.common.machine import installed, on_gpu, torch_for_gpu
 from star.common.plugins import is_path
@@ -285,9 +284,7 @@ def _main_memory(need: Need) -> Finding:
 
 
 def _disk(config: Config, need: Need) -> Finding:
-    run = Path(config.run).absolute()
-    have = shutil.disk_usage(next(folder for folder in (run, *run.parents) if folder.exists())).free
-    wanted = left_on_disk(config, need)
+    have, wanted = free_bytes(Path(config.run)), left_on_disk(config, need)
     found = f"{_gib(have)} free for {config.run}, {_gib(wanted)} needed (estimate); weights lie in {constants.HF_HUB_CACHE}"
     return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
 

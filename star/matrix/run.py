@@ -1,7 +1,6 @@
 """``star matrix``: runs the cells of a matrix that are not done yet, and writes the result files."""
 
 import shlex
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from star.common.children import end_with_parent
 from star.common.console import console, tell
 from star.common.errors import RunStopped, UserError, one_line
-from star.common.files import check_room
+from star.common.files import check_room, free_bytes
 from star.common.numbers import counted
 from star.common.plugins import own_errors
 from star.common.progress import clock
@@ -127,7 +126,7 @@ def check_present(waiting: Sequence[Cell], known: Given = MappingProxyType({})) 
             "the process that looks for models and evaluators was killed, perhaps for want of memory; nothing was run"
         ) from None
     runs = [max(0.0, takes[cell.task] - _size(cell.folder)) for cell in waiting if cell.seed is not None]
-    free = shutil.disk_usage(Path.cwd()).free
+    free = free_bytes(Path.cwd())
     if sum(runs) > free:
         tell(
             f"{counted(len(runs), 'run')} may need {sum(runs) / 2**30:,.0f} GiB more on this disk (estimate), where "

@@ -378,6 +378,24 @@ def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monke
         gradient.run(whole)
 
 
+def test_gradients_that_would_fill_the_disk_are_not_begun(words, monkeypatch):
+    free, asked = [0], [*words[:-2], "arms=flow_grpo,star", "epochs=2"]
+    monkeypatch.setattr(gradient, "free_bytes", lambda folder: free[0])
+    with pytest.raises(UserError, match=r"4 gradients take .* GiB in .*gradient.*, where 0.0 are free; make room"):
+        gradient.run(asked)
+    assert not list(Path("runs").rglob("*.safetensors"))
+    free[0] = 10**9
+    gradient.run(asked)
+    written = sum(value.nbytes for file in Path("runs").rglob("*.safetensors") for value in load_file(file).values())
+    for file in Path("runs").rglob("epoch-*/*.safetensors"):
+        file.unlink()
+    free[0] = written - 1
+    with pytest.raises(UserError, match="make room"):
+        gradient.run(asked)
+    free[0] = int(1.25 * written)  # some parameters of B have no gradient either
+    gradient.run(asked)
+
+
 def all_close(own, other):
     return all(torch.allclose(own[name], value, rtol=1e-5, atol=1e-9) for name, value in other.items())
 

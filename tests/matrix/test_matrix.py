@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -1005,7 +1004,7 @@ def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys,
     monkeypatch.setattr(run, "_load_all", lambda configs, *given: dict.fromkeys(configs, 3 * 2**30))
     cells = expand(["task=geneval", "method=star,flow_grpo", "seed=0"])
     for free, told in ((6 * 2**30, ""), (5 * 2**30, "2 runs may need 6 GiB more on this disk (estimate), where 5 are free")):
-        monkeypatch.setattr(run.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(run, "free_bytes", lambda folder, free=free: free)
         run.check_present(cells)
         assert told in (err := capsys.readouterr().err) and bool(told) == bool(err)
     # What a run that was cut off has written it does not need again.
