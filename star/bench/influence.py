@@ -236,9 +236,7 @@ def influences(
     for some in (changes[start : start + size] for start in range(0, len(changes), size)):
         rollouts = [drawn] * (1 + len(some))
         noise = redrawn(base, drawn, some, config.seed)
-        trajectory = sample(
-            base, rollouts, task.train, config.sampling, steps, config.relevance, "image", config.seed, EPOCH, noise=noise
-        )
+        trajectory = sample(base, rollouts, task.train, config, steps, EPOCH, config.relevance, noise)
         images = trajectory.images
         rewards = [verdict["reward"] for verdict in task.judge([prompt] * len(rollouts), list(images.numpy()))]
         assert trajectory.relevance is not None

@@ -167,18 +167,7 @@ def _rollout(trainer: Trainer) -> MicroBatch:
     """A micro-batch of rollouts, all of which did well."""
     config = trainer.config
     samples = [Sample(0, index) for index in range(config.train.micro_batch)]
-    trajectory = sample(
-        trainer.base,
-        samples,
-        [PROMPT],
-        config.sampling,
-        [0],
-        config.relevance,
-        config.method.reduction,
-        config.seed,
-        epoch=0,
-        keep_means=config.keep_means,
-    )
+    trajectory = sample(trainer.base, samples, [PROMPT], config, steps=[0], epoch=0, relevance=config.relevance)
     return MicroBatch(0, trajectory, advantages=torch.ones(len(samples)))
 
 

@@ -170,18 +170,7 @@ class Learner:
         self.base.prepare([self._text(s) for batch in drawn.values() for s in batch], config.sampling.guidance)
         batches = []
         for number, batch in drawn.items():
-            trajectory = sample(
-                self.base,
-                batch,
-                self.task.train,
-                config.sampling,
-                steps,
-                capture,
-                config.method.reduction,
-                config.seed,
-                epoch,
-                keep_means=config.keep_means,
-            )
+            trajectory = sample(self.base, batch, self.task.train, config, steps, epoch, capture)
             prompts, images = [self.task.train[s.prompt] for s in batch], list(trajectory.images.numpy())
             verdicts = {name: self.beside(judge.submit(prompts, images)) for name, judge in judges.items()}
             batches.append(MicroBatch(number, trajectory, verdicts))

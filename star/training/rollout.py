@@ -10,7 +10,7 @@ from torch import Tensor
 
 from star.common.devices import sent
 from star.common.noise import generator, normal
-from star.config import RelevanceConfig, SamplingConfig
+from star.config import Config, RelevanceConfig, SamplingConfig
 from star.method.objective import log_prob_map
 from star.method.sampling import Transition, transition
 from star.models.interface import BaseModel, Capture
@@ -215,40 +215,35 @@ def sample(
     base: BaseModel,
     samples: Sequence[Sample],
     prompts: Sequence[Prompt],
-    sampling: SamplingConfig,
+    config: Config,
     steps: Sequence[int],
-    relevance: RelevanceConfig | None,
-    reduction: str,
-    seed: int,
     epoch: int,
-    keep_means: bool = False,
+    relevance: RelevanceConfig | None = None,
     noise: Callable[[], Tensor] | None = None,
 ) -> Trajectory:
     """Draw one micro-batch.
 
-    Noise is keyed by (seed, epoch, prompt, sample); relevance is captured at the trained steps from the policy that
-    samples, or not at all if ``relevance`` is None.
+    Noise is keyed by (seed, epoch, prompt, sample); relevance is captured at the trained steps, from the policy that samples.
 
     Args:
         base: the model.
         samples: B samples.
         prompts: all training prompts; samples point into them.
-        sampling: schedule, noise and guidance.
+        config: all settings.
         steps: the trained steps, see :func:`trained_steps`.
-        relevance: which blocks and columns.
-        reduction: the ratio that log-probabilities are for, see :class:`star.config.schema.MethodConfig`.
-        seed, epoch: of the noise.
-        keep_means: whether to keep those of the transitions, see :attr:`star.config.Config.keep_means`.
+        epoch: of the noise.
+        relevance: which blocks and columns; None to capture none.
         noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.
     """
     texts = [prompts[s.prompt].text for s in samples]
     spans = [prompts[s.prompt].spans for s in samples]
-    x = starts(base, samples, sampling.same_latent, seed, epoch)
+    sampling = config.sampling
+    x = starts(base, samples, sampling.same_latent, config.seed, epoch)
     capture = None
     if relevance is not None:
         capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
     # Every sample draws noise for every step, so that a step's noise does not depend on where the window lies.
-    noise = noise or step_noise(base, samples, seed, epoch)
+    noise = noise or step_noise(base, samples, config.seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
     runs = alike_runs(samples, sampling.same_latent)
@@ -256,8 +251,8 @@ def sample(
     for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps, alike=runs):
         x = step.following
         if step.index in steps:
-            log_probs.append(log_prob_map(x, step.transition.mean, step.transition.std, step.kind, reduction))
-            means += [step.transition.mean] if keep_means else []
+            log_probs.append(log_prob_map(x, step.transition.mean, step.transition.std, step.kind, config.method.reduction))
+            means += [step.transition.mean] if config.keep_means else []
             latents.append(x)
             maps += [] if step.relevance is None else [step.relevance]
         elif not log_probs:
@@ -267,7 +262,7 @@ def sample(
         steps=list(steps),
         latents=torch.stack(latents),
         log_probs=torch.stack(log_probs),
-        means=torch.stack(means) if keep_means else None,
+        means=torch.stack(means) if config.keep_means else None,
         relevance=torch.stack(maps) if capture else None,
         images=base.decode(x).cpu(),
         alike=runs,

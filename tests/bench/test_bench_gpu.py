@@ -24,7 +24,7 @@ from transformers import (
 from star.bench.gpu import judges, run, worker
 from star.bench.gpu.bench import Bench
 from star.bench.gpu.figures import FAILED, NO_MEMORY, Figure, attempt
-from star.bench.gpu.model import ONE_GROUP
+from star.bench.gpu.model import ONE_GROUP, REDUCTIONS, ratio_error
 from star.bench.gpu.sizes import SHRUNKEN, TRUE
 from star.bench.gpu.steps import STEPS, Step
 from star.common.errors import UserError
@@ -249,6 +249,13 @@ def test_without_opencv_only_the_detectors_preprocessing_is_left_out(monkeypatch
     found = list(judges.judges(bench))
     assert whole - {figure.what for figure in found} == {"Mask2Former, preprocessing on the CPU"}
     assert all(isinstance(figure.value, float | int) for figure in found)
+
+
+@pytest.mark.parametrize("setting", ["train.guard=true", "method.clip=kl"])
+def test_ratios_are_measured_with_settings_that_need_the_means_of_rollouts(setting):
+    bench = Bench(torch.device("cpu"), (setting,))
+    off, allowed = ratio_error(bench, bench.base(bench.config()), "here", REDUCTIONS["position"], rows=2)
+    assert off.value <= allowed.value
 
 
 def test_sizes_of_a_gpu_are_those_of_the_published_models():

@@ -1,5 +1,7 @@
 """What a rollout draws and captures, against the same thing done by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,8 @@ def base(make_config):
 
 
 def draw(base, config, steps, relevance=None, seed=0, epoch=0):
-    return sample(base, SAMPLES, PROMPTS, config.sampling, steps, relevance, "position", seed, epoch, keep_means=True)
+    method, train = replace(config.method, reduction="position"), replace(config.train, guard=True)  # which keeps the means
+    return sample(base, SAMPLES, PROMPTS, replace(config, seed=seed, method=method, train=train), steps, epoch, relevance)
 
 
 def test_guidance_does_not_change_whose_maps_are_taken(base, make_config):
@@ -109,7 +112,7 @@ GROUPS = [Sample(0, 0), Sample(0, 1), Sample(0, 2), Sample(1, 0), Sample(2, 0), 
     ids=str,
 )
 def test_the_model_sees_rows_that_are_alike_once(base, make_config, monkeypatch, words, steps, seen):
-    config = make_config("sampling.same_latent=true", *words)
+    config = make_config("sampling.same_latent=true", "method.reduction=position", *words)
     rows, compute = [], base.velocity
 
     def velocity(latents, sigma, prompts, guidance):
@@ -120,7 +123,7 @@ def test_the_model_sees_rows_that_are_alike_once(base, make_config, monkeypatch,
     monkeypatch.setattr(base, "velocity", velocity)
 
     def drawn():
-        return sample(base, GROUPS, PROMPTS, config.sampling, steps, config.relevance, "position", 0, 0)
+        return sample(base, GROUPS, PROMPTS, config, steps, 0, config.relevance)
 
     shared = drawn()
     assert rows == seen

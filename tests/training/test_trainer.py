@@ -371,11 +371,11 @@ def test_updates_may_be_bounded_by_the_divergence_from_the_policy_that_sampled(m
 
 
 def test_noise_is_keyed_by_sample_not_by_place(make_config):
-    config = make_config()
+    config = make_config("method.reduction=position")
     base = SD3(config.model, torch.device("cpu"), 0)
     task = RedTask()
     first, second = [Sample(0, 0), Sample(1, 3)], [Sample(1, 3), Sample(2, 1)]
-    draw = [sample(base, s, task.train, config.sampling, [0, 1], None, "position", seed=0, epoch=5) for s in (first, second)]
+    draw = [sample(base, s, task.train, config, [0, 1], epoch=5) for s in (first, second)]
     assert torch.allclose(draw[0].latents[:, 1], draw[1].latents[:, 0], atol=1e-5)
     assert not torch.allclose(draw[0].latents[:, 0], draw[1].latents[:, 0], atol=1e-2)
 
@@ -385,19 +385,18 @@ def test_same_latent_shares_the_start_within_a_group_only(make_config, same):
     config = make_config(f"sampling.same_latent={same}")
     base = SD3(config.model, torch.device("cpu"), 0)
     samples = [Sample(0, 0), Sample(0, 1), Sample(1, 0)]
-    latents = sample(base, samples, RedTask().train, config.sampling, [0], None, "image", 0, 0).latents
+    latents = sample(base, samples, RedTask().train, config, [0], epoch=0).latents
     assert torch.equal(latents[0, 0], latents[0, 1]) == same
     assert not torch.equal(latents[1, 0], latents[1, 1])
     assert not torch.equal(latents[0, 0], latents[0, 2])
 
 
 def test_relevance_does_not_change_the_rollout(make_config):
-    config = make_config()
+    config = make_config("method.reduction=position")
     base = SD3(config.model, torch.device("cpu"), 0)
     samples, task = [Sample(0, 0), Sample(1, 1)], RedTask()
     plain, captured = (
-        sample(base, samples, task.train, config.sampling, [0, 1], relevance, "position", 0, 0)
-        for relevance in (None, config.relevance)
+        sample(base, samples, task.train, config, [0, 1], 0, relevance) for relevance in (None, config.relevance)
     )
     assert torch.equal(plain.images, captured.images)
     assert torch.equal(plain.log_probs, captured.log_probs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from star.bench.gpu import machine
-from star.bench.gpu.bench import PROMPTS, SEED, Bench, texts
+from star.bench.gpu.bench import PROMPTS, Bench, texts
 from star.bench.gpu.figures import (
     GIB,
     Figure,
@@ -86,17 +86,8 @@ def ratio_error(bench: Bench, base: SD3, label: str, words: Sequence[str], rows:
         trainer = Trainer(config, bench.task(), base)
         allowed, trainer.ratio_tolerance = trainer.ratio_tolerance, math.inf
         capture = config.relevance if config.method.name == "star" else None
-        trajectory = sample(
-            base,
-            [Sample(0, index) for index in range(rows)],
-            PROMPTS,
-            config.sampling,
-            list(config.sampling.trainable)[-2:],
-            capture,
-            config.method.reduction,
-            SEED,
-            epoch=0,
-        )
+        samples, steps = [Sample(0, index) for index in range(rows)], list(config.sampling.trainable)[-2:]
+        trajectory = sample(base, samples, PROMPTS, config, steps, epoch=0, relevance=capture)
         trajectory.alike = None  # rows can be alike only up to a rollout's first stochastic step
         figures = trainer.update([MicroBatch(0, trajectory, advantages=torch.ones(rows))], 1, 0)
     yield Figure(f"{label}, largest |ratio - 1|", figures["ratio_error"])
