@@ -67,7 +67,9 @@ def demo(folder: Path, overrides: Sequence[str]) -> Demo:
     config = load(["task=geneval", *overrides], own_folder=False)
     task, accelerator = load_task(config, config.task.name), joined()
     if not isinstance(task.evaluator, GenEval):
-        raise UserError(f"star demo shows GenEval's scores, and {task.protocol} gives others; leave task and evaluators out")
+        raise UserError(
+            f"star demo shows GenEval's scores, and {task.evaluator.protocol} gives others; leave task and evaluators out"
+        )
     if accelerator.num_processes > 1:
         raise UserError("star demo takes a minute and one process; start it without a launcher")
     base = loaded(config)

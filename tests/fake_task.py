@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from star.tasks import Prompt, Score
+from evaluators.interface import Score
+from star.tasks import Prompt
 
 
 class RedTask:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from evaluators.interface import places_of
+from evaluators.interface import judged, places_of
 from star import config as settings
 from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
@@ -230,6 +230,10 @@ def influences(
         steps: the trained steps.
         changes: of its noise.
         tick: called after each micro-batch with the number of its changes.
+
+    Raises:
+        RunStopped: a velocity, a pixel or a verdict is not finite.
+        UserError: the evaluator does not judge as it must.
     """
     prompt, places = task.train[drawn.prompt], places_of(task.evaluator)
     size = max(1, config.train.micro_batch - 1)
@@ -238,7 +242,8 @@ def influences(
         noise = redrawn(base, drawn, some, config.seed)
         trajectory = sample(base, rollouts, task.train, config, steps, EPOCH, config.relevance, noise)
         images = trajectory.images
-        rewards = [verdict["reward"] for verdict in task.judge([prompt] * len(rollouts), list(images.numpy()))]
+        verdicts = judged(f"the evaluator of {task.name}", task.evaluator, [prompt] * len(rollouts), list(images.numpy()))
+        rewards = [verdict["reward"] for verdict in verdicts]
         assert trajectory.relevance is not None
         maps = trajectory.relevance[:, 0].cpu()
         height, width = maps.shape[1:]

@@ -242,7 +242,7 @@ def _task(config: Config, name: str) -> Finding:
         try_evaluator(config, task)
     except (UserError, RunStopped) as error:
         return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
-    return Finding(what, True, f"{task.protocol}, {prompts}")
+    return Finding(what, True, f"{task.evaluator.protocol}, {prompts}")
 
 
 def _rewards(config: Config) -> Finding:

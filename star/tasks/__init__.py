@@ -12,10 +12,8 @@ from importlib import import_module
 from operator import index
 from typing import Protocol
 
-import numpy as np
-
 from evaluators import registry
-from evaluators.interface import Evaluator, Score, try_judge
+from evaluators.interface import Evaluator, try_judge
 from star.common.errors import UserError, one_line, short
 from star.common.files import fault_of_text
 from star.common.plugins import import_path, is_path
@@ -91,28 +89,6 @@ class Task:
     def test(self) -> list[Prompt]:
         """The held-out prompts."""
         return self._test()
-
-    @property
-    def protocol(self) -> str:
-        """The evaluator's."""
-        return self.evaluator.protocol
-
-    @property
-    def primary(self) -> str:
-        """The metric that methods are compared by."""
-        return self.evaluator.primary
-
-    def submit(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """Start to judge images; see :meth:`evaluators.interface.Evaluator.submit`."""
-        return self.evaluator.submit(prompts, images)
-
-    def judge(self, prompts: Sequence[Prompt], images: Sequence[np.ndarray]) -> list[dict]:
-        """The verdicts on images, at once."""
-        return self.submit(prompts, images)()
-
-    def summarise(self, prompts: Sequence[Prompt], verdicts: Sequence[dict]) -> list[Score]:
-        """All metrics of an evaluation; see :meth:`evaluators.interface.Evaluator.summarise`."""
-        return self.evaluator.summarise(prompts, verdicts)
 
 
 def load_task(config: Config, name: str, evaluator: Evaluator | None = None) -> Task:

@@ -128,6 +128,6 @@ def check_evaluator(arm: str, task: Task) -> None:
     ):
         if maker and needs(maker, what) and method(task.evaluator) is None:
             raise UserError(
-                f"method.arm={arm} needs to know {words}, which {task.protocol} does not tell; use another method, or an "
-                f"evaluator with {what} (evaluators/interface.py)"
+                f"method.arm={arm} needs to know {words}, which {task.evaluator.protocol} does not tell; use another method, "
+                f"or an evaluator with {what} (evaluators/interface.py)"
             )

@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from evaluators.interface import check_verdicts, summary
+from evaluators.interface import Score, check_verdicts, summary
 from star.common.console import note
 from star.common.processes import gather
 from star.common.progress import track
 from star.config import EvaluationConfig
 from star.models.interface import BaseModel
-from star.tasks import Score, Task
+from star.tasks import Task
 from star.training.judging import Beside, Verdicts
 from star.training.partial import Job, Judged, Partial
 from star.training.rollout import generate, mean_distance, thumbnails
@@ -76,7 +76,8 @@ def evaluate(
     by_job = {one.job: one for one in [*before, *gather(accelerator, [one._replace(sample=None) for one in drawn])]}
     judged = [by_job[job] for job in jobs]
     samples = {task.test[one.job[0]].text: one.sample for one in [*before, *drawn] if one.sample is not None}
-    scores = summary(task.protocol, task.evaluator, [task.test[one.job[0]] for one in judged], [one.verdict for one in judged])
+    prompts, verdicts = [task.test[one.job[0]] for one in judged], [one.verdict for one in judged]
+    scores = summary(task.evaluator.protocol, task.evaluator, prompts, verdicts)
     if images > 1:
         scores.append(_diversity(torch.stack([one.thumbnail for one in judged]).unflatten(0, (-1, images))))
     rows = [{"prompt": task.test[one.job[0]].text, "image": one.job[1], **one.verdict} for one in judged]
@@ -102,7 +103,7 @@ def _judged(
     base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]], partial: Partial | None
 ) -> list[Judged]:
     """Draw and judge the batches; returns every image's verdict and thumbnail, and every prompt's first image."""
-    beside = Beside(base.device)
+    beside, judge = Beside(base.device), task.evaluator
     judged: list[Judged] = []
     drawn_before: list[Judged] = []  # whose verdicts are under way
     before: Verdicts = list  # there are none before the first batch
@@ -111,16 +112,16 @@ def _judged(
         keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
         drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
         # The batch before was judged while this one was drawn. Waiting for it keeps at most two batches of images in memory.
-        judged += _with_verdicts(drawn_before, check_verdicts(task.protocol, before(), len(drawn_before)))
+        judged += _with_verdicts(drawn_before, check_verdicts(judge.protocol, before(), len(drawn_before)))
         if partial:
             partial.keep(judged)
-        before = beside(task.submit(prompts, list(drawn.numpy())))
+        before = beside(judge.submit(prompts, list(drawn.numpy())))
         # Copies, because a view keeps its whole batch alive and takes it along to other processes.
         drawn_before = [
             Judged(job, {}, row.clone(), image.copy() if job[1] == 0 else None)
             for job, row, image in zip(part, thumbnails(drawn), drawn.numpy(), strict=True)
         ]
-    return judged + _with_verdicts(drawn_before, check_verdicts(task.protocol, before(), len(drawn_before)))
+    return judged + _with_verdicts(drawn_before, check_verdicts(judge.protocol, before(), len(drawn_before)))
 
 
 def _with_verdicts(drawn: Iterable[Judged], verdicts: Iterable[dict]) -> list[Judged]:

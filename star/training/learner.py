@@ -165,7 +165,7 @@ class Learner:
         # Each update's share is spread over all processes, so that none waits for the others.
         mine = sorted(number for share in self.shares(len(samples) // size, epoch) for number in share[rank::ranks])
         capture = config.relevance if map_maker(config.method.arm) else None
-        judges: dict[str, Task | Evaluator] = {config.task.name: self.task, **self.others}
+        judges: dict[str, Evaluator] = {config.task.name: self.task.evaluator, **self.others}
         drawn = {number: samples[number * size : (number + 1) * size] for number in mine}
         self.base.prepare([self._text(s) for batch in drawn.values() for s in batch], config.sampling.guidance)
         batches = []

@@ -207,7 +207,7 @@ class Kept:
 
 def _protocol(task: Task, config: Config) -> str:
     """``geneval-v1/mini-2/mini``, and behind it how the evaluation departs from the scale's, as in ``.../guidance=1.0``."""
-    return str(ProtocolName.of(task.protocol, config.scale, settings.evaluation_changes(config)))
+    return str(ProtocolName.of(task.evaluator.protocol, config.scale, settings.evaluation_changes(config)))
 
 
 def _evaluate(

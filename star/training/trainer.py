@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from evaluators.interface import Score
 from star import config as settings
 from star import models
 from star.common import processes
@@ -24,7 +25,7 @@ from star.config import Config, config_hash
 from star.method.arms import map_maker
 from star.models.interface import BaseModel
 from star.records.code import commit
-from star.tasks import Score, Task, load_rewards, load_task
+from star.tasks import Task, load_rewards, load_task
 from star.training import guards
 from star.training.checkpoint import EVALUATED_BY, TrainingFolder, digest
 from star.training.credit import check_evaluator
@@ -178,11 +179,11 @@ class Trainer(Learner):
         how = self.config.evaluation
         if how.every and (epoch + 1) % how.every == 0:
             scores = {s.metric: s.value for s in self.evaluate(how.every_images)}
-            by = config_hash({"of": [how.steps, how.guidance, how.seed, how.every_images], "protocol": self.task.protocol})
+            of, judge = [how.steps, how.guidance, how.seed, how.every_images], self.task.evaluator
+            by = config_hash({"of": of, "protocol": judge.protocol})
             line |= {f"eval/{metric}": value for metric, value in scores.items()} | {EVALUATED_BY: by}
             if self._export and self.accelerator.is_main_process:
-                metric = self.task.primary
-                self.folder.keep_best(epoch + 1, metric, scores[metric], by, self._export)
+                self.folder.keep_best(epoch + 1, judge.primary, scores[judge.primary], by, self._export)
         if self.accelerator.is_main_process:
             self.folder.log(line)
         if self.config.tracker:

@@ -17,7 +17,7 @@ from star import models
 from star.bench import influence
 from star.bench.influence import Change
 from star.cli import app
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.common.noise import generator, normal
 from star.method.sampling import transition
 from star.records.code import commit
@@ -133,6 +133,14 @@ def test_an_evaluator_without_places_has_no_figures_of_objects(made):
     assert rows["place"].isna().all()
     names = {figure.metric for figure in influence.figures(rows)}
     assert {"reward_change", "in_token"} <= names and not names & {"with_objects", "on_objects", "carried", "on_over_off"}
+
+
+def test_rewards_are_checked_as_in_training(made):
+    config, base = made()
+    bright = PlacedTask(lambda images: [image.mean() > 1 for image in images])  # each is a np.bool_
+    assert [row["reward"] for row in measured(config, base, task=bright)] == [0.0] * len(CHANGES)
+    with pytest.raises(RunStopped, match="the evaluator of red gives reward=nan"):
+        measured(config, base, task=PlacedTask(lambda images: [float("nan")] * len(images)))
 
 
 def test_a_model_at_paper_scale_is_measured(made):

@@ -33,9 +33,11 @@ def test_it_is_judged_by_the_evaluator_that_it_names():
     config = load(OWN)
     task = load_task(config, "rings")
     assert [prompt.text for prompt in task.test] == ["a photo of a ring"] and len(task.train) == 4
-    assert task.name == "rings" and task.primary == "pickscore" and load_rewards(config, task) == {}
-    assert load_task(config, "geneval").primary == "geneval_official_macro"  # which its checkpoints are measured on too
-    assert load_task(load([*OWN[:3], "+evaluators.rings=own_reward:Brightness"]), "rings").primary == "brightness"
+    assert task.name == "rings" and task.evaluator.primary == "pickscore" and load_rewards(config, task) == {}
+    other = load_task(config, "geneval")  # which its checkpoints are measured on too
+    assert other.evaluator.primary == "geneval_official_macro"
+    own = load_task(load([*OWN[:3], "+evaluators.rings=own_reward:Brightness"]), "rings")
+    assert own.evaluator.primary == "brightness"
 
 
 def test_it_trains(make_config):

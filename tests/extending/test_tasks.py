@@ -41,10 +41,10 @@ from star.tasks import load_rewards, load_task
 config = load(["task=rings"])
 task = load_task(config, "rings")
 assert [task.train[0].text[slice(*span)] for span in task.train[0].spans] == ["ring"], task.train[0]
-assert load_rewards(config, task) == {} and task.primary == "pickscore"
+assert load_rewards(config, task) == {} and task.evaluator.primary == "pickscore"
 geneval = load(["task=geneval", "+rewards.others.rings=0.5"])
 assert list(load_rewards(geneval, load_task(geneval, "geneval"))) == ["rings"]
-print(config.task.beta, task.protocol)
+print(config.task.beta, task.evaluator.protocol)
 """
 
 
@@ -78,6 +78,6 @@ def test_an_engine_is_its_class_and_a_line(monkeypatch):
     task = load_task(load(["task=ocr", "evaluators.ocr=shouting"]), "ocr")
     task.evaluator.pool._workers = 0  # the class is this test's own
     prompts = [Prompt('a sign that says "STAR"', ((18, 22),)), Prompt('a sign that says "SIGN"', ((18, 22),))]
-    verdicts = task.judge(prompts, [np.zeros((8, 8, 3), np.uint8)] * 2)
-    assert task.protocol == "ocr-v1/shouting-1" and [verdict["exact"] for verdict in verdicts] == [True, False]
-    assert task.summarise(prompts, verdicts)[1] == Score("ocr_exact", 0.5, pytest.approx(0.5), 2, 2)
+    verdicts = task.evaluator.submit(prompts, [np.zeros((8, 8, 3), np.uint8)] * 2)()
+    assert task.evaluator.protocol == "ocr-v1/shouting-1" and [verdict["exact"] for verdict in verdicts] == [True, False]
+    assert task.evaluator.summarise(prompts, verdicts)[1] == Score("ocr_exact", 0.5, pytest.approx(0.5), 2, 2)

@@ -51,16 +51,16 @@ def test_the_reward_is_the_continuous_score_and_strata_are_tags(task):
     single = next(p for p in task.test if p.target["tag"] == "single_object")
     red, blue = (next(p for p in task.test if p.target["tag"] == "colors" and f" {c} " in p.text) for c in ("red", "blue"))
     prompts = [single, single, single, red, blue]
-    verdicts = task.judge(prompts, [image(count) for count in (1, 2, 0, 1, 1)])
+    verdicts = task.evaluator.submit(prompts, [image(count) for count in (1, 2, 0, 1, 1)])()
     assert [v["reward"] for v in verdicts] == [1, 0, 0, 1, 0.5]
     assert [v["correct"] for v in verdicts] == [True, True, False, True, False]
     assert [v["strict"] for v in verdicts] == [True, False, False, True, False]
     assert [v["stratum"] for v in verdicts] == ["single_object"] * 3 + ["colors"] * 2
-    assert {v["stratum"] for v in task.judge(task.test, [image(1)] * len(task.test))} == set(TAGS)
+    assert {v["stratum"] for v in task.evaluator.submit(task.test, [image(1)] * len(task.test))()} == set(TAGS)
     assert set(task.evaluator.paired) <= verdicts[0].keys()
-    scores = {score.metric: score for score in task.summarise(prompts, verdicts)}
-    assert scores[task.primary].value == pytest.approx((2 / 3 + 1 / 2) / 2)  # the mean of the tags, not of the images
-    assert (scores[task.primary].images, scores[task.primary].prompts) == (5, 3)
+    score = {score.metric: score for score in task.evaluator.summarise(prompts, verdicts)}[task.evaluator.primary]
+    assert score.value == pytest.approx((2 / 3 + 1 / 2) / 2)  # the mean of the tags, not of the images
+    assert (score.images, score.prompts) == (5, 3)
 
 
 def test_core_words_are_those_of_the_record(task):

@@ -3,10 +3,11 @@ import hashlib
 import numpy as np
 import pytest
 
+from evaluators.interface import Score
 from evaluators.ocr.pool import Pool
 from star.common.errors import UserError
 from star.config import load
-from star.tasks import Prompt, Score, load_task, sign_words
+from star.tasks import Prompt, load_task, sign_words
 from star.tasks import prompt_files as data
 
 
@@ -30,14 +31,14 @@ def picture(word):
 @pytest.fixture
 def task():
     task = load_task(load(["task=ocr"]), "ocr")
-    real = task.protocol
+    real = task.evaluator.protocol
     task.evaluator.pool = Pool(Oracle(), 0)
     assert real.startswith("ocr-v1/rapidocr-3.")
     return task
 
 
 def test_mini_prompts_are_signs_and_no_test_word_is_trained(task):
-    assert task.protocol == "ocr-v1/oracle-1"
+    assert task.evaluator.protocol == "ocr-v1/oracle-1"
     train, test = (
         [prompt.text[start:end] for prompt in split for start, end in prompt.spans] for split in (task.train, task.test)
     )
@@ -50,29 +51,23 @@ def test_verdicts_and_scores(task):
     prompts = [Prompt(sign_words.prompt(word), ()) for word in ("STAR", "ROBOT")]
     shown = [("STAR", 0), ("ROBIN", 1), ("", 0), ("A Robot", 1)]
     asked = [prompts[number] for _, number in shown]
-    verdicts = task.judge(asked, [picture(word) for word, _ in shown])
+    verdicts = task.evaluator.submit(asked, [picture(word) for word, _ in shown])()
     assert [verdict["reward"] for verdict in verdicts] == [1, pytest.approx(0.6), 0, 1]
     assert [verdict["exact"] for verdict in verdicts] == [True, False, False, True]
     assert [verdict["text"] for verdict in verdicts] == ["STAR", "ROBIN", "", "A Robot"]
     assert len({verdict["stratum"] for verdict in verdicts}) == 1
     assert all(verdicts[0].keys() >= {key} for key in task.evaluator.paired)
-    reward, exact = task.summarise(asked, verdicts)
+    reward, exact = task.evaluator.summarise(asked, verdicts)
     # Two prompts of two images each: means 0.5 and 0.8 about 0.65, so half their difference.
     assert reward == Score("ocr_accuracy", pytest.approx(0.65), pytest.approx(0.15), 4, 2)
     assert exact == Score("ocr_exact", 0.5, 0.0, 4, 2)
-    assert reward.metric == task.primary
-    assert task.summarise(asked[:1], verdicts[:1])[0].stderr is None
-
-
-def test_judging_can_be_started_and_waited_for(task):
-    prompts = [Prompt(sign_words.prompt("STAR"), ())]
-    wait = task.submit(prompts, [picture("STAB")])
-    assert wait() == task.judge(prompts, [picture("STAB")])
+    assert reward.metric == task.evaluator.primary
+    assert task.evaluator.summarise(asked[:1], verdicts[:1])[0].stderr is None
 
 
 def test_a_prompt_without_quotes_is_told(task):
     with pytest.raises(UserError, match="'a red star' has no text in double quotes"):
-        task.judge([Prompt("a red star", ())], [picture("STAR")])
+        task.evaluator.submit([Prompt("a red star", ())], [picture("STAR")])()
 
 
 def test_paper_prompts_come_from_the_published_files(tmp_path, monkeypatch):

@@ -53,11 +53,11 @@ def test_the_reward_is_scaled_and_the_score_is_not(make_task):
     task = make_task("bytes", "mini")
     images = [np.full((2, 2, 3), value, np.uint8) for value in (26, 13, 0, 52)]
     prompts = [task.test[0], task.test[0], task.test[1], task.test[1]]
-    verdicts = task.judge(prompts, images)
+    verdicts = task.evaluator.submit(prompts, images)()
     assert [v["reward"] for v in verdicts] == [1, 0.5, 0, 2] and [v["score"] for v in verdicts] == [26, 13, 0, 52]
     assert {v["stratum"] for v in verdicts} == {"all"} and all(type(v["score"]) is float for v in verdicts)
-    (score,) = task.summarise(prompts, verdicts)
+    (score,) = task.evaluator.summarise(prompts, verdicts)
     # Prompt means 19.5 and 26: the standard error of the mean of two clusters is half their distance.
-    assert score == (task.primary, pytest.approx(22.75), pytest.approx(3.25), 4, 2)
+    assert score == (task.evaluator.primary, pytest.approx(22.75), pytest.approx(3.25), 4, 2)
     assert task.name == "pickscore"
-    assert task.protocol == "pickscore-v1/bytes@0" and set(task.evaluator.paired) <= verdicts[0].keys()
+    assert task.evaluator.protocol == "pickscore-v1/bytes@0" and set(task.evaluator.paired) <= verdicts[0].keys()

@@ -13,6 +13,7 @@ from fake_task import RedTask
 from safetensors.torch import load_file, save_file
 from tiny import FAST
 
+from evaluators.interface import Score
 from star.common.errors import RunStopped, UserError
 from star.common.files import write_last
 from star.common.machine import machine
@@ -20,7 +21,6 @@ from star.config import load
 from star.matrix.cells import Cell, State
 from star.records.code import commit
 from star.records.results import read_rows
-from star.tasks import Score
 from star.training import checkpoint, runs
 from star.training import folder as folder_module
 from star.training.checkpoint import TrainingFolder

@@ -13,6 +13,7 @@ import torch
 from fake_task import RedTask
 from safetensors.torch import load_file
 
+from evaluators.interface import Score
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in
 from star.common.noise import normal
@@ -20,7 +21,7 @@ from star.common.processes import together
 from star.config import base_folder, identity, load
 from star.models.lora import Lora
 from star.models.sd3 import SD3
-from star.tasks import Score, load_task
+from star.tasks import load_task
 from star.training import evaluation, guards, runs
 from star.training.evaluation import Evaluation
 from star.training.rollout import generate
@@ -231,7 +232,7 @@ def test_the_shipped_base_draws_what_it_is_asked_for(make_config):
         prompts = [prompt for prompt in task.test if prompt.target["tag"] == "single_object"]
         texts = [prompt.text for prompt in prompts]
         images = generate(base, texts, [(0, "shipped", text) for text in texts], 8, 3.0)
-    right = [verdict["correct"] for verdict in task.judge(prompts, list(images.numpy()))]
+    right = [verdict["correct"] for verdict in task.evaluator.submit(prompts, list(images.numpy()))()]
     assert len(right) == 8 and sum(right) >= 5
 
 

@@ -11,11 +11,10 @@ import torch
 from fake_task import RedTask
 from tiny import small_pipeline
 
-from evaluators.interface import check_verdicts
+from evaluators.interface import Score, check_verdicts
 from star import cli
 from star.common.errors import RunStopped
 from star.models.sd3 import SD3
-from star.tasks import Score
 from star.training import runs
 from star.training.guards import bad_epochs
 from star.training.trainer import Trainer
