@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from evaluators.geneval.evaluator import GenEval
@@ -22,7 +21,7 @@ from star.records.names import method_label
 from star.report.blocks import Page, Picture, Section, Table, Text, to_html
 from star.report.maps import denoised, drawn_weights
 from star.report.pictures import spread
-from star.tasks import Prompt, Task, load_task
+from star.tasks import Prompt, load_task
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import loaded
 
@@ -74,10 +73,10 @@ def demo(folder: Path, overrides: Sequence[str]) -> Demo:
         raise UserError("star demo takes a minute and one process; start it without a launcher")
     base = loaded(config)
     adapters = {method: lora.read(ADAPTERS / method).values(base) for method in METHODS}
-    found = {"base": _evaluated(base, task, config, accelerator)}
+    found = {"base": evaluate(base, task, config, 1, accelerator)}
     for method, values in adapters.items():
         with base.weights(values):
-            found[method] = _evaluated(base, task, config, accelerator)
+            found[method] = evaluate(base, task, config, 1, accelerator)
     prompts = _chosen(task.test)
     maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +94,6 @@ def _check_place(page: Path, picture: Path) -> None:
     ours = page.exists() and TITLE in page.read_text(errors="replace")
     if not ours and (there := [file for file in (page, picture) if file.exists()]):
         raise UserError(f"{there[0]} is not of this command and would be overwritten; name another folder with --out")
-
-
-def _evaluated(base: BaseModel, task: Task, config: Config, accelerator: Accelerator) -> Evaluation:
-    return evaluate(base, task, config.evaluation, 1, config.train.micro_batch, accelerator)
 
 
 def _chosen(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -12,7 +12,7 @@ from evaluators.interface import Score, check_verdicts, summary
 from star.common.console import note
 from star.common.processes import gather
 from star.common.progress import track
-from star.config import EvaluationConfig
+from star.config import Config, EvaluationConfig
 from star.models.interface import BaseModel
 from star.tasks import Task
 from star.training.judging import Beside, Verdicts
@@ -37,22 +37,16 @@ class Evaluation:
 
 
 def evaluate(
-    base: BaseModel,
-    task: Task,
-    config: EvaluationConfig,
-    images: int,
-    batch: int,
-    accelerator: Accelerator,
-    partial: Partial | None = None,
+    base: BaseModel, task: Task, config: Config, images: int, accelerator: Accelerator, partial: Partial | None = None
 ) -> Evaluation:
     """Draw ``images`` images of every test prompt and judge them; each process draws its share.
 
     Args:
         base: the model, with the weights that are to be judged.
         task: prompts and judge.
-        config: steps, guidance and the seed of the noise, which is keyed by (seed, prompt, image).
+        config: ``evaluation`` has steps, guidance and the seed of the noise, which is keyed by (seed, prompt, image);
+            ``train.micro_batch`` says how many images go through the model at once.
         images: per prompt.
-        batch: images that go through the model at once.
         accelerator: the processes.
         partial: what the same evaluation had judged when it was cut off, and where new verdicts are kept; None to keep none.
 
@@ -60,7 +54,7 @@ def evaluate(
         RunStopped: a velocity, a pixel, a verdict or a score is not finite, or what was judged cannot be written.
         UserError: the evaluator's scores are not as :class:`evaluators.interface.Score` says.
     """
-    main = accelerator.is_main_process
+    main, how, batch = accelerator.is_main_process, config.evaluation, config.train.micro_batch
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     known = partial.read(samples=main) if partial else {}
@@ -68,8 +62,8 @@ def evaluate(
     if main and len(left) < len(batches):
         note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
     mine = _share(left, base, accelerator)
-    base.prepare([task.test[number].text for part in mine for number, _ in part], config.guidance)
-    drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
+    base.prepare([task.test[number].text for part in mine for number, _ in part], how.guidance)
+    drawn = _judged(base, task, how, track(mine, f"evaluating on {task.name}") if main else mine, partial)
     anew = {job for part in left for job in part}
     before = [one for one in known.values() if one.job not in anew]
     # Sample images are not gathered: each process saves its own.

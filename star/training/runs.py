@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -72,7 +72,7 @@ def _measured(config: Config, trainer: Trainer, summary: dict) -> list[Row]:
             cure = f"delete {final / 'summary.json'}, and the same command trains the last epochs again"
             load_trained(final / "trained.safetensors", weights, cure)
         with trainer.base.weights(weights):
-            return _evaluate(config, images, trainer.base, task, trainer.accelerator, partial)
+            return evaluate(trainer.base, task, config, images, trainer.accelerator, partial)
 
     own = config.task.name
     method = settings.label(config, config.method.name)
@@ -94,7 +94,7 @@ def base(config: Config) -> list[Row]:
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
         model = _loaded(config, partial)
         with model.reference():
-            return _evaluate(config, images, model, task, accelerator, partial)
+            return evaluate(model, task, config, images, accelerator, partial)
 
     folder, label = settings.base_folder(config), settings.label(config, "base")
     return _untrained(config, settings.base_identity(config), measure, folder, label)
@@ -107,7 +107,7 @@ def released(config: Config, lora: Lora, method: str) -> list[Row]:
     def measure(task: Task, images: int, partial: Partial | None) -> Evaluation:
         model = _loaded(replace(config, model=lora.model_config(config.model)), partial)
         with model.weights(lora.values(model)):
-            return _evaluate(config, images, model, task, accelerator, partial)
+            return evaluate(model, task, config, images, accelerator, partial)
 
     folder = settings.base_folder(config).with_name(method)
     return _untrained(config, released_identity(config, lora), measure, folder, method)
@@ -208,12 +208,6 @@ class Kept:
 def _protocol(task: Task, config: Config) -> str:
     """``geneval-v1/mini-2/mini``, and behind it how the evaluation departs from the scale's, as in ``.../guidance=1.0``."""
     return str(ProtocolName.of(task.evaluator.protocol, config.scale, settings.evaluation_changes(config)))
-
-
-def _evaluate(
-    config: Config, images: int, model: BaseModel, task: Task, accelerator: Accelerator, partial: Partial | None
-) -> Evaluation:
-    return evaluate(model, task, config.evaluation, images, config.train.micro_batch, accelerator, partial)
 
 
 def _keep(folder: Path, result: Evaluation, rows: list[Row]) -> None:

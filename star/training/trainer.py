@@ -157,8 +157,7 @@ class Trainer(Learner):
     def evaluate(self, images: int) -> list[Score]:
         """Score the average of the weights on the test prompts; see :func:`star.training.evaluation.evaluate`."""
         with self.base.weights(self.ema.values):
-            size = self.config.train.micro_batch
-            return evaluate(self.base, self.task, self.config.evaluation, images, size, self.accelerator).scores
+            return evaluate(self.base, self.task, self.config, images, self.accelerator).scores
 
     def _advance(self, progress: dict, metrics: dict) -> dict:
         """Progress after one more epoch; stops a run that has collapsed."""

@@ -46,7 +46,7 @@ def seen(monkeypatch):
     """The trained parameters' values at every evaluation of a run, instead of scores."""
     values: list[dict[str, torch.Tensor]] = []
 
-    def evaluate(base, task, config, images, batch, accelerator, partial):
+    def evaluate(base, task, config, images, accelerator, partial):
         values.append({name: parameter.detach().clone() for name, parameter in base.trained.items()})
         return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
 
@@ -85,7 +85,7 @@ def test_one_judge_at_a_time_is_there_in_the_end(make_config, monkeypatch):
         made.append(weakref.ref(task))
         return task
 
-    def evaluate(base, task, config, images, batch, accelerator, partial):
+    def evaluate(base, task, config, images, accelerator, partial):
         gc.collect()  # this fake is its own evaluator
         there.append((images, sum(one() is not None for one in made)))
         return Evaluation([Score("red", 0.5, None, 1, 1)], [{"prompt": "a", "image": 0, "reward": 0.5}], {})
@@ -209,7 +209,7 @@ def test_diversity_is_that_of_each_prompts_own_images(monkeypatch):
     monkeypatch.setattr(evaluation, "generate", flat)
     base = SimpleNamespace(device=CPU, sharded=False, prepare=lambda prompts, guidance: None)
     alone = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
-    scores = evaluation.evaluate(base, RedTask(), load([]).evaluation, 3, 4, alone).scores
+    scores = evaluation.evaluate(base, RedTask(), load(["train.micro_batch=4"]), 3, alone).scores
     assert scores[1].metric == "diversity" and scores[1].value == pytest.approx(0.8 / 3)
 
 
