@@ -25,7 +25,7 @@ from star.config import Config, load
 from star.models.interface import BaseModel
 from star.tasks import Prompt, load_task
 from star.training.machine import loaded
-from star.training.rollout import denoise, keyed_noise
+from star.training.rollout import capture_for, denoise, keyed_noise
 
 SHOWN = 8
 BELOW = "1: the map does not say where the objects are; more: it lies on them"
@@ -108,8 +108,7 @@ def shown(result: Localisation) -> Shown:
 @torch.no_grad()
 def _measured(base: BaseModel, detector: Detector, config: Config, prompts: Sequence[Prompt]) -> tuple:
     texts, sampling = [prompt.text for prompt in prompts], config.sampling
-    mask = base.core_columns(texts, [prompt.spans for prompt in prompts], config.relevance.columns)
-    capture = base.relevance(replace(config.relevance, blocks=list(range(base.blocks))), mask)
+    capture = capture_for(base, prompts, replace(config.relevance, blocks=list(range(base.blocks))))
     x = torch.stack([normal(base.latent_shape, config.seed, "maps", text) for text in texts]).to(base.device)
     noise = keyed_noise(base, [(config.seed, "maps steps", text) for text in texts])
     # The last step adds no noise, because the pictures are judged.

@@ -14,7 +14,7 @@ from star.models.interface import BaseModel
 from star.tasks import Prompt
 from star.training.checkpoint import load_trained
 from star.training.credit import star_weights
-from star.training.rollout import denoise
+from star.training.rollout import capture_for, denoise
 
 IDLE = 0.5
 """The share of a GPU's memory that must be free for it to count as idle; not 1, since earlier pictures keep some memory."""
@@ -68,7 +68,7 @@ def _check_idle(device: torch.device) -> None:
 
 def denoised(base: BaseModel, config: Config, prompt: Prompt) -> tuple[np.ndarray, torch.Tensor]:
     """One image by the deterministic flow, and the relevance of its steps, (steps, 1, h, w)."""
-    capture = base.relevance(config.relevance, base.core_columns([prompt.text], [prompt.spans], config.relevance.columns))
+    capture = capture_for(base, [prompt], config.relevance)
     x = normal(base.latent_shape, config.evaluation.seed, "test", prompt.text, 0)[None].to(base.device)
     maps = []
     for step in denoise(base, x, [prompt.text], config.sampling.guidance, ["ode"] * config.sampling.steps, capture=capture):

@@ -235,18 +235,14 @@ def sample(
         relevance: which blocks and columns; None to capture none.
         noise: draws (B, C, H, W) for each step in turn; by default the samples' own, see :func:`step_noise`.
     """
-    texts = [prompts[s.prompt].text for s in samples]
-    spans = [prompts[s.prompt].spans for s in samples]
-    sampling = config.sampling
+    sampling, drawn = config.sampling, [prompts[s.prompt] for s in samples]
     x = starts(base, samples, sampling.same_latent, config.seed, epoch)
-    capture = None
-    if relevance is not None:
-        capture = base.relevance(relevance, base.core_columns(texts, spans, relevance.columns))
+    capture = None if relevance is None else capture_for(base, drawn, relevance)
     # Every sample draws noise for every step, so that a step's noise does not depend on where the window lies.
     noise = noise or step_noise(base, samples, config.seed, epoch)
     kinds = [sampling.kind if step in steps or not sampling.window else "ode" for step in range(sampling.steps)]
 
-    runs = alike_runs(samples, sampling.same_latent)
+    texts, runs = [prompt.text for prompt in drawn], alike_runs(samples, sampling.same_latent)
     latents, log_probs, means, maps = [x], [], [], []
     for step in denoise(base, x, texts, sampling.guidance, kinds, sampling.noise_level, noise, capture, steps, alike=runs):
         x = step.following
@@ -267,6 +263,12 @@ def sample(
         images=base.decode(x).cpu(),
         alike=runs,
     )
+
+
+def capture_for(base: BaseModel, prompts: Sequence[Prompt], relevance: RelevanceConfig) -> Capture:
+    """What reads the relevance of a batch made from these prompts, of their core words."""
+    mask = base.core_columns([p.text for p in prompts], [p.spans for p in prompts], relevance.columns)
+    return base.relevance(relevance, mask)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from star.method.attention import KERNELS, install, may_have
 from star.models.interface import Capture
 from star.models.memory import GPU_OVERHEAD, needed
 from star.models.sd3 import SD3
-from star.training.rollout import MicroBatch, Sample, sample
+from star.training.rollout import MicroBatch, Sample, capture_for, sample
 from star.training.trainer import Trainer
 
 FLOW = ("method=flow_grpo",)
@@ -159,10 +159,7 @@ class Passes:
 
     def capture(self) -> Capture:
         """A capture that reads relevance as configured."""
-        prompts = [PROMPTS[row % len(PROMPTS)] for row in range(self.size)]
-        relevance = self.config.relevance
-        mask = self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], relevance.columns)
-        return self.base.relevance(relevance, mask)
+        return capture_for(self.base, [PROMPTS[row % len(PROMPTS)] for row in range(self.size)], self.config.relevance)
 
     def timed(self, action: Callable[[], None]) -> float:
         """The median seconds of a pass."""
