@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ from star.common.files import check_file, write_text
 from star.common.machine import on_gpu, versions
 from star.common.progress import bar
 from star.config import Config
-from star.method.attention import Relevance
+from star.models.interface import Capture
 from star.models.memory import needed
-from star.models.sd3 import SD3, configured
+from star.models.sd3 import SD3
 from star.models.shapes import autoencoder_of, random_pipeline, shape_of
 from star.models.sources import source
 from star.records.code import commit
@@ -33,7 +34,7 @@ from star.records.folder import own_results
 from star.tasks import Prompt, Task
 from star.training.credit import star_weights
 from star.training.machine import placed
-from star.training.rollout import MicroBatch, Sample, sample
+from star.training.rollout import MicroBatch, Sample, capture_for, sample
 from star.training.trainer import Trainer
 
 # The full method, two denoising steps of which the first is trained, and one update.
@@ -249,43 +250,41 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     """Median seconds of a rollout step without maps, with maps, and of the maps alone."""
     config = trainer.config
     texts = [PROMPT.text] * config.train.micro_batch
-    maps = config.relevance
-    mask = base.core_columns(texts, [PROMPT.spans] * len(texts), maps.columns)
-    timed = configured(Timed, base.transformer, maps, mask)
+    watching = capture_for(base, [PROMPT] * len(texts), config.relevance)
+    maps = _timed(watching)
     x = torch.randn(len(texts), *base.latent_shape, device=base.device)
 
     @torch.no_grad()
-    def step(capture: Relevance | None) -> float:
+    def step(capture: Capture | None) -> float:
         with _measuring(base.device) as taken, capture or nullcontext():
             base.velocity(x, trainer.schedule[0], texts, config.sampling.guidance)
         return taken.seconds
 
-    step(timed)  # warm-up
-    timed.seconds.clear()
+    step(watching)  # warm-up
+    maps.clear()
     plain: list[float] = []
     captured: list[float] = []
     started = time.monotonic()
     while not plain or time.monotonic() - started < SECONDS:
         plain.append(step(None))
-        captured.append(step(timed))
-    per_step = sum(timed.seconds) / len(captured)
-    return statistics.median(plain), statistics.median(captured), per_step
+        captured.append(step(watching))
+    return statistics.median(plain), statistics.median(captured), sum(maps) / len(captured)
 
 
-class Timed(Relevance):
-    """A :class:`Relevance` that also records how many seconds its computation takes."""
+def _timed(capture: Any) -> list[float]:
+    """The seconds of every computation of a :class:`star.method.attention.Relevance` from now on."""
+    compute, seconds = capture._relevance, []
 
-    def __init__(self, *given, **named) -> None:
-        super().__init__(*given, **named)
-        self.seconds: list[float] = []
-
-    def _relevance(self, *given) -> Tensor:
+    def timed(*given: Tensor) -> Tensor:
         _wait()
         started = time.perf_counter()
-        relevance = super()._relevance(*given)
+        relevance: Tensor = compute(*given)
         _wait()
-        self.seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
         return relevance
+
+    capture._relevance = timed
+    return seconds
 
 
 @contextmanager

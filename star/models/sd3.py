@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -26,8 +25,6 @@ from star.models.pipeline import load_pipeline, loading, stated
 from star.models.sharding import several_processes, shard
 from star.models.sources import pipeline_folder, source, told
 from star.models.text import EMPTY, TextCache, visiting
-
-Kind = TypeVar("Kind", bound=Relevance)
 
 CPU_PARAMETERS = 100e6
 """Larger models are not run without a GPU: a step would take minutes."""
@@ -180,7 +177,7 @@ class SD3:
         Raises:
             UserError: blocks or heads that the transformer does not have.
         """
-        return configured(Relevance, self.transformer, config, mask)
+        return configured(self.transformer, config, mask)
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which text columns hold core words, bool (B, columns); see :func:`star.method.tokens.token_columns`."""
@@ -356,9 +353,9 @@ def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, bac
         block.compile(backend=backend)
 
 
-def configured(kind: type[Kind], transformer: nn.Module, config: RelevanceConfig, mask: Tensor) -> Kind:
-    """A :class:`Relevance`, or a kind of it, as configured; arguments and errors are those of :meth:`SD3.relevance`."""
-    return kind(
+def configured(transformer: nn.Module, config: RelevanceConfig, mask: Tensor) -> Relevance:
+    """A :class:`Relevance` as configured; arguments and errors are those of :meth:`SD3.relevance`."""
+    return Relevance(
         transformer,
         config.blocks,
         mask,

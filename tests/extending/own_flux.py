@@ -147,7 +147,7 @@ class Flux(SD3):
 
     def relevance(self, config: RelevanceConfig, mask: Tensor) -> Relevance:
         """The configured capture."""
-        return configured(Relevance, self._all, config, mask)
+        return configured(self._all, config, mask)
 
     def core_columns(self, prompts: Sequence[str], spans: Sequence[Sequence[Span]], columns: str) -> Tensor:
         """Which T5 columns hold core words."""
