@@ -36,7 +36,7 @@ def token_columns(
     Args:
         tokenizers: the pipeline's ``tokenizer``, ``tokenizer_2`` and ``tokenizer_3``; the last may be None.
         prompts: B texts.
-        spans: the core words of each, as :func:`star.tasks.core_words.core_spans` gives them.
+        spans: the core words of each, as :mod:`star.tasks.core_words` gives them.
         clip_length: columns of the CLIP part, 77 in SD3.
         t5_length: columns of the T5 part, the pipeline's ``max_sequence_length``.
         columns: ``clip``, ``t5`` or ``both``.

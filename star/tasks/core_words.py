@@ -1,4 +1,4 @@
-"""Core words: the words of a prompt that a task's reward depends on, as character spans."""
+"""Core words: the words of a prompt that a task's reward depends on, as spans ``[start, end)`` in order, without overlaps."""
 
 import re
 
@@ -6,7 +6,6 @@ from evaluators.ocr.reward import target_span
 from star.common.errors import UserError
 from star.method.tokens import Span
 
-TASKS = ("geneval", "ocr", "pickscore")
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # Words that name nothing in a picture: articles, pronouns, auxiliaries, conjunctions, prepositions, and the ends of
 # contractions.
@@ -21,35 +20,35 @@ MEDIUM = frozenset({"photo", "photos", "photograph", "picture", "image"})
 """Words that name the picture and not what it shows: every position attends to them."""
 
 
-def core_spans(task: str, prompt: str, record: dict | None = None) -> list[Span]:
-    """Character spans ``[start, end)`` of a prompt's core words, in order and without overlaps.
-
-    ``geneval``: the classes (singular or plural), colours, counts and relations of the record, wherever they stand.
-    ``ocr``: the text inside the first pair of ASCII double quotes. ``pickscore``: every word but :data:`STOP_WORDS` and
-    :data:`MEDIUM`; the latter count only where a prompt has nothing else.
-
-    Args:
-        task: one of :data:`TASKS`.
-        prompt: the text that the image is made from.
-        record: for ``geneval``, the record of :mod:`evaluators.geneval.prompts`.
+def of_record(prompt: str, record: dict) -> list[Span]:
+    """The classes (singular or plural), colours, counts and relations of a GenEval record, wherever they stand in its prompt.
 
     Raises:
-        ValueError: an unknown task, or ``geneval`` without a record.
-        UserError: the prompt lacks a core word, or has none.
+        UserError: the prompt lacks one of them.
     """
-    if task == "geneval":
-        if record is None:
-            raise ValueError("the core words of a geneval prompt come from its record; none was given")
-        return _merged([span for forms in _record_words(record) for span in _occurrences(prompt, forms)])
-    if task == "ocr":
-        return [target_span(prompt)]
-    if task == "pickscore":
-        words = [word for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
-        if not words:
-            raise UserError(f"prompt {prompt!r} has no content word; remove it from the prompts")
-        shown = [word for word in words if word[0].lower() not in MEDIUM]
-        return [word.span() for word in shown or words]
-    raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    return _merged([span for forms in _record_words(record) for span in _occurrences(prompt, forms)])
+
+
+def of_quote(prompt: str) -> list[Span]:
+    """The text inside the first pair of ASCII double quotes.
+
+    Raises:
+        UserError: there is none.
+    """
+    return [target_span(prompt)]
+
+
+def content_words(prompt: str) -> list[Span]:
+    """Every word but :data:`STOP_WORDS` and :data:`MEDIUM`; the latter count only where a prompt has nothing else.
+
+    Raises:
+        UserError: there is none.
+    """
+    words = [word for word in re.finditer(r"[^\W_]+", prompt) if word[0].lower() not in STOP_WORDS]
+    if not words:
+        raise UserError(f"prompt {prompt!r} has no content word; remove it from the prompts")
+    shown = [word for word in words if word[0].lower() not in MEDIUM]
+    return [word.span() for word in shown or words]
 
 
 def _record_words(record: dict) -> list[list[str]]:
@@ -85,9 +84,12 @@ def _merged(spans: list[Span]) -> list[Span]:
     return merged
 
 
+RULES = {"ocr": of_quote, "pickscore": content_words}
+
+
 def spans_if_any(task: str, prompt: str) -> list[Span]:
-    """The :func:`core_spans` of a prompt; empty if it has none, like some of the published prompts."""
+    """The core words of a prompt by a task's rule in :data:`RULES`; empty if it has none, as some published prompts."""
     try:
-        return core_spans(task, prompt)
+        return RULES[task](prompt)
     except UserError:
         return []

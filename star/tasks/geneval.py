@@ -2,7 +2,7 @@
 
 from evaluators.geneval import prompts as geneval
 from star.tasks import Prompt
-from star.tasks.core_words import core_spans
+from star.tasks.core_words import of_record
 
 EVALUATOR = "geneval"
 VOCABULARIES = {"mini": geneval.MINI, "paper": geneval.OFFICIAL}
@@ -25,4 +25,4 @@ def test(scale: str) -> list[Prompt]:
 
 def prompt_of(record: geneval.Record) -> Prompt:
     """The prompt of a record, with its core words."""
-    return Prompt(record["prompt"], tuple(core_spans("geneval", record["prompt"], record)), record)
+    return Prompt(record["prompt"], tuple(of_record(record["prompt"], record)), record)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from star.tasks import Prompt, sign_words
-from star.tasks.core_words import core_spans, spans_if_any
+from star.tasks.core_words import of_quote, spans_if_any
 from star.tasks.prompt_files import load_prompts
 
 EVALUATOR = "ocr"
@@ -17,7 +17,7 @@ def train(scale: str) -> list[Prompt]:
 
 def test(scale: str) -> list[Prompt]:
     """A sign for every test word, or the lines of Flow-GRPO's file."""
-    return [Prompt(text, tuple(core_spans("ocr", text))) for text in _texts(scale, "test", sorted(sign_words.TEST_WORDS))]
+    return [Prompt(text, tuple(of_quote(text))) for text in _texts(scale, "test", sorted(sign_words.TEST_WORDS))]
 
 
 def _texts(scale: str, split: str, words: Sequence[str]) -> list[str]:

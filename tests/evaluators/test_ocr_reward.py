@@ -11,7 +11,7 @@ from evaluators.ocr.evaluator import TextRendering
 from evaluators.ocr.reward import levenshtein, target_span, target_text, text_reward
 from evaluators.score import score
 from star.common.errors import UserError
-from star.tasks.core_words import core_spans
+from star.tasks.core_words import of_quote
 
 words = st.text(alphabet="abC d", max_size=7)
 
@@ -66,12 +66,12 @@ def test_target_is_the_first_quoted_text():
 def test_target_and_core_word_are_the_same_characters():
     for prompt in ('a "Grand Opening" sign, "not this"', '"x"', 'tabs "\t" are no spaces', 'two\nlines "a\nb"'):
         start, end = target_span(prompt)
-        assert core_spans("ocr", prompt) == [(start, end)]
+        assert of_quote(prompt) == [(start, end)]
         assert prompt[start:end] == prompt.split('"')[1] == target_text(prompt)
         assert prompt[start - 1] == prompt[end] == '"'
     for prompt in ("no quotes", 'one " quote', 'an empty "" one', '"  "'):
         with pytest.raises(UserError, match="double quotes"):
-            core_spans("ocr", prompt)
+            of_quote(prompt)
 
 
 def test_a_quote_too_many_is_told_once(capsys):

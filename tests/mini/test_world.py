@@ -20,7 +20,7 @@ from star.mini.world import example
 from star.models.ema import EMA
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 from star.tasks import sign_words
-from star.tasks.core_words import core_spans
+from star.tasks.core_words import of_quote, of_record
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -113,7 +113,7 @@ def test_every_caption_fits_and_its_words_have_columns():
         ids = tokenizer(texts).input_ids
         assert max(map(len, ids)) <= TEXT_LENGTH
         assert tokenizer.unk_token_id not in ids[0][:-1]
-    spans = [core_spans("geneval", r["prompt"], r) for r in records] + [core_spans("ocr", t) for t in texts[-2:]]
+    spans = [of_record(r["prompt"], r) for r in records] + [of_quote(t) for t in texts[-2:]]
     mask = token_columns(tokenizers, texts, spans, clip_length=TEXT_LENGTH, t5_length=TEXT_LENGTH)
     assert mask[-2].sum() >= 7  # five T5 letters, and CLIP's letters or endings
     assert mask.any(1).all()

@@ -7,15 +7,15 @@ from evaluators.geneval.prompts import MINI, OFFICIAL, color_attr, colors, count
 from star.common.errors import UserError
 from star.method.tokens import token_columns
 from star.tasks import sign_words
-from star.tasks.core_words import core_spans
+from star.tasks.core_words import content_words, of_quote, of_record
 
 CLIP_WORDS = ("photo", "cat", "cats", "traffic", "light", "blue")
 T5_PIECES = ("▁photo", "▁cat", "▁traffic", "▁lights", "▁blue")
 CLIP_LENGTH, T5_LENGTH = 24, 30
 
 
-def words(task, prompt, record=None):
-    return [prompt[start:end] for start, end in core_spans(task, prompt, record)]
+def words(rule, prompt, *record):
+    return [prompt[start:end] for start, end in rule(prompt, *record)]
 
 
 def columns(prompt, spans, *, clip_length=CLIP_LENGTH, t5_length=T5_LENGTH, which="both", second=None):
@@ -47,18 +47,18 @@ def columns(prompt, spans, *, clip_length=CLIP_LENGTH, t5_length=T5_LENGTH, whic
     ],
 )
 def test_core_words_of_geneval(record, expected):
-    assert words("geneval", record["prompt"], record) == expected
+    assert words(of_record, record["prompt"], record) == expected
 
 
 def test_core_words_of_geneval_are_whole_words_in_any_case():
     record = two_object("cat", "tie")
-    assert words("geneval", "A Cat catches TIES, neat cattle untied", record) == ["Cat", "TIES"]
+    assert words(of_record, "A Cat catches TIES, neat cattle untied", record) == ["Cat", "TIES"]
 
 
 @pytest.mark.parametrize("count", ["5", "five"])
 def test_counts_beyond_four_are_found(count):
     record = {"include": [{"class": "cat", "count": 5}]}
-    assert words("geneval", f"{count} cats", record) == [count, "cats"]
+    assert words(of_record, f"{count} cats", record) == [count, "cats"]
 
 
 def test_all_official_and_mini_prompts_have_their_core_words():
@@ -66,42 +66,42 @@ def test_all_official_and_mini_prompts_have_their_core_words():
     for record in (*generate(OFFICIAL), *generate(MINI)):
         prompt = record["prompt"]
         rest = prompt
-        for start, end in reversed(core_spans("geneval", prompt, record)):
+        for start, end in reversed(of_record(prompt, record)):
             rest = rest[:start] + rest[end:]
         assert set(rest.split()) <= fixed, prompt
 
 
 def test_core_words_of_ocr_are_the_first_quoted_text():
-    assert words("ocr", 'a sign "Open Now" beside "Closed"') == ["Open Now"]
-    assert words("ocr", 'a sign "Open" beside a "') == ["Open"]
-    assert words("ocr", sign_words.prompt("STAR")) == ["STAR"]
+    assert words(of_quote, 'a sign "Open Now" beside "Closed"') == ["Open Now"]
+    assert words(of_quote, 'a sign "Open" beside a "') == ["Open"]
+    assert words(of_quote, sign_words.prompt("STAR")) == ["STAR"]
 
 
 def test_core_words_of_pickscore_are_content_words():
     prompt = "The dog's house, seen from a half-open door, isn't red & it's 2 PM"
     expected = ["dog", "house", "seen", "half", "open", "door", "isn", "red", "2", "PM"]
-    assert words("pickscore", prompt) == expected
+    assert words(content_words, prompt) == expected
 
 
 def test_the_word_for_the_picture_itself_is_no_core_word_of_pickscore():
-    assert words("pickscore", "a Photo of a red ring, picture by night") == ["red", "ring", "night"]
-    assert words("pickscore", "a photo") == ["photo"], "but where there is nothing else"
+    assert words(content_words, "a Photo of a red ring, picture by night") == ["red", "ring", "night"]
+    assert words(content_words, "a photo") == ["photo"], "but where there is nothing else"
 
 
 def test_single_and_multi_token_words():
     record = two_object("cat", "zebra")
-    clip, t5 = columns(record["prompt"], core_spans("geneval", record["prompt"], record))
+    clip, t5 = columns(record["prompt"], of_record(record["prompt"], record))
     assert clip == ["cat</w>", "z", "e", "b", "r", "a</w>"]
     assert t5 == ["▁cat", "z", "e", "b", "r", "a"]  # not the bare ▁ before the z
 
 
 def test_plural_and_two_word_classes():
     record = counting("traffic light", 2)
-    clip, t5 = columns(record["prompt"], core_spans("geneval", record["prompt"], record))
+    clip, t5 = columns(record["prompt"], of_record(record["prompt"], record))
     assert clip == ["t", "w", "o</w>", "traffic</w>", "ligh", "t", "s</w>"]
     assert t5 == ["t", "w", "o", "▁traffic", "▁lights"]
     record = counting("cat", 2)
-    clip, t5 = columns(record["prompt"], core_spans("geneval", record["prompt"], record))
+    clip, t5 = columns(record["prompt"], of_record(record["prompt"], record))
     assert clip == ["t", "w", "o</w>", "cats</w>"]
     assert t5 == ["t", "w", "o", "▁cat", "s"]
 
@@ -116,7 +116,7 @@ def test_clip_tokens_of_upper_case_words_and_of_odd_spaces():
 
 def test_quotes_do_not_count():
     prompt = 'a "blue cat"'
-    clip, t5 = columns(prompt, core_spans("ocr", prompt))
+    clip, t5 = columns(prompt, of_quote(prompt))
     assert clip == ["blue</w>", "cat</w>"]
     assert t5 == ["b", "l", "u", "e", "▁cat"]
 
@@ -196,13 +196,13 @@ def test_a_pipeline_without_t5_has_clip_columns_only():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: core_spans("geneval", "a photo of a dog", two_object("dog", "cat")), "'a photo of a dog' .* 'cat'"),
-        (lambda: core_spans("geneval", "a photo of cats", counting("cat", 3)), "'a photo of cats' .* '3'"),
-        (lambda: core_spans("ocr", "a sign that says 'OPEN'"), "no text in double quotes"),
-        (lambda: core_spans("ocr", 'a sign that says " "'), "no text in double quotes"),
-        (lambda: core_spans("ocr", 'a sign that says "" and "OPEN"'), "no text in double quotes"),
-        (lambda: core_spans("ocr", 'a sign that says "OPEN'), "no text in double quotes"),
-        (lambda: core_spans("pickscore", "it is ... the"), "no content word"),
+        (lambda: of_record("a photo of a dog", two_object("dog", "cat")), "'a photo of a dog' .* 'cat'"),
+        (lambda: of_record("a photo of cats", counting("cat", 3)), "'a photo of cats' .* '3'"),
+        (lambda: of_quote("a sign that says 'OPEN'"), "no text in double quotes"),
+        (lambda: of_quote('a sign that says " "'), "no text in double quotes"),
+        (lambda: of_quote('a sign that says "" and "OPEN"'), "no text in double quotes"),
+        (lambda: of_quote('a sign that says "OPEN'), "no text in double quotes"),
+        (lambda: content_words("it is ... the"), "no content word"),
         (lambda: columns("a blue cat", [(7, 10)], clip_length=4, t5_length=3), r"'a blue cat': .* \('cat'\)"),
         (lambda: columns("a blue cat", []), r"'a blue cat': .* \(none\)"),
     ],
@@ -215,8 +215,6 @@ def test_prompts_without_core_words_are_named(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: core_spans("genevil", "a cat"), "geneval, ocr, pickscore"),
-        (lambda: core_spans("geneval", "a cat"), "record"),
         (lambda: columns("a cat", [(2, 5)], which="clip_l"), "clip, t5, both"),
         (lambda: token_columns((None,) * 3, ["a", "b"], [[]], clip_length=4, t5_length=4), "2 prompts"),
     ],
