@@ -83,26 +83,14 @@ def _clip(device: str, activation: str = "quick_gelu") -> Clip:
     return TransformersClip(os.environ.get(clips.FOLDER_VARIABLE) or clips.PUBLISHED, device, activation)
 
 
-def _plain(network: Callable[[str], Network]) -> Callable[[str], Detector]:
-    return lambda device: OfficialDetector(network(device), _clip(device))
-
-
-def _compatible(network: Callable[[str], Network]) -> Callable[[str], Detector]:
-    # The server's open_clip is 2.31, which builds this CLIP with the ordinary GELU.
-    return lambda device: OfficialDetector(network(device), _clip(device, "gelu"), flow_grpo_compat=True)
-
-
-def _with_open_clip(network: Callable[[str], Network]) -> Callable[[str], Detector]:
-    return lambda device: OfficialDetector(network(device), clips.published_open_clip(device))
-
-
+# Flow-GRPO's server has open_clip 2.31, which builds this CLIP with the ordinary GELU; True: as that server judges.
 ENGINES: dict[str, Callable[[str], Detector]] = {
-    "mask2former": _plain(_mask2former),
-    "mask2former_open_clip": _with_open_clip(_mask2former),
-    "mask2former_flow_grpo_compat": _compatible(_mask2former),
-    "mmdet": _plain(_mmdet),
-    "mmdet_flow_grpo_compat": _compatible(_mmdet),
-    "hf-coco": _plain(mask2former.proxy),
+    "mask2former": lambda device: OfficialDetector(_mask2former(device), _clip(device)),
+    "mask2former_open_clip": lambda device: OfficialDetector(_mask2former(device), clips.published_open_clip(device)),
+    "mask2former_flow_grpo_compat": lambda device: OfficialDetector(_mask2former(device), _clip(device, "gelu"), True),
+    "mmdet": lambda device: OfficialDetector(_mmdet(device), _clip(device)),
+    "mmdet_flow_grpo_compat": lambda device: OfficialDetector(_mmdet(device), _clip(device, "gelu"), True),
+    "hf-coco": lambda device: OfficialDetector(mask2former.proxy(device), _clip(device)),
 }
 
 
