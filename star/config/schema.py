@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from omegaconf import OmegaConf
 
 from star.common.plugins import is_path
+from star.method import choices
 from star.method.arms import MAPS, RATIOS
 
 
@@ -76,17 +77,17 @@ NAME_OR_NULL = Rule(lambda value: value is None or _is_word(value), "must be a w
 PATH_OR_NULL = Rule(lambda value: value is None or is_path(value), "is no path of a class of one's own, as my_module:MyClass")
 REDUCTION = one_of(*RATIOS)
 CLIP = one_of("ratio", "kl")
-NORMALISE, STEPS = one_of("rollout", "step"), one_of("as_sampled", "equal")
-STD, KL = one_of("batch", "group"), one_of("flow_grpo", "paper")
-COLUMNS, SOFTMAX_OVER = one_of("clip", "t5", "both"), one_of("joint", "text")
-COLUMNS_COUNT = one_of("as_attended", "equally")
+NORMALISE, STEPS = one_of(*choices.NORMALISE), one_of("as_sampled", "equal")
+STD, KL = one_of(*choices.STDS), one_of(*choices.KLS)
+COLUMNS, SOFTMAX_OVER = one_of(*choices.COLUMNS), one_of(*choices.SOFTMAX_OVER)
+COLUMNS_COUNT = one_of(*choices.COLUMNS_COUNT)
 DTYPE, PARAMETERS = one_of("float32", "float16", "bfloat16"), one_of("lora", "full")
 ATTENTION = Rule(
     lambda value: value in (None, "flash", "efficient", "cudnn", "math"),
     "is not known; it is flash, efficient, cudnn, math, or null for the usual one",
 )
 KERNELS = one_of("auto", "torch", "onednn")
-KIND, SCHEDULE = one_of("sde", "cps"), one_of("constant", "linear")
+KIND, SCHEDULE = one_of(*choices.STOCHASTIC), one_of("constant", "linear")
 ARM = Rule(
     lambda value: value in MAPS or is_path(value),
     f"is not known; it is one of {', '.join(MAPS)}, or a function of one's own, as my_module:my_map",

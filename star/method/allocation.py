@@ -31,11 +31,10 @@ from torch import Tensor
 from star.common.errors import RunStopped, UserError
 from star.common.plugins import call_own, is_path
 from star.method.arms import Rollouts, map_maker, needs
+from star.method.choices import NORMALISE
 
 if TYPE_CHECKING:
     from star.method.arms import MapMaker
-
-NORMALISE = ("rollout", "step")
 
 
 def allocate(

@@ -23,9 +23,7 @@ from torch import Tensor, nn
 
 from star.common.devices import sent
 from star.common.errors import UserError
-
-SOFTMAX_OVER = ("joint", "text")
-COLUMNS_COUNT = ("as_attended", "equally")
+from star.method.choices import COLUMNS_COUNT, SOFTMAX_OVER
 
 Attended = tuple[Tensor, Tensor]
 """What an attention kernel returns: output (B, heads, queries, d), and log-sum-exp of logits, float32 (B, heads, queries)."""

@@ -22,11 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from star.method.arms import RATIOS
+from star.method.choices import KLS, STDS
 from star.method.sampling import log_prob
-
-REDUCTIONS = ("image", "image_weighted", "detached", "position")
-STDS = ("batch", "group")
-KLS = ("flow_grpo", "paper")
 
 
 class Bound(NamedTuple):
@@ -215,7 +213,7 @@ def policy_loss(
         weights: the allocation W >= 0, shaped as the log-probabilities; None for 1 everywhere.
         clip_range: half width of the trust region of the ratio.
         adv_clip: largest absolute advantage.
-        reduction: one of :data:`REDUCTIONS`; by default ``image`` for (B,) and ``position`` for (B, H, W).
+        reduction: one of :data:`star.method.arms.RATIOS`; by default ``image`` for (B,) and ``position`` for (B, H, W).
         bound: replaces the clip; None keeps it.
 
     Raises:
@@ -291,7 +289,7 @@ def kl_limit_for(reduction: str, clip_range: float, shape: Sequence[int]) -> flo
     difference of the means in units of the std. At that divergence its deviation, ``sqrt(2 KL / n)``, is the clip range.
 
     Args:
-        reduction: one of :data:`REDUCTIONS`.
+        reduction: one of :data:`star.method.arms.RATIOS`.
         clip_range: of its ratio.
         shape: (C, H, W) of the latents.
     """
@@ -308,7 +306,7 @@ def clip_range_for(reduction: str, image_clip: float, positions: int) -> float:
     noise decides which ratios leave it, and the rest pull the policy back to the one that sampled (results/LOG.md).
 
     Args:
-        reduction: one of :data:`REDUCTIONS`; all but ``position`` clip the image.
+        reduction: one of :data:`star.method.arms.RATIOS`; all but ``position`` clip the image.
         image_clip: the clip range of one ratio per image.
         positions: H times W of the latents.
     """
@@ -331,7 +329,7 @@ def ratio_tolerance_for(reduction: str, dtype: str, clip_range: float, positions
     rounding alone would be clipped.
 
     Args:
-        reduction: one of :data:`REDUCTIONS`.
+        reduction: one of :data:`star.method.arms.RATIOS`.
         dtype: what the model computes in: ``float32``, ``float16`` or ``bfloat16``.
         clip_range: of its ratio.
         positions: H times W of the latents.
@@ -368,5 +366,5 @@ def kl(mean_new: Tensor, mean_ref: Tensor, std: Tensor | float, dt: Tensor | flo
 
 
 def _check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}; the reductions are {', '.join(REDUCTIONS)}")
+    if reduction not in RATIOS:
+        raise ValueError(f"unknown reduction {reduction!r}; the reductions are {', '.join(RATIOS)}")

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KINDS = ("sde", "cps", "ode")
+from star.method.choices import KINDS
+
 TRAIN_TIMESTEPS = 1000
 
 

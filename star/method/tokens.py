@@ -11,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from star.common.errors import UserError
+from star.method.choices import COLUMNS
 
 Span = tuple[int, int]
 """A word's place in its prompt: characters ``[start, end)``."""
-
-COLUMNS = ("clip", "t5", "both")
 
 
 def token_columns(
