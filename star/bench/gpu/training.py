@@ -1,6 +1,5 @@
 """Training as a whole: against the published loop, phase by phase, interrupted and resumed, and with sharded weights."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, distributed
 
 from star.bench import speed
@@ -22,6 +20,7 @@ from star.models.sd3 import SD3, add_lora
 from star.models.sharding import shard
 from star.models.text import TextCache
 from star.tasks import Task
+from star.training.checkpoint import digest
 from star.training.machine import compute_deterministically
 from star.training.rollout import plan
 from star.training.trainer import Trainer
@@ -262,13 +261,9 @@ def _results(passes: Passes) -> dict[str, str]:
     gradients = {name: p.grad for name, p in passes.base.trained.items() if p.grad is not None}
     for parameter in passes.base.trained.values():
         parameter.grad = None
-    return {"velocity": _sha({"v": velocity}), "gradients": _sha(gradients)}
+    return {"velocity": digest({"v": velocity}), "gradients": digest(gradients)}
 
 
 def _compared(label: str, one: dict[str, str], other: dict[str, str]) -> Iterator[Figure]:
-    for name, digest in one.items():
-        yield Figure(f"{label}, {name}", "equal to the bit" if digest == other[name] else "not equal")
-
-
-def _sha(tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})).hexdigest()
+    for name, found in one.items():
+        yield Figure(f"{label}, {name}", "equal to the bit" if found == other[name] else "not equal")
