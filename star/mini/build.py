@@ -4,17 +4,20 @@
 """
 
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from star.models.shapes import clip_config
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 
 TEXT_WIDTH = 128
+CLIP = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "projection_dim": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": TEXT_LENGTH,
+}
 
 
 def untrained_pipeline(width: int = 160, blocks: int = 6) -> StableDiffusion3Pipeline:
@@ -58,9 +61,9 @@ def untrained_pipeline(width: int = 160, blocks: int = 6) -> StableDiffusion3Pip
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder,
-        text_encoder=_clip_encoder(clip),
+        text_encoder=CLIPTextModelWithProjection(clip_config(clip, CLIP)),
         tokenizer=clip,
-        text_encoder_2=_clip_encoder(clip),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(clip, CLIP)),
         tokenizer_2=clip_tokenizer(),
         text_encoder_3=T5EncoderModel(
             T5Config(
@@ -74,21 +77,4 @@ def untrained_pipeline(width: int = 160, blocks: int = 6) -> StableDiffusion3Pip
             )
         ),
         tokenizer_3=t5,
-    )
-
-
-def _clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            projection_dim=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
     )

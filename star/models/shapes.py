@@ -130,8 +130,8 @@ def random_pipeline(
     with torch.device(device):
         parts = {
             "vae": AutoencoderKL(**autoencoder),
-            "text_encoder": _clip(clip, narrow),
-            "text_encoder_2": _clip(clip, pooled - narrow),
+            "text_encoder": _thin_clip(clip, narrow),
+            "text_encoder_2": _thin_clip(clip, pooled - narrow),
             "text_encoder_3": T5EncoderModel(
                 T5Config(vocab_size=len(t5), d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
             ),
@@ -146,18 +146,13 @@ def random_pipeline(
     )
 
 
-def _clip(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=8,
-            projection_dim=width,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=CLIP_LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+def _thin_clip(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
+    shape = {"hidden_size": width, "intermediate_size": 8, "projection_dim": width}
+    more = {"num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": CLIP_LENGTH}
+    return CLIPTextModelWithProjection(clip_config(tokenizer, shape | more))
+
+
+def clip_config(tokenizer: CLIPTokenizer, shape: Shape) -> CLIPTextConfig:
+    """A text encoder's, for what a tokenizer gives; its vocabulary is the tokenizer's unless ``shape`` has another size."""
+    tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    return CLIPTextConfig(**{"vocab_size": len(tokenizer), **shape, **tokens})

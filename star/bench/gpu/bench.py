@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from star import config as settings
 from star.bench.gpu.sizes import SHRUNKEN, TRUE, Sizes
@@ -17,7 +17,7 @@ from star.bench.speed import fill_adapters
 from star.common.noise import normal
 from star.config import Config
 from star.models.sd3 import SD3
-from star.models.shapes import random_pipeline
+from star.models.shapes import clip_config, random_pipeline
 from star.tasks import Prompt, Task
 
 SEED = 0
@@ -106,8 +106,7 @@ def put_true_encoders(pipeline: Any, sizes: Sizes, device: torch.device, dtype: 
     """Replace the thin text encoders of a pipeline with encoders of the given sizes, with random weights."""
 
     def clip(shape: Mapping[str, Any]) -> torch.nn.Module:
-        tokens = {f"{kind}_token_id": getattr(pipeline.tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-        return built(CLIPTextModelWithProjection, CLIPTextConfig(**shape, **tokens), device, dtype)
+        return built(CLIPTextModelWithProjection, clip_config(pipeline.tokenizer, shape), device, dtype)
 
     pipeline.register_modules(
         text_encoder=clip(sizes.clip_l),

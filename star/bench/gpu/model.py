@@ -212,8 +212,7 @@ def _learning(passes: Passes, label: str, checkpointing: bool, ideal: float) -> 
 def _estimate(passes: Passes, checkpointing: bool) -> float:
     """``star doctor``'s estimate for tensors only, in GiB: without CUDA's overhead, with the bench's thin text encoders."""
     config = passes.bench.config(*passes.words, f"model.gradient_checkpointing={str(checkpointing).lower()}")
-    pipeline = passes.base.pipeline
-    parts = (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+    parts = (passes.base.pipeline.vae, *passes.base.encoders)
     others = sum(tensor.nbytes for part in parts for tensor in part.parameters())
     return (needed(config, passes.bench.sizes.transformer, others).gpu - GPU_OVERHEAD) / GIB
 
