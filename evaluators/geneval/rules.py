@@ -56,7 +56,7 @@ class Verdict:
     reason: str
 
 
-def filter_detections(raw: Detections, tag: str, counting_threshold: float = COUNTING_THRESHOLD) -> dict[str, list[Detection]]:
+def filter_detections(raw: Detections, tag: str) -> dict[str, list[Detection]]:
     """The detections that the verdict is based on: the best per class, best first.
 
     Scores must be above (not equal to) the threshold, compared in float32 as in the official evaluator. Of equal scores the
@@ -64,13 +64,12 @@ def filter_detections(raw: Detections, tag: str, counting_threshold: float = COU
 
     Args:
         raw: class -> detections in any order.
-        tag: of the record; counting has a threshold of its own, all others have :data:`SCORE_THRESHOLD`.
-        counting_threshold: for counting.
+        tag: of the record; the threshold is :data:`COUNTING_THRESHOLD` for counting, else :data:`SCORE_THRESHOLD`.
 
     Returns:
         class -> at most :data:`MAX_OBJECTS` detections; classes with none are left out.
     """
-    floor = np.float32(counting_threshold if tag == "counting" else SCORE_THRESHOLD)
+    floor = np.float32(COUNTING_THRESHOLD if tag == "counting" else SCORE_THRESHOLD)
     kept = {}
     for name, detections in raw.items():
         scores = np.array([detection.score for detection in detections], dtype=np.float32)

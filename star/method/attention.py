@@ -220,7 +220,6 @@ class Relevance:
         heads: Sequence[int] | Literal["mean"] = "mean",
         softmax_over: str = "joint",
         columns_count: str = "as_attended",
-        grid: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -230,7 +229,6 @@ class Relevance:
             heads: the heads to average over, by index; ``mean`` takes all.
             softmax_over: ``joint``, all image and text keys, or ``text``, the text keys alone.
             columns_count: ``as_attended``, or ``equally``: each scaled to the same mean over positions; the map's mean stays.
-            grid: (h, w) of the image tokens; None if the image is square.
 
         Raises:
             ValueError: an unknown softmax or count, or a mask of a wrong shape or with an empty row.
@@ -253,7 +251,6 @@ class Relevance:
         device = next(transformer.parameters()).device
         self._columns, self._valid = (sent(part, device) for part in _gatherable(mask))
         self._softmax_over, self._columns_count = softmax_over, columns_count
-        self._grid = grid
 
     def of(self, rows: Sequence[int]) -> Self:
         """A :class:`Relevance` like this one for some rows of the mask."""
@@ -264,7 +261,6 @@ class Relevance:
             heads=self._heads or "mean",
             softmax_over=self._softmax_over,
             columns_count=self._columns_count,
-            grid=self._grid,
         )
 
     def __enter__(self) -> Self:
@@ -284,7 +280,7 @@ class Relevance:
 
         Raises:
             RuntimeError: since the last take, no forward pass went through all chosen blocks.
-            ValueError: the image tokens do not fill the grid, or there is no grid and they form no square.
+            ValueError: the image tokens form no square.
         """
         seen = [processor.seen for processor in self._processors]
         for processor in self._processors:
@@ -294,10 +290,9 @@ class Relevance:
             raise RuntimeError(f"no forward pass went through blocks {missing} since the last take")
         maps = torch.stack([one for one in seen if one is not None])
         side = math.isqrt(maps.shape[-1])
-        height, width = self._grid or (side, side)
-        if height * width != maps.shape[-1]:
-            raise ValueError(f"{maps.shape[-1]} image tokens are no grid of {height} x {width}; give the grid")
-        maps = maps.unflatten(-1, (height, width))
+        if side * side != maps.shape[-1]:
+            raise ValueError(f"{maps.shape[-1]} image tokens form no square")
+        maps = maps.unflatten(-1, (side, side))
         taken: Tensor = maps if per_block else maps.mean(0)
         return taken
 

@@ -172,7 +172,6 @@ def test_filter_thresholds_are_exclusive_and_higher_for_counting():
     kept = filter_detections(raw, "colors")
     assert {name: [d.score for d in found] for name, found in kept.items()} == {"dog": [0.91, 0.9, 0.31]}
     assert [d.score for d in filter_detections(raw, "counting")["dog"]] == [0.91]
-    assert [d.score for d in filter_detections(raw, "counting", counting_threshold=0.5)["dog"]] == [0.91, 0.9]
 
 
 def test_filter_compares_in_float32():

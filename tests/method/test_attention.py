@@ -204,19 +204,10 @@ def test_a_known_attention_gives_a_known_map():
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("grid", [(2, 8), (4, 4), None])
-def test_the_grid_is_filled_row_by_row(grid):
-    model, batch = tiny_transformer(peaked=1.5), inputs()
-    found = captured(model, batch, core_mask(), grid=grid)
-    assert found.shape[-2:] == (grid or (4, 4))
-    assert torch.equal(found.flatten(2), captured(model, batch, core_mask()).flatten(2))
-
-
-def test_an_image_that_is_no_square_needs_its_grid():
+def test_an_image_that_is_no_square_is_refused():
     model, batch = tiny_transformer(), inputs()
     batch["hidden_states"] = batch["hidden_states"][:, :, :4]
-    assert captured(model, batch, core_mask(), grid=(2, 4)).shape == (2, ROWS, 2, 4)
-    with pytest.raises(ValueError, match="8 image tokens are no grid of 2 x 2"):
+    with pytest.raises(ValueError, match="8 image tokens form no square"):
         captured(model, batch, core_mask())
 
 
@@ -296,7 +287,7 @@ def test_the_maps_of_some_rows_are_those_of_all():
     model, batch, mask = tiny_transformer(peaked=1.5), inputs(), core_mask()
     rows = [2, 0]
     some = {name: tensor[rows] for name, tensor in batch.items()}
-    options = {"heads": [1], "softmax_over": "text", "columns_count": "equally", "grid": (2, 8)}
+    options = {"heads": [1], "softmax_over": "text", "columns_count": "equally"}
     with Relevance(model, [0, 1], mask, **options) as whole, torch.no_grad():
         model(**batch)
         expected = whole.take(per_block=True)[:, rows]

@@ -27,10 +27,8 @@ class Instances(NamedTuple):
     masks: torch.Tensor
 
 
-def instances(
-    class_logits: torch.Tensor, mask_logits: torch.Tensor, image: Prepared, floor: float = 0.0, limit: int = LIMIT
-) -> Instances:
-    """The best ``limit`` pairs of query and class.
+def instances(class_logits: torch.Tensor, mask_logits: torch.Tensor, image: Prepared, floor: float = 0.0) -> Instances:
+    """The best :data:`LIMIT` pairs of query and class.
 
     Args:
         class_logits: (queries, classes + 1), "no object" last.
@@ -38,11 +36,10 @@ def instances(
         image: what the network got.
         floor: pairs whose class probability is not above it are left out. Their score would not be above it either, since
             a mask score is at most 1.
-        limit: largest number of pairs.
     """
     probabilities = class_logits.softmax(dim=-1)[:, :-1]
     classes = probabilities.shape[1]
-    best, pairs = probabilities.flatten().topk(min(limit, probabilities.numel()), sorted=False)
+    best, pairs = probabilities.flatten().topk(min(LIMIT, probabilities.numel()), sorted=False)
     best, pairs = best[best > floor], pairs[best > floor]
     queries, which = torch.unique(pairs // classes, return_inverse=True)
     logits = _full_size(mask_logits[queries], image)
