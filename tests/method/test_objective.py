@@ -402,7 +402,6 @@ def test_kl_takes_the_reference_as_a_constant():
             lambda: log_prob_map(*[torch.zeros(1, 1, 2, 2)] * 2, 1.0, "sde", "pixel"),
             "image, image_weighted, detached, position",
         ),
-        (lambda: clip_range_for("pixel", 1e-4, 4), "image_weighted"),
         (lambda: kl(*[torch.zeros(1, 1, 2, 2)] * 2, 1.0, -0.1, "exact"), "flow_grpo, paper"),
         (lambda: kl(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1, 2), 1.0, -0.1), "differ in shape"),
     ],
