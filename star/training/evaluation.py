@@ -12,7 +12,7 @@ from evaluators.interface import Score, check_verdicts, summary
 from star.common.console import note
 from star.common.processes import gather
 from star.common.progress import track
-from star.config import Config, EvaluationConfig
+from star.config import Config
 from star.models.interface import BaseModel
 from star.tasks import Task
 from star.training.judging import Beside, Verdicts
@@ -54,7 +54,7 @@ def evaluate(
         RunStopped: a velocity, a pixel, a verdict or a score is not finite, or what was judged cannot be written.
         UserError: the evaluator's scores are not as :class:`evaluators.interface.Score` says.
     """
-    main, how, batch = accelerator.is_main_process, config.evaluation, config.train.micro_batch
+    main, batch = accelerator.is_main_process, config.train.micro_batch
     jobs = [(number, index) for number in range(len(task.test)) for index in range(images)]
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     known = partial.read(samples=main) if partial else {}
@@ -62,8 +62,8 @@ def evaluate(
     if main and len(left) < len(batches):
         note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
     mine = _share(left, base, accelerator)
-    base.prepare([task.test[number].text for part in mine for number, _ in part], how.guidance)
-    drawn = _judged(base, task, how, track(mine, f"evaluating on {task.name}") if main else mine, partial)
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.evaluation.guidance)
+    drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
     anew = {job for part in left for job in part}
     before = [one for one in known.values() if one.job not in anew]
     # Sample images are not gathered: each process saves its own.
@@ -94,17 +94,20 @@ def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) 
 
 
 def _judged(
-    base: BaseModel, task: Task, config: EvaluationConfig, batches: Iterable[list[Job]], partial: Partial | None
+    base: BaseModel, task: Task, config: Config, batches: Iterable[list[Job]], partial: Partial | None
 ) -> list[Judged]:
     """Draw and judge the batches; returns every image's verdict and thumbnail, and every prompt's first image."""
-    beside, judge = Beside(base.device), task.evaluator
+    beside, judge, how = Beside(base.device), task.evaluator, config.evaluation
     judged: list[Judged] = []
     drawn_before: list[Judged] = []  # whose verdicts are under way
     before: Verdicts = list  # there are none before the first batch
     for part in batches:
         prompts = [task.test[number] for number, _ in part]
-        keys = [(config.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
-        drawn = generate(base, [prompt.text for prompt in prompts], keys, config.steps, config.guidance)
+        keys = [(how.seed, "test", prompt.text, index) for prompt, (_, index) in zip(prompts, part, strict=True)]
+        texts = [prompt.text for prompt in prompts]
+        # A smaller batch would have code compiled for any size, which from then on draws rollouts with other digits.
+        surplus = (config.train.micro_batch - len(part)) * config.model.compile
+        drawn = generate(base, texts + texts[:1] * surplus, keys + keys[:1] * surplus, how.steps, how.guidance)[: len(part)]
         # The batch before was judged while this one was drawn. Waiting for it keeps at most two batches of images in memory.
         judged += _with_verdicts(drawn_before, check_verdicts(judge.protocol, before(), len(drawn_before)))
         if partial:

@@ -213,6 +213,23 @@ def test_diversity_is_that_of_each_prompts_own_images(monkeypatch):
     assert scores[1].metric == "diversity" and scores[1].value == pytest.approx(0.8 / 3)
 
 
+@pytest.mark.parametrize(("compiled", "sizes"), [("false", [4, 2]), ("true", [4, 4])])
+def test_compiled_code_meets_batches_of_one_size(monkeypatch, compiled, sizes):
+    drawn = []
+
+    def numbered(base, texts, keys, steps, guidance):
+        drawn.append(len(texts))
+        return torch.stack([torch.full((16, 16, 3), 10 * key[-1], dtype=torch.uint8) for key in keys])
+
+    monkeypatch.setattr(evaluation, "generate", numbered)
+    judged = []
+    task = RedTask(lambda images: judged.extend(int(image[0, 0, 0]) for image in images) or [0.0] * len(images))
+    base = SimpleNamespace(device=CPU, sharded=False, prepare=lambda prompts, guidance: None)
+    alone = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
+    evaluation.evaluate(base, task, load(["train.micro_batch=4", f"model.compile={compiled}"]), 3, alone)
+    assert drawn == sizes and judged == [0, 10, 20, 0, 10, 20]
+
+
 def test_latents_are_scaled_as_diffusers_does(make_config):
     base = SD3(make_config().model, CPU, 0)
     vae = base.pipeline.vae
