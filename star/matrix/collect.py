@@ -18,8 +18,7 @@ import pandas as pd
 
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import MOST, is_amount, locked, visible
-from star.config import options
+from star.common.files import MOST, is_amount, locked
 from star.matrix.cells import Cell, same_given
 from star.records import results
 from star.records.folder import (
@@ -105,8 +104,7 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     with locked(folder):
         for cell in cells:
             _put(cell, folder)
-        files = [file for file in visible(folder.glob("*.csv")) if file.stem in options("task") or results.is_of_rows(file)]
-        known = [row for file in files for row in results.read(file)]
+        known = [row for file in results.result_files(folder) for row in results.read(file)]
         _replace(folder / CURVES, curves, known)
         _replace(folder / IMAGES, images, known)
         _replace(folder / COMMANDS, commands, known)

@@ -19,7 +19,7 @@ import pandas as pd
 from star.common.errors import UserError, one_line
 from star.common.files import replacing
 from star.records.code import ROOT
-from star.records.results import Row
+from star.records.results import Row, result_files
 
 OWN = Path("runs", "results")
 """Where results of this machine's runs are put, a folder for each scale."""
@@ -195,7 +195,7 @@ def latest_own_results() -> Path:
     Raises:
         UserError: there are none.
     """
-    files = [file for file in OWN.glob("*/*.csv") if file.name not in NO_RESULTS]
+    files = [file for folder in OWN.glob("*") for file in result_files(folder)]
     if not files:
         done = any(Path("runs").glob("*/*/*/*/final/rows.json"))
         ways = "`star matrix`, with the words of the runs that are done in runs, makes them; or " if done else ""

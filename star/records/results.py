@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from evaluators.interface import MOST
 from star.common.errors import UserError, short
-from star.common.files import read_json, replacing
+from star.common.files import read_json, replacing, visible
+from star.config import options
 from star.records.names import MethodName
 
 FORMULA = ("=", "+", "-", "@")
@@ -161,10 +162,21 @@ def read(path: Path) -> list[Row]:
 
 
 def is_of_rows(path: Path) -> bool:
-    """Whether a file is a result file, by its header."""
-    with path.open("rb") as file:
-        first = file.readline()
-    return _header(first.decode("utf-8-sig", errors="replace")) in _headers(Row)
+    """Whether a file is a result file, by its header.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _header(_bytes(path).decode("utf-8-sig", errors="replace")) in _headers(Row)
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The result files of a results folder: those named after a known task, whatever is in them, and others by their header.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    return [file for file in visible(folder.glob("*.csv")) if file.stem in options("task") or is_of_rows(file)]
 
 
 def read_together(paths: Iterable[Path]) -> list[Row]:
@@ -314,13 +326,20 @@ PAPER_PARSERS: dict[str, Parser] = {
 
 def _open(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark first
+        return _bytes(path).decode("utf-8-sig")  # spreadsheets put a byte order mark first
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as a CSV file: {error}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `star reproduce geneval` to make results, or check the name") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; name a result file in it, e.g. {path / 'geneval.csv'}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a CSV file: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a CSV file: {error.strerror or error}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -46,7 +46,7 @@ from star.records.names import (
     plainness,
     reading_order,
 )
-from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together
+from star.records.results import METRICS, ROWS, VERDICTS, PaperRow, Row, read_paper, read_rows, read_together, result_files
 from star.records.summary import Summary, summarise, unlike
 from star.records.tables import DIVERSITY
 from star.report.verdict import SEEDS_FOR_A_CLAIM
@@ -232,7 +232,8 @@ def collect(folder: Path, runs: Path) -> Collection:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run `star reproduce geneval` to make results, or check the name")
-    rows = read_together(file for file in visible(folder.glob("*.csv")) if file.name not in NO_RESULTS)
+    files = result_files(folder)
+    rows = read_together(files)
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
     found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
@@ -241,6 +242,8 @@ def collect(folder: Path, runs: Path) -> Collection:
         if told := fault(path / "final", ROWS, VERDICTS, METRICS):
             del found.runs[cell]
             found.missing.append(f"A run folder is not used: {told}.")
+    if others := [file.name for file in visible(folder.glob("*.csv")) if file not in files and file.name not in NO_RESULTS]:
+        found.missing.append(f"Not read, because their columns are not those of result files: {', '.join(others)}.")
     found.missing += [*_unmeasured(found), *unlike(found.summaries), *_stopped(found, runs), *_mixed(found)]
     if (folder / COMMANDS).exists():
         recorded: dict[Cell, str] = {}

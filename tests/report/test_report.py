@@ -42,7 +42,7 @@ from star.config import load, read_config, to_dict, to_yaml
 from star.method.arms import ABLATION
 from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
-from star.records.results import read, write
+from star.records.results import read, result_files, write
 from star.report import figures, maps, pictures, report
 from star.report.ablation import _forest, comparisons, difference_row
 from star.report.blocks import _inline
@@ -565,6 +565,28 @@ def test_bad_input_is_the_users_error(tmp_path):
     (results / "curves.csv").write_text("epoch,reward\n1,0.5\n")
     with pytest.raises(UserError, match=r"curves\.csv has no column task, method, seed, config_hash"):
         report(results)
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "curves.csv"])
+def test_a_table_that_is_no_result_file_ends_no_report(tmp_path, name):
+    """Such as that of star bench gradient out=...; one that belongs in a results folder is not even told of."""
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    if name == "mine.csv":
+        (results / name).write_text("task,weights,arm,part,metric,value,stderr,epochs,images,commit,config_hash\n")
+    found = collect(results, tmp_path)
+    assert {row.task for row in found.rows} == {file.stem for file in result_files(results)} == {"geneval", "ocr", "pickscore"}
+    told = [sentence for sentence in found.missing if sentence.startswith("Not read, because")]
+    assert told == ["Not read, because their columns are not those of result files: mine.csv."] * (name == "mine.csv")
+
+
+def test_a_damaged_header_of_a_tasks_file_is_not_skipped(tmp_path):
+    results = write_matrix(tmp_path, arms=("star",), seeds=(0,), tasks=("ocr", "geneval"))
+    (results / "ocr.csv").write_text((results / "ocr.csv").read_text().replace("metric", "metrics", 1))
+    with pytest.raises(UserError, match=r"ocr\.csv line 1: the columns are task,metrics,"):
+        collect(results, tmp_path)
+    (results / "mine.csv").mkdir()
+    with pytest.raises(UserError, match=r"mine\.csv is a folder"):
+        result_files(results)
 
 
 def test_truth_values_of_one_task_and_numbers_of_another_are_one_column(tmp_path):
