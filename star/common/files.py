@@ -23,9 +23,6 @@ from star.common.errors import RunStopped, UserError
 HOST = platform.node() or "here"
 """Part of the names of files being written: only processes of this machine can be checked for being alive."""
 
-ROOM_ATTEMPTS = 100
-"""How often to try to make a folder that other processes make and delete; a try takes less than a millisecond."""
-
 TRIED = 2**16
 """How many bytes are written to see whether there is room; a file of scores is seldom larger."""
 
@@ -105,7 +102,9 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_room(folder: Path, told: str) -> None:
-    """Check that a folder can be made and written to, before the work whose results go there. Leaves nothing behind.
+    """Check that a folder can be made and written to, before the work whose results go there.
+
+    Nothing is made that another process could see: it may be making the same folder.
 
     Args:
         folder: the folder.
@@ -114,26 +113,25 @@ def check_room(folder: Path, told: str) -> None:
     Raises:
         UserError: it cannot be made or written to.
     """
-    made: list[Path] = []
     try:
-        made += [path for path in (folder, *folder.parents) if not path.exists()]
-        for attempt in range(ROOM_ATTEMPTS):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with TemporaryFile(dir=folder) as tried:
-                    tried.write(bytes(TRIED))  # a full disk still takes empty files,
-                    _synced(tried)  # and some systems promise room that they do not have
-                    break
-            except FileNotFoundError:  # another process that made the same check has just cleaned up
-                if attempt == ROOM_ATTEMPTS - 1:
-                    raise
+        there = next(path for path in (folder, *folder.parents) if _is_there(path))
+        for name in folder.relative_to(there).parts:
+            _is_there(there / name)  # it may be too long
+        with TemporaryFile(dir=there) as tried:
+            tried.write(bytes(TRIED))  # a full disk still takes empty files,
+            _synced(tried)  # and some systems promise room that they do not have
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{told} cannot go to {str(folder)!r}: {reason}; name another folder or make room there") from None
-    finally:
-        with suppress(OSError, ValueError):  # another process may use it by now
-            for path in made:
-                path.rmdir()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists, if only as a broken link; raises an OSError or a ValueError if it never can."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_file(file: Path, told: str) -> None:

@@ -312,14 +312,28 @@ def test_what_gets_its_name_is_on_the_disk(tmp_path, monkeypatch):
     assert done[2:] == [("sync", 3)]
 
 
-@pytest.mark.parametrize("name", ["file", "file/below", "/proc/x", "/dev/null/x", "x" * 300, "nul\0"])
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["file", "file/below", "link", "link/below", "/proc/x", "/dev/null/x", LONG, f"new/{LONG}", "x/" * 3000, "nul\0"],
+)
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, name):
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UserError, match="^result files cannot go to .*; name another folder or make room there$"):
         check_room(tmp_path / name, "result files")
     assert (tmp_path / "file").read_text() == "mine"
     check_room(tmp_path / "new" / "folder", "result files")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_looking_for_room_takes_no_folder_from_a_process_that_has_just_made_it(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append([*tmp_path.iterdir()]))
+    check_room(tmp_path / "new" / "folder", "result files")
+    assert seen == [[]]
 
 
 def test_a_disk_that_takes_only_empty_files_has_no_room(tmp_path):
