@@ -67,6 +67,7 @@ class Collection:
         scale: the scale, which the folder is named after.
         rows: the rows of all result files.
         paper: the published numbers.
+        place: where run folders are looked for, see :func:`collect`.
         images: per-image verdicts with ``task``, ``method``, ``seed``, their rows' ``protocol`` and images seen in training
             (``trained_on``), and what trainings must share to be compared (``terms``); None if there are none.
         curves: a line per epoch with ``task``, ``method`` and ``seed``, which tell trainings apart; None if there are none.
@@ -80,6 +81,7 @@ class Collection:
     scale: str
     rows: list[Row]
     paper: list[PaperRow]
+    place: Path = Path("runs")
     images: pd.DataFrame | None = None
     curves: pd.DataFrame | None = None
     commands: dict[Cell, str] = field(default_factory=dict)
@@ -170,7 +172,7 @@ class Collection:
         """
         folder = shipped_results(self.scale)
         there = any((folder / f"{task}.csv").exists() for task in self.tasks)
-        return collect(folder, Path("runs")) if there else None
+        return collect(folder, self.place) if there else None
 
     @cached_property
     def gradient(self) -> pd.DataFrame | None:
@@ -236,7 +238,7 @@ def collect(folder: Path, runs: Path) -> Collection:
     rows = read_together(files)
     if not rows:
         raise UserError(f"{folder}: no result file in it; run `star reproduce geneval` first, or name results/<scale>")
-    found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()))
+    found = Collection(folder, folder.resolve().name, rows, read_paper(find_paper()), runs)
     found.runs = _runs(runs / found.scale, rows)
     for cell, path in list(found.runs.items()):
         if told := fault(path / "final", ROWS, VERDICTS, METRICS):

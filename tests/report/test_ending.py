@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from fake_results import verdicts, write_matrix
+from fake_results import verdicts, write_matrix, write_run
 
 from star.common.errors import UserError
 from star.common.statistics import Estimate, detectable
@@ -60,6 +60,12 @@ def test_a_difference_on_a_single_prompt_is_not_said_to_have_an_interval():
     assert screen._difference(gain).endswith(
         "0.0050 on reward (seed 0; no interval, since one group of prompts has a single prompt)"
     )
+
+
+def test_run_folders_of_the_shipped_results_are_looked_for_where_ones_own_are(places, tmp_path):
+    own, shipped = places
+    path = write_run(tmp_path / "other", "ocr", "star", 1)
+    assert path in collect(own, tmp_path / "other").shipped.runs.values()
 
 
 def test_rows_of_models_trained_for_another_task_alone_are_no_traceback(places):
