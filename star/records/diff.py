@@ -30,7 +30,7 @@ from typing import Any
 
 from star.common.console import console_for_tables, table, tell
 from star.common.errors import UserError
-from star.common.numbers import MISSING
+from star.common.numbers import MISSING, estimate, signed
 from star.common.statistics import Estimate, normal_interval
 from star.method.arms import REFERENCE
 from star.records.code import ROOT
@@ -347,15 +347,14 @@ def _print(rows: Sequence[DiffRow]) -> None:
 
 
 def _cells(row: DiffRow) -> list[str]:
-    ours = MISSING if row.ours is None else f"{row.ours:.4f}"
-    if row.low is not None:
-        ours += f" [{row.low:.4f}, {row.high:.4f}]"
-    delta = MISSING if row.delta is None else f"{row.delta:+.4f}"
+    interval = None if row.low is None or row.high is None else (row.low, row.high)
+    ours = MISSING if row.ours is None else estimate(Estimate(row.ours, None, interval), 4)
+    delta = MISSING if row.delta is None else signed(row.delta, 4)
     counts = [f"{row.seeds}", f"{row.images:,}"] if row.seeds else [MISSING, MISSING]
     return [
         method_label(row.method),
         metric_label(row.task, row.metric),
-        row.reference or MISSING,
+        (row.reference or MISSING).replace("-", "\N{MINUS SIGN}"),
         ours,
         delta,
         *counts,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.common import markdown as written
-from star.common.numbers import MISSING, with_error
+from star.common.numbers import MISSING, estimate, with_error
 from star.method.arms import ARMS
 from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
@@ -114,16 +114,16 @@ def _own_lines(method: str, metrics: dict[str, str], summaries: Sequence[Summary
 def _own_cell(summary: Summary | None) -> str:
     if summary is None:
         return MISSING
-    estimate = summary.shown
-    if estimate.interval and (summary.seeds > 1 or estimate.stderr == 0):
-        return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
-    return with_error(estimate.value, estimate.stderr)
+    shown = summary.shown
+    if shown.interval and (summary.seeds > 1 or shown.stderr == 0):
+        return estimate(shown)
+    return with_error(shown.value, shown.stderr)
 
 
 def _published_cell(row: PaperRow | None) -> str:
     if row is None:
         return MISSING
-    return "not known" if row.value is None else str(row.value)
+    return "not known" if row.value is None else str(row.value).replace("-", "\N{MINUS SIGN}")
 
 
 def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:

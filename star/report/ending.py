@@ -7,7 +7,7 @@ import numpy as np
 
 from star.common.console import console_for_tables, print_table
 from star.common.errors import UserError
-from star.common.numbers import MISSING, counted, named_seeds, signed, with_error
+from star.common.numbers import MISSING, counted, estimate, named_seeds, signed, with_error
 from star.common.statistics import all_same, detectable
 from star.method.arms import REFERENCE
 from star.records import diff
@@ -105,10 +105,9 @@ def _told(summary: Summary | None) -> str:
     if summary is None:
         return MISSING
     shown = summary.shown
-    value, interval, stderr = shown.value, shown.interval, shown.stderr
     if summary.seeds == 1:
-        return with_error(value, stderr, 4)
-    return f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}], {summary.seeds} seeds" if interval else f"{value:.4f}"
+        return with_error(shown.value, shown.stderr, 4)
+    return estimate(shown, 4) + (f", {summary.seeds} seeds" if shown.interval else "")
 
 
 def _difference(gain: Comparison | None) -> str:

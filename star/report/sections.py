@@ -1,6 +1,5 @@
 """The chapters of a report, from what was found."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from evaluators.geneval.prompts import TAGS
@@ -186,13 +185,8 @@ def _all_metrics(found: Collection, task: str) -> Table:
     own = [summary for summary in found.summaries if summary.task == task and measured_on_own_task(summary.method)]
     lines = tables.table(task, own, found.paper)
     columns = [column for column, name in enumerate(lines[0]) if name not in TAGS]
-    head, *rows = [[_typeset(line[column]) for column in columns] for line in lines]
+    head, *rows = [[line[column].replace("**", "") for column in columns] for line in lines]
     return Table(f"{task}, all metrics: mean over seeds, and below it the published number", head, rows, numbers=2)
-
-
-def _typeset(cell: str) -> str:
-    """A cell of Markdown as plain text, with minus signs in place of hyphens."""
-    return re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", cell.replace("**", ""))
 
 
 def _per_task(found: Collection, anchor: str, block: Callable[[Collection, str], Block]) -> list[Section]:

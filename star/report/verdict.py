@@ -180,7 +180,7 @@ def _could(found: str, gain: Comparison | None, papers: float | None, p: float |
             f"test at 5 %{'' if p is None else '; after correction it has to be larger'}."
         )
     if papers is not None:
-        sentences.append(f"The paper's gain, as a share of Flow-GRPO's gain, would be {papers:+.3f} here.")
+        sentences.append(f"The paper's gain, as a share of Flow-GRPO's gain, would be {signed(papers)} here.")
     return " ".join(sentences)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -328,6 +329,17 @@ def test_json_holds_every_row(tmp_path, paper, capsys):
     assert document["rows"][3]["method"] == "star" and document["rows"][3]["ours"] == 0.5
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_numbers_below_zero_have_real_minus_signs_in_every_table(tmp_path, capsys, count):
+    rows = seeds(replace(ROW, task="own", metric="warmth"), *(-0.6, -0.5, -0.4)[:count])
+    published = replace(PUBLISHED, task="own", metric="warmth", value=Decimal("-0.55"))
+    lines = [line for line in markdown(rows, [published]).splitlines() if line.startswith("| STAR")]
+    write([replace(row, value=row.value - 0.01) for row in rows], tmp_path / "theirs.csv")
+    run(results(tmp_path, *rows), tmp_path / "theirs.csv", as_json=False)
+    text = "".join([*lines, *(line for line in capsys.readouterr().out.splitlines() if "warmth" in line)])
+    assert text.count("\N{MINUS SIGN}") >= 4 and not re.search(r"-\d", text)
+
+
 def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
     assert run(results(tmp_path, replace(ROW, protocol=MINI)), paper, as_json=False) == 0
     printed = capsys.readouterr().out
@@ -344,7 +356,8 @@ def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
 def test_the_table_of_the_diff(tmp_path, paper, capsys):
     assert run(results(tmp_path, replace(ROW, value=0.96)), paper, as_json=False) == 1
     lines = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in capsys.readouterr().out.splitlines()]
-    assert ["STAR", "official macro", "0.9759", "0.9600 [0.9502, 0.9698]", "-0.0159", "1", "2,212", "differs"] in lines
+    delta = "\N{MINUS SIGN}0.0159"
+    assert ["STAR", "official macro", "0.9759", "0.9600 [0.9502, 0.9698]", delta, "1", "2,212", "differs"] in lines
     assert ["Flow-GRPO", "official macro", "0.95", "–", "–", "–", "–", "not run"] in lines
 
 
