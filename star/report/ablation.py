@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from star.common.numbers import MISSING, signed
 from star.method.arms import ARMS, METHODS, RATIOS, REFERENCE
-from star.records.comparison import Comparison, compare
+from star.records.comparison import Comparison
 from star.records.names import family, method_label
 from star.report.blocks import ONE_SEED, Block, Gallery, Section, Table, Text, sizes
 from star.report.collection import Collection
@@ -22,14 +22,11 @@ def comparisons(found: Collection, task: str) -> list[Comparison]:
 
     Only methods of the same :func:`family` are compared.
     """
-    if found.images is None:
-        return []
-    images = found.images[found.images["task"] == task]
     methods = found.methods(task)
     pairs = [(method, REFERENCE + family(method)) for method in methods]
     pairs += [("star" + family(m), m) for m in methods if found.trained(task, m) and m != REFERENCE + family(m)]
     pairs = [(arm, reference) for arm, reference in pairs if arm != reference]
-    made = (compare(images, *pair, column, label) for column, label in found.paired(task).items() for pair in pairs)
+    made = (found.compare(task, *pair, *score) for score in found.paired(task).items() for pair in pairs)
     return [comparison for comparison in made if comparison]
 
 

@@ -4,7 +4,7 @@ from star.common.files import write_text
 from star.common.numbers import named_seeds, signed
 from star.method.arms import REFERENCE
 from star.records import tables
-from star.records.comparison import Comparison, compare
+from star.records.comparison import Comparison
 from star.records.names import method_label
 from star.report.collection import Collection, families
 from star.report.figures import reward_curves
@@ -33,10 +33,7 @@ def write_brief(found: Collection, task: str) -> None:
 
 def _gain(found: Collection, task: str, arm: str, reference: str) -> str:
     """The difference in a sentence, with every seed that the results hold of both; empty if they cannot be compared."""
-    if found.images is None:
-        return ""
-    images = found.images[found.images["task"] == task]
-    made = (compare(images, arm, reference, column, label) for column, label in found.paired(task).items())
+    made = (found.compare(task, arm, reference, *score) for score in found.paired(task).items())
     gains = [gain for gain in made if gain]
     if not gains:
         return ""

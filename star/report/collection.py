@@ -88,6 +88,7 @@ class Collection:
     terms: dict[Cell, str] = field(default_factory=dict)
     runs: dict[Cell, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    _compared: dict[tuple[str, ...], Comparison | None] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -139,17 +140,18 @@ class Collection:
 
     def difference(self, task: str, arm: str, reference: str) -> Comparison | None:
         """Arm minus reference on the task's main score; None if they cannot be compared."""
-        key = task, arm, reference
-        if key not in self._differences:  # it is asked for by several chapters, and takes a tenth of a second
-            made = None
-            if self.images is not None:
-                made = compare(self.images[self.images["task"] == task], arm, reference, *self.main_score(task))
-            self._differences[key] = made
-        return self._differences[key]
+        return self.compare(task, arm, reference, *self.main_score(task))
 
-    @cached_property
-    def _differences(self) -> dict[tuple[str, str, str], Comparison | None]:
-        return {}
+    def compare(self, task: str, arm: str, reference: str, column: str, label: str) -> Comparison | None:
+        """Arm minus reference on one of the :meth:`paired` scores; None if they cannot be compared."""
+        key = task, arm, reference, column, label
+        if key not in self._compared:  # it is asked for by several chapters, and takes a tenth of a second
+            self._compared[key] = compare(self.images_of(task), arm, reference, column, label)
+        return self._compared[key]
+
+    def images_of(self, task: str) -> pd.DataFrame:
+        """The per-image verdicts on a task; empty, without columns, if there are none of any task."""
+        return pd.DataFrame() if self.images is None else self.images[self.images["task"] == task]
 
     def main_metric(self, task: str) -> str | None:
         """The metric that methods are compared by, see :func:`star.tasks.main_metric`."""
@@ -162,6 +164,11 @@ class Collection:
     def main_score(self, task: str) -> tuple[str, str]:
         """Column and label of the first of :meth:`paired`."""
         return next(iter(self.paired(task).items()))
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether these are the results that ship with this project."""
+        return self.folder.resolve() == shipped_results(self.scale).resolve()
 
     @cached_property
     def shipped(self) -> "Collection | None":
@@ -427,7 +434,7 @@ def _unmeasured(found: Collection) -> list[str]:
 
 def _stopped(found: Collection, runs: Path) -> list[str]:
     """Sentences on runs of these tasks that stopped without results, which readers of the other results must know of."""
-    if found.folder.resolve() == shipped_results(found.scale).resolve():
+    if found.is_shipped:
         return []  # runs made here are not those of the shipped results
     there = {(row.task, row.method, row.seed) for row in found.rows}
     sentences = []

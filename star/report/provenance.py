@@ -13,7 +13,6 @@ from star.common.machine import installed
 from star.common.numbers import MISSING
 from star.method.arms import ARMS
 from star.records.code import commit
-from star.records.folder import shipped_results
 from star.records.names import RELEASED_METHOD, MethodName, measured_on_own_task, method_label
 from star.records.results import Row
 from star.report import csv_export as numbers
@@ -37,8 +36,7 @@ def made(found: Collection) -> Section:
     lines, notes = _commands(found)
     section.blocks.append(Code("The command of every run; finished runs are not repeated:", "\n".join(lines)))
     section.blocks += [Text(note, missing=True) for note in notes]
-    shipped = found.folder.resolve() == shipped_results(found.scale).resolve()
-    folder = f"results/{found.scale}" if shipped else found.folder
+    folder = f"results/{found.scale}" if found.is_shipped else found.folder
     section.blocks.append(Code("The command of this report:", f"star report {folder}"))
     section.blocks.append(
         Text(

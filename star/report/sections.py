@@ -7,7 +7,6 @@ from star.common.numbers import MISSING, estimate, number
 from star.method.arms import ABLATION, REFERENCE
 from star.records import diff, tables
 from star.records.comparison import Comparison
-from star.records.folder import shipped_results
 from star.records.names import measured_on_own_task, method_label, reading_order
 from star.report import pictures
 from star.report.ablation import ablation
@@ -109,7 +108,7 @@ def _findings(found: Collection) -> Section:
 
 def _beside_the_shipped(found: Collection) -> list[Section]:
     """One's own results beside those that ship; empty in a report of the shipped ones."""
-    if found.folder.resolve() == shipped_results(found.scale).resolve():
+    if found.is_shipped:
         return []
     parts = [Section(f"shipped-{task}", task, list(ending(found, task))) for task in found.tasks]
     return [Section("shipped", "Beside the shipped results", parts=parts)]

@@ -29,7 +29,7 @@ def uncertainty(found: Collection) -> Section:
         )
         for task in found.tasks:
             column, label = found.main_score(task)
-            if rows := _variance_rows(found.images[found.images["task"] == task], column, found.methods(task)):
+            if rows := _variance_rows(found.images_of(task), column, found.methods(task)):
                 head = ["method", "training seed", "prompts", "evaluation noise", "interaction"]
                 section.blocks.append(Table(f"{task}, {label}: standard deviation by source", head, rows))
     section.parts.append(Section("uncertainty-aggregate", "Across tasks", _aggregate(found)))
