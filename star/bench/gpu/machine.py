@@ -5,11 +5,12 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor
 
 from star.bench.gpu.bench import SEED, Bench
 from star.bench.gpu.figures import Figure, attempt, median_seconds, products, seconds
-from star.method.attention import KERNELS, Attended, may_have
+from star.method.attention import KERNELS, Attended, may_have, normalised
 
 PRECISIONS = {"bfloat16": "bfloat16", "float16": "float16", "TF32": "float32", "float32": "float32"}
 """Precision of a product -> type of its tensors."""
@@ -77,13 +78,14 @@ class Inputs(NamedTuple):
 
 
 def attention(bench: Bench) -> Iterator[Figure]:
-    """The speed of every attention kernel and of torch's own choice, and whether gradients change its output."""
+    """The speed of every attention kernel and of torch's own choice, whether gradients change its output, and the norm's."""
     for dtype in ("bfloat16", "float16", "float32"):
         kernels = {name: kernel for name, kernel in KERNELS.items() if may_have(bench.device.type, name, dtype)}
         reference: list[Tensor] = []
         for name, kernel in {**kernels, "torch's choice": _torch}.items():
             label = f"{dtype}, {name}"
             yield from attempt(label, partial(_kernel, bench, label, kernel, getattr(torch, dtype), reference))
+        yield from attempt(f"{dtype}, norm", partial(_norm, bench, dtype))
 
 
 def _torch(query: Tensor, key: Tensor, value: Tensor) -> Attended:
@@ -118,6 +120,27 @@ def _kernel(
         reference.append(without)
     elif apart := (without.float() - reference[0].float()).abs().max().item():
         yield Figure(f"{label}, output off that of the first kernel by at most", apart)
+
+
+def _norm(bench: Bench, dtype: str) -> Iterator[Figure]:
+    """The norm of one layer's queries, here and as diffusers computes it."""
+    rows, heads, tokens, width = bench.sizes.attention
+    norm = RMSNorm(width, 1e-6).to(bench.device, getattr(torch, dtype)).requires_grad_(False)
+    torch.manual_seed(SEED)
+    split, grad = torch.randn(2, rows, tokens, heads, width, device=bench.device).to(norm.weight.dtype)
+    split.requires_grad_()
+
+    def several(normed: Callable[[], Tensor], backward: bool) -> None:
+        for _ in range(AT_ONCE):
+            output = normed()
+            if backward:
+                torch.autograd.grad(output, split, grad)
+
+    for whose, normed in (("here", lambda: normalised(split, norm)), ("of diffusers", lambda: norm(split))):
+        for backward, what in ((False, "forward"), (True, "forward and backward")):
+            with torch.set_grad_enabled(backward):
+                taken = median_seconds(partial(several, normed, backward), bench.device, 1, bench.sizes.repeats)
+            yield Figure(f"{dtype}, norm {whose}, {what}", 1000 * taken / AT_ONCE, "ms")
 
 
 def _same(apart: float) -> str:
