@@ -5,8 +5,10 @@ from functools import partial
 import pytest
 import torch
 from fake_task import RedTask
+from tiny import tiny_transformer
 
 from star.common.errors import RunStopped, UserError
+from star.method.attention import install
 from star.models import sd3
 from star.training import guards
 from star.training.trainer import Trainer
@@ -46,6 +48,23 @@ def test_an_epoch_is_that_of_interpreted_blocks(make_config, quickly):
         assert ours["ratio_error"] < 1e-5
         for name in ("reward", "grad_norm", "effective_share", "kl"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_half_precision_gives_the_same_with_and_without_gradients():
+    """As rollouts and updates compute it, in machine code, which takes minutes: run with ``pytest -m slow`` and this file."""
+    transformer = tiny_transformer().to(torch.bfloat16).requires_grad_(False)
+    install(transformer)
+    for block in transformer.transformer_blocks:
+        block.attn.to_q.weight.requires_grad_(True)
+    sd3.compile_blocks(transformer, CPU)
+    latents, texts, pooled = torch.randn(2, 16, 8, 8), torch.randn(2, 12, 32), torch.randn(2, 64)
+    given = {"encoder_hidden_states": texts.bfloat16(), "pooled_projections": pooled.bfloat16()}
+    found = []
+    for learns in (False, True):
+        with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+            found.append(transformer(latents.bfloat16(), timestep=torch.full((2,), 500.0), **given).sample)
+    assert found[1].requires_grad and torch.equal(*found)
 
 
 def test_too_many_variants_are_a_line_and_not_interpreted(make_config, quickly, monkeypatch):
