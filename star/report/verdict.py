@@ -15,12 +15,14 @@ maps where ``oracle_twins``, which knows where the verdicts come from, shows no 
 verdict. A gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of Flow-GRPO's gain.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from scipy.stats import norm
 
 from star.common.numbers import counted, signed
 from star.common.statistics import Estimate, detectable_among
+from star.method.arms import REFERENCE
 from star.records.comparison import Comparison
 from star.report.blocks import Text
 
@@ -122,7 +124,7 @@ def says(
     """
     found = verdict(gain, control, oracle, papers, p)
     sentences = [
-        _gain(gain),
+        _gain(gain, absent),
         _test(gain, p),
         _could(found, gain, papers, p),
         says_of_oracle(oracle),
@@ -140,8 +142,10 @@ def says(
     return Text(" ".join(filter(None, sentences)), strong=f"{title}: {found}")
 
 
-def _gain(gain: Comparison | None) -> str:
+def _gain(gain: Comparison | None, absent: Sequence[str]) -> str:
     if gain is None:
+        if missing := [label for name, label in (("star", "STAR"), (REFERENCE, "Flow-GRPO")) if name in absent]:
+            return f"{' and '.join(missing)} {'was' if len(missing) == 1 else 'were'} not run here, so they cannot be compared."
         return (
             "STAR and Flow-GRPO have no images here of the same prompts, noise and seeds, judged under one protocol, so they "
             "cannot be compared."

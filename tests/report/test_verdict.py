@@ -106,7 +106,12 @@ def test_what_is_missing_is_said():
     assert "training has no measurable effect" in text and "not comparable" not in text
     assert "has no images to compare with" in says("ocr", made(*ABOVE), None, None, [], mini=False).text
     assert "two seeds is too wide to tell" in says("ocr", None, None, made(*AROUND, seeds=2), [], mini=False).text
-    assert "cannot be compared" in says("ocr", None, None, None, ["star"], mini=False).text
+    for absent, told in (
+        (["star"], "STAR was not run here, so they cannot be compared."),
+        (["flow_grpo", "star"], "STAR and Flow-GRPO were not run here"),
+        (["star_random"], "STAR and Flow-GRPO have no images here of the same prompts, noise and seeds"),
+    ):
+        assert told in says("ocr", None, None, None, absent, mini=False).text
     assert "there is no interval" in says("ocr", made(None, None), None, None, [], mini=False).text
     assert "A claim needs 8 training seeds, not 2." in says("ocr", made(*BELOW, seeds=2), None, None, [], mini=False).text
 
