@@ -145,7 +145,9 @@ def says(
 def _gain(gain: Comparison | None, absent: Sequence[str]) -> str:
     if gain is None:
         if missing := [label for name, label in (("star", "STAR"), (REFERENCE, "Flow-GRPO")) if name in absent]:
-            return f"{' and '.join(missing)} {'was' if len(missing) == 1 else 'were'} not run here, so they cannot be compared."
+            return (
+                f"{' and '.join(missing)} {'was' if len(missing) == 1 else 'were'} not run here, so they cannot be compared."
+            )
         return (
             "STAR and Flow-GRPO have no images here of the same prompts, noise and seeds, judged under one protocol, so they "
             "cannot be compared."
