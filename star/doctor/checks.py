@@ -1,7 +1,6 @@
 """What a configuration needs of this machine: packages, weights, evaluators, memory and disk."""
 
 import platform
-import zipfile
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -11,11 +10,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from huggingface_hub import constants
 from packaging.requirements import Requirement
-from safetensors import SafetensorError, safe_open
 
 from star import config as settings
 from star.common.errors import RunStopped, UserError
-from star.common.files import free_bytes, read_json
+from star.common.files import free_bytes
 from star.common.launched import check_launched
 from star.common.machine import installed, on_gpu, torch_for_gpu
 from star.common.plugins import is_path
@@ -24,7 +22,7 @@ from star.method.allocation import try_map
 from star.method.arms import map_maker, needs
 from star.models import find
 from star.models.memory import SIZES, Need, left_on_disk, needed
-from star.models.pipeline import load_pipeline
+from star.models.pipeline import MODULES, load_pipeline
 from star.models.sd3 import CPU_PARAMETERS, SD3
 from star.models.shapes import shape_of
 from star.models.sources import download, located, source
@@ -136,37 +134,6 @@ def _code() -> Finding:
     return Finding("code", True, told)
 
 
-def weights(folder: Path) -> dict[str, int]:
-    """Part of a diffusers pipeline -> bytes of its weights; 0 where they are missing or not complete."""
-    known = read_json(folder / "model_index.json")
-    parts = known.items() if isinstance(known, dict) else ()
-    named = [name for name, value in parts if isinstance(value, list) and value[:1] not in ([], [None])]
-    return {
-        name: _bytes(folder / name) for name in named if not name.startswith(("tokenizer", "scheduler", "feature_extractor"))
-    }
-
-
-def _bytes(folder: Path) -> int:
-    files = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern) if ".fp16" not in file.name]
-    for index in (file for file in folder.glob("*.index.json") if ".fp16" not in file.name):
-        known = read_json(index)
-        shards = known.get("weight_map") if isinstance(known, dict) else None
-        if not isinstance(shards, dict) or not all((folder / str(name)).exists() for name in shards.values()):
-            return 0
-    return sum(file.stat().st_size for file in files) if all(map(_is_whole, files)) else 0
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a weight file is complete, judged by its table of contents."""
-    if file.suffix == ".bin":
-        return zipfile.is_zipfile(file)
-    try:
-        with safe_open(file, "pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False
-
-
 def _problem(wanted: Requirement) -> str | None:
     if (found := installed(wanted.name)) is None:
         return f"{wanted.name} is missing"
@@ -220,10 +187,6 @@ def _model(config: Config, folder: Path | None, pipeline: StableDiffusion3Pipeli
         get = "put whole files back, or name another folder"
     if folder is None:
         return Finding("model", False, f"{model} is not on this machine: {_gib(need.pipeline)}", get)
-    sizes = weights(folder)
-    missing = [name for name, size in sizes.items() if not size]
-    if missing or not sizes:
-        return Finding("model", False, f"{folder} lacks whole weights of {', '.join(missing) or 'a pipeline'}", get)
     if pipeline is None:
         return Finding("model", False, fault, get)
     try:
@@ -231,7 +194,13 @@ def _model(config: Config, folder: Path | None, pipeline: StableDiffusion3Pipeli
         base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
     except UserError as error:
         return Finding("model", False, str(error), "choose what this model has, or another model")
-    return Finding("model", True, f"{model}: {_gib(sum(sizes.values()))} of weights")
+    return Finding("model", True, f"{model}: {_gib(_bytes(folder))} of weights")
+
+
+def _bytes(folder: Path) -> int:
+    """The size of a pipeline's weights, without copies in half precision."""
+    files = [file for name in MODULES for kind in ("safetensors", "bin") for file in (folder / name).glob(f"*.{kind}")]
+    return sum(file.stat().st_size for file in files if ".fp16" not in file.name)
 
 
 def _task(config: Config, name: str) -> Finding:

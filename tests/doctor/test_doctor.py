@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
@@ -364,23 +364,44 @@ def test_what_is_missing_says_what_to_do(monkeypatch, tmp_path):
     assert by_name(checks.check(config))["device"] == found["device"]
 
 
-def test_a_pipeline_without_all_of_its_weights_is_not_fine(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "P", "vae": ["d", "A"], "transformer": ["d", "T"]}')
-    for part in ("vae", "transformer"):
-        (tmp_path / part).mkdir()
-    weights = save({"w": torch.zeros(3)})
-    (tmp_path / "vae" / "model.safetensors").write_bytes(weights)
-    index = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
-    (tmp_path / "transformer" / "model.safetensors.index.json").write_text(index)
-    (tmp_path / "transformer" / "model-1.safetensors").write_bytes(weights)
-    assert checks.weights(tmp_path) == {"vae": len(weights), "transformer": 0}
-    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(weights)
-    assert checks.weights(tmp_path) == {"vae": len(weights), "transformer": 2 * len(weights)}
-    (tmp_path / "transformer" / "model-2.safetensors").write_bytes(weights[:-1])
-    (tmp_path / "vae" / "model.safetensors").rename(tmp_path / "vae" / "model.bin")
-    assert checks.weights(tmp_path) == {"vae": 0, "transformer": 0}
-    torch.save({"w": torch.zeros(3)}, tmp_path / "vae" / "model.bin")
-    assert checks.weights(tmp_path)["vae"] > 0
+def sharded(part):
+    """Replaces a part's weights by two shards and their index."""
+    (file,) = part.glob("*.safetensors")
+    weights = load_file(file)
+    file.unlink()
+    names = [f"{file.stem}-{number}-of-2.safetensors" for number in (1, 2)]
+    of = {name: names[place % 2] for place, name in enumerate(weights)}
+    for shard in names:
+        save_file({name: weights[name] for name in weights if of[name] == shard}, part / shard, {"format": "pt"})
+    (part / f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": of}))
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_a_pipeline_without_all_of_its_weights_is_not_fine(make_config, pipeline_folder, tmp_path, part):
+    folder = tmp_path / "model"
+    shutil.copytree(pipeline_folder, folder)
+    config = make_config(f"model.path={folder}")
+
+    def found():
+        return by_name(checks.check(config))["model"]
+
+    size = found().found
+    (file,) = (folder / part).glob("*.safetensors")
+    whole = file.read_bytes()
+    for content in (None, b"", whole[: len(whole) // 2]):
+        file.unlink() if content is None else file.write_bytes(content)
+        assert not found().fine and part in found().found and "put whole files back" in found().todo
+    file.write_bytes(whole)
+    sharded(folder / part)
+    assert found().fine and found().found == size
+    next((folder / part).glob("*-2-of-2.safetensors")).unlink()
+    assert not found().fine and f"{part}: " in found().found and "-2-of-2.safetensors" in found().found
+    stem = "diffusion_pytorch_model" if part == "transformer" else "pytorch_model"
+    shutil.rmtree(folder / part)
+    shutil.copytree(pipeline_folder / part, folder / part)
+    torch.save(load_file(folder / part / file.name), folder / part / f"{stem}.bin")
+    (folder / part / file.name).unlink()
+    assert found().fine and found().found == size
 
 
 def test_packages_are_those_that_the_project_requires():
@@ -415,7 +436,7 @@ def test_help_names_presets_and_variants():
 BROKEN = {
     "model_index.json": ["", "[]", '{"a": [[]]}', "[" * 100_000, '{"_class_name": 1}'],
     "transformer/config.json": ["{", "3"],
-    "transformer/x.safetensors.index.json": ["[]", '{"weight_map": 1}'],
+    "transformer/diffusion_pytorch_model.safetensors.index.json": ["[]", '{"weight_map": 1}'],
 }
 
 
@@ -425,15 +446,13 @@ def test_a_model_folder_with_broken_or_foreign_json_is_named(make_config, pipeli
     folder = tmp_path / "model"
     shutil.copytree(pipeline_folder, folder)
     (folder / file).write_text(content)
-    whole = all(checks.weights(folder).get(part) for part in ("transformer", "vae", "text_encoder"))
-    assert whole == (file == "transformer/config.json")
+    assert checks._on_meta(make_config(f"model.path={folder}"), folder)[1]
     if file == "transformer/config.json":
         with pytest.raises(UserError, match=f"^model.path={folder}"):
             shape_of(str(folder))
-    if not file.endswith("x.safetensors.index.json"):
-        with pytest.raises(UserError, match=f"^model.path={folder}") as caught:
-            models.load(make_config(f"model.path={folder}").model, torch.device("cpu"), 0)
-        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"^model.path={folder}") as caught:
+        models.load(make_config(f"model.path={folder}").model, torch.device("cpu"), 0)
+    assert "\n" not in str(caught.value)
 
 
 def changed(folder, file, **values):
@@ -500,7 +519,7 @@ def test_what_cannot_be_loaded_is_known_without_loading(make_config, pipeline_fo
     except UserError as error:  # without a shape there is nothing to work out
         assert re.search(fault, str(error))
     else:
-        assert not found.fine and (re.search(fault, found.found) or "lacks whole weights" in found.found)
+        assert not found.fine and re.search(fault, found.found)
 
 
 @pytest.mark.parametrize("words", [["model.resolution=30"], ["model.resolution=4096"], ["relevance.blocks=[7]"]])
