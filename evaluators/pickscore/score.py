@@ -28,7 +28,7 @@ from evaluators.hub import (
     locate,
     model_name,
 )
-from star.common.errors import UserError
+from star.common.errors import UserError, first_line
 from star.common.shipped import MINI_PICKSCORE
 
 BATCH = 32
@@ -88,9 +88,8 @@ class PickScore:
             self.tokenizer = load_tokenizer(beside, self.model)
             self.processor = CLIPImageProcessorPil.from_pretrained(beside)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            first = str(error).strip().split("\n")[0]
             raise UserError(
-                f"PickScore cannot load its model from {folder} and its processor from {beside}: {first}"
+                f"PickScore cannot load its model from {folder} and its processor from {beside}: {first_line(error)}"
             ) from error
         self.name = name or model_name(model, folder, beside)
 

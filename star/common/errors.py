@@ -24,6 +24,11 @@ def short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty, or the name of its kind if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def one_line(error: object) -> str:
     """The message of an error, without its line breaks."""
     return " ".join(str(error).split())

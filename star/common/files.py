@@ -18,7 +18,7 @@ import psutil
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, first_line
 
 HOST = platform.node() or "here"
 """Part of the names of files being written: only processes of this machine can be checked for being alive."""
@@ -163,7 +163,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises RuntimeErrors
-        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise RunStopped(f"{folder} cannot be written to: {reason}; the same command goes on where it was") from error
 
 

@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from star.common.errors import UserError
+from star.common.errors import UserError, first_line
 from star.common.plugins import is_path
 from star.config.schema import Config
 from star.method.arms import ARMS
@@ -132,7 +132,7 @@ def read_config(file: Path) -> Config:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))  # type: ignore[return-value]
     except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{file} cannot be read by this version: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file} cannot be read by this version: {first_line(error)}") from None
 
 
 def as_word(value: Any) -> str:

@@ -24,7 +24,7 @@ from yaml import YAMLError
 
 from star import config as settings
 from star.common.console import note, tell
-from star.common.errors import RunStopped, UserError, one_line
+from star.common.errors import RunStopped, UserError, first_line, one_line
 from star.common.files import write_text
 from star.common.machine import CORES_VARIABLE, cores
 from star.config.schema import COUNT, MINUTES
@@ -110,7 +110,7 @@ def load(words: Sequence[str]) -> Options:
         options: Any = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, YAMLError) as error:
         known = ", ".join(option.name for option in fields(kind))
-        raise UserError(f"launcher={name}: {str(error).splitlines()[0]}; its options are: {known}") from None
+        raise UserError(f"launcher={name}: {first_line(error)}; its options are: {known}") from None
     for option, rule in RULES.items():
         value = getattr(options, option, None)
         if value is not None and not rule.allows(value):

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, first_line
 from star.common.machine import torch_for_gpu
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, check_known, default_kernel, install, may_have
@@ -314,7 +314,7 @@ def add_lora(transformer: SD3Transformer2DModel, config: ModelConfig) -> None:
     try:
         transformer.add_adapter(adapters)
     except ValueError as error:
-        raise UserError(f"model.lora_targets={config.lora_targets}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.lora_targets={config.lora_targets}: {first_line(error)}") from None
     if config.dtype != "float32":
         for module in transformer.modules():
             if isinstance(module, LoraLayer):

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-from star.common.errors import UserError
+from star.common.errors import UserError, first_line
 from star.common.files import read_json
 from star.common.hub import cached
 from star.common.shipped import MINI_BASE
@@ -113,8 +113,7 @@ def told(config: ModelConfig) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Why a library could not load something: the start of its message, without details of the hub and advice."""
-    first = str(error).strip().partition("\n")[0].partition(" (")[0].partition(". ")[0]
-    return first.rstrip(".") or type(error).__name__
+    return first_line(error).partition(" (")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def remedy(model: str, kind: str) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from star.common.console import tell
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, first_line
 from star.common.files import SUMS, fault, read_json, replacing, visible, write_last
 from star.records.results import METRICS, ROWS
 from star.training.folder import SAVED, RunFolder
@@ -166,10 +166,9 @@ def _load(folder: Path, trained: Mapping[str, Tensor], parts: Mapping[str, State
             "command tries again"
         ) from error
     except Exception as error:  # of any kind, but no damage: the digests match
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         versions = (read_json(folder / "progress.json") or {}).get("versions", "unknown versions")
         raise RunStopped(
-            f"{folder} is as it was written, by {versions}, and could not be loaded ({reason}); nothing was changed"
+            f"{folder} is as it was written, by {versions}, and could not be loaded ({first_line(error)}); nothing was changed"
         ) from error
 
 
