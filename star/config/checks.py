@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from star.common.errors import UserError
 from star.common.plugins import is_path
 from star.config.compose import compose, options
-from star.config.schema import BELOW_2_63, Config, Rule, SamplingConfig, TrainConfig, to_dict
+from star.config.schema import BELOW_2_63, Config, Rule, SamplingConfig, TrainConfig, flat, to_dict
 from star.method.arms import ARMS
 
 STABLE_GROUP = 12
@@ -79,7 +79,7 @@ def _check_values(config: Config) -> None:
     for name, value, kind, _ in every:
         if get_origin(kind) is list and any(type(one) not in get_args(kind) for one in value):  # nobody has looked inside yet
             raise UserError(f"{name}={value} must be a list of {IN_LISTS[get_args(kind)[0]]}")
-    for name, value in _numbers(to_dict(config)):
+    for name, value in _numbers(config):
         if isinstance(value, int) and not BELOW_2_63.allows(value):
             raise UserError(f"{name}={value} {BELOW_2_63.text}")
         if not isfinite(value):
@@ -189,13 +189,9 @@ def ways_to_save_memory(config: Config, processes: int) -> list[str]:
     return [*ways, f"train.micro_batch below {config.train.micro_batch}"]
 
 
-def _numbers(settings: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested settings, also within lists, with the dotted name of its setting."""
-    if isinstance(settings, dict):
-        for key, value in settings.items():
-            yield from _numbers(value, f"{name}.{key}" if name else key)
-    elif isinstance(settings, list):
-        for value in settings:
-            yield from _numbers(value, name)
-    elif type(settings) in (int, float):
-        yield name, settings
+def _numbers(config: Config) -> Iterator[tuple[str, float]]:
+    """Every number in the settings, also within lists, with the dotted name of its setting."""
+    for name, value in flat(to_dict(config)).items():
+        for one in value if isinstance(value, list) else [value]:
+            if type(one) in (int, float):
+                yield name, one

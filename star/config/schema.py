@@ -5,7 +5,7 @@ A value's range stands beside its type, as a :class:`Rule`; combinations of sett
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -407,3 +407,11 @@ def to_yaml(config: Config) -> str:
 def to_dict(config: Config) -> dict:
     """Plain nested dict of all settings."""
     return asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a nested dict by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

@@ -3,9 +3,8 @@
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from star import config as settings
 from star.common.errors import UserError
@@ -109,16 +108,11 @@ def overrides(file: Path, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: the settings cannot be read by this version.
     """
-    own, default = (_flat(settings.to_dict(config)) for config in (settings.read_config(file), settings.load(list(words))))
+    own, default = (
+        settings.flat(settings.to_dict(config)) for config in (settings.read_config(file), settings.load(list(words)))
+    )
     return [
         f"{'' if name in default else '+'}{name}={settings.as_word(value)}"
         for name, value in own.items()
         if name not in ("run", "tracker") and default.get(name, MISSING) != value
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
