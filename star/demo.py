@@ -20,7 +20,7 @@ from star.models.interface import BaseModel
 from star.records.names import method_label
 from star.report.blocks import Page, Picture, Section, Table, Text, to_html
 from star.report.maps import denoised, drawn_weights
-from star.report.pictures import spread
+from star.report.pictures import grid, spread
 from star.tasks import Prompt, load_task
 from star.training.evaluation import Evaluation, evaluate
 from star.training.machine import loaded
@@ -119,21 +119,11 @@ def _drawn(found: Mapping[str, Evaluation], maps: Mapping[str, np.ndarray]) -> F
     """A row per prompt: the image of each method with its verdict, and the map."""
     right = {method: {row["prompt"]: row["correct"] for row in evaluation.rows} for method, evaluation in found.items()}
     highest = max(float(weights.max()) for weights in maps.values())
-    with matplotlib.rc_context({"font.family": "sans-serif", "font.size": 8}):
-        figure = Figure(figsize=(1.5 * (len(found) + 1), 1.95 * len(maps)))
-        axes = figure.subplots(len(maps), len(found) + 1, squeeze=False)
-        for row, (text, weights) in zip(axes, maps.items(), strict=True):
-            for axis, method in zip(row, found, strict=False):
-                axis.imshow(found[method].samples[text], interpolation="nearest")
-                axis.set_xlabel(f"{method_label(method)}: {'right' if right[method][text] else 'wrong'}")
-            row[-1].imshow(weights, cmap="magma", vmin=0, vmax=highest)
-            row[-1].set_xlabel(f"STAR's weights, up to {weights.max():.1f}")
-            row[0].set_title(text.removeprefix("a photo of "), fontsize=9, loc="left")
-            for axis in row:
-                axis.set(xticks=[], yticks=[])
-                axis.spines[:].set_visible(False)
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.97, hspace=0.35, wspace=0.05)
-    return figure
+    rows = {}
+    for text, weights in maps.items():
+        images = [(found[m].samples[text], f"{method_label(m)}: {'right' if right[m][text] else 'wrong'}") for m in found]
+        rows[text] = [*images, (matplotlib.colormaps["magma"](weights / highest), f"weights up to {weights.max():.1f}")]
+    return grid(rows)
 
 
 def _reasons(found: Mapping[str, Evaluation], prompts: Sequence[Prompt]) -> list[list[str]]:

@@ -1,8 +1,10 @@
 """The first thing that one runs: a page from what ships, without training."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -26,6 +28,17 @@ def test_another_task_or_evaluator_is_refused(tmp_path, monkeypatch, word):
     monkeypatch.syspath_prepend(EXTENDING)
     with pytest.raises(UserError, match="star demo shows GenEval's scores, and .* gives others"):
         demo(tmp_path / "made", [word])
+
+
+def test_a_prompt_with_two_dollar_signs_is_no_formula():
+    dear = "a sign that says $3 or $\\"
+    image = np.zeros((4, 4, 3), np.uint8)
+    found = {"star": SimpleNamespace(rows=[{"prompt": dear, "correct": True}], samples={dear: image})}
+    drawn = module._drawn(found, {dear: np.ones((2, 2))})
+    drawn.savefig(io.BytesIO())
+    first, last = drawn.axes
+    assert first.get_title(loc="left") == dear and first.get_xlabel() == "STAR: right" and not first.title.get_parse_math()
+    assert last.get_xlabel() == "weights up to 1.0"
 
 
 def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):

@@ -4,7 +4,7 @@ Each is drawn once and kept as a PNG in the results folder. The file also holds 
 runs that it shows. So a report can be made again without the run folders, and a picture is drawn again when they have changed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,23 @@ def _per_step(weights: np.ndarray) -> str:
     return f"{means[0]:.2f} at the first to {means[-1]:.2f} at the last"
 
 
+def grid(rows: Mapping[str, Sequence[tuple[np.ndarray, str]]]) -> Figure:
+    """Images side by side, each with the words below it, a row per prompt."""
+    across = max(map(len, rows.values()))
+    with matplotlib.rc_context(PLAIN):
+        figure = Figure(figsize=(1.25 * across, 1.75 * len(rows)))
+        axes = figure.subplots(len(rows), across, squeeze=False)
+        for line, (prompt, cells) in zip(axes, rows.items(), strict=True):
+            for axis, (image, told) in zip(line, cells, strict=True):
+                axis.imshow(image, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.set_xlabel(told, labelpad=3)
+                axis.spines[:].set_visible(False)
+            line[0].set_title(prompt.removeprefix("a photo of "), fontsize=9, loc="left", pad=3)
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.975, hspace=0.4, wspace=0.05)
+    return figure
+
+
 def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
     """Samples of the methods side by side, a row per prompt, with the verdicts of a column of ``images.csv``.
 
@@ -168,18 +185,12 @@ def _grid(folders: Mapping[str, Path], column: str) -> tuple[Figure, str]:
     if any(list(verdicts[method].index) != prompts or len(files[method]) != len(prompts) for method in folders):
         raise UserError("the run folders do not have a sample of each of the same prompts")
     chosen = spread(len(prompts))
-    with matplotlib.rc_context(PLAIN):
-        figure = Figure(figsize=(1.25 * len(folders), 1.75 * len(chosen)))
-        axes = figure.subplots(len(chosen), len(folders), squeeze=False)
-        for row, number in zip(axes, chosen, strict=True):
-            for axis, method in zip(row, folders, strict=True):
-                with Image.open(files[method][number]) as image:
-                    axis.imshow(image, interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.set_xlabel(f"{method_label(method)}: {_verdict(verdicts[method].iloc[number])}", labelpad=3)
-                axis.spines[:].set_visible(False)
-            row[0].set_title(prompts[number].removeprefix("a photo of "), fontsize=9, loc="left", pad=3)
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.03, top=0.975, hspace=0.4, wspace=0.05)
+
+    def cell(method: str, number: int) -> tuple[np.ndarray, str]:
+        with Image.open(files[method][number]) as image:
+            return np.asarray(image), f"{method_label(method)}: {_verdict(verdicts[method].iloc[number])}"
+
+    figure = grid({prompts[number]: [cell(method, number) for method in folders] for number in chosen})
     listed = "; ".join(
         f"“{prompts[number]}”: " + ", ".join(f"{method_label(m)} {_verdict(verdicts[m].iloc[number])}" for m in folders)
         for number in chosen
