@@ -25,6 +25,7 @@ ENOUGH_SCORES = 15
 DRAWS = 10_000  # of a bootstrap
 NORMAL_95 = 1.959963984540054
 SAME = 1e-9  # differences of 0.001 between scores of 20 are exact to 4e-12 of themselves
+POWER = 0.8  # the chance that an experiment is to have
 QUANTILES = 4000  # of an estimated spread: power to four digits
 
 Column = Sequence[Any] | np.ndarray
@@ -44,8 +45,8 @@ class Estimate:
         return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Mean over independent seeds with Student's t-interval; a single value has no interval.
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean over independent seeds with Student's 95 % t-interval; a single value has no interval.
 
     Raises:
         ValueError: no values.
@@ -57,7 +58,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate
     if sample.size == 1:
         return Estimate(mean, None, None)
     stderr = float(sample.std(ddof=1) / np.sqrt(sample.size))
-    reach = float(stats.t.ppf((1 + confidence) / 2, sample.size - 1)) * stderr
+    reach = float(stats.t.ppf(0.975, sample.size - 1)) * stderr
     return Estimate(mean, stderr, (mean - reach, mean + reach))
 
 
@@ -68,8 +69,8 @@ def normal_interval(value: float, stderr: float) -> Estimate:
     return Estimate(value, stderr, (value - NORMAL_95 * stderr, value + NORMAL_95 * stderr))
 
 
-def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: float = 0.8) -> float:
-    """The true difference that a two-sided t-test at 5 % over this many seeds detects with a given power.
+def detectable(spread: float, seeds: int, freedom: int | None = None) -> float:
+    """The true difference that a two-sided t-test at 5 % over this many seeds detects with a chance of :data:`POWER`.
 
     That is the d at which a noncentral t with non-centrality ``d sqrt(seeds) / spread`` falls outside the two-sided
     critical values with that probability (Cohen, Statistical Power Analysis for the Behavioral Sciences, §2).
@@ -78,7 +79,6 @@ def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: 
         spread: standard deviation of the seeds' differences, >= 0.
         seeds: how many seeds are averaged over.
         freedom: degrees of freedom of the spread, >= 1; by default seeds - 1; more if it was estimated from more seeds.
-        power: chance to find it.
 
     Raises:
         ValueError: no seeds, or no degrees of freedom, as with a single seed by default.
@@ -92,7 +92,7 @@ def detectable(spread: float, seeds: int, freedom: int | None = None, *, power: 
 
     def excess(shift: float) -> float:
         found = stats.norm.sf(critical * estimated - shift) + stats.norm.cdf(-critical * estimated - shift)
-        return float(found.mean()) - power
+        return float(found.mean()) - POWER
 
     return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
@@ -373,15 +373,15 @@ def probability_of_improvement(a: Sequence[Column], b: Sequence[Column]) -> Esti
     return _percentiles(value, np.mean([_wins(x, y) for x, y in pairs], axis=0))
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a rate; unlike the normal interval it has a width at 0 and at 1.
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a rate; unlike the normal interval it has a width at 0 and at 1.
 
     Raises:
         ValueError: not 0 <= successes <= trials, or no trials.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials")
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 

@@ -112,12 +112,12 @@ def _arm(config: Config) -> Finding:
     return Finding("method", True, f"{config.method.name} (method.arm={arm})")
 
 
-def packages(distribution: str = "star-rl") -> Finding:
+def packages() -> Finding:
     """Whether the packages that the project requires are installed in matching versions."""
     try:
-        wanted = [Requirement(line) for line in requires(distribution) or []]
+        wanted = [Requirement(line) for line in requires("star-rl") or []]
     except PackageNotFoundError:
-        return Finding("packages", False, f"{distribution} is not installed", "pip install -e .")
+        return Finding("packages", False, "star-rl is not installed", "pip install -e .")
     wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = [problem for one in wanted if (problem := _problem(one))]
     if wrong:

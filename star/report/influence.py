@@ -33,7 +33,7 @@ def _table(part: pd.DataFrame) -> Block:
     figures = zip(part["metric"], part["part"], part["value"], part["stderr"], strict=True)
     cells = {(metric, step): with_error(value, stderr, 2) for metric, step, value, stderr in figures}
     steps = list(dict.fromkeys(part["part"]))
-    rows = [[label.strip(), *(cells.get((name, step), MISSING) for step in steps)] for name, label in LABELS.items()]
+    rows = [[label, *(cells.get((name, step), MISSING) for step in steps)] for name, label in LABELS.items()]
     first = part.iloc[0]
     drawn = f"{first['prompts']} prompts, {first['images']:,} images, commit {', '.join(dict.fromkeys(part['commit']))}"
     return Table(f"{first['task']}, weights: {first['weights']}, {drawn}", ["figure", *steps], rows)

@@ -271,8 +271,9 @@ def test_probability_of_improvement_with_few_runs_has_no_interval():
 
 
 @pytest.mark.parametrize("seeds, power", [(2, 0.8), (3, 0.8), (8, 0.8), (8, 0.5), (25, 0.9)])
-def test_the_detectable_effect_has_its_power(seeds, power):
-    effect = detectable(0.3, seeds, power=power)
+def test_the_detectable_effect_has_its_power(monkeypatch, seeds, power):
+    monkeypatch.setattr("star.common.statistics.POWER", power)
+    effect = detectable(0.3, seeds)
     critical = stats.t.ppf(0.975, seeds - 1)
     assert stats.nct.sf(critical, seeds - 1, effect * math.sqrt(seeds) / 0.3) == pytest.approx(power, abs=1e-3)
 
