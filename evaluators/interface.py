@@ -148,7 +148,7 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
 METRIC = re.compile(r"[^\s=+@-]\S*( \S+)*")
 """The names of metrics: spreadsheets evaluate text that begins like a formula."""
 
-MOST = 1e12
+MOST_SCORE = 1e12
 """The largest absolute value of a score: far above whatever is measured, far below where sums and squares overflow."""
 
 RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash")
@@ -263,6 +263,6 @@ def _plain(judge: str, score: Score) -> Score:
         raise UserError(f"{judge}: `summarise` gives {score}; a Score is a metric's name, two numbers and two whole numbers")
     plain = Score(metric, float(value), None if stderr is None else float(stderr), int(images), int(prompts))
     check_verdicts(judge, [{metric: plain.value, f"{metric} ± stderr": 0.0 if stderr is None else plain.stderr}])
-    if abs(plain.value) > MOST or (plain.stderr or 0) < 0 or min(plain.images, plain.prompts) < 1:
+    if abs(plain.value) > MOST_SCORE or (plain.stderr or 0) < 0 or min(plain.images, plain.prompts) < 1:
         raise UserError(f"{judge}: `summarise` gives numbers out of range: {plain}")
     return plain

@@ -19,7 +19,7 @@ from star import config as settings
 from star.bench.table import Shown, older_rows, prepared, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
-from star.common.files import MOST, alone_in, is_amount, read_json, write_text
+from star.common.files import MOST_AMOUNT, alone_in, is_amount, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
 from star.common.progress import Bar, bar
 from star.common.words import own_words, seeds_of
@@ -223,7 +223,7 @@ def _check(file: Path) -> None:
     found = read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("rewards"), list) or not isinstance(found.get("commit"), str):
         raise ValueError("no rewards and commit in it")
-    if not all(is_amount(reward, -MOST) for reward in found["rewards"]):
+    if not all(is_amount(reward, -MOST_AMOUNT) for reward in found["rewards"]):
         raise ValueError("a reward is no number")
 
 

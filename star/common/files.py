@@ -269,13 +269,13 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     return _objects(file.read_bytes()) if file.exists() else []
 
 
-MOST = 1e15
+MOST_AMOUNT = 1e15
 """Above all that is counted here, and far below what the arithmetic of floats takes."""
 
 
 def is_amount(value: object, least: float = 0.0) -> bool:
-    """Whether a value from JSON is a number that can be reckoned with: from the least to :data:`MOST`."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MOST
+    """Whether a value from JSON is a number that can be reckoned with: from the least to :data:`MOST_AMOUNT`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MOST_AMOUNT
 
 
 TAIL = 2**16

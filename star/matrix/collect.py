@@ -18,7 +18,7 @@ import pandas as pd
 
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import MOST, is_amount, locked
+from star.common.files import MOST_AMOUNT, is_amount, locked
 from star.matrix.cells import Cell, same_given
 from star.records import results
 from star.records.folder import (
@@ -112,7 +112,7 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
 
 def _curves(cell: Cell) -> pd.DataFrame:
     lines = RunFolder(cell.folder).metrics()
-    figures = [{name: json.dumps(value) for name, value in line.items() if is_amount(value, -MOST)} for line in lines]
+    figures = [{name: json.dumps(value) for name, value in line.items() if is_amount(value, -MOST_AMOUNT)} for line in lines]
     return _labelled(cell.folder / "final", figures)
 
 

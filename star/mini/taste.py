@@ -53,7 +53,7 @@ BLUR, FADE, NOISE = 2.0, 0.65, 22.0
 WOBBLE, GRAIN = 1.2, 3.0
 TAG_SHARES = dict(zip(prompts.TAGS, (0.1, 0.2, 0.1, 0.2, 0.1, 0.3), strict=True))
 # Objects that a scene has room for, without and with a relation between two of them.
-MOST, MOST_RELATED = max(SIDES), 3
+MOST_CLAUSES, MOST_RELATED = max(SIDES), 3
 CANDIDATES = 4
 FIRST, SECOND = np.array(list(combinations(range(CANDIDATES), 2))).T
 HELD_OUT_SEED = 1_000_003
@@ -147,7 +147,7 @@ def mistaken(clauses: Sequence[Clause], rng: np.random.Generator) -> list[Clause
     possible = {
         "shape": bool(clauses),
         "missing": bool(clauses),
-        "extra": len(clauses) < (MOST_RELATED if related else MOST),
+        "extra": len(clauses) < (MOST_RELATED if related else MOST_CLAUSES),
         "color": bool(colored),
         "swap": len({clauses[i]["color"] for i in colored}) > 1,
         "relation": bool(related),

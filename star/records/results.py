@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evaluators.interface import MOST
+from evaluators.interface import MOST_SCORE
 from star.common.errors import UserError, short
 from star.common.files import read_json, replacing, visible
 from star.config import options
@@ -266,7 +266,7 @@ def _number(text: str) -> str:
 
 def _finite(text: str) -> float:
     number = float(_number(text))
-    if abs(number) > MOST:
+    if abs(number) > MOST_SCORE:
         raise ValueError
     return number
 
@@ -280,13 +280,13 @@ def _not_negative(text: str) -> float:
 
 def _decimal(text: str) -> Decimal:
     number = Decimal(_number(text))
-    if abs(number) > MOST or abs(int(number.as_tuple().exponent)) > MOST_DIGITS:
+    if abs(number) > MOST_SCORE or abs(int(number.as_tuple().exponent)) > MOST_DIGITS:
         raise ValueError
     return number
 
 
 def _within(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The same for a rate."""
+    """A parser that also refuses what is no rate: below 0 or above 1."""
 
     def rate(text: str) -> Any:
         number = parse(text)
@@ -310,7 +310,7 @@ PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "commit", "config_hash"), WORD),
     "method": METHOD,
     **dict.fromkeys(("seed", "images", "prompts", "updates", "images_seen"), COUNT),
-    "value": (_finite, f"a finite number, at most {MOST:g}"),
+    "value": (_finite, f"a finite number, at most {MOST_SCORE:g}"),
     "machine": (lambda text: _word(text) if text else "", "a word, or nothing"),
     "stderr": (_optional(_not_negative), "a number, 0 or more, or nothing"),
     "seconds": (_not_negative, "a number, 0 or more"),
@@ -319,7 +319,7 @@ PAPER_PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "source"), WORD),
     "method": METHOD,
     **dict.fromkeys(("images", "prompts", "updates", "images_seen"), OPTIONAL_COUNT),
-    "value": (_optional(_decimal), f"a finite number, at most {MOST:g}, or nothing"),
+    "value": (_optional(_decimal), f"a finite number, at most {MOST_SCORE:g}, or nothing"),
     "note": (str, "any text"),
 }
 

@@ -7,7 +7,7 @@ from star.common.errors import UserError
 from star.common.files import check_file, check_room, write_text
 from star.common.numbers import named_seeds
 from star.records.comparison import Comparison
-from star.report import csv_export as numbers
+from star.report import csv_export
 from star.report.ablation import comparisons
 from star.report.blocks import Page, to_html, to_markdown
 from star.report.brief import write_brief
@@ -56,7 +56,7 @@ def write_report(found: Collection, out: Path | None = None) -> tuple[Path, Path
             raise UserError(f"--out {page_file}: {file} is no report and would be overwritten; name another file")
     compared = {task: comparisons(found, task) for task in found.tasks}
     page = _page(found, compared)
-    numbers.write(found, compared)
+    csv_export.write(found, compared)
     write_picture(found, found.folder / "figures" / "gains.png")
     for task in found.tasks:
         write_brief(found, task)

@@ -14,7 +14,7 @@ from star.method.arms import ARMS
 from star.records.code import commit
 from star.records.names import RELEASED_METHOD, MethodName, measured_on_own_task, method_label
 from star.records.results import Row
-from star.report import csv_export as numbers
+from star.report import csv_export
 from star.report.blocks import Code, Section, Table, Text
 from star.report.collection import CURVES, IMAGES, Cell, Collection, cell_of
 
@@ -40,8 +40,8 @@ def made(found: Collection) -> Section:
     section.blocks.append(
         Text(
             f"The same numbers for programs, in `{folder}`: a CSV file per task, `{CURVES}`, `{IMAGES}`, "
-            f"`{numbers.FOLDER}/{numbers.DIFFERENCES}` with the paired differences and "
-            f"`{numbers.FOLDER}/{numbers.AGAINST_PAPER}` with every number beside the paper's."
+            f"`{csv_export.FOLDER}/{csv_export.DIFFERENCES}` with the paired differences and "
+            f"`{csv_export.FOLDER}/{csv_export.AGAINST_PAPER}` with every number beside the paper's."
         )
     )
     return section

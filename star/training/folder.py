@@ -11,7 +11,7 @@ from pathlib import Path
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError
 from star.common.files import (
-    MOST,
+    MOST_AMOUNT,
     append_jsonl,
     check_room,
     fault,
@@ -54,7 +54,7 @@ def kept(run: str) -> str:
 
 def _is_epoch(line: dict) -> bool:
     """Whether an object is a line that a training logs, with numbers for what others reckon with."""
-    least = {"epoch": 1, "images_seen": 1, "seconds": 0, "reward": -MOST}
+    least = {"epoch": 1, "images_seen": 1, "seconds": 0, "reward": -MOST_AMOUNT}
     return isinstance(line.get("epoch"), int) and all(is_amount(line.get(name), low) for name, low in least.items())
 
 

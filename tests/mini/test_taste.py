@@ -70,7 +70,7 @@ def test_drawn_scenes_are_aligned_and_mistakes_cost():
         shown = draw_scene({"include": clauses}, rng)[1] if clauses else []
         lower += alignment(record, shown) < 1
         again = taste.mistaken(clauses, rng)
-        assert len(again) <= taste.MOST
+        assert len(again) <= taste.MOST_CLAUSES
         if again:
             draw_scene({"include": again}, rng)
     assert lower == 12 * len(TAGS)
