@@ -50,20 +50,23 @@ def score(
         from evaluators.geneval import evaluate
 
         detector = evaluate.detector(engine) if engine else _detector_for(Path(images))
-        return evaluate.summarise(folder.keep(evaluate.judge_folder(images, detector), evaluate.protocol(detector), file))
-    if not prompts:
-        raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
-    evaluator = registry.create(task, engine)
-    rows = folder.score_folder(
-        images,
-        prompts,
-        partial(_judged, evaluator, task),
-        evaluator.protocol,
-        file,
-        lacks=lambda text: evaluator.lacks(Text(text)),
-    )
-    scores = summary(f"task={task}", evaluator, [Text(text) for text in rows["prompt"]], rows.to_dict("records"))
-    return pd.DataFrame(scores).assign(protocol=evaluator.protocol)[COLUMNS].astype({"stderr": float})
+        protocol = evaluate.protocol(detector)
+        scores = evaluate.summarise(folder.keep(evaluate.judge_folder(images, detector), protocol, file))
+    else:
+        if not prompts:
+            raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
+        evaluator = registry.create(task, engine)
+        protocol = evaluator.protocol
+        rows = folder.score_folder(
+            images,
+            prompts,
+            partial(_judged, evaluator, task),
+            protocol,
+            file,
+            lacks=lambda text: evaluator.lacks(Text(text)),
+        )
+        scores = summary(f"task={task}", evaluator, [Text(text) for text in rows["prompt"]], rows.to_dict("records"))
+    return pd.DataFrame(scores).assign(protocol=protocol)[COLUMNS].astype({"stderr": float})
 
 
 def rows_file(task: str, images: str, out: str | None = None) -> Path:

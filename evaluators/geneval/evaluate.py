@@ -20,7 +20,7 @@ from evaluators.geneval.prompts import OFFICIAL, TAGS, Record
 from evaluators.geneval.records import fault_of, read_record
 from evaluators.geneval.rules import Detection, Verdict, filter_detections, judge
 from evaluators.images import OTHERS, SUFFIXES, batches, read_image
-from evaluators.interface import Asked, mean_and_stderr
+from evaluators.interface import Asked, Score, mean_and_stderr
 from star.common.console import tell
 from star.common.errors import UserError
 from star.common.progress import track
@@ -198,18 +198,18 @@ def _judge_prompt(path: Path, record: Record, files: Sequence[Path], root: Path,
     ]
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame) -> list[Score]:
     """Scores with standard errors from the rows of :func:`judge_folder`, with a column ``protocol``.
 
     Returns:
-        One row per metric with the columns metric, protocol, value, stderr, images, prompts. Metrics are
-        ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images), ``..._macro`` (unweighted mean over
-        the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and ``geneval_official_prompts``
-        (share of prompts with at least one correct image). Standard errors are clustered by prompt, since the images of a
-        prompt are correlated; they are NaN where there is only one prompt. Those of micro and of prompts count the tags as
-        drawn with the prompts, and are rather too large, since the tags are fixed; macro's keeps them fixed. With 2,212
-        images, protocols that end in ``+flow_grpo_compat`` also have ``..._padded_micro``, the mean that Flow-GRPO logs if
-        the rows are in the order of its test set (see :func:`~evaluators.geneval.official.compat.padded_mean`).
+        One score per metric. Metrics are ``geneval_{official,strict,continuous}_{tag}`` (mean over the tag's images),
+        ``..._macro`` (unweighted mean over the tags present, GenEval's "overall"), ``..._micro`` (mean over all images) and
+        ``geneval_official_prompts`` (share of prompts with at least one correct image). Standard errors are clustered by
+        prompt, since the images of a prompt are correlated; they are None where there is only one prompt. Those of micro
+        and of prompts count the tags as drawn with the prompts, and are rather too large, since the tags are fixed; macro's
+        keeps them fixed. With 2,212 images, protocols that end in ``+flow_grpo_compat`` also have ``..._padded_micro``, the
+        mean that Flow-GRPO logs if the rows are in the order of its test set (see
+        :func:`~evaluators.geneval.official.compat.padded_mean`).
 
     Raises:
         ValueError: the rows do not come from exactly one protocol.
@@ -232,17 +232,16 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             (f"{verdict}_padded_micro", compat.padded_mean(rows[column].to_numpy()), float("nan"), rows)
             for verdict, column in COLUMNS.items()
         ]
-    return pd.DataFrame(
-        {
-            "metric": f"geneval_{metric}",
-            "protocol": rows["protocol"].iloc[0],
-            "value": value,
-            "stderr": stderr,
-            "images": len(part),
-            "prompts": len(part.drop_duplicates(["tag", "prompt"])),
-        }
+    return [
+        Score(
+            f"geneval_{metric}",
+            value,
+            None if np.isnan(stderr) else stderr,
+            len(part),
+            len(part.drop_duplicates(["tag", "prompt"])),
+        )
         for metric, value, stderr, part in entries
-    )
+    ]
 
 
 def _with_colors(record: Record, image: np.ndarray, detections: dict, detector: Detector) -> dict:

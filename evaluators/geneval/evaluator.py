@@ -43,10 +43,7 @@ class GenEval:
             prompt=[prompt.text for prompt in prompts],
             protocol=self.protocol,
         )
-        return [
-            Score(row["metric"], row["value"], _known(row["stderr"]), row["images"], row["prompts"])
-            for row in evaluate.summarise(rows).to_dict("records")
-        ]
+        return evaluate.summarise(rows)
 
     def _judge(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[dict]:
         results = evaluate.verdicts([dict(prompt.target) for prompt in prompts], images, self.detector)
@@ -54,7 +51,3 @@ class GenEval:
             {"stratum": prompt.target["tag"], "reward": verdict.score, **vars(verdict)}
             for prompt, verdict in zip(prompts, results, strict=True)
         ]
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else value

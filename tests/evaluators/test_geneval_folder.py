@@ -162,6 +162,10 @@ def test_gray_images_and_those_with_an_opaque_alpha_are_read_as_rgb(folder):
     assert rows["strict"].tolist()[:3] == [True, True, True]
 
 
+def summary_of(rows):
+    return pd.DataFrame(evaluate.summarise(rows))
+
+
 def naive_summary(rows):
     """Means, and standard errors from the sums of residuals per prompt, all in loops."""
 
@@ -200,13 +204,11 @@ def random_rows(sizes, seed=0):
 
 def test_summary_against_plain_loops():
     rows = random_rows({"position": [4, 4, 1, 3], "colors": [2, 5], "counting": [4] * 7})
-    summary = evaluate.summarise(rows)
-    assert summary.columns.tolist() == ["metric", "protocol", "value", "stderr", "images", "prompts"]
+    summary = summary_of(rows)
     expected = naive_summary(rows)
     assert set(summary["metric"]) == set(expected)
     for row in summary.itertuples():
         assert (row.value, row.stderr) == pytest.approx(expected[row.metric], rel=1e-9)
-        assert row.protocol == "p/d"
     by_metric = summary.set_index("metric")
     assert by_metric.loc["geneval_strict_colors", ["images", "prompts"]].tolist() == [7, 2]
     assert by_metric.loc["geneval_official_macro", ["images", "prompts"]].tolist() == [47, 13]
@@ -215,7 +217,7 @@ def test_summary_against_plain_loops():
 
 def test_error_of_equal_groups_is_that_of_the_prompt_means():
     rows = random_rows({"counting": [4] * 9}, seed=1)
-    summary = evaluate.summarise(rows).set_index("metric")
+    summary = summary_of(rows).set_index("metric")
     means = rows.groupby("prompt")["score"].mean()
     assert summary.loc["geneval_continuous_counting", "stderr"] == pytest.approx(means.std() / 3)
 
@@ -223,7 +225,7 @@ def test_error_of_equal_groups_is_that_of_the_prompt_means():
 def test_repeating_images_adds_no_certainty():
     """Four identical images of a prompt tell as much as one."""
     rows = random_rows({"counting": [1] * 9, "colors": [1] * 5}, seed=2)
-    once, often = evaluate.summarise(rows), evaluate.summarise(pd.concat([rows] * 4))
+    once, often = summary_of(rows), summary_of(pd.concat([rows] * 4))
     assert often["value"].to_numpy() == pytest.approx(once["value"].to_numpy())
     assert often["stderr"].to_numpy() == pytest.approx(once["stderr"].to_numpy())
 
@@ -240,7 +242,7 @@ def test_macro_of_the_published_row_differs_from_micro():
         ],
         columns=["tag", "prompt", "correct", "strict", "score"],
     ).assign(protocol="p/d")
-    summary = evaluate.summarise(rows).set_index("metric")["value"]
+    summary = summary_of(rows).set_index("metric")["value"]
     assert summary["geneval_continuous_macro"] == pytest.approx(0.638, abs=5e-4)
     assert summary["geneval_continuous_micro"] == pytest.approx(0.629, abs=5e-4)
     assert summary["geneval_official_macro"] == 1
@@ -248,15 +250,17 @@ def test_macro_of_the_published_row_differs_from_micro():
 
 def test_one_prompt_has_no_standard_error(folder):
     rows = evaluate_folder(folder, CountingDetector())
-    summary = evaluate.summarise(rows).set_index("metric")
+    summary = summary_of(rows).set_index("metric")
     assert np.isnan(summary.loc["geneval_official_counting", "stderr"])
+    (alone,) = (score for score in evaluate.summarise(rows) if score.metric == "geneval_official_counting")
+    assert alone.stderr is None
     assert summary.loc["geneval_official_prompts", "value"] == 0.5
 
 
 def test_rows_of_two_protocols_are_not_mixed():
     rows = random_rows({"counting": [2, 2]})
     with pytest.raises(ValueError, match="2 protocols"):
-        evaluate.summarise(pd.concat([rows, rows.assign(protocol="other")]))
+        summary_of(pd.concat([rows, rows.assign(protocol="other")]))
 
 
 def test_colors_are_asked_for_only_where_needed():
@@ -279,7 +283,7 @@ def test_mini_scenes_pass_through_a_folder(tmp_path):
     save_folder(tmp_path / "mini", records, ([draw_scene(r, rng)[0] for _ in range(2)] for r in records))
     rows = evaluate_folder(tmp_path / "mini", MiniDetector())
     assert len(rows) == 24 and rows["correct"].mean() > 0.95
-    assert set(evaluate.summarise(rows)["protocol"]) == {"geneval-v1/mini-2"}
+    assert set(rows["protocol"]) == {"geneval-v1/mini-2"} and summary_of(rows)["images"].max() == 24
 
 
 def test_unknown_words_are_the_users_error(folder):
