@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from star.bench import OWN
 from star.common.console import UNREAD, console, let_go, note, print_table, unread, written_out
 from star.common.errors import Interrupted, RunStopped, UserError
 from star.common.launched import is_first
@@ -26,6 +27,7 @@ from star.method.arms import ARMS
 if TYPE_CHECKING:
     from star.bench.table import Shown
     from star.common.statistics import Estimate
+    from star.config import Config
 
 SETTINGS_HELP = (
     f"Settings are words key=value: task=geneval, method=star ({', '.join(ARMS)}), scale=mini (or paper), seed=0, and all "
@@ -128,11 +130,10 @@ def train(overrides: Settings = None) -> None:
 
     Example: star train task=geneval method=star seed=0
     """
-    from star import config
+    settings = _checked(overrides)
     from star.training import runs
     from star.training.folder import kept
 
-    settings = config.load(overrides or [])
     with _resumable(lambda: kept(settings.run)):
         rows = runs.trained(settings)
     if not is_first():
@@ -150,11 +151,11 @@ def base(overrides: Settings = None) -> None:
 
     Example: star base task=geneval
     """
-    from star import config
+    settings = _checked(overrides, own_folder=False)
     from star.training import runs
 
     with _resumable():
-        rows = runs.base(config.load(overrides or [], own_folder=False))
+        rows = runs.base(settings)
     if is_first():
         _show(f"base, {rows[0].protocol}", [(row.metric, row.value, row.stderr) for row in rows])
 
@@ -250,6 +251,7 @@ def demo(
 
     Example: star demo
     """
+    _checked(overrides)
     from star.demo import METRICS
     from star.demo import demo as run
 
@@ -307,6 +309,7 @@ def doctor(
     Example: star doctor scale=paper preset=gpu1
     """
     overrides, asked = take_flag(words or [], "dry_run")
+    settings = _checked(overrides)
     if dry_run or asked:
         from star.doctor.dry_run import dry_run as run
         from star.doctor.dry_run import report
@@ -315,10 +318,9 @@ def doctor(
         print_table("dry run", ("what", "measured"), rows)
         console().print(f"written to {file}", soft_wrap=True)
         return
-    from star import config
     from star.doctor.checks import check
 
-    findings = check(config.load(overrides))
+    findings = check(settings)
     lines = [(finding.what, "fine" if finding.fine else "missing", finding.found) for finding in findings]
     print_table("doctor", ("what", "", "found"), lines)
     if todo := [f"- {finding.what}: {finding.todo}" for finding in findings if finding.todo]:
@@ -472,6 +474,7 @@ def overhead(overrides: Settings = None) -> None:
 
     Example: star bench overhead
     """
+    _checked(overrides)
     from star.bench.overhead import measure
 
     _show_means("seconds of an epoch, and their ratio", measure(overrides or []))
@@ -486,6 +489,7 @@ def speed(
 
     Example: star bench speed --rounds 3
     """
+    _checked(overrides)
     from star.bench.speed import measure
 
     _show_means("ours and Flow-GRPO's loop as published, without judging", measure(overrides or [], rounds))
@@ -508,6 +512,7 @@ def gradient(
 
     Example: star bench gradient task=geneval epochs=12 arms=flow_grpo,star,star_shifted,oracle
     """
+    _checked(own_words(words or [], OWN["gradient"])[1])
     from star.bench.gradient import run
 
     with _resumable():
@@ -532,6 +537,7 @@ def first_updates(
 
     Example: star bench first_updates task=geneval train.lr=5e-4 train.schedule=constant seed=0..7
     """
+    _checked(own_words(words or [], OWN["first_updates"])[1])
     from star.bench.first_updates import run
 
     with _resumable():
@@ -555,6 +561,7 @@ def influence(
 
     Example: star bench influence task=geneval prompts=48 tokens=16
     """
+    _checked(own_words(words or [], OWN["influence"])[1])
     from star.bench.influence import run
 
     with _resumable():
@@ -591,6 +598,7 @@ def localisation(
 
     Example: star bench localisation --image maps.png
     """
+    _checked(overrides)
     from star.bench.localisation import measure, picture, shown
 
     if image and (image.suffix != ".png" or not image.parent.is_dir()):
@@ -664,6 +672,13 @@ def report_errors() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(CRASHED)
+
+
+def _checked(overrides: Sequence[str] | None, own_folder: bool = True) -> "Config":
+    """The settings, before torch is imported, for which a mistyped word would wait for seconds."""
+    from star import config
+
+    return config.load(overrides or [], own_folder)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -262,3 +263,25 @@ def test_train_says_what_it_measured(star, pipeline_folder):
 def test_bench_localisation_without_pictures_says_so(star, pipeline_folder):
     code, _, err = star("bench", "localisation", *FAST.split(), f"model.path={pipeline_folder}")
     assert code == 2 and "no picture shows the objects" in err
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from star.cli import main
+for words in sys.argv[1:]:
+    sys.argv = ["star", *words.split(), "train.epoch=1"]
+    try:
+        main()
+    except SystemExit as exit:
+        print(exit.code)
+"""
+
+
+def test_a_mistyped_setting_is_told_before_torch_is_imported():
+    """Which takes seconds."""
+    benches = [f"bench {name}" for name in ("overhead", "speed", "gradient", "first_updates", "influence", "localisation")]
+    commands = ["train", "base", "demo", "doctor", "doctor --dry-run", *benches]
+    ended = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *commands], capture_output=True, text=True)
+    assert ended.stdout.split() == ["2"] * len(commands), ended.stderr
+    assert ended.stderr.count("did you mean train.epochs") == len(commands) and "Traceback" not in ended.stderr

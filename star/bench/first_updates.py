@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from star import config as settings
+from star.bench import OWN
 from star.bench.table import Shown, older_rows, prepared, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.errors import UserError
@@ -36,7 +37,6 @@ from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
 EPOCHS, SEEDS = 6, "0..7"
-OWN = ("epochs", "arms", "seed", "out")
 """The command's words that are not training settings."""
 
 
@@ -102,7 +102,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN)
+    own, overrides = own_words(words, OWN["first_updates"])
     refuse_runs(overrides, "arms=A,B says which arms are trained, and what they gain is kept in runs/first_updates")
     epochs = own.get("epochs", str(EPOCHS))
     if not epochs.isdecimal() or int(epochs) < 2:

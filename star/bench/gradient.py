@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from star import config as settings
+from star.bench import OWN
 from star.bench.signal import Figure, cosines, inner_products, pairs_used, told
 from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
@@ -40,7 +41,6 @@ from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS, MOST_EPOCHS = 12, 1000
-OWN = ("epochs", "arms", "weights", "out")
 """The command's words that are not settings."""
 
 COLUMNS = NEEDED[GRADIENT]
@@ -220,7 +220,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN)
+    own, overrides = own_words(words, OWN["gradient"])
     refuse_runs(overrides, "arms=A,B says which arms are measured, and gradients are kept in runs/gradient")
     epochs = own.get("epochs", str(EPOCHS))
     if not epochs.isdecimal() or not 2 <= int(epochs) <= MOST_EPOCHS:

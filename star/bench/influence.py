@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from evaluators.interface import judged, places_of
 from star import config as settings
+from star.bench import OWN
 from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, whole, write
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
@@ -41,7 +42,6 @@ from star.training.machine import as_begun, loaded
 from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
 
 PROMPTS, TOKENS = 48, 16
-OWN = ("prompts", "tokens", "weights", "out")
 """The command's words that are not settings."""
 
 EPOCH = 0
@@ -139,7 +139,7 @@ def parse(words: Sequence[str]) -> Asked:
     Raises:
         UserError: one that cannot be used.
     """
-    own, overrides = own_words(words, OWN)
+    own, overrides = own_words(words, OWN["influence"])
     refuse_runs(overrides, "nothing is trained here, so there is no method, and draws are kept in runs/influence")
     counts = {name: own.get(name, str(default)) for name, default in (("prompts", PROMPTS), ("tokens", TOKENS))}
     for name, value in counts.items():
