@@ -88,7 +88,8 @@ class Collection:
     terms: dict[Cell, str] = field(default_factory=dict)
     runs: dict[Cell, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
-    _compared: dict[tuple[str, ...], Comparison | None] = field(default_factory=dict)
+    # Of this object alone: one made of it by dataclasses.replace may hold other verdicts.
+    _compared: dict[tuple[str, ...], Comparison | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tasks(self) -> list[str]:
@@ -151,7 +152,12 @@ class Collection:
 
     def images_of(self, task: str) -> pd.DataFrame:
         """The per-image verdicts on a task; empty, without columns, if there are none of any task."""
-        return pd.DataFrame() if self.images is None else self.images[self.images["task"] == task]
+        return pd.DataFrame() if self.images is None else self._images_by_task.get(task, self.images[:0])
+
+    @cached_property
+    def _images_by_task(self) -> dict[str, pd.DataFrame]:
+        """All verdicts, parted once: every comparison asks for those of its task."""
+        return {} if self.images is None else {str(task): part for task, part in self.images.groupby("task", sort=False)}
 
     def main_metric(self, task: str) -> str | None:
         """The metric that methods are compared by, see :func:`star.tasks.main_metric`."""
