@@ -37,7 +37,6 @@ from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = (REFERENCE, "star", "star_shuffled", "oracle_twins", "background")
 EPOCHS, SEEDS = 6, "0..7"
-"""The command's words that are not training settings."""
 
 
 @dataclass(frozen=True)

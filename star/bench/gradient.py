@@ -41,7 +41,6 @@ from star.training.trainer import Trainer
 
 ARMS_OF_INTEREST = ("flow_grpo", "spatial", "star", "star_shifted", "star_shuffled", "oracle", "oracle_twins", "background")
 EPOCHS, MOST_EPOCHS = 12, 1000
-"""The command's words that are not settings."""
 
 COLUMNS = NEEDED[GRADIENT]
 COSINES = ["task", "weights", "config_hash", "arm", "other", "epoch", "other_epoch", "cosine"]

@@ -42,7 +42,6 @@ from star.training.machine import as_begun, loaded
 from star.training.rollout import Sample, plan, sample, step_noise, trained_steps
 
 PROMPTS, TOKENS = 48, 16
-"""The command's words that are not settings."""
 
 EPOCH = 0
 """The epoch whose prompts, noise and window the rollouts have."""

@@ -167,7 +167,7 @@ def is_of_rows(path: Path) -> bool:
     Raises:
         UserError: it cannot be read.
     """
-    return _header(_bytes(path).decode("utf-8-sig", errors="replace")) in _headers(Row)
+    return _header(_bytes(path, first_line=True).decode("utf-8-sig", errors="replace")) in _headers(Row)
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -331,9 +331,10 @@ def _open(path: Path) -> str:
         raise UserError(f"{path}: cannot be read as a CSV file: {error}") from None
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, first_line: bool = False) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.readline() if first_line else file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run `star reproduce geneval` to make results, or check the name") from None
     except IsADirectoryError:
