@@ -50,7 +50,7 @@ REWARDS = "rewards.others."
 
 ConfigStore.instance().store("schema", Config)
 for _arm in ARMS.values():
-    _node = {"name": _arm.name, "arm": _arm.map, "reduction": _arm.ratio, "steps": _arm.steps}
+    _node = {"name": _arm.name, "arm": _arm.map, "reduction": _arm.ratio, "steps": _arm.steps, "clip": _arm.clip}
     ConfigStore.instance().store(_arm.name, _node, group="method")
 
 

@@ -102,9 +102,9 @@ def terms(config: Config) -> str:
     """
     shared = {name: value for name, value in identity(config).items() if name not in ("method", "relevance", "seed")}
     own, method = of_scale(config.scale), config.method
-    same = (arm for arm in ARMS.values() if (arm.map, arm.ratio, arm.steps) == (method.arm, method.reduction, method.steps))
-    arm = ARMS.get(method.name) or next(same, ARMS["star"])
-    usual = replace(own.method, reduction=arm.ratio, steps=arm.steps)
+    same = [arm for arm in ARMS.values() if (arm.map, arm.ratio, arm.steps) == (method.arm, method.reduction, method.steps)]
+    arm = ARMS.get(method.name) or min(same, key=lambda arm: arm.clip != method.clip, default=ARMS["star"])
+    usual = replace(own.method, reduction=arm.ratio, steps=arm.steps, clip=arm.clip)
     if departures := {name: getattr(method, name) for name in OF_UPDATES if getattr(method, name) != getattr(usual, name)}:
         shared["method"] = departures
     if method.arm == "uniform":

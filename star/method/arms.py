@@ -64,6 +64,7 @@ class Arm:
         control: whether its maps are meaningless on purpose.
         diagnostic: whether it is left out of the ablation and runs only when it is named.
         steps: how the policy loss of each step is weighted, a value of ``method.steps``.
+        clip: what keeps its updates near the policy that sampled, a value of ``method.clip``.
         neighbour: whether it follows another published work; ``docs/neighbours`` has a page on it.
         colour: in figures, from Okabe and Ito's palette for colour-blind readers; None for the colour of the text.
     """
@@ -78,6 +79,7 @@ class Arm:
     control: bool = False
     diagnostic: bool = False
     steps: str = "as_sampled"
+    clip: str = "ratio"
     neighbour: bool = False
     colour: str | None = None
 
@@ -246,6 +248,17 @@ ARMS = {
             question="what do weights of steps do alone?",
             diagnostic=True,
             steps="equal",
+            neighbour=True,
+        ),
+        Arm(
+            name="flow_dppo",
+            map="uniform",
+            ratio="image",
+            label="Flow-DPPO-style",
+            weights="1 everywhere, updates bounded by the divergence",
+            question="what does another trust region do alone?",
+            diagnostic=True,
+            clip="kl",
             neighbour=True,
         ),
     )

@@ -116,6 +116,7 @@ def test_its_figures_are_those_of_each_update(make_config):
         (("method=dense_uniform",), "method.reduction=position"),
         (("method=tempflow",), "method.steps=equal"),
         (("method.clip=kl", "method=flow_grpo"), "method.clip=kl"),
+        (("method=flow_dppo",), "method.clip=kl"),
         (("model.parameters=full",), "model.parameters=full"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -238,7 +238,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=foo"], "no method 'foo'; there are: background, dense_uniform, flow_grpo"),
+        (["method=foo"], "no method 'foo'; there are: background, dense_uniform, flow_dppo, flow_grpo"),
         (["scale=huge"], "no scale 'huge'; there are: mini, paper"),
         (["train.lrr=3"], r"train.lrr is no setting; did you mean train.lr\? train has: .*lr"),
         (["nothing=3"], "nothing is no setting; there are: .*train"),

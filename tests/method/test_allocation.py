@@ -376,7 +376,8 @@ def test_the_table_of_arms_is_the_one_place():
         assert [arm for arm in MAPPED if needs(map_maker(arm), what)] == arms
     neighbours = [name for name, arm in ARMS.items() if arm.neighbour]
     assert [*ABLATION, "star_shifted", "oracle", "oracle_twins", "background", *neighbours] == list(ARMS)
-    assert neighbours == ["vipo", "sga", "sga_flipped", "tempflow"] and all(ARMS[name].diagnostic for name in neighbours)
+    assert neighbours == ["vipo", "sga", "sga_flipped", "tempflow", "flow_dppo"]
+    assert all(ARMS[name].diagnostic for name in neighbours)
     colours = [arm.colour for arm in ARMS.values() if arm.colour]
     assert len(set(colours)) == len(colours) >= len(ABLATION) - 1
 

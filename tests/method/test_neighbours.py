@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from evaluators.pickscore.evaluator import Preference
 from star import config as settings
 from star.common.errors import UserError
 from star.common.noise import normal
-from star.config import config_hash, identity
+from star.config import config_hash, identity, terms
 from star.method.allocation import allocate
 from star.method.arms import ARMS
 from star.method.sampling import score_size
@@ -159,6 +160,16 @@ def test_tempflow_is_flow_grpo_with_steps_by_the_size_of_their_score(make_config
     sizes = [score_size(own.schedule, step, "sde", config.sampling.noise_level).item() for step in (0, 1)]
     shares = own._step_shares([0, 1])
     assert shares[0] / shares[1] == pytest.approx(sizes[1] / sizes[0])
+
+
+def test_flow_dppo_is_flow_grpo_with_another_trust_region():
+    known, own = (settings.load(["task=geneval", f"method={name}"]) for name in ("flow_grpo", "flow_dppo"))
+    assert own.method.clip == "kl" and own.method == replace(known.method, name="flow_dppo", clip="kl")
+    assert terms(own) == terms(known)  # its trust region is the arm's own, and so no difference to declare
+    renamed = settings.load(["task=geneval", "method=flow_grpo", "method.clip=kl", "method.name=own"])
+    assert terms(renamed) == terms(own)
+    plain = settings.load(["task=geneval", "method=flow_dppo", "method.clip=ratio", "method.name=own"])
+    assert terms(plain) == terms(known)
 
 
 def test_a_setting_that_came_later_is_no_part_of_a_run_that_does_not_use_it():
