@@ -172,7 +172,7 @@ def test_folders_tell_trainings_apart_and_nothing_else():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=foo"], "method=foo: no method 'foo'; there are: background, dense_uniform, flow_grpo"),
+        (["method=foo"], "method=foo: no method 'foo'; there are: background, dense_uniform, flow_dppo, flow_grpo"),
         (["method=base"], "no method 'base'"),
         (["method=star,own_arm:peaks"], "a map of your own: method=star method.name=NAME method.arm=own_arm:peaks"),
         (["task=geneval,"], "no task ''; there are: geneval, ocr, pickscore"),
