@@ -29,7 +29,7 @@ def test_what_the_page_names_can_be_called_so(name, arguments):
 
 
 def test_all_of_them_are_on_the_page():
-    assert len(CALLS) == 8
+    assert len(CALLS) == 13
 
 
 def test_they_give_what_the_page_says():
