@@ -277,6 +277,7 @@ def evaluate(
     Example: star evaluate task=ocr images=outputs prompts=prompts.txt
     """
     from evaluators.score import rows_file, score
+    from star.common.numbers import sample_size
 
     names = ("task", "images", "prompts", "engine", "out")
     given, others = own_words(words, names)
@@ -287,7 +288,7 @@ def evaluate(
     scores = score(**given)
     protocol = scores["protocol"].iloc[0]
     _show(
-        f"{given['images']}: {scores['images'].max()} images of {scores['prompts'].max()} prompts, {protocol}",
+        f"{given['images']}: {sample_size(scores['images'].max(), scores['prompts'].max())}, {protocol}",
         list(scores[["metric", "value", "stderr"]].itertuples(index=False, name=None)),
         f"image by image: {rows_file(given['task'], given['images'], given.get('out'))}",
     )

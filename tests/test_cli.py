@@ -179,7 +179,7 @@ def test_evaluate_shows_its_scores_in_whatever_process_it_runs(star, monkeypatch
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     code, out, _ = star("evaluate", "task=geneval", "images=images")
-    assert code == 0 and "1 images of 1 prompts" in " ".join(out.split())
+    assert code == 0 and "1 image of 1 prompt" in " ".join(out.split())
 
 
 def test_a_matrix_is_tried_dry_by_a_word_or_an_option(star):
@@ -196,7 +196,7 @@ NAMES = ["a[b]c", "[", "[/x]", "[red]a[/red]", "x:smile:y", "a\\\\", "$1 and $2"
 def test_names_of_folders_are_shown_as_they_are(star, name):
     save_folder(Path(name, "images"), list(generate(MINI))[:1], [[np.full((64, 64, 3), 128, np.uint8)]])
     code, out, _ = star("evaluate", "task=geneval", f"images={name}/images")
-    assert code == 0 and f"{name}/images: 1 images of 1 prompts" in " ".join(out.split())
+    assert code == 0 and f"{name}/images: 1 image of 1 prompt" in " ".join(out.split())
     code, _, err = star("evaluate", "task=geneval", f"images={name}/none")
     assert (code, err) == (2, f"star: no such folder: {name}/none\n")
     code, _, err = star("diff", f"{name}/none.csv")

@@ -30,7 +30,12 @@ def signed(value: Estimate | float, digits: int = 3) -> str:
 
 def counted(count: int, what: str) -> str:
     """``1 training seed``, ``3 training seeds``."""
-    return f"{count} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def sample_size(images: int, prompts: int) -> str:
+    """``788 images of 197 prompts``."""
+    return f"{counted(images, 'image')} of {counted(prompts, 'prompt')}"
 
 
 def named_seeds(seeds: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from evaluators.geneval.prompts import TAGS
 from star.common import markdown as written
-from star.common.numbers import MISSING, estimate, with_error
+from star.common.numbers import MISSING, estimate, sample_size, with_error
 from star.method.arms import ARMS
 from star.records.names import is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, Row
@@ -135,6 +135,6 @@ def _protocol_lines(summaries: Sequence[Summary]) -> list[str]:
         for at_home, what in ((True, ""), (False, " after training for another task")):
             if of := [s for s in own if measured_on_own_task(s.method) == at_home]:
                 widest = max(of, key=lambda summary: summary.images)
-                sizes.append(f"{widest.images:,} images of {widest.prompts:,} prompts{what}")
+                sizes.append(sample_size(widest.images, widest.prompts) + what)
         lines.append(f"- `{protocol}`: {'; '.join(sizes)}")
     return lines

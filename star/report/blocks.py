@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from star.common import markdown
+from star.common.numbers import sample_size
 from star.records.comparison import Comparison
 from star.records.summary import Summary
 
@@ -126,7 +127,7 @@ ONE_SEED = " (one seed: prompts alone)"
 
 def sizes(measured: Iterable[Comparison | Summary]) -> str:
     """``788 images of 197 prompts``, or all such sizes if they differ."""
-    return " or ".join(dict.fromkeys(f"{m.images:,} images of {m.prompts:,} prompts" for m in measured))
+    return " or ".join(dict.fromkeys(sample_size(m.images, m.prompts) for m in measured))
 
 
 def _inline(text: str) -> Markup:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from scipy.stats import norm
 
-from star.common.numbers import counted, signed
+from star.common.numbers import counted, sample_size, signed
 from star.common.statistics import Estimate, detectable_among
 from star.method.arms import REFERENCE
 from star.records.comparison import Comparison
@@ -154,7 +154,7 @@ def _gain(gain: Comparison | None, absent: Sequence[str]) -> str:
         )
     text = (
         f"STAR minus Flow-GRPO is {signed(gain.delta)} on the {gain.label} "
-        f"({gain.images:,} images of {gain.prompts:,} prompts, {counted(len(gain.seeds), 'training seed')})"
+        f"({sample_size(gain.images, gain.prompts)}, {counted(len(gain.seeds), 'training seed')})"
     )
     if not gain.equal_terms:
         return f"{text}, but {_unequal(gain, 'Flow-GRPO')}."

@@ -1,6 +1,6 @@
 import pytest
 
-from star.common.numbers import number, signed, with_error
+from star.common.numbers import number, sample_size, signed, with_error
 from star.common.statistics import Estimate
 
 
@@ -13,6 +13,8 @@ from star.common.statistics import Estimate
         (with_error(-0.5, 0.0312), "\N{MINUS SIGN}0.500 ± 0.031"),
         (with_error(1.104, 0.031, 2, "±"), "1.10±0.03"),
         (with_error(0.5, None), "0.500"),
+        (sample_size(1, 1), "1 image of 1 prompt"),
+        (sample_size(2212, 553), "2,212 images of 553 prompts"),
         (with_error(0.5, float("nan"), 1), "0.5"),
         (signed(Estimate(0.02, None, None)), "+0.020"),
         (signed(Estimate(-0.0, None, (-0.02, 0.01)), 2), "\N{MINUS SIGN}0.00 [\N{MINUS SIGN}0.02, +0.01]"),
