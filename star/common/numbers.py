@@ -30,7 +30,7 @@ def signed(value: Estimate | float, digits: int = 3) -> str:
 
 def counted(count: int, what: str) -> str:
     """``1 training seed``, ``3 training seeds``."""
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def sample_size(images: int, prompts: int) -> str:
