@@ -1,7 +1,7 @@
 """Base models, and what is trained in them.
 
-The class that loads a model is the one that ``model.kind`` names, or else the entry in :data:`MODELS` for the pipeline class
-in its ``model_index.json``. To add one, implement :class:`star.models.interface.BaseModel` and name the class in either place.
+The class that loads a model is the one that ``model.kind`` names, as a setting or in the YAML of a model that is built in;
+without it the model is of SD3's kind. To add one, implement :class:`star.models.interface.BaseModel`.
 """
 
 from typing import TYPE_CHECKING
@@ -16,8 +16,8 @@ from star.models.sources import pipeline_class, source
 if TYPE_CHECKING:
     from star.models.interface import BaseModel
 
-MODELS = {"StableDiffusion3Pipeline": "star.models.sd3:SD3"}
-"""Class of a diffusers pipeline -> import path of the base model class that wraps it."""
+PIPELINE = "StableDiffusion3Pipeline"
+"""The class in ``model_index.json`` of the pipelines that need no ``model.kind``."""
 
 
 def find(config: ModelConfig) -> "type[BaseModel]":
@@ -28,13 +28,14 @@ def find(config: ModelConfig) -> "type[BaseModel]":
     """
     if config.kind:
         return import_path(config.kind, f"model.kind={config.kind}")
-    kind = pipeline_class(config)
-    if kind not in MODELS:
+    if (kind := pipeline_class(config)) != PIPELINE:
         raise UserError(
-            f"model.path={source(config)} is a {kind or 'folder without a pipeline'}; there are: {', '.join(MODELS)}, and "
+            f"model.path={source(config)} is a {kind or 'folder without a pipeline'}; there are: {PIPELINE}, and "
             "your own with model.kind=my_module:MyModel (docs/extending.md)"
         )
-    return import_path(MODELS[kind], f"model.path={source(config)}")
+    from star.models.sd3 import SD3  # diffusers is slow to import
+
+    return SD3
 
 
 def load(config: ModelConfig, device: torch.device, seed: int) -> "BaseModel":

@@ -1,4 +1,4 @@
-"""A base model of one's own: a module and a line in the registry."""
+"""A base model of one's own: a module that ``model.kind`` names."""
 
 import json
 from pathlib import Path
@@ -13,21 +13,20 @@ from star.config import load
 from star.models.sd3 import SD3
 from star.training.trainer import Trainer
 
-WORDS = """model.path=toy model.resolution=64 train.epochs=8 train.groups=4 train.group_size=8 train.micro_batch=16
-train.lr=0.3 sampling.steps=4 sampling.window=0 sampling.guidance=1 evaluation.steps=4 train.beta=0.001""".split()  # noqa: SIM905
+WORDS = """model.kind=own_model:Toy model.name=toy model.path=toy model.resolution=64 train.epochs=8 train.groups=4
+train.group_size=8 train.micro_batch=16 train.lr=0.3 train.beta=0.001 sampling.steps=4 sampling.window=0 sampling.guidance=1
+evaluation.steps=4""".split()  # noqa: SIM905
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setitem(models.MODELS, "ToyPipeline", "own_model:Toy")
     (tmp_path / "toy").mkdir()
-    (tmp_path / "toy" / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
 
 
 @pytest.mark.parametrize("method", ["flow_grpo", "star", "star_shuffled"])
-def test_a_registered_model_is_found_by_its_index_and_trains(toy, method):
+def test_a_model_of_another_kind_trains(toy, method):
     trainer = Trainer(load([*WORDS, f"method={method}", f"run={method}"]), RedTask())
     before = trainer.base.trained["colour"].detach().clone()
     trainer.run()
@@ -70,7 +69,7 @@ def with_a_list(model, config, device, seed):
     ],
 )
 def test_a_model_that_does_otherwise_than_it_must_is_told_before_anything_is_drawn(toy, monkeypatch, member, replaced, told):
-    words = [*WORDS, "model.kind=own_model:Toy", "model.name=toy", "run=here", "method=star"]
+    words = [*WORDS, "run=here", "method=star"]
     place = f"own_model.{'UpperHalf' if member == 'take' else 'Toy'}.{member}"
     if replaced:
         monkeypatch.setattr(place, replaced)
