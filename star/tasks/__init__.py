@@ -223,6 +223,21 @@ def _own(path: str, scale: str) -> _Source:
             f"{setting}: evaluator must be {', '.join(registry.EVALUATORS)}, not {evaluator!r}; a class of your own judges "
             "instead by +evaluators.NAME=my_module:MyReward"
         )
+    check_prompts(setting, scale, train, test)
+    return _Source(evaluator, lambda scale: train, lambda scale: test)
+
+
+def check_prompts(setting: str, scale: str, train: list[Prompt], test: list[Prompt]) -> None:
+    """Check a task's lists of prompts; those of a user's own task may hold anything.
+
+    Args:
+        setting: what error messages call the task.
+        scale: that the lists were asked for.
+        train, test: the lists.
+
+    Raises:
+        UserError: a prompt is in both lists, cannot be learnt from or cannot be used at all.
+    """
     for what, prompts in {"train": train, "test": test}.items():
         if not (isinstance(prompts, list) and prompts and all(isinstance(prompt, Prompt) for prompt in prompts)):
             raise UserError(f"{setting}: {what}({scale!r}) must give a list of star.tasks.Prompt, and at least one")
@@ -232,7 +247,6 @@ def _own(path: str, scale: str) -> _Source:
                 raise UserError(f"{setting}: prompt {number} of {what}({scale!r}) {fault}")
     if shared := {_spaced(prompt) for prompt in train} & {_spaced(prompt) for prompt in test}:
         raise UserError(f"{setting}: {min(shared)!r} is a training prompt and a test prompt; a score of it would say nothing")
-    return _Source(evaluator, lambda scale: train, lambda scale: test)
 
 
 def _spaced(prompt: Prompt) -> str:
