@@ -270,3 +270,5 @@ def test_the_registry_names_what_there_is():
     assert list(registry.EVALUATORS) == ["geneval", "ocr", "pickscore", "vivid"]
     with pytest.raises(UserError, match="no evaluator 'style'; there are geneval, ocr, pickscore, vivid, and your own as"):
         registry.find("style")
+    metrics = [registry.find(name).primary for name in registry.EVALUATORS]
+    assert len(set(metrics)) == len(metrics)  # reports find an evaluator by its main metric

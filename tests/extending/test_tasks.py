@@ -4,13 +4,17 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from evaluators.geneval import evaluate
+from evaluators.geneval.official import engines as detectors
 from evaluators.interface import Score
 from evaluators.ocr import evaluator as ocr
+from star.common.errors import UserError
 from star.config import load
 from star.tasks import Prompt, load_task
 
@@ -62,6 +66,16 @@ def test_a_task_is_three_files(tmp_path):
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("0.02 pickscore-v1/taste_weights@")
+
+
+def test_no_two_engines_have_one_name():
+    """It tells their rows apart; an engine made from another has that one's name, unless it says its own."""
+    for made, engines in ((ocr.engine, ocr.ENGINES), (evaluate.detector, ("mini", *detectors.ENGINES))):
+        names = []
+        for engine in engines:
+            with suppress(UserError):  # its weights or packages are not on this machine
+                names.append(made(engine).name)
+        assert names and len(set(names)) == len(names)
 
 
 class Shouting:

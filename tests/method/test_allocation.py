@@ -1,4 +1,5 @@
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from baselines.controls import donors
 from star.common.errors import RunStopped, UserError
+from star.method import allocation
 from star.method.allocation import allocate, effective_sample_share, overlap, upsample
 from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs
 
@@ -380,6 +382,11 @@ def test_the_table_of_arms_is_the_one_place():
     assert all(ARMS[name].diagnostic for name in neighbours)
     colours = [arm.colour for arm in ARMS.values() if arm.colour]
     assert len(set(colours)) == len(colours) >= len(ABLATION) - 1
+
+
+def test_the_table_of_maps_has_a_row_for_each_that_follows_no_other_work():
+    own = {arm.map for arm in ARMS.values() if not arm.neighbour}
+    assert re.findall(r"^\| ``(\w+)`` \|", allocation.__doc__, re.MULTILINE) == [name for name in MAPS if name in own]
 
 
 def test_an_arm_of_ones_own_is_named_by_its_path(tmp_path, monkeypatch):
