@@ -33,7 +33,7 @@ BELOW = "1: the map does not say where the objects are; more: it lies on them"
 
 @dataclass
 class Localisation:
-    """Concentrations of the correct pictures.
+    """Concentrations of the pictures that show all their objects.
 
     Attributes:
         concentration: (pictures, blocks, steps).
