@@ -1,4 +1,4 @@
-"""Measurements of the method itself: what its maps gain without a whole training, where they lie, and what they cost."""
+"""Measurements: what maps gain without a whole training, where they lie and what they cost, and how fast training is."""
 
 OWN = {
     "gradient": ("epochs", "arms", "weights", "out"),

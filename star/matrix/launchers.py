@@ -1,4 +1,4 @@
-"""How the cells of a matrix are run: one after the other here, or as SLURM jobs.
+"""How the cells of a matrix are run: here, one or several at a time, or as SLURM jobs.
 
 Every launcher runs cells through :func:`star.matrix.commands.attempt`, so that their folders look the same whatever ran them.
 """
