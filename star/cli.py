@@ -95,7 +95,7 @@ app = typer.Typer(
     f"it is compared with.\n\n{SETTINGS_HELP}",
 )
 mini = typer.Typer(no_args_is_help=True, help="The embedded small base model and its world.")
-bench = typer.Typer(no_args_is_help=True, help="Measurements: what maps gain, where they lie, what they cost, and how fast training is.")
+bench = typer.Typer(no_args_is_help=True, help="Measurements: what maps gain and cost, where they lie, how fast all is.")
 convert = typer.Typer(no_args_is_help=True, help="Published weights, in the form that this package reads.")
 app.add_typer(convert, name="convert")
 app.add_typer(mini, name="mini")
