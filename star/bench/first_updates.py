@@ -86,7 +86,7 @@ def run(words: Sequence[str]) -> Shown:
         check_evaluator(one.method.arm, task)
     hashed = config_hash(_identity(config, task))
     out, folder = prepared("first_updates", config, hashed, asked.out, COLUMNS)
-    _refuse_less(out, hashed, asked, folder)
+    _refuse_less(out, hashed, asked)
     with guards.limits(config):
         measure(arms, asked, task, folder)
     table = rows(asked, config, folder, hashed)
@@ -115,13 +115,13 @@ def parse(words: Sequence[str]) -> Asked:
     )
 
 
-def _refuse_less(out: Path, hashed: str, asked: Asked, folder: Path) -> None:
+def _refuse_less(out: Path, hashed: str, asked: Asked) -> None:
     """Refuse, before the work, to replace a training's rewards by those of fewer epochs."""
     older = older_rows(out, COLUMNS, "first_updates")
     older = older[older["config_hash"] == hashed]
     for seed, arm in product(asked.seeds, (UNTRAINED, *asked.arms)):
         most = older.loc[(older["arm"] == arm) & (older["seed"] == str(seed)), "epoch"].astype(int).max()
-        if most > max(asked.epochs, len(_made(_file(folder, seed, arm))["rewards"])):  # nan, of no row, is not
+        if most > asked.epochs:  # nan, of no row, is not
             raise UserError(
                 f"epochs={asked.epochs}: {out} has {most} of {arm}, seed {seed}, with these settings; say epochs={most}, or "
                 "name another table with out=..."
@@ -174,12 +174,12 @@ def _train(arms: Mapping[str, Config], epochs: int, task: Task, folder: Path, di
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
-    """The rewards of every epoch, even if only an earlier command asked for it: :data:`COLUMNS` and the machine."""
+    """The rewards of the epochs that are asked for, though a training may be longer: :data:`COLUMNS` and the machine."""
     train, found = config.train, []
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
             done = _made(_file(folder, seed, arm))
-            for epoch, reward in enumerate(done["rewards"]):
+            for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
                 updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
                 facts = (updates, train.lr, reward, done["commit"], hashed, done.get(MACHINE, ""))
                 found.append((config.task.name, arm, seed, epoch + 1, *facts))

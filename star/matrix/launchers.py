@@ -131,10 +131,11 @@ def launch(cells: Sequence[Cell], options: Options) -> Generator[Event, None, No
     if isinstance(options, Submitit):
         return _submitit(cells, options)
     gpus, at_once = usable_gpus(), side_by_side(options)
-    if gpus and at_once * options.gpus_per_node > len(gpus):
+    needed = at_once * options.gpus_per_node if gpus or options.gpus_per_node > 1 else 0
+    if needed > len(gpus):
         raise UserError(
             f"launcher.at_once={at_once} runs with launcher.gpus_per_node={options.gpus_per_node} each, but here are "
-            f"{len(gpus)} GPUs"
+            f"{len(gpus) or 'no'} GPUs"
         )
     if cells and (idle := len(gpus) - at_once * options.gpus_per_node) > 0:
         note(

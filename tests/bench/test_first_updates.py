@@ -84,12 +84,16 @@ def test_what_is_there_is_not_trained_again_and_more_is_added(words, monkeypatch
 
     monkeypatch.setattr(Trainer, "epoch", counted)
     before = table()
-    first_updates.run([*words, "seed=2", "epochs=2"])
+    with pytest.raises(UserError, match="say epochs=3, or name another table"):
+        first_updates.run([*words, "seed=2", "epochs=2"])
+    shown = first_updates.run([*words, "seed=2", "epochs=2", "out=short.csv"])
     assert not begun and table() == before  # fewer epochs take none away
-    first_updates.run([*words, "seed=2", "epochs=2", "arms=flow_grpo,temporal"])
-    assert begun == [(2, "temporal", "Trainer", number) for number in range(2)]
+    assert {row[1] for row in shown.rows} == {"1 x 2"}
+    assert set(pd.read_csv("short.csv")["epoch"]) == {1, 2}
+    first_updates.run([*words, "seed=2", "arms=flow_grpo,temporal"])
+    assert begun == [(2, "temporal", "Trainer", number) for number in range(3)]
     begun.clear()
-    first_updates.run([*words, "seed=2..3", "epochs=2", "arms=flow_grpo"])
+    first_updates.run([*words, "seed=3", "epochs=2", "arms=flow_grpo"])
     assert begun == [(3, "flow_grpo", kind, number) for kind in ("Untrained", "Trainer") for number in range(2)]
     assert {(row["arm"], row["seed"]) for row in table()} == {
         *((arm, "2") for arm in (UNTRAINED, *ARMS, "temporal")),

@@ -204,6 +204,9 @@ def test_where_everything_fails_every_run_is_tried_once(side_by_side, capsys):
 
 def test_the_local_launcher_uses_all_gpus(finishing, monkeypatch):
     monkeypatch.setitem(commands.MODULES, "accelerate", "fake_star")
+    with pytest.raises(UserError, match="gpus_per_node=8 each, but here are no GPUs"):
+        launch([finishing], load(["launcher.gpus_per_node=8"]))
+    monkeypatch.setattr(launchers, "usable_gpus", lambda: list("01234567"))
     assert list(launch([finishing], load(["launcher.gpus_per_node=8"])))[-1] == (finishing, State.DONE, "")
     started = Path("started--").read_text()
     assert "launch --multi_gpu --num_processes 8 --num_machines 1" in started
