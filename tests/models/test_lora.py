@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from star.common import files
 from star.common.errors import UserError
@@ -336,3 +338,32 @@ def test_two_loras_of_one_name_do_not_replace_each_other(star, released, pipelin
         code, _, told = star(*words, "lora=one/lora", f"name={name}")
         assert code == 2 and f"name={name} {fault}" in told
     assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == names | {"flow_grpo@released"}
+
+
+class Products(TorchDispatchMode):
+    """Counts the operators that multiply matrices, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = Counter()
+
+    def __torch_dispatch__(self, called, types, args=(), kwargs=None):
+        if called.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            self.made[called.overloadpacket.__name__] += 1
+        return called(*args, **(kwargs or {}))
+
+
+def test_rollouts_and_updates_make_the_same_products_in_half_precision(make_config, monkeypatch):
+    """On a GPU another operator is another kernel, whose digits may differ, and ratios would not be 1.
+
+    Without its cache autocast's copies of adapters need no gradient in rollouts.
+    """
+    monkeypatch.setattr(torch, "is_autocast_cache_enabled", lambda: False)
+    base, texts, made = SD3(make_config("model.dtype=bfloat16").model, CPU, 0), ["a red circle", "a blue ring"], []
+    base.prepare(texts, 1.0)
+    latents = normal((2, *base.latent_shape), "latents")
+    for learns in (False, True):
+        with torch.set_grad_enabled(learns), Products() as products:
+            base.velocity(latents, torch.tensor(0.5), texts, 1.0)
+        made.append(products.made)
+    assert made[0] == made[1] and made[0]["mm"] > 0
