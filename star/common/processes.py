@@ -34,6 +34,9 @@ def joined(**options: Any) -> Accelerator:
     check_launched()
     # Accelerators of other makes, e.g. a Mac's, are not supported, and would compute other digits.
     on_cpu = torch.accelerator.is_available() and not torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < (gpus := torch.cuda.device_count()) < here:  # two would share one, and NCCL would blame another process
+        raise UserError(f"started as {here} processes on this machine, which has {gpus} GPUs that work; start one for each")
     try:
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **options)
         torch.zeros(1, device=accelerator.device)
@@ -85,6 +88,14 @@ def wait(accelerator: Accelerator) -> None:
     """Wait until all processes are here; raises what :func:`gather` does."""
     with together():
         accelerator.wait_for_everyone()
+
+
+def anywhere(text: str) -> str:
+    """The texts of all processes, each once, joined by semicolons; raises what :func:`gather` does."""
+    if PartialState().num_processes == 1:
+        return text
+    with together():
+        return "; ".join(sorted(set(gather_object([text]))))
 
 
 def check_agreed(value: Hashable, what: str) -> None:

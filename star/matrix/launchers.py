@@ -5,6 +5,7 @@ Every launcher runs cells through :func:`star.matrix.commands.attempt`, so that 
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
 FAILED_IN_A_ROW = 2  # runs without an epoch, after which a place looks broken
 LOCK_SECONDS = 600.0  # that a job waits for its cell's lock, with GPUs that others could use
+GRACE_SECONDS = 900.0  # within which SLURM kills what it has told to end
 CPUS_OF_A_GPU = 8  # for its process, the evaluator's thread and the OCR workers
 
 Event = tuple[Cell, State, str]
@@ -340,6 +342,10 @@ class Job:
         import submitit
 
         environment = submitit.JobEnvironment()
+        # The result of an attempt that SLURM put back into the queue would say that the job is over.
+        environment.paths.result_pickle.unlink(missing_ok=True)
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
         node, job = environment.node, int(environment.job_id.partition("_")[0])
         # Jobs of the same user may share a node, so each has its own port.
         words = command(self.cell, self.options, node, environment.hostnames[0], FIRST_PORT + job % PORTS)
@@ -348,6 +354,8 @@ class Job:
             code = _ended(attempt(self.cell.folder, words, patience=LOCK_SECONDS))
         else:
             code = _ended(attempt_beside(self.cell.folder, words, node))
+        if code and told:
+            time.sleep(GRACE_SECONDS)  # SLURM took the nodes away: it ends this, and may put the job back into the queue
         if code:
             # The other nodes would wait for this one's processes until the job's time is up; a failed task ends them.
             raise RunStopped(f"node {node} of {self.cell.label} ended with exit code {code}")

@@ -151,8 +151,8 @@ class JointAttention:
             return _projected(attn, output)
         of_image, of_text = output[:, :image], output[:, image:]
         if output.dtype != torch.float32:
-            # A slice that is not contiguous is multiplied image by image, unless the weight needs a gradient. What autocast makes
-            # of an adapter's may say so in updates alone, and then ratios would leave 1.
+            # A slice that is not contiguous is multiplied image by image, unless the weight needs a gradient. What autocast
+            # makes of an adapter's may say so in updates alone, and then ratios would leave 1.
             of_image, of_text = of_image.contiguous(), of_text.contiguous()
         return _projected(attn, of_image), of_text if attn.context_pre_only else attn.to_add_out(of_text)
 

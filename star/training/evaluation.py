@@ -1,7 +1,8 @@
 """Scoring a model on a task's held-out prompts: deterministic sampling from noise that every method shares."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from evaluators.interface import Score, check_verdicts, summary
 from star.common.console import note
-from star.common.processes import gather
+from star.common.processes import gather, wait
 from star.common.progress import track
 from star.config import Config
 from star.models.interface import BaseModel
@@ -63,7 +64,9 @@ def evaluate(
         note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
     mine = _share(left, base, accelerator)
     base.prepare([task.test[number].text for part in mine for number, _ in part], config.evaluation.guidance)
-    drawn = _judged(base, task, config, track(mine, f"evaluating on {task.name}") if main else mine, partial)
+    rounds = len(left[:: accelerator.num_processes])  # as many as the process with the most has batches
+    meeting = _meeting(track(mine, f"evaluating on {task.name}") if main else mine, rounds, accelerator)
+    drawn = _judged(base, task, config, meeting, partial)
     anew = {job for part in left for job in part}
     before = [one for one in known.values() if one.job not in anew]
     # Sample images are not gathered: each process saves its own.
@@ -91,6 +94,21 @@ def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) 
         # Sharded weights need equally many calls by every process: this one draws the first batch an extra time.
         mine += batches[:1]
     return mine
+
+
+MEET_EVERY = 16
+"""After so many batches the processes of an evaluation wait for each other: at the end a slow one would be waited for too long
+for :data:`star.common.processes.PATIENCE`."""
+
+
+def _meeting(mine: Iterable[list[Job]], rounds: int, accelerator: Accelerator) -> Iterator[list[Job]]:
+    """This process's batches; on the way through ``rounds``, of which it may have a batch less, it meets the others."""
+    batches = iter(mine)
+    for turn in range(rounds):
+        if turn and turn % MEET_EVERY == 0:
+            wait(accelerator)
+        yield from islice(batches, 1)
+    yield from batches  # none is left, and the bar over them ends
 
 
 def _judged(

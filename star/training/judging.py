@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 
@@ -22,7 +23,7 @@ class Beside:
             # A new thread starts out on the first GPU, whichever one its process uses.
             own = torch.cuda.current_device()
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(own,))
-            self._stream = torch.cuda.Stream()
+            self._stream = _stream()
 
     def __call__(self, judge: Verdicts) -> Verdicts:
         """A function that waits for the verdicts of ``judge``, which an evaluator's ``submit`` gave, and raises its errors."""
@@ -35,3 +36,9 @@ class Beside:
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(given)
             return judge()
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """The stream that this process judges on; for each one torch keeps memory of its own for good."""
+    return torch.cuda.Stream()

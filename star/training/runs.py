@@ -200,7 +200,7 @@ class Kept:
     def _partial(self, folder: Path, hashed: str, protocol: str) -> Partial | None:
         """Where verdicts are kept until all are made; None if no commit pins the code, which may then change in between."""
         code = commit()
-        by = {"code": code, "libraries": versions(), "machine": machine()}
+        by = {"code": code, "libraries": versions(), "machine": processes.anywhere(machine())}
         key = config_hash({"of": hashed, "protocol": protocol, "training": self.summary, "by": by})
         return Partial(folder, key) if is_commit(code) else None
 

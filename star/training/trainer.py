@@ -3,6 +3,7 @@
 Checkpoints hold all that is not keyed, so a run that was killed and resumed ends with the same weights as one that was not.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -93,6 +94,9 @@ class Trainer(Learner):
         if main:
             self.folder.open(settings.to_yaml(self.config), self._identity)
         processes.wait(self.accelerator)
+        # Looked for in a listing, because a shared file system may remember for a while that a file was not there.
+        known = self.folder.path.is_dir() and "config.yaml" in os.listdir(self.folder.path)
+        processes.check_agreed(known, f"{self.folder.path}/config.yaml")
         done = self.folder.summary()
         processes.check_agreed(done is None, f"{self.folder.path}/final/summary.json")
         if done:

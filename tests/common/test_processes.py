@@ -41,6 +41,21 @@ def test_one_of_several_that_would_think_itself_alone_is_told(monkeypatch):
         processes.joined()
 
 
+def test_more_processes_than_gpus_are_told(monkeypatch):
+    monkeypatch.setattr(processes, "check_launched", lambda: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
+    with pytest.raises(UserError, match="started as 8 processes on this machine, which has 7 GPUs that work"):
+        processes.joined()
+
+
+def test_unlike_machines_are_known_to_all_processes(monkeypatch):
+    assert processes.anywhere("H100") == "H100"
+    monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(processes, "gather_object", lambda items: [*items, "H200", "H100"])
+    assert processes.anywhere("H100") == processes.anywhere("H200") == "H100; H200"
+
+
 def test_processes_that_read_other_things_do_not_go_on(monkeypatch):
     processes.check_agreed(3, "checkpoint")  # alone one agrees
     monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(num_processes=2))

@@ -409,8 +409,8 @@ def test_every_gpu_of_a_job_has_cores(cell, slurm):
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_node_whose_processes_failed_ends_the_job(cell, monkeypatch, node):
     """Its task fails, which by srun's --kill-on-bad-exit ends those that would wait for it."""
-    environment = SimpleNamespace(node=node, job_id="7", hostnames=["one", "other"])
-    monkeypatch.setattr("submitit.JobEnvironment", lambda: environment)
+    environment = given(monkeypatch, node)
+    environment.paths.result_pickle.write_text("of an attempt before")
     monkeypatch.setitem(commands.MODULES, "accelerate", "no_such_module")
     cell.folder.mkdir(parents=True)
     with pytest.raises(RunStopped, match=f"node {node} of ocr star seed 0 ended with exit code 1"):
@@ -419,6 +419,35 @@ def test_a_node_whose_processes_failed_ends_the_job(cell, monkeypatch, node):
     _, state, reason = launchers.outcome(cell, 0, "it left none")
     # Python's own line on a module that is not there is no reason; a failed process of the second node is.
     assert state is State.FAILED and reason == ("exit code 1" if node == 0 else "node 1: exit code 1")
+    assert not environment.paths.result_pickle.exists()
+
+
+def given(monkeypatch, node):
+    """What submitit knows in a task of a job; its handler of signals stays out of this process."""
+    paths = SimpleNamespace(result_pickle=Path("result.pkl"))
+    environment = SimpleNamespace(node=node, job_id="7", hostnames=["one", "other"], paths=paths)
+    monkeypatch.setattr("submitit.JobEnvironment", lambda: environment)
+    environment.kept = []
+    monkeypatch.setattr(launchers.signal, "signal", lambda *handler: environment.kept.append(handler))
+    return environment
+
+
+def test_a_job_whose_nodes_are_taken_away_does_not_end_by_itself(cell, monkeypatch):
+    """SLURM signals and, after a while, kills; a result in between would say that a job in the queue is over."""
+    environment, slept = given(monkeypatch, 0), []
+
+    def taken_away(*given, **options):
+        ((number, handler),) = environment.kept
+        assert number == signal.SIGTERM
+        handler(number, None)
+        yield
+        return 1
+
+    monkeypatch.setattr(launchers, "attempt", taken_away)
+    monkeypatch.setattr(launchers.time, "sleep", slept.append)
+    with pytest.raises(RunStopped, match="ended with exit code 1"):
+        Job(cell, load(["launcher=submitit"]))()
+    assert slept == [launchers.GRACE_SECONDS]
 
 
 NODE, FIRST = '{"node": 1, "reason": "node 1: %s"}', '{"seconds": 9.0, "reason": "%s"}'
@@ -550,6 +579,7 @@ def test_the_nodes_of_a_job_meet(cell, slurm, monkeypatch):
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_NTASKS": "2",
         }
+        given |= {"SUBMITIT_FOLDER": os.getcwd()}
         given |= {"SLURM_NODEID": str(node), "SLURM_PROCID": str(node), "SLURM_JOB_NODELIST": "localhost,other"}
         nodes.append(subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **given}))
     try:

@@ -30,6 +30,17 @@ from star.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("batches", [34, 33, 0])
+def test_processes_meet_on_the_way_through_an_evaluation(monkeypatch, batches):
+    """As often with a batch less, or none, or one would wait for the others forever."""
+    made = []
+    monkeypatch.setattr(evaluation, "wait", lambda accelerator: made.append("met"))
+    for batch in evaluation._meeting(([(number, 0)] for number in range(batches)), 34, SimpleNamespace()):
+        made.append(batch)
+    assert [one for one in made if one != "met"] == [[(number, 0)] for number in range(batches)]
+    assert made.count("met") == 2 and (not batches or made.index("met") == 16)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_autoencoder_keeps_all_bits_of_its_file(make_config, pipeline_folder, dtype):
     """Whatever the model computes in: pictures would be off by whole grey levels."""

@@ -3,6 +3,7 @@ import math
 import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 from itertools import combinations, count
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from star.config import to_yaml
 from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.tasks import Prompt
-from star.training import credit, learner, rollout
+from star.training import credit, judging, learner, rollout
 from star.training.judging import Beside
 from star.training.learner import Learner
 from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, starts, thumbnails, trained_steps
@@ -135,12 +136,14 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch
     monkeypatch.setattr("torch.cuda.current_stream", lambda: rollouts)
     monkeypatch.setattr("torch.cuda.Stream", Stream)
     monkeypatch.setattr("torch.cuda.stream", on)
+    monkeypatch.setattr(judging, "_stream", cache(judging._stream.__wrapped__))  # as in a new process
     gone.clear()
     trainer.beside = Beside(torch.device("cuda"))
     assert trainer.epoch(0)["reward"] == pytest.approx(expected, abs=0.05)
     assert len(set(seen)) == 1 and threading.main_thread() not in seen
     assert placed == [(seen[0], 3)]  # before the first verdict, or the thread's GPU would be the first
     own = gone[0][0]
+    assert Beside(torch.device("cuda"))._stream is own  # an evaluation's on the way: each would keep memory for good
     assert own is not rollouts and gone == [[own, (own, f"event {number}")] for number in range(len(seen))]
     trainer.task = RedTask(lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
