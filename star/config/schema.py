@@ -269,8 +269,9 @@ class TrainConfig:
         kl: form of the KL penalty: ``flow_grpo`` (as in its code) or ``paper`` (the divergence itself).
         ema_decay: largest decay, in [0, 1], of the moving average of the trained weights, which is what is evaluated.
         ema_every: the moving average is updated every so many optimizer steps.
-        ratio_tolerance: the run stops when a ratio in the first update of an epoch is further than this from 1; null for what
-            rounding explains in the model's precision (:func:`star.method.objective.ratio_tolerance_for`).
+        ratio_tolerance: the run stops when in the first update of an epoch more than a hundredth of the ratios are further
+            than this from 1, or one is ten times as far; null for what rounding explains in the model's precision
+            (:func:`star.method.objective.ratio_tolerance_for`).
         collapse_epochs: the run stops after so many epochs in a row in which the reward is below half the first epoch's, or
             the diversity within groups is at most a twentieth of the first epoch's.
         checkpoint_every: epochs between checkpoints.

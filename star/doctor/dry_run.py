@@ -204,7 +204,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if on_gpu() else "peak of the process so far"
     goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
-    allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding"
+    allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding; later steps weigh it more"
     met = "goal met" if run.share <= GOAL else "above the goal"
     as_run = replace(wanted, model=placed(wanted, _device(), 1))  # without a GPU, offload=null is false: an upper bound
     estimate = needed(as_run, shape_of(source(wanted.model))).gpu / GIB

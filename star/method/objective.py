@@ -44,22 +44,27 @@ class Bound(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of each sample and what its ratios look like; all but the loss are detached scalars.
+    """The loss of each sample and what its ratios look like, without gradient; all but the first two are scalars.
 
     Attributes:
         loss: (B,), to be averaged over all samples and steps of an update.
         clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1].
-        ratio_error: largest ``|ratio - 1|``; 0 up to rounding before the first update of an epoch.
+        distance: ``|ratio - 1|`` of every ratio; 0 up to rounding before the first update of an epoch.
         approx_kl: half the mean squared log-ratio.
         image_kl: the same for the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
             in one unit for all reductions; in another unit under GRPO-Guard, whose log-ratios are not divided by the std.
     """
 
     loss: Tensor
+    distance: Tensor
     clip_fraction: Tensor
-    ratio_error: Tensor
     approx_kl: Tensor
     image_kl: Tensor
+
+    @property
+    def ratio_error(self) -> Tensor:
+        """The largest distance."""
+        return self.distance.max()
 
 
 def advantages(
@@ -247,8 +252,8 @@ def policy_loss(
     distance = (ratio - 1).abs()
     return PolicyLoss(
         loss=loss,
+        distance=distance,
         clip_fraction=((distance > clip_range) if bound is None else over).float().mean(),
-        ratio_error=distance.max(),
         approx_kl=ratio.log().square().mean() / 2,
         image_kl=moved.reshape(len(moved), -1).mean(1).square().mean() / 2,
     )
@@ -322,7 +327,8 @@ def ratio_tolerance_for(reduction: str, dtype: str, clip_range: float, positions
     The log-ratio is the mean over elements of the noise that was drawn times the difference between the same policy's
     velocities in rollout and update. Rounding errors have no common sign, so a position's mean is ``sqrt(positions)`` times
     as wide as the image's, and the largest of so many twice that. The tolerance never exceeds the clip range: beyond it,
-    rounding alone would be clipped.
+    rounding alone would be clipped. :func:`star.training.guards.check_update` lets a few ratios be further off, since a run
+    draws millions, and maps, whose weights W widen an image's log-ratio by ``sqrt(mean W^2)``, have more of them.
 
     Args:
         reduction: one of :data:`star.method.arms.RATIOS`.

@@ -224,9 +224,11 @@ class Learner:
             for batch in [own[number] for number in share if number in own]:
                 self.backward(batch, samples, found, on_policy=update == 0)
                 tick()
+            shares = found.pop("beyond", [])
             for name, values in found.items():
                 figures[name] += torch.stack(values).tolist()
-            guards.check_update(figures, self.ratio_tolerance, epoch + 1)
+            beyond = torch.stack(shares).mean().item() if shares else 0.0
+            guards.check_update(figures, beyond, self.ratio_tolerance, epoch + 1)
             norm = self.step(epoch)
             made = math.isfinite(norm)
             if made:
@@ -293,6 +295,7 @@ class Learner:
             figures["image_kl"].append(policy.image_kl)
             if on_policy:
                 figures["ratio_error"].append(policy.ratio_error)
+                figures["beyond"].append((policy.distance > self.ratio_tolerance).float().mean())
 
     def moved(self, batch: MicroBatch, row: int) -> Transition:
         """The transition of a trained step from the latents that were sampled, under the model as it is now."""

@@ -2,7 +2,7 @@ import json
 import math
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import combinations, count
 from pathlib import Path
@@ -20,7 +20,7 @@ from star.config import to_yaml
 from star.method.objective import policy_loss
 from star.models.sd3 import SD3
 from star.tasks import Prompt
-from star.training import credit, judging, learner, rollout
+from star.training import credit, guards, judging, learner, rollout
 from star.training.judging import Beside
 from star.training.learner import Learner
 from star.training.rollout import MicroBatch, Sample, Trajectory, plan, sample, starts, thumbnails, trained_steps
@@ -68,8 +68,25 @@ def test_a_rollout_of_the_untrained_policy_is_off_policy(make_config, monkeypatc
     trainer = Trainer(make_config(f"method={method}"), RedTask())
     fill(trainer)
     monkeypatch.setattr(trainer.base, "sampling", trainer.base.reference)
-    with pytest.raises(RunStopped, match="first update of epoch 1 .* more than rounding"):
+    with pytest.raises(RunStopped, match="first update of epoch 1 .* 100.0% of them by more than rounding"):
         trainer.epoch(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "beyond", "stops"),
+    [(9e-5, 0.0, False), (3e-4, 0.01, False), (3e-4, 0.02, True), (1.1e-3, 0.001, True)],
+)
+def test_rounding_has_a_tail(error, beyond, stops):
+    """Of millions of ratios a few are further off than rounding makes most; another policy moves many, or one far."""
+    with pytest.raises(RunStopped, match=rf"up to {error:.2g} off 1, {beyond:.1%} of") if stops else nullcontext():
+        guards.check_update({"loss": [0.1], "ratio_error": [1e-6, error]}, beyond, 1e-4, 3)
+
+
+def test_the_share_of_ratios_off_by_more_than_rounding_is_counted(make_config, monkeypatch):
+    trainer, asked = Trainer(make_config("method=flow_grpo"), RedTask()), []
+    trainer.ratio_tolerance = -1.0  # which every ratio exceeds, but not those of the second update
+    monkeypatch.setattr(guards, "check_update", lambda figures, beyond, *given: asked.append(beyond))
+    assert "beyond" not in trainer.epoch(0) and asked == [1.0, 0.0]
 
 
 def fill(trainer):
