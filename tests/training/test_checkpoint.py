@@ -142,6 +142,7 @@ def test_processes_agree_on_whether_an_evaluation_is_done(make_config, monkeypat
     runs.trained(config)
     runs.trained(config)
     assert [value for value, what in asked if what == "rows.json"] == [False, True]
+    assert [value for value, what in asked if what == "config.yaml"] == [True, True]  # or they share no folder
 
 
 def test_a_checkpoint_is_written_after_so_many_minutes_too(make_config):
