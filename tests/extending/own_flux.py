@@ -72,7 +72,8 @@ class FluxAttention(JointAttention):
         if encoder_hidden_states is None:
             return output  # a block of one stream projects it itself
         linear, dropout = attn.to_out
-        return dropout(linear(output[:, text:])), attn.to_add_out(output[:, :text])
+        of_text, of_image = (part.contiguous() for part in (output[:, :text], output[:, text:]))  # as JointAttention says
+        return dropout(linear(of_image)), attn.to_add_out(of_text)
 
 
 class AllBlocks(nn.Module):
