@@ -223,7 +223,8 @@ def publish(
     from star.matrix.publish import publish as run
 
     folder, count = run(words or [], replace)
-    console().print(f"{count} runs are in {folder}; star report {folder} makes its page anew", soft_wrap=True)
+    are = "1 run is" if count == 1 else f"{count} runs are"
+    console().print(f"{are} in {folder}; star report {folder} makes its page anew", soft_wrap=True)
 
 
 REPRODUCE_HELP = """seed is a list or range, 0 by default; the methods are flow_grpo and star. Launchers (launcher=submitit,
