@@ -34,9 +34,6 @@ def joined(**options: Any) -> Accelerator:
     check_launched()
     # Accelerators of other makes, e.g. a Mac's, are not supported, and would compute other digits.
     on_cpu = torch.accelerator.is_available() and not torch.cuda.is_available()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if 0 < (gpus := torch.cuda.device_count()) < here:  # two would share one, and NCCL would blame another process
-        raise UserError(f"started as {here} processes on this machine, which has {gpus} GPUs that work; start one for each")
     try:
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)], **options)
         torch.zeros(1, device=accelerator.device)
@@ -47,6 +44,9 @@ def joined(**options: Any) -> Accelerator:
         raise UserError(f"the environment's {asked()} cannot be used: {reason}; unset or correct it") from None
     if accelerator.device.type not in ("cpu", "cuda"):
         raise UserError(f"this runs on CPUs and NVIDIA GPUs, not on {accelerator.device.type}; the environment has {asked()}")
+    place, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if accelerator.device.type == "cuda" and place >= gpus:  # it would share one, and NCCL would blame another process
+        raise UserError(f"process {place + 1} on this machine, which has {gpus} GPUs that work; start one for each")
     if (count := int(os.environ.get("WORLD_SIZE", "1"))) > accelerator.num_processes:  # each would think that it is alone
         raise UserError(
             f"started as one of {count} processes, but torch finds no GPU here: {torch_for_gpu()}; on CPUs they run with "

@@ -43,9 +43,11 @@ def test_one_of_several_that_would_think_itself_alone_is_told(monkeypatch):
 
 def test_more_processes_than_gpus_are_told(monkeypatch):
     monkeypatch.setattr(processes, "check_launched", lambda: None)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
-    with pytest.raises(UserError, match="started as 8 processes on this machine, which has 7 GPUs that work"):
+    monkeypatch.setattr(processes.torch, "zeros", lambda *given, **options: None)
+    monkeypatch.setattr(processes, "Accelerator", lambda **given: SimpleNamespace(device=torch.device("cuda"), num_processes=8))
+    with pytest.raises(UserError, match="process 8 on this machine, which has 7 GPUs that work"):
         processes.joined()
 
 
