@@ -46,7 +46,8 @@ def test_more_processes_than_gpus_are_told(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "7")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
     monkeypatch.setattr(processes.torch, "zeros", lambda *given, **options: None)
-    monkeypatch.setattr(processes, "Accelerator", lambda **given: SimpleNamespace(device=torch.device("cuda"), num_processes=8))
+    eighth = SimpleNamespace(device=torch.device("cuda"), num_processes=8)
+    monkeypatch.setattr(processes, "Accelerator", lambda **given: eighth)
     with pytest.raises(UserError, match="process 8 on this machine, which has 7 GPUs that work"):
         processes.joined()
 
