@@ -24,7 +24,7 @@ STEPS = (
     Step("machine", 10, "star.bench.gpu.machine:ceilings", "copying, and products of every precision"),
     Step("attention", 20, "star.bench.gpu.machine:attention", "every attention kernel: pace, the same with gradients?"),
     Step("build", 10, "star.bench.gpu.model:build", "the transformer made on the device"),
-    Step("on_policy", 60, "star.bench.gpu.model:on_policy", "how far the ratios of a first update are off 1"),
+    Step("on_policy", 80, "star.bench.gpu.model:on_policy", "how far the ratios of a first update are off 1"),
     Step("pace", 70, "star.bench.gpu.model:pace", "every pass: images a second, share of the ceiling, memory"),
     Step("capture", 20, "star.bench.gpu.model:capture", "what reading relevance costs"),
     Step("published", 75, "star.bench.gpu.training:published", "epochs here and in Flow-GRPO's published loop"),
