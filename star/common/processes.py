@@ -67,14 +67,14 @@ def _meet() -> None:
         PartialState().wait_for_everyone()
 
 
-def gather(accelerator: Accelerator, items: list[Item]) -> list[Item]:
+def gather(place: Accelerator | PartialState, items: list[Item]) -> list[Item]:
     """The items of all processes, in the order of their ranks.
 
     Raises:
         RunStopped: another process has died.
     """
     with together():
-        return gather_object(items) if accelerator.num_processes > 1 else items
+        return gather_object(items) if place.num_processes > 1 else items
 
 
 def total(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -92,10 +92,7 @@ def wait(accelerator: Accelerator) -> None:
 
 def anywhere(text: str) -> str:
     """The texts of all processes, each once, joined by semicolons; raises what :func:`gather` does."""
-    if PartialState().num_processes == 1:
-        return text
-    with together():
-        return "; ".join(sorted(set(gather_object([text]))))
+    return "; ".join(sorted(set(gather(PartialState(), [text]))))
 
 
 def check_agreed(value: Hashable, what: str) -> None:
@@ -108,10 +105,7 @@ def check_agreed(value: Hashable, what: str) -> None:
     Raises:
         RunStopped: another one read something else: their folders are not the same, or a file could not be read everywhere.
     """
-    if PartialState().num_processes == 1:
-        return
-    with together():
-        values: list[Hashable] = gather_object([value])
+    values = gather(PartialState(), [value])
     if len(set(values)) > 1:
         told = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
         raise RunStopped(

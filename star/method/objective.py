@@ -44,13 +44,13 @@ class Bound(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """The loss of each sample and what its ratios look like, without gradient; all but the first two are scalars.
+    """The loss of each sample and, detached from it, what its ratios look like.
 
     Attributes:
         loss: (B,), to be averaged over all samples and steps of an update.
-        clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1].
-        distance: ``|ratio - 1|`` of every ratio; 0 up to rounding before the first update of an epoch.
-        approx_kl: half the mean squared log-ratio.
+        distance: ``|ratio - 1|`` of every ratio, (B,) or (B, H, W); 0 up to rounding before the first update of an epoch.
+        clip_fraction: share of ratios outside 1 +- clip_range, or of divergences above their limit, in [0, 1], a scalar.
+        approx_kl: half the mean squared log-ratio, a scalar.
         image_kl: the same for the images' plain ratios, ``exp(mean_u d)``, whatever is clipped: how far the policy has moved,
             in one unit for all reductions; in another unit under GRPO-Guard, whose log-ratios are not divided by the std.
     """

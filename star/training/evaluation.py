@@ -62,9 +62,9 @@ def evaluate(
     left = _left(batches, known, accelerator)
     if main and len(left) < len(batches):
         note(f"evaluating on {task.name} goes on: {len(jobs) - sum(map(len, left)):,} of {len(jobs):,} images are judged")
-    mine = _share(left, base, accelerator)
-    base.prepare([task.test[number].text for part in mine for number, _ in part], config.evaluation.guidance)
     rounds = len(left[:: accelerator.num_processes])  # as many as the process with the most has batches
+    mine = _share(left, rounds, base, accelerator)
+    base.prepare([task.test[number].text for part in mine for number, _ in part], config.evaluation.guidance)
     meeting = _meeting(track(mine, f"evaluating on {task.name}") if main else mine, rounds, accelerator)
     drawn = _judged(base, task, config, meeting, partial)
     anew = {job for part in left for job in part}
@@ -87,10 +87,10 @@ def _left(batches: Sequence[list[Job]], known: Mapping[Job, Judged], accelerator
     return [batches[number] for number in sorted(set(gather(accelerator, missing)))]
 
 
-def _share(batches: list[list[Job]], base: BaseModel, accelerator: Accelerator) -> list[list[Job]]:
+def _share(batches: list[list[Job]], rounds: int, base: BaseModel, accelerator: Accelerator) -> list[list[Job]]:
     """The batches that this process draws."""
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    if base.sharded and len(mine) < len(batches[:: accelerator.num_processes]):
+    if base.sharded and len(mine) < rounds:
         # Sharded weights need equally many calls by every process: this one draws the first batch an extra time.
         mine += batches[:1]
     return mine

@@ -44,37 +44,39 @@ class Rollouts(NamedTuple):
     images: np.ndarray
 
 
-def velocity(pipe: StableDiffusion3Pipeline, x: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor) -> Tensor:
+class Prompts(NamedTuple):
+    """What the model knows of B texts: embeddings of every token and pooled, and which columns hold core words, bool."""
+
+    embeds: Tensor
+    pooled: Tensor
+    core: Tensor
+
+
+def velocity(pipe: StableDiffusion3Pipeline, x: Tensor, sigma: Tensor, prompts: Prompts) -> Tensor:
     """The model's velocity, (B, C, H, W); without guidance."""
     times = torch.full((len(x),), TRAIN_TIMESTEPS * sigma.item())
-    return pipe.transformer(x, embeds, pooled, times, return_dict=False)[0]
-
-
-def encoded(pipe: StableDiffusion3Pipeline, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings of texts, of every token and pooled."""
-    embeds, _, pooled, _ = pipe.encode_prompt(
-        list(texts), None, None, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
-    )
-    return embeds, pooled
+    return pipe.transformer(x, prompts.embeds, prompts.pooled, times, return_dict=False)[0]
 
 
 @torch.no_grad()
-def rollout(
-    pipe: StableDiffusion3Pipeline,
-    texts: Sequence[str],
-    spans: Sequence[Sequence[Span]],
-    x: Tensor,
-    noise: Callable[[], Tensor],
-) -> Rollouts:
-    """Draw an image for each text, from latents x (B, C, H, W); the trained steps are stochastic, the others Euler's."""
+def encoded(pipe: StableDiffusion3Pipeline, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Prompts:
+    """Encode texts, once for all epochs; spans are their core words."""
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2, pipe.tokenizer_3)
     lengths = {"clip_length": pipe.tokenizer_max_length, "t5_length": TEXT_LENGTH}
-    relevance = Relevance(pipe.transformer, BLOCKS, token_columns(tokenizers, texts, spans, **lengths))
-    text, levels = encoded(pipe, texts), sigmas(STEPS, pipe.scheduler.config.shift)
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        list(texts), None, None, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
+    )
+    return Prompts(embeds, pooled, token_columns(tokenizers, texts, spans, **lengths))
+
+
+@torch.no_grad()
+def rollout(pipe: StableDiffusion3Pipeline, prompts: Prompts, x: Tensor, noise: Callable[[], Tensor]) -> Rollouts:
+    """Draw an image for each prompt, from latents x (B, C, H, W); the trained steps are stochastic, the others Euler's."""
+    relevance, levels = Relevance(pipe.transformer, BLOCKS, prompts.core), sigmas(STEPS, pipe.scheduler.config.shift)
     latents, log_probs, maps = [x], [], []
     for step in range(STEPS):
         with relevance:
-            v = velocity(pipe, x, levels[step], *text)
+            v = velocity(pipe, x, levels[step], prompts)
         moved = transition(x, v, levels, step, "sde" if step in TRAINED else "ode", NOISE_LEVEL)
         x = moved.mean + moved.std * noise()
         if step in TRAINED:
@@ -86,14 +88,13 @@ def rollout(
     return Rollouts(torch.stack(latents), torch.stack(log_probs), torch.stack(maps), pixels.numpy())
 
 
-def backward(pipe: StableDiffusion3Pipeline, texts: Sequence[str], drawn: Rollouts, rewards: Sequence[float]) -> None:
-    """Add STAR's gradient: Flow-GRPO's advantages, whose groups are the texts, weighted by relevance inside the ratio."""
-    gains = advantages(rewards, [texts.index(text) for text in texts])
+def backward(pipe: StableDiffusion3Pipeline, prompts: Prompts, drawn: Rollouts, gains: Tensor) -> None:
+    """Add STAR's gradient: Flow-GRPO's advantages, (B,), weighted by relevance inside the ratio."""
     weights = upsample(allocate(drawn.relevance, "star", cap=CAP, mix=MIX), pipe.transformer.config.patch_size)
-    text, levels = encoded(pipe, texts), sigmas(STEPS, pipe.scheduler.config.shift)
+    levels = sigmas(STEPS, pipe.scheduler.config.shift)
     for row, step in enumerate(TRAINED):
         x, following = drawn.latents[row : row + 2]
-        moved = transition(x, velocity(pipe, x, levels[step], *text), levels, step, "sde", NOISE_LEVEL)
+        moved = transition(x, velocity(pipe, x, levels[step], prompts), levels, step, "sde", NOISE_LEVEL)
         now = log_prob_map(following, moved.mean, moved.std, "sde", "image_weighted")
         loss = policy_loss(now, drawn.log_probs[row], gains, weights[row], CLIP_RANGE, reduction="image_weighted").loss
         (loss.mean() / len(TRAINED)).backward()
@@ -114,13 +115,13 @@ def train(folder: Path, words: Sequence[str], epochs: int) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
     optimizer, judge = torch.optim.AdamW(adapted(pipe, seed=0), RATE), create("pickscore", "mini")
     texts = [f"a photo of {word}" for word in words for _ in range(GROUP)]
-    spans = [[(len("a photo of "), len(text))] for text in texts]
+    prompts = encoded(pipe, texts, [[(len("a photo of "), len(text))] for text in texts])
     shape = (len(texts), pipe.transformer.config.in_channels, *[pipe.transformer.config.sample_size] * 2)
     for epoch in range(epochs):
-        drawn = rollout(pipe, texts, spans, torch.randn(shape), lambda: torch.randn(shape))
+        drawn = rollout(pipe, prompts, torch.randn(shape), lambda: torch.randn(shape))
         rewards = [verdict["reward"] for verdict in judge.submit([Text(text) for text in texts], drawn.images)()]
         print(f"epoch {epoch + 1}: reward {np.mean(rewards):.4f}")
-        backward(pipe, texts, drawn, rewards)
+        backward(pipe, prompts, drawn, advantages(rewards, [texts.index(text) for text in texts]))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -33,10 +33,11 @@ def test_its_rollouts_and_its_gradient_are_the_trainers(trainer):
     trained = own_loop.adapted(pipe, config.seed)
     texts, spans = [prompts[s.prompt].text for s in samples], [prompts[s.prompt].spans for s in samples]
     x = starts(trainer.base, samples, config.sampling.same_latent, config.seed, 0)
-    drawn = own_loop.rollout(pipe, texts, spans, x, step_noise(trainer.base, samples, config.seed, 0))
+    known = own_loop.encoded(pipe, texts, spans)
+    drawn = own_loop.rollout(pipe, known, x, step_noise(trainer.base, samples, config.seed, 0))
     torch.testing.assert_close(drawn.latents, batch.trajectory.latents, rtol=0, atol=1e-4)
     torch.testing.assert_close(drawn.relevance, batch.trajectory.relevance, rtol=1e-4, atol=0)
-    own_loop.backward(pipe, texts, drawn, rewards)
+    own_loop.backward(pipe, known, drawn, own_loop.advantages(rewards, groups))
     for parameter, theirs in zip(trained, trainer.base.trained.values(), strict=True):
         assert torch.equal(parameter, theirs)
         torch.testing.assert_close(parameter.grad, theirs.grad, rtol=0, atol=1e-4 * theirs.grad.abs().max().item())

@@ -65,24 +65,15 @@ def on_policy(bench: Bench) -> Iterator[Figure]:
 
 def _agreement(bench: Bench, dtype: str) -> Iterator[Figure]:
     base = bench.base(bench.config(f"model.dtype={dtype}"))
-    rows = min(AGREEING, bench.sizes.micro_batch)
-    for kernel in KERNELS:
-        if not may_have(bench.device.type, kernel, dtype):
-            continue
+    whole, kernels = bench.sizes.micro_batch, [kernel for kernel in KERNELS if may_have(bench.device.type, kernel, dtype)]
+    cases = [(kernel, reduction, min(AGREEING, whole), "") for kernel in kernels for reduction in REDUCTIONS]
+    if dtype != "float32":  # products of another size have other kernels, so a run's own size counts
+        usual = default_kernel(bench.device.type, base.dtype)
+        cases += [(usual, reduction, whole, ", a whole micro-batch") for reduction in ("image", "image_weighted")]
+    for kernel, reduction, rows, size in cases:
         install(base.transformer, kernel)
-        for reduction, method in REDUCTIONS.items():
-            label = f"{dtype}, {kernel}, per {reduction}"
-            words = (*method, f"model.dtype={dtype}")
-            yield from attempt(label, partial(ratio_error, bench, base, label, words, rows))
-    if dtype == "float32":
-        return
-    # Products of another size have other kernels, so a run's own size counts.
-    usual = default_kernel(bench.device.type, base.dtype)
-    install(base.transformer, usual)
-    for reduction in ("image", "image_weighted"):
-        label = f"{dtype}, {usual}, per {reduction}, a whole micro-batch"
-        words = (*REDUCTIONS[reduction], f"model.dtype={dtype}")
-        yield from attempt(label, partial(ratio_error, bench, base, label, words, bench.sizes.micro_batch))
+        label, words = f"{dtype}, {kernel}, per {reduction}{size}", (*REDUCTIONS[reduction], f"model.dtype={dtype}")
+        yield from attempt(label, partial(ratio_error, bench, base, label, words, rows))
 
 
 def ratio_error(bench: Bench, base: SD3, label: str, words: Sequence[str], rows: int) -> Iterator[Figure]:
