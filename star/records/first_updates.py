@@ -90,6 +90,23 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     return found
 
 
+def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str, Gain]:
+    """An arm's gain beside that of every other trained arm, which stands in Flow-GRPO's place: other arm -> gain.
+
+    Flow-GRPO is not among them: :func:`gains` compares with it.
+
+    Args:
+        rows, since: as for :func:`gains_by_seed`.
+        arm: the one that is compared.
+    """
+    found = {}
+    for other in rows["arm"][~rows["arm"].isin([UNTRAINED, REFERENCE, arm])].unique():
+        by_seed, epochs = gains_by_seed(rows, [arm, str(other)], since)
+        if len(by_seed):
+            found[str(other)] = _gain(arm, by_seed[arm].to_numpy(), by_seed[other].to_numpy(), epochs)
+    return found
+
+
 def last_third(rows: pd.DataFrame) -> int:
     """The first epoch of the last third: 21 of 30."""
     last = int(rows["epoch"].max())

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from star.common.numbers import MISSING, number, signed, with_error
-from star.records.first_updates import SECOND, Gain, gains, last_third, leads
+from star.records.first_updates import SECOND, Gain, against_each, gains, last_third, leads
 from star.records.learning_curves import WINDOW
 from star.report.blocks import Block, Gallery, Section, Table, Text
 from star.report.collection import Collection
@@ -11,6 +11,7 @@ from star.report.figures import forest_svg, leads_svg
 from star.report.learning import arm_color
 
 COLUMNS = ["arm", "seeds", "epochs", "gain [95 %]", "minus Flow-GRPO [95 %]", "detectable", "p", "gain over Flow-GRPO's"]
+BESIDE = ["STAR minus", "seeds", "epochs", "difference [95 %]", "detectable", "p"]
 MEANING = (
     "Short trainings from the same weights, on the same prompts and noise: the mean reward of the epochs after the first, "
     "minus that of the untrained model. Arms still draw nearly the same images, so their differences are far less noisy than "
@@ -36,7 +37,7 @@ def first_updates(found: Collection) -> Section:
     if drawn:
         caption = "Gain over the untrained model, minus Flow-GRPO's, with 95 % intervals over seeds; ticks are single seeds."
         section.blocks.append(Gallery(caption, drawn))
-    section.blocks += [_table(part) for part in parts(found.first_updates)]
+    section.blocks += [block for part in parts(found.first_updates) for block in (_table(part), *_star_beside(part))]
     if found.lasting is not None:
         section.parts.append(_lasting(found.lasting))
     return section
@@ -82,10 +83,21 @@ def _table(part: pd.DataFrame, since: int = SECOND) -> Block:
     return Table(of, COLUMNS, [_row(one, since) for one in gains(part, since)])
 
 
+def _star_beside(part: pd.DataFrame) -> list[Block]:
+    """STAR minus its ablations and controls; nothing if it was not trained with any."""
+    beside = against_each(part, "star")
+    rows = [[other, str(one.seeds), f"{SECOND} to {one.epochs}", *_difference(one)] for other, one in beside.items()]
+    return [Table(f"{part['task'].iloc[0]}: STAR's gain minus that of other arms", BESIDE, rows)] if rows else []
+
+
 def _row(one: Gain, since: int) -> list[str]:
-    measured = [one.arm, str(one.seeds), f"{since} to {one.epochs}", signed(one.gain, 4)]
+    ratio = with_error(one.ratio, one.stderr, 2) if one.difference else MISSING
+    return [one.arm, str(one.seeds), f"{since} to {one.epochs}", signed(one.gain, 4), *_difference(one), ratio]
+
+
+def _difference(one: Gain) -> list[str]:
+    """The difference, what would have been detected, and p."""
     if one.difference is None:
-        return [*measured, *[MISSING] * 4]
+        return [MISSING] * 3
     p = "< 0.0001" if one.p is not None and one.p < 0.0001 else number(one.p, 4)
-    compared = [signed(one.difference, 4), number(one.detectable, 4), p, with_error(one.ratio, one.stderr, 2)]
-    return [*measured, *compared]
+    return [signed(one.difference, 4), number(one.detectable, 4), p]

@@ -14,7 +14,7 @@ from scipy import stats
 
 from star.config import load
 from star.matrix.cells import expand
-from star.records.first_updates import gains
+from star.records.first_updates import against_each, gains
 from star.report.collection import collect
 from star.report.first_updates import parts
 from star.report.glance import panels
@@ -144,6 +144,10 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
         reach = stats.t.ppf(0.975, 7) * mean(apart) / t
         assert one.difference.interval == pytest.approx((mean(apart) - reach, mean(apart) + reach), abs=1e-9)
         assert one.p == pytest.approx(2 * stats.t.sf(abs(t), 7), abs=1e-9)
+    for arm, one in against_each(part, "star").items():
+        apart = [a - b for a, b in zip(by_arm["star"], by_arm[arm], strict=True)]
+        assert one.difference.value == pytest.approx(mean(apart), abs=1e-9) and one.per_seed == pytest.approx(apart, abs=1e-9)
+        assert one.p == pytest.approx(stats.ttest_1samp(apart, 0).pvalue, abs=1e-9)
 
 
 def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):

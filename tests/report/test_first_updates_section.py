@@ -40,6 +40,17 @@ def test_gains_stand_task_by_task(results, tmp_path):
     assert star[0] == "star" and star[4].startswith("+0.0300 [+0.0116, +0.0484]") and star[7] == "1.30 ± 0.06"
 
 
+def test_star_stands_beside_each_other_arm_on_the_seeds_of_both(results, tmp_path):
+    rewards = {**REWARDS, "temporal": (0.5, 0.51)}
+    measured(results, 4, arms=tuple(rewards), rewards=rewards)
+    *_, beside = first_updates(collect(results, tmp_path)).blocks
+    assert beside.caption == "geneval: STAR's gain minus that of other arms"
+    ((other, seeds, epochs, difference, *_),) = beside.rows
+    assert (other, seeds, epochs) == ("temporal", "4", "2 to 2")
+    # By the fixture STAR leads by 0.01 and 0.03 in turn.
+    assert difference.startswith("+0.0200 [+0.0016, +0.0384]")
+
+
 def test_longer_trainings_tell_whether_leads_last(results, tmp_path):
     measured(results, 2)
     assert not first_updates(collect(results, tmp_path)).parts
