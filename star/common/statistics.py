@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
-from scipy.special import stdtr
+import scipy  # whose parts it imports when they are first used: some take a second
 
 BATCH = 500  # bootstrap draws at a time: bounds the memory to BATCH x clusters
 # A bootstrap over n runs of a task finds (n - 1) / n of their variance, and has the tails of a normal distribution. From
@@ -58,7 +56,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     if sample.size == 1:
         return Estimate(mean, None, None)
     stderr = float(sample.std(ddof=1) / np.sqrt(sample.size))
-    reach = float(stats.t.ppf(0.975, sample.size - 1)) * stderr
+    reach = float(scipy.stats.t.ppf(0.975, sample.size - 1)) * stderr
     return Estimate(mean, stderr, (mean - reach, mean + reach))
 
 
@@ -86,15 +84,15 @@ def detectable(spread: float, seeds: int, freedom: int | None = None) -> float:
     freedom = seeds - 1 if freedom is None else freedom
     if seeds < 1 or freedom < 1:
         raise ValueError(f"{seeds} seeds with {freedom} degrees of freedom find nothing")
-    critical = float(stats.t.ppf(0.975, freedom))
+    critical = float(scipy.stats.t.ppf(0.975, freedom))
     # scipy's noncentral t is NaN in places, so take the mean of a normal's tails over its estimated spreads instead.
-    estimated = np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
+    estimated = np.sqrt(scipy.stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, freedom) / freedom)
 
     def excess(shift: float) -> float:
-        found = stats.norm.sf(critical * estimated - shift) + stats.norm.cdf(-critical * estimated - shift)
+        found = scipy.stats.norm.sf(critical * estimated - shift) + scipy.stats.norm.cdf(-critical * estimated - shift)
         return float(found.mean()) - POWER
 
-    return float(brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
+    return float(scipy.optimize.brentq(excess, 0.0, 10 * critical)) * spread / float(np.sqrt(seeds))
 
 
 def all_same(values: Sequence[float]) -> bool:
@@ -113,7 +111,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     """P-value of the two-sided t-test that independent differences have mean 0; None for fewer than two, or all the same."""
     if len(differences) < 2 or all_same(differences):
         return None
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -232,7 +230,7 @@ def paired_difference(
     rng = np.random.default_rng(seed)
     means = np.mean([_resampled_means(total, size, draws, rng) for total, size in groups], axis=0)
     among_prompts = float(means.std(ddof=1))
-    among_seeds = float(stats.sem(per_seed)) if len(per_seed) > 1 else 0.0
+    among_seeds = float(scipy.stats.sem(per_seed)) if len(per_seed) > 1 else 0.0
     low, high = (_quantile(means, among_seeds, len(per_seed) - 1, share) for share in (0.025, 0.975))
     return Estimate(value, float(np.hypot(among_prompts, among_seeds)), (low, high))
 
@@ -337,14 +335,14 @@ def interquartile_mean(
     """
     tasks = _tasks(scores)
     divisors = [np.ones(1)] * len(tasks) if units is None else _tasks(units)
-    value = float(stats.trim_mean(np.concatenate([a / b.mean() for a, b in zip(tasks, divisors, strict=True)]), 0.25))
+    value = float(scipy.stats.trim_mean(np.concatenate([a / b.mean() for a, b in zip(tasks, divisors, strict=True)]), 0.25))
     if not enough(tasks) or (units is not None and not enough(divisors)):
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
     drawn = [_resampled(runs, draws, rng) for runs in tasks]
     means = [_resampled(runs, draws, rng).mean(1, keepdims=True) for runs in divisors]
     together = np.concatenate([a / b for a, b in zip(drawn, means, strict=True)], axis=1)
-    return _percentiles(value, stats.trim_mean(together, 0.25, axis=1))
+    return _percentiles(value, scipy.stats.trim_mean(together, 0.25, axis=1))
 
 
 def probability_of_improvement(a: Sequence[Column], b: Sequence[Column]) -> Estimate:
@@ -381,7 +379,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials")
-    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -422,12 +420,12 @@ def _quantile(draws: np.ndarray, scale: float, freedom: int, share: float) -> fl
     """A quantile of the sum of a draw and an independent Student's t times ``scale``."""
     if scale <= 1e-12 * np.abs(draws).max():  # seeds that differ by rounding, or not at all
         return float(np.quantile(draws, share))
-    reach = scale * float(stats.t.ppf(share, freedom))
+    reach = scale * float(scipy.stats.t.ppf(share, freedom))
 
     def excess(x: float) -> float:
-        return float(stdtr(freedom, (x - draws) / scale).mean()) - share
+        return float(scipy.special.stdtr(freedom, (x - draws) / scale).mean()) - share
 
-    return float(brentq(excess, draws.min() + reach - scale, draws.max() + reach + scale))
+    return float(scipy.optimize.brentq(excess, draws.min() + reach - scale, draws.max() + reach + scale))
 
 
 def _components(values: np.ndarray) -> tuple[float, float, float, float]:
