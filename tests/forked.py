@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -35,6 +36,8 @@ def carry_out(
     words: Sequence[str], log: IO[bytes], lock: IO[str] | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Generator[None, None, int | None]:
     """In place of the function of this name in :mod:`star.matrix.commands`."""
+    log.write(f"$ {shlex.join(words)}\n".encode())
+    log.flush()
     process = start(words[0], words[1:], Path(log.name), environment)
     while process.exitcode is None:
         yield

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pandas as pd
 import pytest
 from tiny import FAST
@@ -211,6 +212,7 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
 
 def test_a_missing_model_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "get_context", lambda method: forked.SERVER)
     with pytest.raises(UserError, match="model.path=missing"):
         matrix(["task=geneval", "method=star", "seed=0", "model.path=missing"])
     assert not list(Path().iterdir())
@@ -514,6 +516,7 @@ def test_a_cell_that_outlives_its_matrix_is_waited_for(fake_star):
     parent.kill()
     parent.communicate()
     base, arm = expand(words)
+    fake_star(base="sleep 0")
     assert matrix(words) == 0
     lines = [line.split()[0] for line in (base.folder / "log.txt").read_text().splitlines()]
     assert lines == ["$", "awake", "$", "awake"]
@@ -926,6 +929,7 @@ def test_a_killed_and_resumed_matrix_ends_with_the_files_of_one_that_was_not(pip
     subprocess.run(["kill", "-9", *children], check=True)
     parent.communicate()
     assert (base.state(), cell.state()) == (State.DONE, State.CUT_OFF)
+    monkeypatch.setattr(commands, "carry_out", forked.carry_out)
     assert matrix(words) == 0
     assert (attempts(base), attempts(cell)) == (0, 2)
     assert without_seconds(Path("runs/results/mini")) == without_seconds(tmp_path / "whole" / "runs" / "results" / "mini")
