@@ -1,5 +1,6 @@
 """The process that computes the steps, one after another, on request."""
 
+import gc
 import multiprocessing
 import platform
 import signal
@@ -108,6 +109,7 @@ def _serve(pipe: Connection, overrides: tuple[str, ...]) -> None:
         try:
             from star.bench.gpu.bench import Bench
 
+            gc.freeze()  # memory is freed often: that need not look at all that was imported
             bench = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), overrides)
             pipe.send({"facts": _facts(bench.device)})
         except Exception as error:
