@@ -54,7 +54,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.overrides import _get_current_function_mode_stack  # noqa: E402
 from torch.utils._device import DeviceContext, _device_constructors  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
+from torch.utils._pytree import tree_map_only  # noqa: E402
 
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)
@@ -139,6 +139,28 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 """What does so where an index is a mask."""
 
 
+def leaves(part: Any) -> Iterator[Any]:
+    """What lists, tuples and dictionaries hold: torch's ``tree_leaves``, which would take most of the time here."""
+    if isinstance(part, tuple | list):
+        for one in part:
+            yield from leaves(one)
+    elif isinstance(part, dict):
+        yield from leaves(list(part.values()))
+    else:
+        yield part
+
+
+def mapped(kind: type, function: Callable[[Any], Any], part: Any) -> Any:
+    """The same with the function's result in place of each of this kind: torch's ``tree_map_only``, likewise."""
+    if isinstance(part, kind):
+        return function(part)
+    if type(part) in (tuple, list):
+        return type(part)([mapped(kind, function, one) for one in part])
+    if type(part) is dict:
+        return {name: mapped(kind, function, one) for name, one in part.items()}
+    return tree_map_only(kind, function, part) if isinstance(part, tuple | list | dict) else part
+
+
 def computed(func: Any, args: tuple, kwargs: dict) -> Any:
     """An operator's result, by the CPU.
 
@@ -152,23 +174,23 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
             return parts
     if func is aten._to_copy.default:
         return _copied(args[0], kwargs)
-    tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
+    tensors = [part for part in leaves((args, kwargs)) if isinstance(part, Tensor)]
     here = any(isinstance(tensor, OnGpu) for tensor in tensors)
     if func is aten.copy_.default:
         to, source = args[:2]
         _copying(isinstance(source, OnGpu), isinstance(to, OnGpu), source, kwargs.get("non_blocking") or args[2:] == (True,))
     elif here and any(not isinstance(tensor, OnGpu) and tensor.dim() for tensor in tensors):
         raise RuntimeError(f"{func.name()}: expected all tensors to be on the same device, but some are on the CPU")
-    masked = func in INDEXING and any(part.dtype == torch.bool for part in tree_leaves(args[1]) if isinstance(part, Tensor))
+    masked = func in INDEXING and any(part.dtype == torch.bool for part in leaves(args[1]) if isinstance(part, Tensor))
     if here and (func in READS or masked):
         waited(func.name())
     device = kwargs.get("device")
     there = here if device is None else torch.device(device).type == "cuda"
-    args, kwargs = tree_map_only(OnGpu, lambda tensor: tensor.held, (args, kwargs))
+    args, kwargs = mapped(OnGpu, lambda tensor: tensor.held, (args, kwargs))
     if device is not None:
         kwargs = {**kwargs, "device": "cpu"}
     result = (KERNELS.get(func, func) if here else func)(*args, **kwargs)
-    return tree_map_only(Tensor, OnGpu, result) if there else result
+    return mapped(Tensor, OnGpu, result) if there else result
 
 
 def _copied(source: Tensor, kwargs: dict) -> Tensor:
