@@ -39,6 +39,15 @@ def make_config(pipeline_folder, tmp_path):
 
 
 @pytest.fixture
+def few_prompts(monkeypatch):
+    """GenEval is tested on every fourth of its prompts, in this process: still some of each kind."""
+    from star.tasks import geneval
+
+    every = geneval.test
+    monkeypatch.setattr(geneval, "test", lambda scale: every(scale)[::4])
+
+
+@pytest.fixture
 def forked_cells(monkeypatch):
     """The cells of a matrix start at once, see :mod:`forked`; tests/matrix has programs of their own."""
     import forked

@@ -253,7 +253,7 @@ def test_reproduce_writes_tables_once(star, pipeline_folder, forked_cells):
     assert {"not comparable (mini)", "not run"} <= statuses
 
 
-def test_train_says_what_it_measured(star, pipeline_folder):
+def test_train_says_what_it_measured(star, few_prompts, pipeline_folder):
     words = [*FAST.split(), f"model.path={pipeline_folder}", "train.epochs=1"]
     code, out, _ = star("train", "method=spatial", *words)
     assert code == 0

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
@@ -98,6 +99,7 @@ def test_a_word_that_says_nothing_is_refused(star, words):  # noqa: F811
 )
 def test_the_home_folder_is_found_where_no_shell_finds_it(star, monkeypatch, tmp_path, words):  # noqa: F811
     """Behind an equals sign, and in quotes."""
+    monkeypatch.setattr("star.bench.gpu.worker.CONTEXT", forked.SERVER)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "file").write_text("mine")

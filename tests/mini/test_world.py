@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from tiny import small_pipeline
 
-from evaluators.geneval.prompts import MINI, TAGS, draw
+from evaluators.geneval.prompts import MINI, TAGS, draw, generate
 from evaluators.geneval.rules import relations
 from evaluators.geneval.shapes import RGB, SIZE
 from star.common.errors import UserError
@@ -131,7 +131,10 @@ def test_pretraining_resumes_exactly_and_loads_in_plain_diffusers(tmp_path, monk
         save_every=2,
     )
     monkeypatch.setattr("star.mini.pretrain.untrained_pipeline", small_pipeline)
+    monkeypatch.setattr("star.mini.pretrain.example", cache(example))  # the same five hundred each time
     monkeypatch.setattr("star.mini.pretrain.score", partial(score, steps=2))
+    monkeypatch.setattr("star.mini.score.generate", lambda vocabulary: generate(vocabulary)[::4])
+    monkeypatch.setattr("star.mini.score.SIGNS", 4)
     whole = pretrain(tmp_path / "whole", recipe)
     monkeypatch.setattr("star.mini.pretrain.score", lambda *given: {})  # once is enough: it draws all test prompts
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

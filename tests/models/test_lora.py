@@ -230,7 +230,7 @@ def test_a_released_lora_computes_what_it_did_where_it_was_trained(make_config, 
     assert (ours - plain).abs().max() > 0.01
 
 
-def test_calibrate_puts_a_row_beside_the_others(star, released, pipeline_folder, monkeypatch):  # noqa: F811
+def test_calibrate_puts_a_row_beside_the_others(star, few_prompts, released, pipeline_folder, monkeypatch):  # noqa: F811
     folder, _ = released
     fast = [*FAST.split(), f"model.path={pipeline_folder}", "scale=mini", "task=geneval"]
     code, out, err = star("calibrate", *fast, f"lora={folder}", "name=flow_grpo@released")
@@ -313,7 +313,7 @@ def test_equal_adapters_are_equal_bytes_whatever_order_the_writer_takes(base, tm
     assert all(torch.equal(read_again[name], value) for name, value in base.trained.items())
 
 
-def test_two_loras_of_one_name_do_not_replace_each_other(star, released, pipeline_folder, tmp_path):  # noqa: F811
+def test_two_loras_of_one_name_do_not_replace_each_other(star, few_prompts, released, pipeline_folder, tmp_path):  # noqa: F811
     for name in ("one", "two"):
         shutil.copytree(released[0], tmp_path / name / "lora")
     weights = tmp_path / "two" / "lora" / "adapter_model.safetensors"
