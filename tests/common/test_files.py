@@ -71,11 +71,12 @@ def test_older_formats_count_where_there_are_no_safetensors(tmp_path):
 def test_nobody_else_is_in_a_locked_folder(tmp_path):
     folder = tmp_path / "results"
     imports = "from pathlib import Path; from star.common.files import locked"
-    enter = f"{imports}\nwith locked(Path({str(folder)!r})): print('in', flush=True)"
+    enter = f"{imports}\nprint('here', flush=True)\nwith locked(Path({str(folder)!r})): print('in', flush=True)"
     with locked(folder):
         other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "here\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(3)
+            other.wait(0.5)
     assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0
 
 
@@ -150,14 +151,14 @@ def test_a_lock_that_fails_for_another_reason_is_one_line(tmp_path, monkeypatch)
 
 def test_a_file_is_changed_by_one_at_a_time(tmp_path):
     file = tmp_path / "results" / "table.csv"
-    enter = (
-        f"from pathlib import Path; from star.common.files import changing\nwith changing(Path({str(file)!r})): print('in')"
-    )
+    imports = "from pathlib import Path; from star.common.files import changing"
+    enter = f"{imports}\nprint('here', flush=True)\nwith changing(Path({str(file)!r})): print('in')"
     with changing(file):
         file.write_text("mine")
         other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "here\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(2)
+            other.wait(0.5)
     assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0 and file.read_text() == "mine"
 
 
