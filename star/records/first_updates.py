@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from star.common.statistics import Estimate, detectable_among, jackknife, mean_interval, paired_p
-from star.method.arms import REFERENCE
+from star.method.arms import ARMS, REFERENCE
 from star.records.folder import FIRST_UPDATES, NEEDED
 
 COLUMNS = NEEDED[FIRST_UPDATES]
@@ -80,13 +80,13 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
         rows, since: as for :func:`gains_by_seed`.
 
     Returns:
-        the arms in the order of the rows, without those that have no seed with Flow-GRPO.
+        the arms in the order of :data:`star.method.arms.ARMS`, without those that have no seed with Flow-GRPO.
     """
     found = []
-    for arm in rows["arm"][rows["arm"] != UNTRAINED].unique():
+    for arm in _trained(rows):
         by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, REFERENCE])), since)
         if len(by_seed):
-            found.append(_gain(str(arm), by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy(), epochs))
+            found.append(_gain(arm, by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy(), epochs))
     return found
 
 
@@ -100,11 +100,18 @@ def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str,
         arm: the one that is compared.
     """
     found = {}
-    for other in rows["arm"][~rows["arm"].isin([UNTRAINED, REFERENCE, arm])].unique():
-        by_seed, epochs = gains_by_seed(rows, [arm, str(other)], since)
+    for other in (one for one in _trained(rows) if one not in (REFERENCE, arm)):
+        by_seed, epochs = gains_by_seed(rows, [arm, other], since)
         if len(by_seed):
-            found[str(other)] = _gain(arm, by_seed[arm].to_numpy(), by_seed[other].to_numpy(), epochs)
+            found[other] = _gain(arm, by_seed[arm].to_numpy(), by_seed[other].to_numpy(), epochs)
     return found
+
+
+def _trained(rows: pd.DataFrame) -> list[str]:
+    """The arms of the rows, in the order of the table of arms: rows of arms that were added later stand behind all others."""
+    order = list(ARMS)
+    names = [str(arm) for arm in rows["arm"].unique() if arm != UNTRAINED]
+    return sorted(names, key=lambda arm: order.index(arm) if arm in order else len(order))
 
 
 def last_third(rows: pd.DataFrame) -> int:

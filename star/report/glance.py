@@ -18,6 +18,8 @@ from star.report.planned import ASKED_ON
 
 ARMS = {
     "star": "star",
+    "spatial": "spatial:\nmaps without time",
+    "temporal": "temporal:\nmaps without space",
     "star_shuffled": "star_shuffled:\nother prompts' maps",
     "star_shifted": "star_shifted:\nmaps moved aside",
     "oracle_twins": "oracle_twins:\nwhere things are",
@@ -30,7 +32,7 @@ CAPTION = (
     "Reward gained, in multiples of Flow-GRPO's gain (the line), with 95 % intervals. A small step: what gradients predict, "
     "over epochs. All else was trained, and is over seeds, with Flow-GRPO's gain taken as known: the first updates, at a low "
     "rate; long after them: the last third of trainings at that rate, where they were made; whole trainings: the score on "
-    "held-out prompts. "
+    "held-out prompts. If it matters where, spatial lies with star; if it matters when, temporal does. "
     "A map that knows where things are (oracle_twins) should lie to the right, maps that do not fit the image "
     "(star_shuffled, star_shifted) on the line or left of it, and one of all but the things (background) to the left."
 )

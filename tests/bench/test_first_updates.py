@@ -166,8 +166,8 @@ def test_an_arm_of_other_seeds_or_epochs_changes_nothing_of_the_others():
     full = [row for arm in (UNTRAINED, "flow_grpo", "star") for row in rows_of(arm, range(8), 6)]
     before = gains(pd.DataFrame(full, columns=columns))
     for seeds, epochs in (((0, 1), 6), (range(8), 2)):
-        *same, spatial = gains(pd.DataFrame([*full, *rows_of("spatial", seeds, epochs)], columns=columns))
-        assert same == before and (spatial.seeds, spatial.epochs) == (len(seeds), epochs)
+        reference, spatial, star = gains(pd.DataFrame([*full, *rows_of("spatial", seeds, epochs)], columns=columns))
+        assert [reference, star] == before and (spatial.seeds, spatial.epochs) == (len(seeds), epochs)
     assert gains(pd.DataFrame([*full, *rows_of("spatial", (9,), 6)], columns=columns)) == before
     # A seed of STAR's with fewer epochs than most is left out of STAR's row alone.
     short = [row for row in full if not (row[0] == "star" and row[1] == 3 and row[2] > 4)]
