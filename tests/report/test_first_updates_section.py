@@ -49,6 +49,9 @@ def test_star_stands_beside_each_other_arm_on_the_seeds_of_both(results, tmp_pat
     assert (other, seeds, epochs) == ("temporal", "4", "2 to 2")
     # By the fixture STAR leads by 0.01 and 0.03 in turn.
     assert difference.startswith("+0.0200 [+0.0016, +0.0384]")
+    where = opening(collect(results, tmp_path)).blocks[-2]
+    assert where.strong == "Does it matter where, or when?"
+    assert "minus temporal, whose maps have no places: geneval +0.0200 [+0.0016, +0.0384] (80 % power at" in where.text
 
 
 def test_longer_trainings_tell_whether_leads_last(results, tmp_path):
