@@ -123,14 +123,19 @@ def test_paired_differences_are_those_of_the_scores(found, task):
         assert len(apart) >= 3 and gain.per_seed == pytest.approx(apart, abs=2e-6)  # of six digits
 
 
-@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "first_updates.csv")}))
-def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
-    gained = defaultdict(lambda: defaultdict(list))
+def gained(task):
+    """What each arm gained in the first updates: arm -> a number for each seed, in their order."""
+    rewards = defaultdict(lambda: defaultdict(list))
     for row in lines(MINI / "first_updates.csv"):
         if row["task"] == task and row["epoch"] != "1":
-            gained[row["arm"]][row["seed"]].append(float(row["reward"]))
-    untrained = {seed: mean(own) for seed, own in gained.pop("untrained").items()}
-    by_arm = {arm: [mean(own) - untrained[seed] for seed, own in by_seed.items()] for arm, by_seed in gained.items()}
+            rewards[row["arm"]][int(row["seed"])].append(float(row["reward"]))
+    untrained = {seed: mean(own) for seed, own in rewards.pop("untrained").items()}
+    return {arm: [mean(by_seed[seed]) - untrained[seed] for seed in sorted(by_seed)] for arm, by_seed in rewards.items()}
+
+
+@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "first_updates.csv")}))
+def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
+    by_arm = gained(task)
     (part,) = (part for part in parts(found.first_updates) if part["task"].iloc[0] == task)
     assert len(by_arm) >= 5
     for one in gains(part):
@@ -148,6 +153,19 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
         apart = [a - b for a, b in zip(by_arm["star"], by_arm[arm], strict=True)]
         assert one.difference.value == pytest.approx(mean(apart), abs=1e-9) and one.per_seed == pytest.approx(apart, abs=1e-9)
         assert one.p == pytest.approx(stats.ttest_1samp(apart, 0).pvalue, abs=1e-9)
+
+
+def test_the_pages_ablation_is_that_of_the_rewards():
+    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    for arm in ("temporal", "spatial", "star_shifted"):
+        cells = []
+        for task in ("geneval", "pickscore", "ocr"):
+            by_arm = gained(task)
+            own, reference, star = by_arm[arm], by_arm["flow_grpo"], by_arm["star"]
+            pairs = list(zip(own, reference, strict=True))
+            ratio, stderr = jackknifed(lambda kept: sum(a for a, _ in kept) / sum(b for _, b in kept), pairs)
+            cells += [f"{ratio:.2f} ± {stderr:.2f}", told([a - b for a, b in zip(star, own, strict=True)], 4, "+")]
+        assert f"| `{arm}` | {' | '.join(cells)} |" in page
 
 
 def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
@@ -172,6 +190,8 @@ def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
 
 README_ROWS = {
     "**STAR**": "star",
+    "`spatial`, STAR's maps without time": "spatial",
+    "`temporal`, without places": "temporal",
     "`star_shuffled`, maps of other prompts": "star_shuffled",
     "`oracle_twins`, a map that knows where things are": "oracle_twins",
     "`background`, a map of all but these": "background",
@@ -267,6 +287,7 @@ def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
         ("star", "flow_grpo", "STAR minus Flow-GRPO"),
         ("oracle_twins", "flow_grpo", "`oracle_twins` minus Flow-GRPO"),
         ("star", "star_shuffled", "STAR minus `star_shuffled`"),
+        *((arm, "flow_grpo", f"`{arm}` minus Flow-GRPO") for arm in ("temporal", "spatial", "dense_uniform", "background")),
     ):
         learnt, scored = [], []
         for task in SCORES:

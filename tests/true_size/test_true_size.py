@@ -1,0 +1,90 @@
+"""``star train`` at the size of SD3.5 Medium, from files with random weights: ``tox -e true-size``.
+
+T5 has two of its 24 layers and the vocabularies are made up. All else has the true size: transformer, both CLIPs, autoencoder,
+512 pixels, tokens, adapters, guidance, KL penalty.
+"""
+
+import itertools
+import json
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+from tiny import clip_tokenizer, t5_tokenizer
+from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from star.bench.gpu.sizes import TRUE, Settings
+from star.config import load
+from star.models.memory import needed
+from star.models.shapes import CLIP_LENGTH, SD35_MEDIUM, clip_config, random_pipeline
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+WORDS = """scale=paper task=pickscore task.name=rings task.prompts=own_task:Rings +evaluators.rings=own_reward:Brightness
+method=star seed=0 model.dtype=bfloat16 model.gradient_checkpointing=true train.beta=0.01
+train.groups=1 train.group_size=2 train.micro_batch=1 train.epochs=1 train.checkpoint_every=1 train.ema_every=1
+sampling.steps=4 sampling.window=1 sampling.window_range=[0,3]
+evaluation.steps=2 evaluation.images=1 evaluation.cross_images=0 evaluation.every=0"""
+
+PROGRAM = """
+import resource, sys
+from star.cli import main
+from star.models import sd3
+sd3.CPU_PARAMETERS = float("inf")  # users are told that it takes minutes
+try:
+    main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def made_up(count: int) -> list[str]:
+    """Words of three and four letters."""
+    return ["".join(w) for n in (3, 4) for w in itertools.product(string.ascii_lowercase, repeat=n)][:count]
+
+
+def text_encoder(sizes: Settings) -> CLIPTextModelWithProjection:
+    config = clip_config(clip_tokenizer(length=CLIP_LENGTH), sizes)
+    config.vocab_size = sizes["vocab_size"]
+    return CLIPTextModelWithProjection(config).eval()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    torch.manual_seed(0)
+    pipeline = random_pipeline(SD35_MEDIUM, torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    pipeline.text_encoder, pipeline.text_encoder_2 = text_encoder(TRUE.clip_l), text_encoder(TRUE.clip_g)
+    pipeline.text_encoder_3 = T5EncoderModel(T5Config(**{**TRUE.t5, "num_layers": 2})).eval()
+    torch.set_default_dtype(torch.float32)
+    pipeline.vae.to(torch.bfloat16)
+    pipeline.tokenizer = clip_tokenizer(made_up(46500), CLIP_LENGTH)
+    pipeline.tokenizer_2 = clip_tokenizer(made_up(46500), CLIP_LENGTH, pad="!")
+    pipeline.tokenizer_3 = t5_tokenizer(["▁" + word for word in made_up(31900)], 512)
+    pipeline.save_pretrained(tmp_path / "sd35")
+    return tmp_path / "sd35"
+
+
+def test_a_training(folder, tmp_path):
+    words = [*WORDS.split(), f"model.path={folder}", f"run={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "train", *words], cwd=HERE.parent / "extending", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    print(done.stdout, line)
+    assert line["ratio_error"] == 0 and 0 < line["effective_share"] < 1 and line["grad_norm"] > 0
+    final = tmp_path / "run" / "final"
+    assert Image.open(next(final.rglob("*.png"))).size == (512, 512)
+    assert int(done.stdout.split()[-1]) * 1024 < needed(load(words), SD35_MEDIUM).gpu
+    adapters = StableDiffusion3Pipeline.lora_state_dict(final / "lora")
+    assert len(adapters) == 2 * (24 * 8 - 1)  # the last block gives on no text
+    unmoved = [name for name, tensor in adapters.items() if not tensor.any()]
+    assert unmoved == ["transformer.transformer_blocks.23.attn.add_q_proj.lora_B.weight"]  # for the same reason
