@@ -28,10 +28,14 @@ from star.training.evaluation import evaluate
 from star.training.trainer import Trainer
 
 
+def red_task(config, name, evaluator=None):
+    return RedTask()
+
+
 @pytest.fixture(autouse=True)
 def red(monkeypatch):
     for module in ("star.training.runs", "star.training.trainer"):
-        monkeypatch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
+        monkeypatch.setattr(f"{module}.load_task", red_task)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,25 @@ def finished(pipeline_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     Trainer(load([*FAST.split(), f"model.path={pipeline_folder}", f"run={folder}", "train.keep=2"]), RedTask()).run()
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(pipeline_folder, tmp_path_factory) -> Path:
+    """The folder of a run of two epochs that was evaluated."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("star.training.runs", "star.training.trainer"):
+            patch.setattr(f"{module}.load_task", red_task)
+        runs.trained(load([*FAST.split(), f"model.path={pipeline_folder}", f"run={folder}", "train.epochs=2"]))
+    return folder
+
+
+@pytest.fixture
+def judged(make_config, evaluated):
+    """Settings and rows of a copy of that run."""
+    config = make_config("train.epochs=2")
+    shutil.copytree(evaluated, config.run)
+    return config, read_rows(evaluated / "final" / "rows.json")
 
 
 @pytest.fixture
@@ -376,19 +399,17 @@ def test_of_an_epoch_that_was_logged_twice_the_last_line_stays(cut_off):
 
 @pytest.mark.parametrize("damage", [lambda file: file.write_text(""), lambda file: file.write_text('{"updates": 1'), flip])
 @pytest.mark.parametrize("name", ["final/summary.json", "final/rows.json"])
-def test_what_is_damaged_at_the_end_is_made_again(make_config, name, damage):
-    config = make_config("train.epochs=2")
-    rows = runs.trained(config)
+def test_what_is_damaged_at_the_end_is_made_again(judged, name, damage):
+    config, rows = judged
     damage(Path(config.run, name))
     assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
 
 
 @pytest.mark.parametrize("damage", [flip, lambda file: file.write_bytes(file.read_bytes()[:-20]), Path.unlink])
-def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsys, damage):
-    config = make_config("train.epochs=2")
+def test_results_that_were_changed_afterwards_are_never_taken(judged, capsys, damage):
+    config, rows = judged
     cell = Cell((), config, config.seed)
     folder = Path(config.run)
-    rows = runs.trained(config)
     whole = {name: Path(folder, name).read_bytes() for name in ("final/images.csv", "metrics.jsonl")}
     assert cell.state() is State.DONE
     damage(folder / "final" / "images.csv")
@@ -404,9 +425,9 @@ def test_results_that_were_changed_afterwards_are_never_taken(make_config, capsy
     assert runs.trained(config) == rows and cell.state() is State.DONE
 
 
-def test_a_summary_that_was_changed_is_told_and_made_again(make_config, capsys):
-    config = make_config("train.epochs=2", "evaluation.images=1")
-    rows, cell = runs.trained(config), Cell((), config, config.seed)
+def test_a_summary_that_was_changed_is_told_and_made_again(judged, capsys):
+    config, rows = judged
+    cell = Cell((), config, config.seed)
     summary = Path(config.run, "final", "summary.json")
     for text in (summary.read_text().replace('"updates"', ' "updates"'), "", '{"updates": 1}'):
         summary.write_text(text)
@@ -424,37 +445,34 @@ def test_a_summary_that_was_changed_is_told_and_made_again(make_config, capsys):
     assert [row.value for row in runs.trained(config)] == [row.value for row in rows]
 
 
-def test_other_weights_than_those_that_were_judged_are_judged_anew(make_config, monkeypatch):
+def test_other_weights_than_those_that_were_judged_are_judged_anew(judged, monkeypatch):
     """A GPU may train other digits the second time."""
-    config = make_config("train.epochs=2")
-    runs.trained(config)
+    config, _ = judged
     final = Path(config.run, "final")
-    judged = []
-    monkeypatch.setattr(runs, "evaluate", lambda *arguments: judged.append(1) or evaluate(*arguments))
+    again = []
+    monkeypatch.setattr(runs, "evaluate", lambda *arguments: again.append(1) or evaluate(*arguments))
     weights, summary = load_file(final / "trained.safetensors"), json.loads((final / "summary.json").read_text())
     TrainingFolder(Path(config.run)).finish(weights, summary)
     runs.trained(config)
-    assert not judged, "the same weights"
+    assert not again, "the same weights"
     TrainingFolder(Path(config.run)).finish(
         {n: v + 1 for n, v in weights.items()}, json.loads((final / "summary.json").read_text())
     )
     runs.trained(config)
-    assert judged == [1]
+    assert again == [1]
 
 
 @pytest.mark.parametrize("place", ["final", "checkpoints/epoch-000001"])
-def test_changed_weights_are_not_loaded_by_anybody(make_config, place):
-    config = make_config("train.epochs=2")
-    Trainer(config, RedTask()).run()
+def test_changed_weights_are_not_loaded_by_anybody(judged, place):
+    config, _ = judged
     file = Path(config.run, place, "trained.safetensors")
     save_file({name: value + 1 for name, value in load_file(file).items()}, file)
     with pytest.raises(UserError, match="trained.safetensors is not what was written; put it back, or name other weights"):
         checkpoint.load_trained(file, load_file(file))
 
 
-def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
-    config = make_config("train.epochs=1")
-    rows = runs.trained(config)
+def test_a_digit_of_the_rows_that_was_changed_is_measured_again(judged):
+    config, rows = judged
     file = Path(config.run, "final", "rows.json")
     text = file.read_text()
     file.write_text(text.replace(f'"value": {json.dumps(rows[0].value)}', '"value": 0.987', 1))
@@ -462,9 +480,8 @@ def test_a_digit_of_the_rows_that_was_changed_is_measured_again(make_config):
     assert runs.trained(config) == rows and file.read_text() == text
 
 
-def test_damaged_final_weights_are_not_judged(make_config):
-    config = make_config("train.epochs=1")
-    runs.trained(config)
+def test_damaged_final_weights_are_not_judged(judged):
+    config, _ = judged
     Path(config.run, "final", "rows.json").unlink()
     flip(Path(config.run, "final", "trained.safetensors"))
     with pytest.raises(UserError, match="trained.safetensors is not what was written; delete .*summary.json"):
@@ -558,9 +575,9 @@ def test_a_full_disk_stops_the_run_with_the_reason(make_config, monkeypatch, mod
     Trainer(trainer.config, RedTask()).run()
 
 
-def test_a_finished_run_needs_no_disk_that_can_be_written_to(make_config, monkeypatch):
-    config = make_config("train.epochs=1")
-    rows = runs.trained(config)
+def test_a_finished_run_needs_no_disk_that_can_be_written_to(judged, monkeypatch):
+    config, rows = judged
+    assert runs.trained(config) == rows  # and says in its config.yaml where it is now
 
     def refused(*_, **__):
         raise OSError(30, "Read-only file system")
