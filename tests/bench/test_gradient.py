@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import re
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -304,11 +305,31 @@ def test_epochs_without_a_gradient_do_not_count():
 # The command.
 
 
+def words_for(pipeline_folder):
+    model = (f"model.path={pipeline_folder}", "model.kernels=torch")
+    return ["task=pickscore", *FAST.split(), *model, "arms=flow_grpo,star,oracle", "epochs=3"]
+
+
 @pytest.fixture
 def words(pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = (f"model.path={pipeline_folder}", "model.kernels=torch")
-    return ["task=pickscore", *FAST.split(), *model, "arms=flow_grpo,star,oracle", "epochs=3"]
+    return words_for(pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def gradients(pipeline_folder, tmp_path_factory):
+    """The folder of the gradients that these words measure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("gradients"))
+        gradient.run(words_for(pipeline_folder))
+        return Path("runs/gradient").absolute()
+
+
+@pytest.fixture
+def measured(words, gradients):
+    """Those words where their gradients are, and no table yet."""
+    shutil.copytree(gradients, "runs/gradient")
+    return words
 
 
 def table(file="runs/results/mini/gradient.csv"):
@@ -316,8 +337,8 @@ def table(file="runs/results/mini/gradient.csv"):
         return list(csv.DictReader(lines))
 
 
-def test_the_table_says_what_was_measured(words):
-    shown = gradient.run(words)
+def test_the_table_says_what_was_measured(measured):
+    shown = gradient.run(measured)
     rows = table()
     assert list(rows[0]) == [*gradient.COLUMNS, "machine"] and {row["machine"] for row in rows} == {machine()}
     assert {row["task"] for row in rows} == {"pickscore"} and {row["weights"] for row in rows} == {"initial"}
@@ -344,9 +365,8 @@ def test_the_table_says_what_was_measured(words):
     assert set(raw["config_hash"]) == {rows[0]["config_hash"]} and not raw.duplicated(list(raw)[:7]).any()
 
 
-def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monkeypatch):
-    whole = [*words, "out=whole.csv", "seed=1"]
-    gradient.run(whole)
+def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(measured, monkeypatch):
+    whole = [*measured, "out=whole.csv"]
     files = {f.relative_to("runs"): load_file(f) for f in Path("runs").rglob("*.safetensors")}
     assert len(files) == 9
     for file in Path("runs").rglob("epoch-*/*.safetensors"):
@@ -378,30 +398,30 @@ def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(words, monke
         gradient.run(whole)
 
 
-def test_gradients_that_would_fill_the_disk_are_not_begun(words, monkeypatch):
+def test_gradients_that_would_fill_the_disk_are_not_begun(words, gradients, monkeypatch):
     free, asked = [0], [*words[:-2], "arms=flow_grpo,star", "epochs=2"]
     monkeypatch.setattr(gradient, "free_bytes", lambda folder: free[0])
     with pytest.raises(UserError, match=r"4 gradients take .* GiB in .*gradient.*, where 0.0 are free; make room"):
         gradient.run(asked)
     assert not list(Path("runs").rglob("*.safetensors"))
-    free[0] = 10**9
-    gradient.run(asked)
-    written = sum(value.nbytes for file in Path("runs").rglob("*.safetensors") for value in load_file(file).values())
-    for file in Path("runs").rglob("epoch-*/*.safetensors"):
-        file.unlink()
+    files = [
+        file for epoch in (0, 1) for arm in ("flow_grpo", "star") for file in gradients.rglob(f"epoch-000{epoch}/{arm}.*")
+    ]
+    written = sum(value.nbytes for file in files for value in load_file(file).values())
     free[0] = written - 1
     with pytest.raises(UserError, match="make room"):
         gradient.run(asked)
     free[0] = int(1.25 * written)  # some parameters of B have no gradient either
     gradient.run(asked)
+    assert written == sum(v.nbytes for file in Path("runs").rglob("*.safetensors") for v in load_file(file).values())
 
 
 def all_close(own, other):
     return all(torch.allclose(own[name], value, rtol=1e-5, atol=1e-9) for name, value in other.items())
 
 
-def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(words, monkeypatch):
-    words = [*words, "arms=flow_grpo,star"]
+def test_other_settings_have_rows_beside_and_the_same_ones_replace_theirs(measured, monkeypatch):
+    words = [*measured, "arms=flow_grpo,star"]
     gradient.run([*words, "epochs=2"])
     two = table()
     gradient.run(words)
@@ -526,7 +546,9 @@ def test_the_default_arms_are_in_the_table_and_so_are_the_pairs():
     assert {arm for pair in signal.PAIRS for arm in pair} <= set(gradient.ARMS_OF_INTEREST)
 
 
-def test_the_command_prints_its_table_and_errors_in_one_line(words, monkeypatch, capsys):
+def test_the_command_prints_its_table_and_errors_in_one_line(measured, monkeypatch, capsys):
+    words = measured
+
     def call(*given):
         monkeypatch.setattr(sys, "argv", ["star", "bench", "gradient", *given])
         with pytest.raises(SystemExit) as exit:
@@ -538,7 +560,7 @@ def test_the_command_prints_its_table_and_errors_in_one_line(words, monkeypatch,
     code, _, err = call(*(word for word in words if not word.startswith("epochs=")), "epochs=0")
     assert code == 2 and err.startswith("star: epochs=0 must be") and err.count("\n") == 1
     monkeypatch.setattr(Gradients, "epoch", interrupt)
-    assert call(*words)[0] == 130
+    assert call(*words, "seed=1")[0] == 130
     code, out, _ = call("--help")
     assert not code and "Example: star bench gradient" in out and "weights=" in out
 
