@@ -3,6 +3,7 @@
 pytest-xdist reads this before it starts the processes that test: what takes seconds to import is imported in the fixtures.
 """
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,22 @@ collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity
 
 
 @pytest.fixture(scope="session")
-def pipeline_folder(tmp_path_factory) -> Path:
+def drawn_once():
+    """A process draws the mini scale's training prompts once: they have one seed for all runs."""
+    from star.tasks import geneval, pickscore
+
+    def once(train):
+        kept = cache(lambda: train("mini"))
+        return lambda scale: [*kept()] if scale == "mini" else train(scale)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for task in (geneval, pickscore):
+            patch.setattr(task, "train", once(task.train))
+        yield
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory, drawn_once) -> Path:
     """An untrained SD3 pipeline of the mini base's kind, but smaller, in diffusers' folder format."""
     import torch
     from tiny import small_pipeline
