@@ -3,6 +3,7 @@
 pytest-xdist reads this before it starts the processes that test: what takes seconds to import is imported in the fixtures.
 """
 
+import gc
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,7 @@ def pipeline_folder(tmp_path_factory, drawn_once) -> Path:
     import torch
     from tiny import small_pipeline
 
+    gc.freeze()  # else every collection looks through all that was imported
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     pipeline = small_pipeline()

@@ -1,6 +1,7 @@
 """Processes that start at once: forked from a server that imported once what each would take seconds to import."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -61,6 +62,7 @@ def _run(module: str, words: Sequence[str], log: Path, folder: str, environment:
     os.environ.update(environment)
     import torch
 
+    gc.freeze()
     torch.set_num_threads(1)
     sys.argv = [module, *words]
     sys.path.insert(0, folder)
