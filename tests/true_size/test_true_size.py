@@ -83,7 +83,8 @@ def test_a_training(folder, tmp_path):
     assert line["ratio_error"] == 0 and 0 < line["effective_share"] < 1 and line["grad_norm"] > 0
     final = tmp_path / "run" / "final"
     assert Image.open(next(final.rglob("*.png"))).size == (512, 512)
-    assert int(done.stdout.split()[-1]) * 1024 < needed(load(words), SD35_MEDIUM).gpu
+    others = sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.parent.name != "transformer")
+    assert 0.5 < int(done.stdout.split()[-1]) * 1024 / needed(load(words), SD35_MEDIUM, others).process < 1
     adapters = StableDiffusion3Pipeline.lora_state_dict(final / "lora")
     assert len(adapters) == 2 * (24 * 8 - 1)  # the last block gives on no text
     unmoved = [name for name, tensor in adapters.items() if not tensor.any()]
