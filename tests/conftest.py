@@ -4,19 +4,11 @@ pytest-xdist reads this before it starts the processes that test: what takes sec
 """
 
 import gc
-import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more process than cores: tests wait for the processes that they start."""
-    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
 
 # Their conftest prepares for libraries that only their environments have.
 collect_ignore = [] if any(map(find_spec, ("mmdet", "open_clip"))) else ["parity"]

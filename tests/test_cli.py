@@ -14,6 +14,7 @@ from tiny import FAST
 
 from evaluators.geneval.prompts import MINI, TAGS, generate
 from star.cli import app, main
+from star.common.machine import versions
 from star.mini.scenes import draw_scene
 from star.records.results import read
 
@@ -75,6 +76,7 @@ def test_a_preset_is_told_nothing_where_the_paper_scale_is_meant(star, monkeypat
 
 
 def test_the_version_is_told_where_the_package_is_not_installed(star, monkeypatch):
+    versions()  # kept from here on, so that no run of another test is said to have none
     monkeypatch.setattr("star.common.machine.installed", lambda package: None)
     code, out, _ = star("--version")
     assert code == 0 and out.startswith("star not installed, commit ")
