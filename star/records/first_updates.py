@@ -82,12 +82,7 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     Returns:
         the arms in the order of :data:`star.method.arms.ARMS`, without those that have no seed with Flow-GRPO.
     """
-    found = []
-    for arm in _trained(rows):
-        by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, REFERENCE])), since)
-        if len(by_seed):
-            found.append(_gain(arm, by_seed[arm].to_numpy(), by_seed[REFERENCE].to_numpy(), epochs))
-    return found
+    return [one for arm in _trained(rows) if (one := _beside(rows, arm, REFERENCE, since))]
 
 
 def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str, Gain]:
@@ -99,12 +94,14 @@ def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str,
         rows, since: as for :func:`gains_by_seed`.
         arm: the one that is compared.
     """
-    found = {}
-    for other in (one for one in _trained(rows) if one not in (REFERENCE, arm)):
-        by_seed, epochs = gains_by_seed(rows, [arm, other], since)
-        if len(by_seed):
-            found[other] = _gain(arm, by_seed[arm].to_numpy(), by_seed[other].to_numpy(), epochs)
-    return found
+    others = [other for other in _trained(rows) if other not in (REFERENCE, arm)]
+    return {other: one for other in others if (one := _beside(rows, arm, other, since))}
+
+
+def _beside(rows: pd.DataFrame, arm: str, reference: str, since: int) -> Gain | None:
+    """An arm's gain beside a reference's; None if they have no seed in common."""
+    by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, reference])), since)
+    return _gain(arm, by_seed[arm].to_numpy(), by_seed[reference].to_numpy(), epochs) if len(by_seed) else None
 
 
 def _trained(rows: pd.DataFrame) -> list[str]:

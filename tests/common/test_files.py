@@ -68,15 +68,21 @@ def test_older_formats_count_where_there_are_no_safetensors(tmp_path):
     assert weights_digest(tmp_path) == hashlib.sha256(b"three").hexdigest()
 
 
+def waiting(lock, path):
+    """Another process that enters the same lock, seen to wait for it; it says "in" as soon as it may."""
+    imports = f"from pathlib import Path; from star.common.files import {lock.__name__}"
+    enter = f"{imports}\nprint('here', flush=True)\nwith {lock.__name__}(Path({str(path)!r})): print('in')"
+    other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "here\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(0.5)
+    return other
+
+
 def test_nobody_else_is_in_a_locked_folder(tmp_path):
     folder = tmp_path / "results"
-    imports = "from pathlib import Path; from star.common.files import locked"
-    enter = f"{imports}\nprint('here', flush=True)\nwith locked(Path({str(folder)!r})): print('in', flush=True)"
     with locked(folder):
-        other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
-        assert other.stdout.readline() == "here\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(0.5)
+        other = waiting(locked, folder)
     assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0
 
 
@@ -151,14 +157,9 @@ def test_a_lock_that_fails_for_another_reason_is_one_line(tmp_path, monkeypatch)
 
 def test_a_file_is_changed_by_one_at_a_time(tmp_path):
     file = tmp_path / "results" / "table.csv"
-    imports = "from pathlib import Path; from star.common.files import changing"
-    enter = f"{imports}\nprint('here', flush=True)\nwith changing(Path({str(file)!r})): print('in')"
     with changing(file):
         file.write_text("mine")
-        other = subprocess.Popen([sys.executable, "-c", enter], stdout=subprocess.PIPE, text=True)
-        assert other.stdout.readline() == "here\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            other.wait(0.5)
+        other = waiting(changing, file)
     assert other.communicate(timeout=60)[0] == "in\n" and other.returncode == 0 and file.read_text() == "mine"
 
 

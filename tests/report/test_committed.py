@@ -123,7 +123,7 @@ def test_paired_differences_are_those_of_the_scores(found, task):
         assert len(apart) >= 3 and gain.per_seed == pytest.approx(apart, abs=2e-6)  # of six digits
 
 
-def gained(task):
+def gained_first(task):
     """What each arm gained in the first updates: arm -> a number for each seed, in their order."""
     rewards = defaultdict(lambda: defaultdict(list))
     for row in lines(MINI / "first_updates.csv"):
@@ -135,7 +135,7 @@ def gained(task):
 
 @pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "first_updates.csv")}))
 def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
-    by_arm = gained(task)
+    by_arm = gained_first(task)
     (part,) = (part for part in parts(found.first_updates) if part["task"].iloc[0] == task)
     assert len(by_arm) >= 5
     for one in gains(part):
@@ -157,10 +157,10 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
 
 def test_the_pages_ablation_is_that_of_the_rewards():
     page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    gains_of = {task: gained_first(task) for task in ("geneval", "pickscore", "ocr")}
     for arm in ("temporal", "spatial", "star_shifted"):
         cells = []
-        for task in ("geneval", "pickscore", "ocr"):
-            by_arm = gained(task)
+        for by_arm in gains_of.values():
             own, reference, star = by_arm[arm], by_arm["flow_grpo"], by_arm["star"]
             pairs = list(zip(own, reference, strict=True))
             ratio, stderr = jackknifed(lambda kept: sum(a for a, _ in kept) / sum(b for _, b in kept), pairs)

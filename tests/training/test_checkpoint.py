@@ -28,14 +28,14 @@ from star.training.evaluation import evaluate
 from star.training.trainer import Trainer
 
 
-def red_task(config, name, evaluator=None):
-    return RedTask()
+def make_red(patch):
+    for module in ("star.training.runs", "star.training.trainer"):
+        patch.setattr(f"{module}.load_task", lambda config, name, evaluator=None: RedTask())
 
 
 @pytest.fixture(autouse=True)
 def red(monkeypatch):
-    for module in ("star.training.runs", "star.training.trainer"):
-        monkeypatch.setattr(f"{module}.load_task", red_task)
+    make_red(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,7 @@ def evaluated(pipeline_folder, tmp_path_factory) -> Path:
     """The folder of a run of two epochs that was evaluated."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("star.training.runs", "star.training.trainer"):
-            patch.setattr(f"{module}.load_task", red_task)
+        make_red(patch)
         runs.trained(load([*FAST.split(), f"model.path={pipeline_folder}", f"run={folder}", "train.epochs=2"]))
     return folder
 
