@@ -11,7 +11,6 @@ from statistics import mean, stdev
 import pandas as pd
 import pytest
 from scipy import stats
-from tiny import FAST
 
 from star import config as settings
 from star.bench import first_updates
@@ -25,34 +24,8 @@ from star.records.first_updates import COLUMNS, UNTRAINED, gains, gains_by_seed
 from star.training.trainer import Trainer
 
 ARMS = ("flow_grpo", "star@mix=1")
+COMMAND, WORDS = first_updates, ("task=pickscore", f"arms={','.join(ARMS)}", "epochs=3", "train.epochs=4", "seed=0,2")
 EXTENDING = Path(__file__).parents[1] / "extending"
-
-
-def words_for(pipeline_folder):
-    model = (f"model.path={pipeline_folder}", "model.kernels=torch")
-    return ["task=pickscore", *FAST.split(), *model, f"arms={','.join(ARMS)}", "epochs=3", "train.epochs=4", "seed=0,2"]
-
-
-@pytest.fixture
-def words(pipeline_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return words_for(pipeline_folder)
-
-
-@pytest.fixture(scope="module")
-def trainings(pipeline_folder, tmp_path_factory):
-    """The folder of the first updates that these words train."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("trainings"))
-        first_updates.run(words_for(pipeline_folder))
-        return Path("runs/first_updates").absolute()
-
-
-@pytest.fixture
-def measured(words, trainings):
-    """Those words where their trainings are, and no table yet."""
-    shutil.copytree(trainings, "runs/first_updates")
-    return words
 
 
 def table(file="runs/results/mini/first_updates.csv"):

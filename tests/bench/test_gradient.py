@@ -4,7 +4,6 @@ import csv
 import itertools
 import math
 import re
-import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 import torch
 from fake_task import RedTask
 from safetensors.torch import load_file, save_file
-from tiny import FAST
 
 from star import config as settings
 from star.bench import gradient, signal
@@ -305,31 +303,7 @@ def test_epochs_without_a_gradient_do_not_count():
 # The command.
 
 
-def words_for(pipeline_folder):
-    model = (f"model.path={pipeline_folder}", "model.kernels=torch")
-    return ["task=pickscore", *FAST.split(), *model, "arms=flow_grpo,star,oracle", "epochs=3"]
-
-
-@pytest.fixture
-def words(pipeline_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return words_for(pipeline_folder)
-
-
-@pytest.fixture(scope="module")
-def gradients(pipeline_folder, tmp_path_factory):
-    """The folder of the gradients that these words measure."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("gradients"))
-        gradient.run(words_for(pipeline_folder))
-        return Path("runs/gradient").absolute()
-
-
-@pytest.fixture
-def measured(words, gradients):
-    """Those words where their gradients are, and no table yet."""
-    shutil.copytree(gradients, "runs/gradient")
-    return words
+COMMAND, WORDS = gradient, ("task=pickscore", "arms=flow_grpo,star,oracle", "epochs=3")
 
 
 def table(file="runs/results/mini/gradient.csv"):
@@ -398,15 +372,13 @@ def test_what_was_interrupted_goes_on_and_arms_and_epochs_are_added(measured, mo
         gradient.run(whole)
 
 
-def test_gradients_that_would_fill_the_disk_are_not_begun(words, gradients, monkeypatch):
+def test_gradients_that_would_fill_the_disk_are_not_begun(words, kept, monkeypatch):
     free, asked = [0], [*words[:-2], "arms=flow_grpo,star", "epochs=2"]
     monkeypatch.setattr(gradient, "free_bytes", lambda folder: free[0])
     with pytest.raises(UserError, match=r"4 gradients take .* GiB in .*gradient.*, where 0.0 are free; make room"):
         gradient.run(asked)
     assert not list(Path("runs").rglob("*.safetensors"))
-    files = [
-        file for epoch in (0, 1) for arm in ("flow_grpo", "star") for file in gradients.rglob(f"epoch-000{epoch}/{arm}.*")
-    ]
+    files = [file for epoch in (0, 1) for arm in ("flow_grpo", "star") for file in kept.rglob(f"epoch-000{epoch}/{arm}.*")]
     written = sum(value.nbytes for file in files for value in load_file(file).values())
     free[0] = written - 1
     with pytest.raises(UserError, match="make room"):

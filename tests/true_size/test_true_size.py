@@ -9,6 +9,7 @@ import json
 import string
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from tiny import clip_tokenizer, t5_tokenizer
-from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from star.bench.gpu.sizes import TRUE, Settings
+from star.bench.gpu.bench import put_true_encoders
+from star.bench.gpu.sizes import TRUE
 from star.config import load
 from star.models.memory import needed
-from star.models.shapes import CLIP_LENGTH, SD35_MEDIUM, clip_config, random_pipeline
+from star.models.shapes import CLIP_LENGTH, SD35_MEDIUM, random_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -50,24 +51,16 @@ def made_up(count: int) -> list[str]:
     return ["".join(w) for n in (3, 4) for w in itertools.product(string.ascii_lowercase, repeat=n)][:count]
 
 
-def text_encoder(sizes: Settings) -> CLIPTextModelWithProjection:
-    config = clip_config(clip_tokenizer(length=CLIP_LENGTH), sizes)
-    config.vocab_size = sizes["vocab_size"]
-    return CLIPTextModelWithProjection(config).eval()
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     torch.manual_seed(0)
     pipeline = random_pipeline(SD35_MEDIUM, torch.bfloat16)
-    torch.set_default_dtype(torch.bfloat16)
-    pipeline.text_encoder, pipeline.text_encoder_2 = text_encoder(TRUE.clip_l), text_encoder(TRUE.clip_g)
-    pipeline.text_encoder_3 = T5EncoderModel(T5Config(**{**TRUE.t5, "num_layers": 2})).eval()
-    torch.set_default_dtype(torch.float32)
-    pipeline.vae.to(torch.bfloat16)
     pipeline.tokenizer = clip_tokenizer(made_up(46500), CLIP_LENGTH)
     pipeline.tokenizer_2 = clip_tokenizer(made_up(46500), CLIP_LENGTH, pad="!")
     pipeline.tokenizer_3 = t5_tokenizer(["▁" + word for word in made_up(31900)], 512)
+    sizes = replace(TRUE, t5={**TRUE.t5, "num_layers": 2})
+    put_true_encoders(pipeline, sizes, torch.device("cpu"), torch.bfloat16)
+    pipeline.vae.to(torch.bfloat16)
     pipeline.save_pretrained(tmp_path / "sd35")
     return tmp_path / "sd35"
 
