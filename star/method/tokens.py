@@ -49,6 +49,10 @@ def token_columns(
     if len(prompts) != len(spans):
         raise ValueError(f"{len(prompts)} prompts, but core words of {len(spans)}")
     first, second, t5 = tokenizers
+    # A micro-batch holds groups of one prompt, and training prompts repeat: each is looked at once.
+    given = [(prompt, tuple((start, end) for start, end in own)) for prompt, own in zip(prompts, spans, strict=True)]
+    place = {one: number for number, one in enumerate(dict.fromkeys(given))}
+    prompts, spans = [prompt for prompt, _ in place], [own for _, own in place]
     mask = torch.zeros(len(prompts), clip_length + t5_length, dtype=torch.bool)
     if columns != "t5":
         for tokenizer in (first, second):
@@ -64,7 +68,7 @@ def token_columns(
                 f"prompt {prompt!r}: no token of its core words ({words}) is among the columns (columns={columns}, "
                 f"{clip_length} of CLIP, {t5_length} of T5); shorten the prompt or raise the lengths"
             )
-    return mask
+    return mask[[place[one] for one in given]]
 
 
 def _overlaps(

@@ -113,9 +113,7 @@ class Learner:
             prompts, tokens = self.task.train, [side // self.base.patch for side in self.base.latent_shape[1:]]
             texts = min(train.groups, len({prompt.text for prompt in prompts}))
             try_map(arm, config.sampling.trained, texts, train.group_size, tokens, config.model.resolution)
-            # Four in five of the mini scale's repeat.
-            distinct = {(prompt.text, tuple(map(tuple, prompt.spans))): prompt for prompt in prompts}.values()
-            self.base.core_columns([p.text for p in distinct], [p.spans for p in distinct], config.relevance.columns)
+            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
 
     def _check_shares(self) -> None:
         """Refuse sharded weights if processes would call the model unequally often, and so wait for each other forever."""

@@ -175,6 +175,24 @@ def test_a_batch_is_its_prompts_one_by_one():
     assert torch.equal(both, torch.cat(alone))
 
 
+def test_prompts_that_repeat_are_looked_at_once_each_with_its_own_words():
+    """The same text may have other core words."""
+    seen = []
+
+    def counted(prompts, **options):
+        seen.append(prompts)
+        return t5(prompts, **options)
+
+    t5 = t5_tokenizer(T5_PIECES)
+    counted.padding_side, counted.convert_ids_to_tokens = t5.padding_side, t5.convert_ids_to_tokens
+    prompts, spans = ["a cat", "zebra", "a cat", "a cat"], [[(2, 5)], [(0, 5)], [(0, 1)], [[2, 5]]]
+    lengths = {"clip_length": CLIP_LENGTH, "t5_length": T5_LENGTH, "columns": "t5"}
+    mask = token_columns((None, None, counted), prompts, spans, **lengths)
+    assert seen == [["a cat", "zebra", "a cat"]]
+    alone = [token_columns((None, None, t5), [prompt], [own], **lengths) for prompt, own in zip(prompts, spans, strict=True)]
+    assert torch.equal(mask, torch.cat(alone)) and not torch.equal(mask[0], mask[2])
+
+
 def test_saved_and_loaded_tokenizers_give_the_same_columns(tmp_path):
     built = (clip_tokenizer(CLIP_WORDS), clip_tokenizer(CLIP_WORDS, pad="!"), t5_tokenizer(T5_PIECES))
     for place, tokenizer in enumerate(built):
