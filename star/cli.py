@@ -214,7 +214,7 @@ Other settings say which runs are meant. What is published already stays."""
 @app.command(epilog=PUBLISH_HELP)
 def publish(
     words: Annotated[list[str] | None, typer.Argument(metavar="[task=A,B method=A,B seed=0..4 KEY=VALUE]...")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="In place of rows with other settings, which go.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="In place of rows that differ, which go.")] = False,
 ) -> None:
     """Put runs that are done into the results that ship with this project: results/SCALE. The words are those of star matrix.
 
@@ -223,8 +223,8 @@ def publish(
     from star.matrix.publish import publish as run
 
     folder, count = run(words or [], replace)
-    are = "1 run is" if count == 1 else f"{count} runs are"
-    console().print(f"{are} in {folder}; star report {folder} makes its page anew", soft_wrap=True)
+    runs = "1 run" if count == 1 else f"{count} runs"
+    console().print(f"{runs} put into {folder}; star report {folder} makes its page anew", soft_wrap=True)
 
 
 REPRODUCE_HELP = """seed is a list or range, 0 by default; the methods are flow_grpo and star. Launchers (launcher=submitit,

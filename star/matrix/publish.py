@@ -10,7 +10,7 @@ from star.common.errors import UserError
 from star.common.plugins import import_path, is_path
 from star.config import Config
 from star.matrix.cells import Cell, State, expand
-from star.matrix.collect import collect, leaving, rows
+from star.matrix.collect import by_file, collect, leaving, rows
 from star.records import results
 from star.records.code import committed, is_commit
 from star.records.folder import shipped_results
@@ -21,7 +21,9 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
 
     Args:
         words: as for ``star matrix``: they name the cells, and so the settings that their runs must have.
-        replace: remove published rows that have other settings or come from an older evaluator.
+        replace: remove published rows that have other settings or come from an older evaluator, and put a run in place of the
+            same one that was published before. Without it, a cell that is published and has other figures here, as from
+            another kind of processor, is left out.
 
     Returns:
         the folder, and how many cells were put there.
@@ -42,6 +44,7 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
     _check_code(done)
     if not replace:
         _check_kept(done, folder)
+        done = [cell for cell in done if not _stands(cell, folder)]
     _check_protocols(done, folder)
     collect(done, folder)
     return folder, len(done)
@@ -82,6 +85,16 @@ def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
                 f"{row.task} was measured under {other} and {row.protocol}: publish one of them, in one folder with no other "
                 f"({folder})"
             )
+
+
+def _stands(cell: Cell, folder: Path) -> bool:
+    """Whether the same run is published with other figures, those of another machine or time; says so."""
+    for file, new in by_file(cell, folder):
+        published = {row.key: row for row in results.read(file)} if file.exists() else {}
+        if any(row.key in published and not results.alike(row, published[row.key]) for row in new):
+            tell(f"{file} has {cell.label} with other figures, which stay; --replace puts those of {cell.folder} there")
+            return True
+    return False
 
 
 def _check_kept(done: Sequence[Cell], folder: Path) -> None:

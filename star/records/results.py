@@ -126,12 +126,17 @@ def write(rows: Iterable[Row], path: Path) -> None:
     for one, other in pairwise(ordered):
         if one.key == other.key:
             raise ValueError(f"two rows with the key {one.key}")
-    lines = [[_text(name, value) for name, value in zip(COLUMNS, astuple(row), strict=True)] for row in ordered]
+    lines = [_line(row) for row in ordered]
     for row, line in zip(ordered, lines, strict=True):
         _checked(dict(zip(COLUMNS, line, strict=True)), PARSERS, f"row {row.key}", ValueError)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+
+
+def alike(one: Row, other: Row) -> bool:
+    """Whether two rows are the same line of a result file, which keeps six digits of a value."""
+    return _line(one) == _line(other)
 
 
 def upsert(path: Path, rows: Iterable[Row], outdated: Callable[[Row], bool] = lambda row: False) -> list[Row]:
@@ -232,6 +237,10 @@ def _header(text: str) -> list[str]:
         return next(csv.reader(text.splitlines()[:1]), [])
     except csv.Error:
         return []
+
+
+def _line(row: Row) -> list[str]:
+    return [_text(name, value) for name, value in zip(COLUMNS, astuple(row), strict=True)]
 
 
 def _text(name: str, value: Any) -> str:

@@ -662,6 +662,29 @@ def test_what_is_published_goes_only_when_somebody_says_so(checkout):
     assert [row.value for row in results.read(Path("results/mini/ocr.csv"))] == [0.25]
 
 
+def test_the_same_run_with_other_figures_does_not_take_a_published_ones_place(checkout, capsys):
+    """Another kind of processor has other last digits, and the base is measured anew on each machine."""
+    words = ["task=ocr", "method=flow_grpo,star", "seed=0"]
+    base, flow_grpo, star = expand(words)
+    for cell in (base, flow_grpo):
+        finish(cell, "prompt,image\na,0\n", 0.5)
+    assert publish(words)[1] == publish(words)[1] == 2 and capsys.readouterr().err == ""
+    before = {file.name: file.read_bytes() for file in Path("results/mini").iterdir()}
+    for cell, value in ((base, 0.500001), (flow_grpo, 0.25)):
+        finish(cell, "prompt,image\na,1\n", value)
+    assert publish(words)[1] == 0
+    assert before == {file.name: file.read_bytes() for file in Path("results/mini").iterdir()}
+    told = capsys.readouterr().err
+    assert told.count("which stay") == 2 and "has ocr base with" in told and "--replace puts those of runs/" in told
+    finish(star, "prompt,image\na,0\n", 0.75)
+    assert publish(words)[1] == 1
+    found = {row.method: row.value for row in results.read(Path("results/mini/ocr.csv"))}
+    assert found == {"base": 0.5, "flow_grpo": 0.5, "star": 0.75}
+    publish(words, replace=True)
+    found = {row.method: row.value for row in results.read(Path("results/mini/ocr.csv"))}
+    assert found == {"base": 0.500001, "flow_grpo": 0.25, "star": 0.75}
+
+
 def test_a_cell_without_its_verdicts_is_not_done(checkout):
     _, cell = expand(["task=ocr", "method=star", "seed=0"])
     finish(cell, "prompt,image\na,0\n", 0.5)
