@@ -362,8 +362,8 @@ class Config:
     Attributes:
         task, method, model, sampling, relevance, train, evaluation, rewards: the groups.
         scale: the source of the default settings: ``mini``, the embedded small model, or ``paper``, SD3.5 Medium.
-        variant: a published change of the method, which becomes part of the method's name in results: ``cps``, ``fast``,
-            ``guard`` or ``nocfg``; null for none.
+        variant: a change of the method that has a name, which becomes part of the method's in results: ``cps``, ``fast``,
+            ``guard`` and ``nocfg`` as published, or ``lr1e-3``, another learning rate; null for none.
         seed: random seed of the adapters' initial values, the order of prompts and the rollouts' noise.
         run: the run's folder; by default one below ``runs`` that is named after the settings.
         tracker: where each epoch's figures go besides ``metrics.jsonl``, by a name that accelerate knows (``tensorboard``,

@@ -75,6 +75,11 @@ def test_variants_hold_the_published_settings():
     assert cps.sampling.guidance == 4.5
 
 
+def test_the_lower_rate_changes_nothing_else():
+    lower = load(["variant=lr1e-3"])
+    assert identity(lower) == identity(load(["train.lr=1e-3"])) | {"variant": "lr1e-3"} and lower.train.lr == 1e-3
+
+
 def test_the_kl_penalty_is_the_tasks():
     betas = {task: load(["scale=paper", f"task={task}"]).train.beta for task in ("geneval", "ocr", "pickscore")}
     assert betas == {"geneval": 0.04, "ocr": 0.04, "pickscore": 0.01}
@@ -311,7 +316,7 @@ def test_paper_scale_holds_flow_grpos_published_settings():
         (["method=star,flow_grpo"], "star matrix takes several, as method=star,flow_grpo"),
         (["epochs=2"], r"epochs is no setting; did you mean train.epochs\?"),
         (["out=x"], "out is no setting; a run.s folder is run=FOLDER, that of a page --out FOLDER; there are: "),
-        (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, nocfg"),
+        (["variant=quick"], "no variant 'quick'; there are: cps, fast, guard, lr1e-3, nocfg"),
         (["preset=gpu3"], "no preset 'gpu3'; there are: gpu1, gpu4, gpu8"),
         (["model=flux"], "no model 'flux'; there are: sd35_large, sd3_medium"),
         (["variant=guard", "sampling.kind=cps"], "train.guard normalises log-ratios of densities"),
