@@ -41,13 +41,14 @@ def test_a_prompt_with_two_dollar_signs_is_no_formula():
     assert last.get_xlabel() == "weights up to 1.0"
 
 
-def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path):
-    found = demo(tmp_path / "made", ["evaluation.steps=2", "sampling.steps=4"])
+def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path, few_prompts):
+    found = demo(tmp_path / "made", ["evaluation.steps=4", "sampling.steps=4"])
     assert [row[0] for row in found.rows] == ["base", "Flow-GRPO", "STAR"]
     assert len({tuple(row[1:]) for row in found.rows}) == 1 + len(METHODS), "the adapters change nothing"
     assert all(len(row) == 1 + len(METRICS) and "±" in row[1] for row in found.rows)
     page = found.page.read_text().replace("\N{NO-BREAK SPACE}", " ")
-    assert "data:image/png;base64," in page and "a white star" in page and all(cell in page for cell in found.rows[2])
+    assert "data:image/png;base64," in page and "a diamond below a circle" in page
+    assert all(cell in page for cell in found.rows[2])
     assert "those that are wrong" in page and "expected" in page
     with Image.open(found.page.with_name("pictures.png")) as picture:
         assert picture.width > 500 and picture.height > picture.width
