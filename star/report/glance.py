@@ -32,8 +32,8 @@ CAPTION = (
     "Reward gained, in multiples of Flow-GRPO's gain (the line), with 95 % intervals. A small step: what gradients predict, "
     "over epochs. All else was trained, and is over seeds, with Flow-GRPO's gain taken as known: the first updates, at a low "
     "rate; long after them: the last third of trainings at that rate, where they were made; whole trainings: the score on "
-    "held-out prompts. If it matters where, spatial lies with star; if it matters when, temporal does. "
-    "A map that knows where things are (oracle_twins) should lie to the right, maps that do not fit the image "
+    "held-out prompts. If it matters where, spatial lies right of the line; if when, temporal does, or star lies right of "
+    "spatial. A map that knows where things are (oracle_twins) should lie to the right, maps that do not fit the image "
     "(star_shuffled, star_shifted) on the line or left of it, and one of all but the things (background) to the left."
 )
 

@@ -104,7 +104,8 @@ def _beginnings(found: Collection) -> str:
     told = []
     for part in parts(found.first_updates):
         if star := _gain_of("star", part, SECOND):
-            told.append(f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {_times(star)}")
+            text = f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {_times(star)}"
+            told.append(text + _unproven(part, "no gain here would tell nothing of maps"))
     return "; ".join(told)
 
 
@@ -129,12 +130,20 @@ def _lasting(found: Collection) -> str:
         late = last_third(part)
         if star := _gain_of("star", part, late):
             text = f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}, epochs {late} to {star.epochs}) {_times(star)}"
-            wrong = _gain_of("background", part, SECOND)
-            if wrong and wrong.difference and wrong.difference.interval and wrong.difference.interval[1] >= 0:
-                over = f"epochs {SECOND} to {wrong.epochs}, {signed(wrong.difference, 4)}"
-                text += f", but a map that should lose (background) is not seen to over {over}, so this tells nothing of maps"
-            told.append(text)
+            told.append(text + _unproven(part, "this tells nothing of maps"))
     return "; ".join(told)
+
+
+def _unproven(part: pd.DataFrame, so: str) -> str:
+    """What follows if the plan's control does not show that the measurement can tell maps apart; nothing if it does."""
+    wrong = _gain_of("background", part, SECOND)
+    if wrong is None:
+        return f", but no map that should lose (background) was trained beside it, so {so}"
+    assert wrong.difference
+    if wrong.difference.interval and wrong.difference.interval[1] < 0:
+        return ""
+    over = f"epochs {SECOND} to {wrong.epochs}, {signed(wrong.difference, 4)}"
+    return f", but a map that should lose (background) is not seen to over {over}, so {so}"
 
 
 def _gain_of(arm: str, part: pd.DataFrame, since: int) -> Gain | None:

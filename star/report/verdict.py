@@ -10,9 +10,10 @@ A gain of STAR is claimed if, and only if, all of these hold:
 5. where the plan has a test of the difference, its p, corrected for all tests of the question, is below 0.05; a loss needs
    that, too.
 
-Where nothing shows, the text says how large a difference so many trainings would find by one test. Nothing is concluded about
-maps where ``oracle_twins``, which knows where the verdicts come from, shows no gain; its difference stands beside every
-verdict. A gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of Flow-GRPO's gain.
+Where nothing shows, the text says how large a difference so many trainings would find by one test. Nothing is concluded from
+that about maps where ``oracle_twins``, which knows where the verdicts come from, shows no gain; its difference stands beside
+every verdict. A gain is called smaller than the paper's if the interval lies below the paper's gain, as a share of
+Flow-GRPO's gain.
 """
 
 from collections.abc import Sequence

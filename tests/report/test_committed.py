@@ -188,6 +188,56 @@ def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
             assert f"{told(apart, 4, '+')}" in page
 
 
+def page_of_results():
+    return " ".join((MINI.parents[1] / "docs" / "results_mini.md").read_text().split())
+
+
+def leads(file, task, arm, reference):
+    """One arm's reward minus another's: epoch -> a number for each seed, in their order."""
+    rewards = {(r["arm"], int(r["epoch"]), r["seed"]): float(r["reward"]) for r in lines(MINI / file) if r["task"] == task}
+    seeds, epochs = sorted({seed for *_, seed in rewards}), sorted({epoch for _, epoch, _ in rewards})
+    return {e: [rewards[arm, e, seed] - rewards[reference, e, seed] for seed in seeds] for e in epochs}
+
+
+def test_what_the_page_says_of_leads_by_epoch():
+    page = page_of_results()
+    for task in ("geneval", "pickscore", "ocr", "vivid"):
+        lead = leads("first_updates.csv", task, "star", "flow_grpo")
+        assert len(lead[2]) == 8 and max(lead) == 6
+        slopes = [sum((epoch - 4) * lead[epoch][seed] for epoch in range(2, 7)) / 10 for seed in range(8)]
+        assert told(slopes, 4, "+") in page, task
+    late = {arm: leads("lasting.csv", "geneval", arm, "background") for arm in ("star", "oracle_twins")}
+    for arm in late.values():
+        assert told([mean(arm[epoch][seed] for epoch in range(21, 31)) for seed in range(8)], 4, "+") in page
+
+
+def corrected(p):
+    """Holm's p of tests, by their names."""
+    ordered, highest = sorted(p, key=p.get), {}
+    for place, name in enumerate(ordered):
+        highest[name] = min(1.0, max([*highest.values(), p[name] * (len(p) - place)]))
+    return highest
+
+
+def test_what_the_page_says_of_tests_of_first_updates():
+    page, p = page_of_results(), {}
+    for task in ("geneval", "pickscore"):
+        gained = gained_first(task)
+        for arm in ("flow_grpo", "temporal", "spatial"):
+            p[task, arm] = stats.ttest_rel(gained["star"], gained[arm]).pvalue
+    first = corrected({name: value for name, value in p.items() if name[1] == "flow_grpo"})
+    assert f"{first['geneval', 'flow_grpo']:.3f} and {first['pickscore', 'flow_grpo']:.4f} after Holm" in page
+    later = corrected({name: value for name, value in p.items() if name[1] != "flow_grpo"})
+    assert f"p = {later['geneval', 'temporal']:.3f} and {later['pickscore', 'temporal']:.4f} after Holm" in page
+    assert f"p = {later['geneval', 'spatial']:.1f} and {later['pickscore', 'spatial']:.1f})" in page
+    six = corrected(p)
+    both = f"p = {six['geneval', 'temporal']:.3f} (minus `temporal`) and {six['geneval', 'flow_grpo']:.3f} (minus Flow-GRPO)"
+    assert both in page
+    for task in ("geneval", "pickscore"):
+        gained = gained_first(task)
+        assert told([a - b for a, b in zip(gained["spatial"], gained["flow_grpo"], strict=True)], 4, "+") in page
+
+
 README_ROWS = {
     "**STAR**": "star",
     "`spatial`, STAR's maps without time": "spatial",
