@@ -254,6 +254,8 @@ class Relevance:
         self._mask = mask
         device = next(transformer.parameters()).device
         self._columns, self._valid = (sent(part, device) for part in _gatherable(mask))
+        # On the device already: indexing by a list would copy it there in each pass, and wait.
+        self._heads_there = None if self._heads is None else sent(torch.tensor(self._heads), device)
         self._softmax_over, self._columns_count = softmax_over, columns_count
 
     def of(self, rows: Sequence[int]) -> Self:
@@ -325,7 +327,7 @@ class Relevance:
         rows = len(self._valid)
         if len(part) not in (rows, 2 * rows):
             raise ValueError(f"the mask has {rows} rows; the transformer's batch must have as many or twice, not {len(part)}")
-        return part[-rows:] if self._heads is None else part[-rows:, self._heads]
+        return part[-rows:] if self._heads_there is None else part[-rows:].index_select(1, self._heads_there)
 
 
 def log_sum_exp(query: Tensor, key: Tensor) -> Tensor:

@@ -349,6 +349,9 @@ def compile_blocks(transformer: SD3Transformer2DModel, device: torch.device, bac
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     # Fused operators would skip roundings, and other ones with gradients than without: ratios would leave 1.
     inductor.emulate_precision_casts = True
+    # Kernels chosen by timing or by their use of registers would sum in another order in another process or another pass.
+    if hasattr(inductor, "deterministic"):  # torch 2.9 may lack it
+        inductor.deterministic = True
     for block in transformer.transformer_blocks:
         block.compile(backend=backend)
 

@@ -69,7 +69,8 @@ def weigh(
     )
     parts = dict(zip(maps, weights.split(size, dim=1), strict=True))
     for batch in batches:
-        batch.weights = sent(parts[batch.number], batch.trajectory.latents.device)
+        # A part is strided: pinned as it is, it would take the memory of all.
+        batch.weights = sent(parts[batch.number].contiguous(), batch.trajectory.latents.device)
 
 
 def _places(task: Task, batch: MicroBatch) -> Tensor:

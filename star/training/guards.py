@@ -84,7 +84,8 @@ def check_weights(weights: Mapping[str, Mapping[str, Tensor]], epoch: int) -> No
 
 @contextmanager
 def limits(config: Config) -> Iterator[None]:
-    """Inside, running out of GPU memory or recompiling too often stops the run with a message that names a remedy."""
+    """Inside, running out of GPU memory, recompiling too often, or a kernel that is not deterministic where it must be, stops
+    the run with a message that names a remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -98,6 +99,14 @@ def limits(config: Config) -> Iterator[None]:
         raise RunStopped(
             "compiled blocks met more shapes and modes than are compiled, and interpreted ones would compute other digits; "
             "set model.compile=false"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).partition(", but you set")[0]
+        if not (config.train.deterministic and reason.endswith("does not have a deterministic implementation")):
+            raise
+        raise RunStopped(
+            f"train.deterministic=true: on this GPU {reason}; leave train.deterministic out or, if an evaluator calls it, use "
+            "another engine (GenEval's detector needs a newer transformers)"
         ) from None
 
 

@@ -112,13 +112,20 @@ def compute_deterministically() -> None:
 
 
 def check_deterministic(config: Config, device: torch.device) -> None:
-    """Refuse an arm that needs a kernel with no deterministic version on a GPU, if ``train.deterministic`` is set.
+    """Refuse what has no deterministic version on a GPU, if ``train.deterministic`` is set.
 
     Raises:
-        UserError: the arm needs one.
+        UserError: the arm or the attention kernel has none.
     """
+    if not config.train.deterministic or device.type != "cuda":
+        return
+    if config.model.attention == "cudnn":  # called by itself, it does not look at torch's switch
+        raise UserError(
+            "train.deterministic=true: model.attention=cudnn adds up gradients in any order; use flash or efficient, or leave "
+            "train.deterministic out"
+        )
     maker = map_maker(config.method.arm)
-    if config.train.deterministic and device.type == "cuda" and maker and needs(maker, "slopes"):
+    if maker and needs(maker, "slopes"):
         raise UserError(
             f"train.deterministic=true: method.arm={config.method.arm} needs gradients through bicubic resizing, which GPUs "
             "add up in any order; leave train.deterministic out, or use another method"

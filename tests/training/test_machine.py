@@ -1,5 +1,6 @@
 """What settings leave to the machine is decided once, said, kept with the run, and no part of what the run is."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,11 @@ import pytest
 import torch
 from fake_task import RedTask
 
-from star.common.errors import UserError
+from star.common.errors import RunStopped, UserError
 from star.config import config_hash, identity, load, read_config
 from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
-from star.training import machine
+from star.training import guards, machine
 from star.training.folder import RunFolder
 from star.training.machine import as_begun, check_deterministic, decisions, placed, settled
 from star.training.trainer import Trainer
@@ -90,6 +91,26 @@ def test_an_arm_without_deterministic_kernels_is_refused_on_a_gpu(method):
     check_deterministic(load(["scale=paper", "task=pickscore", "train.deterministic=true"]), torch.device("cuda"))
     with pytest.raises(UserError, match=f"train.deterministic=true: method.arm={method} needs gradients through bicubic"):
         check_deterministic(asked, torch.device("cuda"))
+
+
+def test_an_attention_kernel_that_is_not_deterministic_is_refused_on_a_gpu():
+    for kernel in ("flash", "efficient", "cudnn"):
+        asked = load(["scale=paper", "train.deterministic=true", f"model.attention={kernel}"])
+        check_deterministic(asked, torch.device("cpu"))
+        with pytest.raises(UserError, match="model.attention=cudnn adds up") if kernel == "cudnn" else nullcontext():
+            check_deterministic(asked, torch.device("cuda"))
+
+
+def test_a_kernel_without_a_deterministic_version_is_one_line():
+    """As torch says it; any other error is left as it is."""
+    told = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms'."
+    strict, loose = load(["train.deterministic=true"]), load([])
+    line = "^train.deterministic=true: on this GPU cumsum_cuda_kernel does not have a deterministic implementation; leave "
+    with pytest.raises(RunStopped, match=line), guards.limits(strict):
+        raise RuntimeError(told)
+    for config, text in ((loose, told), (strict, "another")):
+        with pytest.raises(RuntimeError, match=text[:20]), guards.limits(config):
+            raise RuntimeError(text)
 
 
 def test_deterministic_kernels_are_asked_for(make_config, monkeypatch):
