@@ -64,7 +64,8 @@ def test_shipped_results_are_of_these_settings(task):
     methods, seeds = {row[0] for row in shipped} - {"base"}, {row[1] for row in shipped if row[0] != "base"}
     assert len(methods) >= 4 and len(seeds) >= 3
     for method, seed, hashed in shipped:
-        base, *trained = expand([f"task={task}", f"method={'star' if method == 'base' else method}", f"seed={seed}"])
+        arm, *variant = method.replace("base", "star").split("+")
+        base, *trained = expand([f"task={task}", f"method={arm}", f"seed={seed}", *(f"variant={name}" for name in variant)])
         assert (base if method == "base" else trained[0]).config_hash(task) == hashed
 
 
@@ -308,6 +309,7 @@ def multiples(differences, gain):
     return tuple(1 + number / gain for number in student(differences))
 
 
+THREE_SEEDS = ("temporal", "spatial", "dense_uniform", "background", "star_random", "star_shifted")
 TRAINED = {"flow_grpo": "Flow-GRPO", "star": "**STAR**", "star_shuffled": "`star_shuffled`", "oracle_twins": "`oracle_twins`"}
 
 
@@ -337,7 +339,7 @@ def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
         ("star", "flow_grpo", "STAR minus Flow-GRPO"),
         ("oracle_twins", "flow_grpo", "`oracle_twins` minus Flow-GRPO"),
         ("star", "star_shuffled", "STAR minus `star_shuffled`"),
-        *((arm, "flow_grpo", f"`{arm}` minus Flow-GRPO") for arm in ("temporal", "spatial", "dense_uniform", "background")),
+        *((arm, "flow_grpo", f"`{arm}` minus Flow-GRPO") for arm in THREE_SEEDS),
     ):
         learnt, scored = [], []
         for task in SCORES:
