@@ -1,6 +1,7 @@
 """``star demo``: what training does and where STAR's reward goes, in a minute, with adapters shipped for the small model."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluators.geneval.evaluator import GenEval
+from star.common.console import note
 from star.common.errors import UserError
 from star.common.files import check_file, replacing, write_text
 from star.common.numbers import with_error
@@ -73,9 +75,10 @@ def demo(folder: Path, overrides: Sequence[str]) -> Demo:
         raise UserError("star demo takes a minute and one process; start it without a launcher")
     base = loaded(config)
     adapters = {method: lora.read(ADAPTERS / method).values(base) for method in METHODS}
-    found = {"base": evaluate(base, task, config, 1, accelerator)}
-    for method, values in adapters.items():
-        with base.weights(values):
+    found: dict[str, Evaluation] = {}
+    for method in ("base", *METHODS):
+        note(f"{method_label(method)}, model {1 + len(found)} of {1 + len(METHODS)}")
+        with base.weights(adapters[method]) if method in adapters else nullcontext():
             found[method] = evaluate(base, task, config, 1, accelerator)
     prompts = _chosen(task.test)
     maps = {prompt.text: _map(base, config, prompt) for prompt in prompts}

@@ -41,9 +41,10 @@ def test_a_prompt_with_two_dollar_signs_is_no_formula():
     assert last.get_xlabel() == "weights up to 1.0"
 
 
-def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path, few_prompts):
+def test_a_page_with_scores_pictures_and_maps_from_what_ships(tmp_path, few_prompts, capsys):
     found = demo(tmp_path / "made", ["evaluation.steps=4", "sampling.steps=4"])
     assert [row[0] for row in found.rows] == ["base", "Flow-GRPO", "STAR"]
+    assert "star: note: base, model 1 of 3\n" in (err := capsys.readouterr().err) and "STAR, model 3 of 3\n" in err
     assert len({tuple(row[1:]) for row in found.rows}) == 1 + len(METHODS), "the adapters change nothing"
     assert all(len(row) == 1 + len(METRICS) and "±" in row[1] for row in found.rows)
     page = found.page.read_text().replace("\N{NO-BREAK SPACE}", " ")
