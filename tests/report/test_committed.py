@@ -239,6 +239,27 @@ def test_what_the_page_says_of_tests_of_first_updates():
         assert told([a - b for a, b in zip(gained["spatial"], gained["flow_grpo"], strict=True)], 4, "+") in page
 
 
+def test_the_page_has_what_half_the_rate_gives():
+    """On the seeds that both arms have at both rates."""
+    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    scores, rewards = defaultdict(dict), defaultdict(list)
+    for task in ("geneval", "pickscore"):
+        for row in lines(MINI / f"{task}.csv"):
+            if row["metric"] == SCORES[task]:
+                scores[task, row["method"]][row["seed"]] = float(row["value"])
+    for row in lines(MINI / "curves.csv"):
+        rewards[row["task"], row["method"], row["seed"]].append(float(row["reward"]))
+    for rate, suffix in (("1e-3", "+lr1e-3"), ("2e-3", "")):
+        cells = []
+        for task, of_reward, of_score in (("geneval", 3, 3), ("pickscore", 4, 2)):
+            seeds = sorted(scores[task, "star+lr1e-3"])
+            learnt = [mean(rewards[task, f"star{suffix}", s]) - mean(rewards[task, f"flow_grpo{suffix}", s]) for s in seeds]
+            scored = [scores[task, f"star{suffix}"][s] - scores[task, f"flow_grpo{suffix}"][s] for s in seeds]
+            assert len(seeds) >= 2 and seeds == sorted(scores[task, "flow_grpo+lr1e-3"])
+            cells += [told(learnt, of_reward, "+"), told(scored, of_score, "+")]
+        assert f"| STAR minus Flow-GRPO, {rate} | {' | '.join(cells)} |" in page
+
+
 README_ROWS = {
     "**STAR**": "star",
     "`spatial`, STAR's maps without time": "spatial",
