@@ -105,7 +105,7 @@ def limits(config: Config) -> Iterator[None]:
         if not (config.train.deterministic and reason.endswith("does not have a deterministic implementation")):
             raise
         raise RunStopped(
-            f"train.deterministic=true: on this GPU {reason}; leave train.deterministic out or, if an evaluator calls it, use "
+            f"train.deterministic=true: {reason}; leave train.deterministic out or, if an evaluator calls it, use "
             "another engine (GenEval's detector needs a newer transformers)"
         ) from None
 

@@ -105,7 +105,7 @@ def test_a_kernel_without_a_deterministic_version_is_one_line():
     """As torch says it; any other error is left as it is."""
     told = "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms'."
     strict, loose = load(["train.deterministic=true"]), load([])
-    line = "^train.deterministic=true: on this GPU cumsum_cuda_kernel does not have a deterministic implementation; leave "
+    line = "^train.deterministic=true: cumsum_cuda_kernel does not have a deterministic implementation; leave "
     with pytest.raises(RunStopped, match=line), guards.limits(strict):
         raise RuntimeError(told)
     for config, text in ((loose, told), (strict, "another")):
