@@ -24,6 +24,7 @@ from star.records.learning_curves import WINDOW, running_mean
 
 COLORS = tuple(arm.colour for arm in ARMS.values() if arm.colour)
 INK = "#123456"
+DASHES = ("-", "--", ":")
 """Stands for the colour of the page's text until the SVG is written."""
 
 PLAIN_TEXT: Any = {"text.parse_math": False}
@@ -54,16 +55,17 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], ti
 
     Args:
         runs: method -> the curve of each seed.
-        colors: of the methods.
+        colors: of the methods; of those that share one, such as an arm and its variants, the later ones are dashed.
         title: above the picture.
         file: where to write.
     """
     with matplotlib.rc_context(PLAIN_TEXT):
         figure, axis = plt.subplots(figsize=(6.4, 3.6))
-        for (label, curves), color in zip(runs.items(), colors, strict=True):
+        for place, ((label, curves), color) in enumerate(zip(runs.items(), colors, strict=True)):
+            style = DASHES[colors[:place].count(color) % len(DASHES)]
             for number, curve in enumerate(curves):
                 axis.plot(*curve, ".", color=color, alpha=0.3 / len(curves) ** 0.5)
-                axis.plot(*_smooth(curve), color=color, label="" if number else label)
+                axis.plot(*_smooth(curve), style, color=color, label="" if number else label)
         axis.set_xlabel("images seen")
         axis.set_ylabel(f"training reward (line: mean of {WINDOW} epochs)")
         axis.set_title(title, loc="left", fontsize=10)

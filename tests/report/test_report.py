@@ -681,6 +681,20 @@ def test_prices_are_no_mathematics(tmp_path, text):
     assert text in html.unescape(figures.curves_svg({0: curve}, {}, "red", (0, 1), text))
 
 
+def test_an_arm_and_its_variant_are_told_apart_by_dashes(tmp_path, monkeypatch):
+    close, styles = figures.plt.close, {}
+
+    def look(figure):
+        styles.update({line.get_label(): line.get_linestyle() for line in figure.axes[0].get_legend().get_lines()})
+        close(figure)
+
+    monkeypatch.setattr(figures.plt, "close", look)
+    curves = [([1, 2], [0.1, 0.2]), ([1, 2], [0.3, 0.4])]
+    runs = {"Flow-GRPO": curves, "STAR": curves, "STAR, fast": curves}
+    figures.reward_curves(runs, ["blue", "red", "red"], "ocr", tmp_path / "x.png")
+    assert styles == {"Flow-GRPO": "-", "STAR": "-", "STAR, fast": "--"}
+
+
 def images_of(task, *methods, seeds=SEEDS):
     of = {method: (EVALUATION_SEED,) if method == "base" else seeds for method in methods}
     shared = {"protocol": PROTOCOLS[task], "terms": ""}
