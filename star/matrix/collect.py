@@ -50,14 +50,14 @@ def put(cell: Cell, folder: Path) -> None:
 
 
 def _put(cell: Cell, folder: Path) -> None:
-    for file, new in by_file(cell, folder):
+    for file, new in _by_file(cell, folder):
         left_out = results.upsert(file, new, _outdated(new, cell))
         if seeds := sorted({row.seed for row in left_out}):
             told = f"{new[0].method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
             print(f"star: {file}: {told}", file=sys.stderr)
 
 
-def by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
+def _by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
     """Each result file of a folder that a cell has rows for, with these rows."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
         yield folder / f"{task}.csv", list(part)
@@ -65,7 +65,7 @@ def by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
 
 def leaving(cell: Cell, folder: Path) -> dict[Path, list[Row]]:
     """The rows that :func:`put` would remove from each result file: those with other settings or from an older evaluator."""
-    there = ((file, new) for file, new in by_file(cell, folder) if file.exists())
+    there = ((file, new) for file, new in _by_file(cell, folder) if file.exists())
     found = {file: list(filter(_outdated(new, cell), results.read(file))) for file, new in there}
     return {file: out for file, out in found.items() if out}
 

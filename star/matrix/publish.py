@@ -10,10 +10,11 @@ from star.common.errors import UserError
 from star.common.plugins import import_path, is_path
 from star.config import Config
 from star.matrix.cells import Cell, State, expand
-from star.matrix.collect import by_file, collect, leaving, rows
+from star.matrix.collect import collect, leaving, rows
 from star.records import results
 from star.records.code import committed, is_commit
 from star.records.folder import shipped_results
+from star.records.results import Row
 
 
 def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
@@ -44,7 +45,7 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
     _check_code(done)
     if not replace:
         _check_kept(done, folder)
-        done = [cell for cell in done if not _stands(cell, folder)]
+        done = _without_standing(done, folder)
     _check_protocols(done, folder)
     collect(done, folder)
     return folder, len(done)
@@ -75,10 +76,9 @@ def _own(config: Config) -> Iterator[str]:
 def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
     """Refuse results that would put several protocols of one task together, also with published rows that stay."""
     new = [row for cell in done for row in rows(cell)]
-    files = [file for task in dict.fromkeys(row.task for row in new) if (file := folder / f"{task}.csv").exists()]
     out = {row for cell in done for those in leaving(cell, folder).values() for row in those}
     protocols: dict[str, str] = {}
-    for row in [*(row for file in files for row in results.read(file) if row not in out), *new]:
+    for row in [*(row for row in _published(done, folder) if row not in out), *new]:
         other = protocols.setdefault(row.task, row.protocol)
         if row.protocol != other:
             raise UserError(
@@ -87,14 +87,24 @@ def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
             )
 
 
-def _stands(cell: Cell, folder: Path) -> bool:
-    """Whether the same run is published with other figures, those of another machine or time; says so."""
-    for file, new in by_file(cell, folder):
-        published = {row.key: row for row in results.read(file)} if file.exists() else {}
-        if any(row.key in published and not results.alike(row, published[row.key]) for row in new):
+def _without_standing(done: Sequence[Cell], folder: Path) -> list[Cell]:
+    """The cells but those whose run is published with other figures, of another machine or time; tells of these."""
+    published = {row.key: row for row in _published(done, folder)}
+    left = []
+    for cell in done:
+        differ = (row for row in rows(cell) if row.key in published and not results.alike(row, published[row.key]))
+        if row := next(differ, None):
+            file = folder / f"{row.task}.csv"
             tell(f"{file} has {cell.label} with other figures, which stay; --replace puts those of {cell.folder} there")
-            return True
-    return False
+        else:
+            left.append(cell)
+    return left
+
+
+def _published(done: Sequence[Cell], folder: Path) -> list[Row]:
+    """The rows of the result files of all tasks that the cells were measured on."""
+    tasks = dict.fromkeys(row.task for cell in done for row in rows(cell))
+    return [row for task in tasks if (file := folder / f"{task}.csv").exists() for row in results.read(file)]
 
 
 def _check_kept(done: Sequence[Cell], folder: Path) -> None:
