@@ -22,6 +22,7 @@ from star.report.planned import LEARNING, SCORE, planned
 from star.tasks import held_out_prompts
 
 MINI = Path(__file__).parents[2] / "results" / "mini"
+PAGE = MINI.parents[1] / "docs" / "results_mini.md"
 SCORES = {"geneval": "geneval_official_macro", "ocr": "ocr_accuracy", "pickscore": "pickscore"}
 
 
@@ -30,6 +31,19 @@ def lines(file: Path) -> list[dict[str, str]]:
     data = file.read_bytes()
     text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
     return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+@cache
+def trainings():
+    """Of whole trainings: (task, method) -> seed -> held-out score, and (task, method, seed) -> the reward of each epoch."""
+    scores, rewards = defaultdict(dict), defaultdict(list)
+    for task, metric in SCORES.items():
+        for row in lines(MINI / f"{task}.csv"):
+            if row["metric"] == metric:
+                scores[task, row["method"]][int(row["seed"])] = float(row["value"])
+    for row in lines(MINI / "curves.csv"):
+        rewards[row["task"], row["method"], int(row["seed"])].append(float(row["reward"]))
+    return scores, rewards
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +94,16 @@ def test_shipped_images_are_of_these_prompts():
 
 @pytest.mark.parametrize("task", SCORES)
 def test_planned_differences_are_those_of_the_rows(found, task):
-    rewards = defaultdict(list)
-    for row in lines(MINI / "curves.csv"):
-        rewards[row["task"], row["method"], row["seed"]].append(float(row["reward"]))
-    scores = {
-        (task, row["method"], row["seed"]): float(row["value"])
-        for row in lines(MINI / f"{task}.csv")
-        if row["metric"] == SCORES[task]
+    scores, rewards = trainings()
+    values = {
+        LEARNING: {key: mean(own) for key, own in rewards.items()},
+        SCORE: {(*key, seed): value for key, by_seed in scores.items() for seed, value in by_seed.items()},
     }
     made = [one for one in planned(found) if one.task == task]
     assert [one.measure for one in made if (one.arm, one.reference) == ("star", "flow_grpo")] == [LEARNING, SCORE]
     for one in made:
-        values = {LEARNING: {key: mean(own) for key, own in rewards.items()}, SCORE: scores}[one.measure]
-        apart = [values[task, one.arm, str(seed)] - values[task, one.reference, str(seed)] for seed in one.seeds]
+        own = values[one.measure]
+        apart = [own[task, one.arm, seed] - own[task, one.reference, seed] for seed in one.seeds]
         assert one.per_seed == pytest.approx(apart, abs=1e-9) and apart
         if len(apart) == 1:
             assert one.delta.interval is None and one.p is None
@@ -157,7 +168,7 @@ def test_gains_of_first_updates_are_those_of_the_rewards(found, task):
 
 
 def test_the_pages_ablation_is_that_of_the_rewards():
-    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    page = PAGE.read_text()
     gains_of = {task: gained_first(task) for task in ("geneval", "pickscore", "ocr")}
     for arm in ("temporal", "spatial", "star_shifted"):
         cells = []
@@ -174,7 +185,7 @@ def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
     rewards = defaultdict(lambda: defaultdict(dict))
     for row in lines(MINI / "lasting.csv"):
         rewards[row["arm"]][row["seed"]][int(row["epoch"])] = float(row["reward"])
-    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    page = PAGE.read_text()
     for since in (2, 21):
         known = {one.arm: one for one in gains(found.lasting, since)}
         means = {
@@ -189,10 +200,6 @@ def test_what_is_left_of_the_leads_is_that_of_the_rewards(found):
             assert f"{told(apart, 4, '+')}" in page
 
 
-def page_of_results():
-    return " ".join((MINI.parents[1] / "docs" / "results_mini.md").read_text().split())
-
-
 def leads(file, task, arm, reference):
     """One arm's reward minus another's: epoch -> a number for each seed, in their order."""
     rewards = {(r["arm"], int(r["epoch"]), r["seed"]): float(r["reward"]) for r in lines(MINI / file) if r["task"] == task}
@@ -201,7 +208,7 @@ def leads(file, task, arm, reference):
 
 
 def test_what_the_page_says_of_leads_by_epoch():
-    page = page_of_results()
+    page = " ".join(PAGE.read_text().split())
     for task in ("geneval", "pickscore", "ocr", "vivid"):
         lead = leads("first_updates.csv", task, "star", "flow_grpo")
         assert len(lead[2]) == 8 and max(lead) == 6
@@ -221,7 +228,7 @@ def corrected(p):
 
 
 def test_what_the_page_says_of_tests_of_first_updates():
-    page, p = page_of_results(), {}
+    page, p = " ".join(PAGE.read_text().split()), {}
     for task in ("geneval", "pickscore"):
         gained = gained_first(task)
         for arm in ("flow_grpo", "temporal", "spatial"):
@@ -241,21 +248,15 @@ def test_what_the_page_says_of_tests_of_first_updates():
 
 def test_the_page_has_what_half_the_rate_gives():
     """On the seeds that both arms have at both rates."""
-    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
-    scores, rewards = defaultdict(dict), defaultdict(list)
-    for task in ("geneval", "pickscore"):
-        for row in lines(MINI / f"{task}.csv"):
-            if row["metric"] == SCORES[task]:
-                scores[task, row["method"]][row["seed"]] = float(row["value"])
-    for row in lines(MINI / "curves.csv"):
-        rewards[row["task"], row["method"], row["seed"]].append(float(row["reward"]))
+    page = PAGE.read_text()
+    scores, rewards = trainings()
     for rate, suffix in (("1e-3", "+lr1e-3"), ("2e-3", "")):
         cells = []
         for task, of_reward, of_score in (("geneval", 3, 3), ("pickscore", 4, 2)):
             seeds = sorted(scores[task, "star+lr1e-3"])
             learnt = [mean(rewards[task, f"star{suffix}", s]) - mean(rewards[task, f"flow_grpo{suffix}", s]) for s in seeds]
             scored = [scores[task, f"star{suffix}"][s] - scores[task, f"flow_grpo{suffix}"][s] for s in seeds]
-            assert len(seeds) >= 2 and seeds == sorted(scores[task, "flow_grpo+lr1e-3"])
+            assert len(seeds) >= 3 and seeds == sorted(scores[task, "flow_grpo+lr1e-3"])
             cells += [told(learnt, of_reward, "+"), told(scored, of_score, "+")]
         assert f"| STAR minus Flow-GRPO, {rate} | {' | '.join(cells)} |" in page
 
@@ -341,15 +342,9 @@ def told(values, digits, sign=""):
 
 
 def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
-    scores, rewards = defaultdict(dict), defaultdict(list)
-    for task, metric in SCORES.items():
-        for row in lines(MINI / f"{task}.csv"):
-            if row["metric"] == metric:
-                scores[task, row["method"]][int(row["seed"])] = float(row["value"])
-    for row in lines(MINI / "curves.csv"):
-        rewards[row["task"], row["method"], int(row["seed"])].append(float(row["reward"]))
+    scores, rewards = trainings()
     readme = (MINI.parents[1] / "README.md").read_text()
-    page = (MINI.parents[1] / "docs" / "results_mini.md").read_text()
+    page = PAGE.read_text()
     digits = {"geneval": 3, "ocr": 3, "pickscore": 2}
     for arm, label in TRAINED.items():
         own = {task: [scores[task, arm][seed] for seed in sorted(scores[task, arm])] for task in SCORES}
