@@ -1,4 +1,7 @@
-"""The words that settings of the method choose from; without torch, so that settings are checked at once."""
+"""The words that settings of the method choose from, and where a word lies; without torch, for what must start at once."""
+
+Span = tuple[int, int]
+"""A word's place in its prompt: characters ``[start, end)``."""
 
 STOCHASTIC = ("sde", "cps")
 KINDS = (*STOCHASTIC, "ode")

@@ -11,10 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from star.common.errors import UserError
-from star.method.choices import COLUMNS
-
-Span = tuple[int, int]
-"""A word's place in its prompt: characters ``[start, end)``."""
+from star.method.choices import COLUMNS, Span
 
 
 def token_columns(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from star.config import ModelConfig, RelevanceConfig
-from star.method.tokens import Span
+from star.method.choices import Span
 
 
 class Capture(Protocol):

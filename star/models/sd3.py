@@ -17,8 +17,9 @@ from star.common.errors import RunStopped, UserError, first_line
 from star.common.machine import torch_for_gpu
 from star.config import ModelConfig, RelevanceConfig
 from star.method.attention import Relevance, check_known, default_kernel, install, may_have
+from star.method.choices import Span
 from star.method.sampling import TRAIN_TIMESTEPS, sigmas
-from star.method.tokens import Span, token_columns
+from star.method.tokens import token_columns
 from star.models import kernels, lora
 from star.models.ema import swapped
 from star.models.pipeline import load_pipeline, loading, stated

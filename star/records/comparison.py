@@ -60,7 +60,7 @@ def compare(images: pd.DataFrame, arm: str, reference: str, column: str, label: 
     """
     if column not in images:
         return None
-    known = _known(images, column)
+    known = _known(images[images["method"].isin([arm, reference])], column)
     ours, theirs = (known[known["method"] == method] for method in (arm, reference))
     keys = [*IMAGE, "protocol", "seed"]
     if not ours["trained_on"].any():

@@ -82,7 +82,7 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     Returns:
         the arms in the order of :data:`star.method.arms.ARMS`, without those that have no seed with Flow-GRPO.
     """
-    return [one for arm in _trained(rows) if (one := _beside(rows, arm, REFERENCE, since))]
+    return [one for arm in _trained(rows) if (one := gain(rows, arm, since=since))]
 
 
 def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str, Gain]:
@@ -95,11 +95,16 @@ def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str,
         arm: the one that is compared.
     """
     others = [other for other in _trained(rows) if other not in (REFERENCE, arm)]
-    return {other: one for other in others if (one := _beside(rows, arm, other, since))}
+    return {other: one for other in others if (one := gain(rows, arm, other, since))}
 
 
-def _beside(rows: pd.DataFrame, arm: str, reference: str, since: int) -> Gain | None:
-    """An arm's gain beside a reference's; None if they have no seed in common."""
+def gain(rows: pd.DataFrame, arm: str, reference: str = REFERENCE, since: int = SECOND) -> Gain | None:
+    """An arm's gain beside a reference's; None if they have no seed in common.
+
+    Args:
+        rows, since: as for :func:`gains_by_seed`.
+        arm, reference: two arms; one that was not trained has no seed.
+    """
     by_seed, epochs = gains_by_seed(rows, list(dict.fromkeys([arm, reference])), since)
     return _gain(arm, by_seed[arm].to_numpy(), by_seed[reference].to_numpy(), epochs) if len(by_seed) else None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from star.common.numbers import counted, signed, with_error
-from star.records.first_updates import SECOND, Gain, against_each, gains, last_third
+from star.records.first_updates import SECOND, Gain, against_each, gain, last_third
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
@@ -103,7 +103,7 @@ def _beginnings(found: Collection) -> str:
         return ""
     told = []
     for part in parts(found.first_updates):
-        if star := _gain_of("star", part, SECOND):
+        if star := gain(part, "star"):
             text = f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}) {_times(star)}"
             told.append(text + _unproven(part, "no gain here would tell nothing of maps"))
     return "; ".join(told)
@@ -128,7 +128,7 @@ def _lasting(found: Collection) -> str:
     told = []
     for part in parts(found.lasting):
         late = last_third(part)
-        if star := _gain_of("star", part, late):
+        if star := gain(part, "star", since=late):
             text = f"{part['task'].iloc[0]} ({counted(star.seeds, 'seed')}, epochs {late} to {star.epochs}) {_times(star)}"
             told.append(text + _unproven(part, "this tells nothing of maps"))
     return "; ".join(told)
@@ -136,7 +136,7 @@ def _lasting(found: Collection) -> str:
 
 def _unproven(part: pd.DataFrame, so: str) -> str:
     """What follows if the plan's control does not show that the measurement can tell maps apart; nothing if it does."""
-    wrong = _gain_of("background", part, SECOND)
+    wrong = gain(part, "background")
     if wrong is None:
         return f", but no map that should lose (background) was trained beside it, so {so}"
     assert wrong.difference
@@ -144,11 +144,6 @@ def _unproven(part: pd.DataFrame, so: str) -> str:
         return ""
     over = f"epochs {SECOND} to {wrong.epochs}, {signed(wrong.difference, 4)}"
     return f", but a map that should lose (background) is not seen to over {over}, so {so}"
-
-
-def _gain_of(arm: str, part: pd.DataFrame, since: int) -> Gain | None:
-    """An arm's gain from an epoch on; None if it has none beside Flow-GRPO's."""
-    return next((one for one in gains(part, since) if one.arm == arm and one.difference), None)
 
 
 def _times(one: Gain) -> str:

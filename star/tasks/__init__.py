@@ -18,7 +18,7 @@ from star.common.errors import UserError, one_line, short
 from star.common.files import fault_of_text
 from star.common.plugins import import_path, is_path
 from star.config import Config, options
-from star.method.tokens import Span
+from star.method.choices import Span
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import re
 
 from evaluators.ocr.reward import target_span
 from star.common.errors import UserError
-from star.method.tokens import Span
+from star.method.choices import Span
 
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 # Words that name nothing in a picture: articles, pronouns, auxiliaries, conjunctions, prepositions, and the ends of
