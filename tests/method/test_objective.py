@@ -249,7 +249,8 @@ def test_the_move_of_the_images_is_the_same_whatever_is_clipped():
 
 
 @pytest.mark.parametrize(
-    ("reduction", "shape"), [("image", (4, 3, 3)), ("image_weighted", (4,)), ("detached", (4,)), ("x", (4,))]
+    ("reduction", "shape"),
+    [("image", (4, 3, 3)), ("image_weighted", (4,)), ("detached", (4,)), ("voxel", (4,)), ("voxel", (4, 3, 3))],
 )
 def test_a_reduction_of_another_shape_is_named(reduction, shape):
     with pytest.raises(ValueError, match=reduction):
