@@ -4,11 +4,12 @@ import csv
 import gzip
 import io
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -376,31 +377,41 @@ def jackknifed(statistic, parts):
     return statistic(parts), math.sqrt((len(parts) - 1) ** 2 / len(parts)) * stdev(without)
 
 
-@pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "gradient_cosines.csv.gz")}))
-def test_figures_of_gradients_are_those_of_the_cosines(task):
-    pairs = defaultdict(list)
+def leaving_each_out(cosines):
+    """The mean cosine of different epochs, of all and without each epoch in turn, from (epochs, epochs)."""
+    apart = np.where(np.eye(len(cosines), dtype=bool), 0, cosines)
+    count, total = len(apart), apart.sum()
+    without = (total - apart.sum(0) - apart.sum(1)) / ((count - 1) * (count - 2))
+    return np.array([total / (count * (count - 1)), *without])
+
+
+def test_figures_of_gradients_are_those_of_the_cosines():
+    pairs = defaultdict(lambda: np.full((96, 96), np.nan))
     for row in lines(MINI / "gradient_cosines.csv.gz"):
-        if row["task"] == task:
-            pairs[row["arm"], row["other"]].append((int(row["epoch"]), int(row["other_epoch"]), float(row["cosine"])))
-    epochs = sorted({place for found in pairs.values() for one, two, _ in found for place in (one, two)})
-
-    def agreement(arm, other, kept):
-        return mean(cosine for one, two, cosine in pairs[arm, other] if one in kept and two in kept)
-
+        measured = row["task"], row["weights"], row["config_hash"]
+        places, cosine = (int(row["epoch"]), int(row["other_epoch"])), float(row["cosine"])
+        pairs[measured, row["arm"], row["other"]][places] = cosine
+        if row["arm"] == row["other"]:
+            pairs[measured, row["arm"], row["other"]][places[::-1]] = cosine
     told = {
-        (row["arm"], row["metric"]): (float(row["value"]), float(row["stderr"]))
+        ((row["task"], row["weights"], row["config_hash"]), row["arm"], row["metric"]): row
         for row in lines(MINI / "gradient.csv")
-        if (row["task"], row["weights"], row["part"]) == (task, "initial", "all")
+        if row["part"] == "all"
     }
-    arms = sorted({arm for arm, _ in pairs})
-    for arm in arms:
-        own = jackknifed(lambda kept, arm=arm: agreement(arm, arm, kept), epochs)
-        ratio = jackknifed(
-            lambda kept, arm=arm: agreement(arm, "flow_grpo", kept) / agreement("flow_grpo", "flow_grpo", kept), epochs
+    sizes = Counter()
+    for measured, arm in dict.fromkeys((measured, arm) for measured, arm, _ in pairs):
+        kept = int(told[measured, arm, "self_cosine"]["epochs"])
+        own, across, base = (
+            leaving_each_out(pairs[measured, *pair][:kept, :kept])
+            for pair in ((arm, arm), (arm, "flow_grpo"), ("flow_grpo", "flow_grpo"))
         )
-        assert told[arm, "self_cosine"] == pytest.approx(own, rel=1e-3, abs=1e-6)
-        assert told[arm, "ratio"] == pytest.approx(ratio, rel=1e-3, abs=1e-6)
-    assert len(arms) >= 12 and len(epochs) == 24
+        for metric, (value, *without) in {"self_cosine": own, "ratio": across / base}.items():
+            row = told[measured, arm, metric]
+            assert float(row["value"]) == pytest.approx(value, rel=1e-3, abs=1e-6)
+            error = (kept - 1) / math.sqrt(kept) * stdev(without)
+            assert float(row["stderr"]) == pytest.approx(error, rel=1e-3, abs=1e-6)
+        sizes[measured[0], measured[1] == "initial", kept] += 1
+    assert sizes["geneval", True, 24] >= 12 and sizes["ocr", True, 24] >= 12 and sizes["pickscore", True, 24] >= 12
 
 
 @pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "influence_draws.csv.gz")}))
