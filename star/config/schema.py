@@ -100,7 +100,8 @@ class TaskConfig:
 
     Attributes:
         name: the task's name in results: ``geneval``, ``ocr``, ``pickscore`` or ``vivid``, or a new one for your own prompts.
-        beta: the KL coefficient that Flow-GRPO published for the task; the default of ``train.beta`` with ``scale=paper``.
+        beta: the KL coefficient that Flow-GRPO published for the task, 0 for ``vivid``; the default of ``train.beta`` with
+            ``scale=paper``, and without effect at mini.
         prompts: a class of your own with the prompts, as ``my_module:MyTask``, for which ``task.name`` must be a new name;
             null for the built-in prompts of the task.
     """
@@ -153,7 +154,8 @@ class ModelConfig:
         path: folder or hub name of a diffusers pipeline; null for the mini base that ships with the package.
         resolution: side of the square images in pixels.
         text_length: number of T5 tokens per prompt, 1 to 512 (``max_sequence_length`` of the pipeline).
-        dtype: precision of frozen weights and activations: float32, float16 or bfloat16. Trained weights are always float32.
+        dtype: precision of the transformer's and the text encoders' frozen weights and activations: float32, float16 or
+            bfloat16. The autoencoder and trained weights are always float32.
         parameters: what is trained: LoRA adapters (``lora``), or all weights of the transformer (``full``).
         lora_rank: rank of the LoRA adapters.
         lora_alpha: the adapters' output is scaled by ``lora_alpha / lora_rank``.
@@ -168,7 +170,7 @@ class ModelConfig:
         attention: attention kernel of the transformer, the same in rollouts and updates: ``flash``, ``efficient``, ``cudnn``
             or ``math``; null for flash in half precision and efficient in float32 on a CUDA GPU, the CPU kernel on a CPU.
         kernels: library for the products with frozen weights on a CPU: ``torch``, ``onednn``, or ``auto`` to choose the
-            faster one when a run starts; the run then keeps it.
+            faster one when a run starts; once it has a checkpoint, the run keeps it.
         compile: compile the transformer's blocks with ``torch.compile``, which takes minutes at the start.
         shard: each process keeps only its part of the transformer's frozen weights (FSDP2); only for ``parameters=lora``.
             Adapters cannot be folded into sharded weights, so rollouts of a float32 model differ in their last digits from
@@ -256,11 +258,13 @@ class TrainConfig:
         epochs: rounds of sampling and updating.
         groups: prompts per epoch.
         group_size: rollouts per prompt, at least 2.
-        micro_batch: rollouts per forward pass, in sampling and updating alike; it must divide the rollouts of an epoch.
+        micro_batch: images that go through the model at once, in rollouts, updates and evaluations alike (with guidance as
+            twice as many rows); it must divide the rollouts of an epoch.
         updates_per_epoch: optimizer steps on the rollouts of one epoch; the first is on-policy.
         lr: AdamW's learning rate in the first epoch.
         betas, weight_decay: AdamW's.
-        schedule: schedule of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, from ``lr`` to 0 over the epochs.
+        schedule: schedule of the learning rate: ``constant`` (Flow-GRPO) or ``linear``, by equal steps from ``lr``
+            to ``lr / epochs`` in the last epoch.
         max_grad_norm: gradients are clipped to this norm.
         clip_range: how far from 1 an image's ratio may be before it is clipped; the range of other ratios follows from it.
         adv_clip: advantages are clipped to this absolute value.
@@ -272,8 +276,8 @@ class TrainConfig:
         ratio_tolerance: the run stops when in the first update of an epoch more than a hundredth of the ratios are further
             than this from 1, or one is ten times as far; null for what rounding explains in the model's precision
             (:func:`star.method.objective.ratio_tolerance_for`).
-        collapse_epochs: the run stops after so many epochs in a row in which the reward is below half the first epoch's, or
-            the diversity within groups is at most a twentieth of the first epoch's.
+        collapse_epochs: the run stops after so many epochs in a row in which the reward is below half the first epoch's, if
+            that was above 0, or the diversity within groups is at most a twentieth of the first epoch's.
         checkpoint_every: epochs between checkpoints.
         checkpoint_minutes: an epoch also ends with a checkpoint if the last one is more than this many minutes old.
         keep: checkpoints that are kept, the newest ones; while epochs are bad (``collapse_epochs``), the last sound one too.
@@ -362,8 +366,9 @@ class Config:
     Attributes:
         task, method, model, sampling, relevance, train, evaluation, rewards: the groups.
         scale: the source of the default settings: ``mini``, the embedded small model, or ``paper``, SD3.5 Medium.
-        variant: a change of the method that has a name, which becomes part of the method's in results: ``cps``, ``fast``,
-            ``guard`` and ``nocfg`` as published, or ``lr1e-3``, another learning rate; null for none.
+        variant: a change of the method that has a name, which becomes part of the method's in results: ``fast`` and
+            ``guard`` as published, ``cps`` and ``nocfg``, the parts of ``fast``, or ``lr1e-3``, another learning rate; null
+            for none.
         seed: random seed of the adapters' initial values, the order of prompts and the rollouts' noise.
         run: the run's folder; by default one below ``runs`` that is named after the settings.
         tracker: where each epoch's figures go besides ``metrics.jsonl``, by a name that accelerate knows (``tensorboard``,
