@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from star.common.numbers import counted, signed, with_error
+from star.method.arms import REFERENCE
 from star.records.first_updates import SECOND, Gain, against_each, gain, last_third
+from star.records.folder import INITIAL
 from star.records.names import is_mini
 from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
@@ -21,7 +23,7 @@ ABLATIONS = {"temporal": "whose maps have no places", "spatial": "whose maps hav
 
 def opening(found: Collection) -> Section:
     """The chapter."""
-    sentences = [*_gradients(found), *_training(found, planned(found)), *_ablation(found), _reach(found)]
+    sentences = [*_gradients(found), *_later(found), *_training(found, planned(found)), *_ablation(found), _reach(found)]
     blocks: list[Block] = [Text(text, strong=strong) for strong, text in sentences]
     return Section("opening", "In short", [*glance(found), *blocks])
 
@@ -57,6 +59,37 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     if told:
         sentences.append(("How much could a map gain?", f"A map of where {'; one of where '.join(told)}."))
     return sentences
+
+
+def _later(found: Collection) -> list[tuple[str, str]]:
+    """A sentence on gradients at the weights of trainings; none where STAR's were not measured there."""
+    if found.gradient is None:
+        return []
+    whole = found.gradient[(found.gradient["part"] == "all") & (found.gradient["weights"] != INITIAL)]
+    parts = [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
+    told = "; ".join(text for part in parts if (text := _at_weights(part)))
+    return [("Is it so during a training, too?", f"At the weights of trainings: {told}.")] * bool(told)
+
+
+def _at_weights(part: pd.DataFrame) -> str:
+    """STAR's ratio at one set of weights, with what says whether it means anything; empty if it is not known."""
+    figures = zip(part["arm"], part["metric"], part["value"], part["stderr"], strict=True)
+    known = {(arm, metric): (float(value), float(stderr)) for arm, metric, value, stderr in figures}
+    signal, star = known.get((REFERENCE, "self_cosine")), known.get(("star", "ratio"))
+    if signal is None or star is None:
+        return ""
+    place = f"{part['task'].iloc[0]}, {part['weights'].iloc[0].removesuffix('/trained.safetensors')}"
+    place += f" (self-cosine of Flow-GRPO's gradients {with_error(*signal, 3)})"
+    if not signal[0] > 2 * signal[1]:
+        return f"{place}: too little signal is left for ratios"
+    text, wrong = f"{place}: STAR's ratio {with_error(*star, 2)}", known.get(("background", "ratio"))
+    nothing = "so this tells nothing of STAR's"
+    if wrong is None:
+        return f"{text}, but no map that should lose (background) was measured, {nothing}"
+    told = with_error(*wrong, 2)
+    if not wrong[0] < 1 - 2 * wrong[1]:
+        return f"{text}, but a map that should lose (background) is not seen to, {told}, {nothing}"
+    return f"{text}, and that of a map that should lose (background) {told}"
 
 
 def _told(rows: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ from star.records.names import method_label
 from star.records.results import PaperRow, read
 from star.records.results import write as write_rows
 from star.report import verdict as rules
+from star.report.blocks import Text
 from star.report.collection import collect
 from star.report.opening import opening
 from star.report.planned import LEARNING, SCORE, Planned, corrected, planned, planned_tests, says_of_check, says_of_learning
@@ -249,6 +250,41 @@ def test_five_sentences(tmp_path):
     assert ceiling.text.endswith("which should lose, gains less on geneval (0.66 ± 0.03).")
     assert "geneval (4 seeds): training reward +" in training.text and "(80 % power at " in training.text
     assert "Anything about SD3.5" in reach.text
+
+
+@pytest.mark.parametrize(
+    ("signal", "star", "background", "said"),
+    [
+        (0.05, 1.1, None, "STAR's ratio 1.10 ± 0.02, but no map that should lose (background) was measured, so this tells"),
+        (
+            0.05,
+            1.1,
+            0.97,
+            "STAR's ratio 1.10 ± 0.02, but a map that should lose (background) is not seen to, 0.97 ± 0.02, so",
+        ),
+        (0.05, 1.1, 0.95, "STAR's ratio 1.10 ± 0.02, and that of a map that should lose (background) 0.95 ± 0.02."),
+        (0.04, 1.1, 0.95, "too little signal is left for ratios."),
+        (None, 1.1, 0.95, ""),
+        (0.05, None, 0.95, ""),
+    ],
+)
+def test_gradients_during_a_training_are_told_if_there_is_signal_and_the_control_loses(
+    tmp_path, signal, star, background, said
+):
+    results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
+    figures = [("flow_grpo", "self_cosine", signal), ("star", "ratio", star), ("background", "ratio", background)]
+    made = [
+        ("ocr", "runs/half/trained.safetensors", arm, "all", metric, value, 0.02, 96, 18432, "abc", "0123")
+        for arm, metric, value in figures
+        if value is not None
+    ]
+    write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
+    texts = [block.text for block in opening(collect(results, tmp_path)).blocks if isinstance(block, Text)]
+    told = [text for text in texts if text.startswith("At the weights of trainings: ")]
+    assert len(told) == bool(said)
+    if said:
+        (text,) = told
+        assert f"trainings: ocr, runs/half (self-cosine of Flow-GRPO's gradients {signal:.3f} ± 0.020): {said}" in text
 
 
 def first_sentence(tmp_path, made):
