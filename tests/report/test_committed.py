@@ -371,10 +371,15 @@ def test_the_pages_tables_of_whole_trainings_are_those_of_the_files():
             assert [cell.strip().rpartition(", ")[0] for cell in line.split("|")[3:-1]] == cells
 
 
+def error_of(without):
+    """The jackknife's standard error, from the values without each part in turn."""
+    return (len(without) - 1) / math.sqrt(len(without)) * stdev(without)
+
+
 def jackknifed(statistic, parts):
     """(value, standard error) of a statistic of all parts, by leaving out each in turn."""
     without = [statistic([part for part in parts if part != left]) for left in parts]
-    return statistic(parts), math.sqrt((len(parts) - 1) ** 2 / len(parts)) * stdev(without)
+    return statistic(parts), error_of(without)
 
 
 def leaving_each_out(cosines):
@@ -385,32 +390,36 @@ def leaving_each_out(cosines):
     return np.array([total / (count * (count - 1)), *without])
 
 
-def test_figures_of_gradients_are_those_of_the_cosines():
+@cache
+def cosines_of_gradients():
+    """(measurement, arm, other arm) -> the mean cosine, of all epochs and without each in turn."""
     pairs = defaultdict(lambda: np.full((96, 96), np.nan))
     for row in lines(MINI / "gradient_cosines.csv.gz"):
-        measured = row["task"], row["weights"], row["config_hash"]
+        key = (row["task"], row["weights"], row["config_hash"]), row["arm"], row["other"]
         places, cosine = (int(row["epoch"]), int(row["other_epoch"])), float(row["cosine"])
-        pairs[measured, row["arm"], row["other"]][places] = cosine
+        pairs[key][places] = cosine
         if row["arm"] == row["other"]:
-            pairs[measured, row["arm"], row["other"]][places[::-1]] = cosine
+            pairs[key][places[::-1]] = cosine
+    sizes = {key: np.isfinite(found).any(0).sum() for key, found in pairs.items()}
+    return {key: leaving_each_out(found[: sizes[key], : sizes[key]]) for key, found in pairs.items()}
+
+
+def test_figures_of_gradients_are_those_of_the_cosines():
+    found = cosines_of_gradients()
     told = {
         ((row["task"], row["weights"], row["config_hash"]), row["arm"], row["metric"]): row
         for row in lines(MINI / "gradient.csv")
         if row["part"] == "all"
     }
     sizes = Counter()
-    for measured, arm in dict.fromkeys((measured, arm) for measured, arm, _ in pairs):
-        kept = int(told[measured, arm, "self_cosine"]["epochs"])
-        own, across, base = (
-            leaving_each_out(pairs[measured, *pair][:kept, :kept])
-            for pair in ((arm, arm), (arm, "flow_grpo"), ("flow_grpo", "flow_grpo"))
-        )
-        for metric, (value, *without) in {"self_cosine": own, "ratio": across / base}.items():
+    for measured, arm in dict.fromkeys((measured, arm) for measured, arm, _ in found):
+        across, base = found[measured, arm, "flow_grpo"], found[measured, "flow_grpo", "flow_grpo"]
+        for metric, (value, *without) in {"self_cosine": found[measured, arm, arm], "ratio": across / base}.items():
             row = told[measured, arm, metric]
+            assert int(row["epochs"]) == len(without)
             assert float(row["value"]) == pytest.approx(value, rel=1e-3, abs=1e-6)
-            error = (kept - 1) / math.sqrt(kept) * stdev(without)
-            assert float(row["stderr"]) == pytest.approx(error, rel=1e-3, abs=1e-6)
-        sizes[measured[0], measured[1] == "initial", kept] += 1
+            assert float(row["stderr"]) == pytest.approx(error_of(without), rel=1e-3, abs=1e-6)
+        sizes[measured[0], measured[1] == "initial", len(without)] += 1
     assert sizes["geneval", True, 24] >= 12 and sizes["ocr", True, 24] >= 12 and sizes["pickscore", True, 24] >= 12
 
 
