@@ -326,6 +326,7 @@ def test_a_map_that_cannot_be_used_is_an_error_that_names_the_rollout(arm, value
         ("star", {"mix": -0.1}, r"mix is in \[0, 1\]"),
         ("star", {"exponent": 0.0}, "exponent > 0"),
         ("star", {"exponent": math.nan}, "exponent > 0"),
+        ("star", {"exponent": math.inf}, "exponent > 0"),
         ("star", {"cap": 1.0}, "cap > 1"),
         ("star_shuffled", {}, "needs the prompt"),
         ("star_shuffled", {"prompts": [1, 2]}, "prompts must be 6"),
