@@ -10,6 +10,7 @@ from star.common.statistics import (
     detectable_among,
     jackknife,
     mean_interval,
+    normal_interval,
     paired_difference,
     paired_p,
     wilson,
@@ -29,6 +30,13 @@ def test_mean_interval_is_scipys(values):
 def test_mean_interval_with_three_seeds_against_the_table_of_t():
     """t(0.975, 2) = 4.302653 (any table); mean 2, s = 1."""
     assert mean_interval([1, 2, 3]).half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_normal_interval_is_scipys_and_there_is_none_of_an_unknown_error():
+    assert normal_interval(0.3, 0.1).interval == pytest.approx(stats.norm.interval(0.95, 0.3, 0.1))
+    assert normal_interval(0.3, 0.1).stderr == 0.1
+    for unknown in (math.nan, math.inf):
+        assert normal_interval(0.3, unknown) == Estimate(0.3, None, None)
 
 
 def test_one_seed_has_no_interval_and_none_is_an_error():
