@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -68,7 +69,11 @@ def _later(found: Collection) -> list[tuple[str, str]]:
     whole = found.gradient[(found.gradient["part"] == "all") & (found.gradient["weights"] != INITIAL)]
     parts = [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
     told = "; ".join(text for part in parts if (text := _at_weights(part)))
-    return [("Is it so during a training, too?", f"At the weights of trainings: {told}.")] * bool(told)
+    said = (
+        "STAR's ratio at the weights of trainings; in parentheses how much signal is left there (the self-cosine of "
+        f"Flow-GRPO's gradients), and the ratio of a map that should lose (background): {told}."
+    )
+    return [("Is it so during a training, too?", said)] * bool(told)
 
 
 def _at_weights(part: pd.DataFrame) -> str:
@@ -78,18 +83,20 @@ def _at_weights(part: pd.DataFrame) -> str:
     signal, star = known.get((REFERENCE, "self_cosine")), known.get(("star", "ratio"))
     if signal is None or star is None:
         return ""
-    place = f"{part['task'].iloc[0]}, {part['weights'].iloc[0].removesuffix('/trained.safetensors')}"
-    place += f" (self-cosine of Flow-GRPO's gradients {with_error(*signal, 3)})"
+    task, weights = str(part["task"].iloc[0]), PurePosixPath(part["weights"].iloc[0])
+    place = "/".join(
+        name for name in weights.parts if name not in ("runs", "mini", "paper", "checkpoints", weights.name, task)
+    )
+    left = with_error(*signal, 3)
     if not signal[0] > 2 * signal[1]:
-        return f"{place}: too little signal is left for ratios"
-    text, wrong = f"{place}: STAR's ratio {with_error(*star, 2)}", known.get(("background", "ratio"))
-    nothing = "so this tells nothing of STAR's"
+        return f"{task}, {place}: too little signal is left ({left})"
+    wrong = known.get(("background", "ratio"))
     if wrong is None:
-        return f"{text}, but no map that should lose (background) was measured, {nothing}"
-    told = with_error(*wrong, 2)
-    if not wrong[0] < 1 - 2 * wrong[1]:
-        return f"{text}, but a map that should lose (background) is not seen to, {told}, {nothing}"
-    return f"{text}, and that of a map that should lose (background) {told}"
+        control = "no such map was measured, so this tells nothing"
+    else:
+        loses = wrong[0] < 1 - 2 * wrong[1]
+        control = with_error(*wrong, 2) + ("" if loses else " is not seen to lose, so this tells nothing")
+    return f"{task}, {place}: {with_error(*star, 2)} ({left}; {control})"
 
 
 def _told(rows: pd.DataFrame) -> str:

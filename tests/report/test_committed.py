@@ -423,6 +423,58 @@ def test_figures_of_gradients_are_those_of_the_cosines():
     assert sizes["geneval", True, 24] >= 12 and sizes["ocr", True, 24] >= 12 and sizes["pickscore", True, 24] >= 12
 
 
+def mid_training(task, seed):
+    """The measurement at the weights of Flow-GRPO's run at half the rate after 20 epochs."""
+    (found,) = {
+        measured
+        for measured, *_ in cosines_of_gradients()
+        if measured[0] == task and f"flow_grpo+lr1e-3/seed{seed}-" in measured[1] and "epoch-000020" in measured[1]
+    }
+    return found
+
+
+def test_figures_of_mid_training_are_those_of_the_cosines():
+    """The page's table, the second plan's three tests, what is left of the signal and how the runs differ."""
+    found, page = cosines_of_gradients(), " ".join(PAGE.read_text().split())
+    ratio = {}
+    for task, name, seed in (
+        ("geneval", "GenEval", 0),
+        ("geneval", "GenEval", 1),
+        ("geneval", "GenEval", 2),
+        ("pickscore", "PickScore", 0),
+    ):
+        measured = mid_training(task, seed)
+        base = found[measured, "flow_grpo", "flow_grpo"]
+        assert base[0] > 3 * error_of(base[1:])
+        cells = [f"{base[0]:.3f} ± {error_of(base[1:]):.3f}"]
+        for arm in ("star", "star_shifted", "oracle_twins", "background"):
+            ratio[task, seed, arm] = value, *without = found[measured, arm, "flow_grpo"] / base
+            cells.append(f"{value:.2f} ± {error_of(without):.2f}")
+        assert f"| {name}, seed {seed} | {' | '.join(cells)} |" in page
+    left = []
+    for task, seed in (("geneval", 0), ("geneval", 1), ("geneval", 2), ("pickscore", 0)):
+        first = next(
+            own for own in found if own[0][0] == task and own[0][1] == "initial" and own[1:] == ("flow_grpo", "flow_grpo")
+        )
+        late, early = (found[measured, "flow_grpo", "flow_grpo"][0] for measured in (mid_training(task, seed), first[0]))
+        left.append(192 * late / (1 - late) * (1 - early) / early)
+    assert f"as much signal as {min(left):.0f} to {max(left):.0f} of them did" in page
+    told, p = [], []
+    for arm, other in (("oracle_twins", None), ("star", None), ("background", "oracle_twins")):
+        apart = [ratio["geneval", seed, arm] - (ratio["geneval", seed, other] if other else 1) for seed in (1, 2)]
+        value, error = mean(one[0] for one in apart), math.hypot(*(error_of(one[1:]) for one in apart)) / 2
+        told.append(f"{value:+.2f} ± {error:.2f}")
+        p.append(2 * stats.norm.sf(abs(value / error)))
+    assert f"are {told[0]} (`oracle_twins`) and {told[1]} (STAR), and `background` less `oracle_twins` is {told[2]}" in page
+    assert min(p) * 3 == pytest.approx(0.62, abs=0.005) and sorted(p)[1] * 2 > 1 and "p = 1, 0.6 and 1 after Holm" in page
+    for arm, expected in {"star": 0.003, "oracle_twins": 0.004, "background": 0.007, "star_shifted": 0.9}.items():
+        runs = [ratio["geneval", seed, arm] for seed in (0, 1, 2)]
+        weights = [error_of(one[1:]) ** -2 for one in runs]
+        middle = sum(w * one[0] for w, one in zip(weights, runs, strict=True)) / sum(weights)
+        chi2 = sum(w * (one[0] - middle) ** 2 for w, one in zip(weights, runs, strict=True))
+        assert float(f"{stats.chi2.sf(chi2, 2):.1g}") == expected
+
+
 @pytest.mark.parametrize("task", sorted({row["task"] for row in lines(MINI / "influence_draws.csv.gz")}))
 def test_figures_of_influence_are_those_of_the_draws(task):
     draws = defaultdict(list)

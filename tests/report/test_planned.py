@@ -255,15 +255,10 @@ def test_five_sentences(tmp_path):
 @pytest.mark.parametrize(
     ("signal", "star", "background", "said"),
     [
-        (0.05, 1.1, None, "STAR's ratio 1.10 ± 0.02, but no map that should lose (background) was measured, so this tells"),
-        (
-            0.05,
-            1.1,
-            0.97,
-            "STAR's ratio 1.10 ± 0.02, but a map that should lose (background) is not seen to, 0.97 ± 0.02, so",
-        ),
-        (0.05, 1.1, 0.95, "STAR's ratio 1.10 ± 0.02, and that of a map that should lose (background) 0.95 ± 0.02."),
-        (0.04, 1.1, 0.95, "too little signal is left for ratios."),
+        (0.05, 1.1, None, ": 1.10 ± 0.02 (0.050 ± 0.020; no such map was measured, so this tells nothing)."),
+        (0.05, 1.1, 0.97, ": 1.10 ± 0.02 (0.050 ± 0.020; 0.97 ± 0.02 is not seen to lose, so this tells nothing)."),
+        (0.05, 1.1, 0.95, ": 1.10 ± 0.02 (0.050 ± 0.020; 0.95 ± 0.02)."),
+        (0.04, 1.1, 0.95, ": too little signal is left (0.040 ± 0.020)."),
         (None, 1.1, 0.95, ""),
         (0.05, None, 0.95, ""),
     ],
@@ -274,17 +269,26 @@ def test_gradients_during_a_training_are_told_if_there_is_signal_and_the_control
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
     figures = [("flow_grpo", "self_cosine", signal), ("star", "ratio", star), ("background", "ratio", background)]
     made = [
-        ("ocr", "runs/half/trained.safetensors", arm, "all", metric, value, 0.02, 96, 18432, "abc", "0123")
+        (
+            "ocr",
+            "runs/mini/ocr/star/seed0/checkpoints/epoch-000020/trained.safetensors",
+            arm,
+            "all",
+            metric,
+            value,
+            0.02,
+            96,
+            18432,
+            "abc",
+            "0123",
+        )
         for arm, metric, value in figures
         if value is not None
     ]
     write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     texts = [block.text for block in opening(collect(results, tmp_path)).blocks if isinstance(block, Text)]
-    told = [text for text in texts if text.startswith("At the weights of trainings: ")]
-    assert len(told) == bool(said)
-    if said:
-        (text,) = told
-        assert f"trainings: ocr, runs/half (self-cosine of Flow-GRPO's gradients {signal:.3f} ± 0.020): {said}" in text
+    told = [text for text in texts if text.startswith("STAR's ratio at the weights of trainings; ")]
+    assert len(told) == bool(said) and all(text.endswith(f"(background): ocr, star/seed0/epoch-000020{said}") for text in told)
 
 
 def first_sentence(tmp_path, made):
