@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import count, groupby
 from pathlib import Path
@@ -50,24 +50,24 @@ def put(cell: Cell, folder: Path) -> None:
 
 
 def _put(cell: Cell, folder: Path) -> None:
-    for file, new in _by_file(cell, folder):
+    for task, new in _by_task(cell):
+        file = folder / f"{task}.csv"
         left_out = results.upsert(file, new, _outdated(new, cell))
         if seeds := sorted({row.seed for row in left_out}):
             told = f"{new[0].method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
             print(f"star: {file}: {told}", file=sys.stderr)
 
 
-def _by_file(cell: Cell, folder: Path) -> Iterator[tuple[Path, list[Row]]]:
-    """Each result file of a folder that a cell has rows for, with these rows."""
+def _by_task(cell: Cell) -> Iterator[tuple[str, list[Row]]]:
+    """A cell's rows by the task that it was measured on."""
     for task, part in groupby(rows(cell), key=lambda row: row.task):
-        yield folder / f"{task}.csv", list(part)
+        yield task, list(part)
 
 
-def leaving(cell: Cell, folder: Path) -> dict[Path, list[Row]]:
-    """The rows that :func:`put` would remove from each result file: those with other settings or from an older evaluator."""
-    there = ((file, new) for file, new in _by_file(cell, folder) if file.exists())
-    found = {file: list(filter(_outdated(new, cell), results.read(file))) for file, new in there}
-    return {file: out for file, out in found.items() if out}
+def leaving(cell: Cell, there: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """The rows that :func:`put` would remove, with other settings or from an older evaluator, of those there; both by task."""
+    found = {task: list(filter(_outdated(new, cell), there.get(task, ()))) for task, new in _by_task(cell)}
+    return {task: out for task, out in found.items() if out}
 
 
 def _outdated(new: Sequence[Row], cell: Cell) -> Callable[[Row], bool]:

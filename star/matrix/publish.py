@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from star.common.console import tell
@@ -43,10 +43,11 @@ def publish(words: Sequence[str], replace: bool = False) -> tuple[Path, int]:
         raise UserError("none of these runs is done: nothing to publish; the words are those of the star matrix that ran them")
     folder = shipped_results(done[0].config.scale)
     _check_code(done)
+    published = _published(done, folder)
     if not replace:
-        _check_kept(done, folder)
-        done = _without_standing(done, folder)
-    _check_protocols(done, folder)
+        _check_kept(done, published, folder)
+        done = _without_standing(done, published, folder)
+    _check_protocols(done, published, folder)
     collect(done, folder)
     return folder, len(done)
 
@@ -73,12 +74,19 @@ def _own(config: Config) -> Iterator[str]:
     return (name for name in named if name and is_path(name))
 
 
-def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
+def _published(done: Sequence[Cell], folder: Path) -> dict[str, list[Row]]:
+    """The rows of the result files of all tasks that the cells were measured on, by task."""
+    files = {row.task: folder / f"{row.task}.csv" for cell in done for row in rows(cell)}
+    return {task: results.read(file) for task, file in files.items() if file.exists()}
+
+
+def _check_protocols(done: Sequence[Cell], published: Mapping[str, Sequence[Row]], folder: Path) -> None:
     """Refuse results that would put several protocols of one task together, also with published rows that stay."""
     new = [row for cell in done for row in rows(cell)]
-    out = {row for cell in done for those in leaving(cell, folder).values() for row in those}
+    out = {row for cell in done for those in leaving(cell, published).values() for row in those}
+    there = [row for task in dict.fromkeys(row.task for row in new) for row in published.get(task, ()) if row not in out]
     protocols: dict[str, str] = {}
-    for row in [*(row for row in _published(done, folder) if row not in out), *new]:
+    for row in [*there, *new]:
         other = protocols.setdefault(row.task, row.protocol)
         if row.protocol != other:
             raise UserError(
@@ -87,12 +95,12 @@ def _check_protocols(done: Sequence[Cell], folder: Path) -> None:
             )
 
 
-def _without_standing(done: Sequence[Cell], folder: Path) -> list[Cell]:
+def _without_standing(done: Sequence[Cell], published: Mapping[str, Sequence[Row]], folder: Path) -> list[Cell]:
     """The cells but those whose run is published with other figures, of another machine or time; tells of these."""
-    published = {row.key: row for row in _published(done, folder)}
+    there = {row.key: row for own in published.values() for row in own}
     left = []
     for cell in done:
-        differ = (row for row in rows(cell) if row.key in published and not results.alike(row, published[row.key]))
+        differ = (row for row in rows(cell) if row.key in there and not results.alike(row, there[row.key]))
         if row := next(differ, None):
             file = folder / f"{row.task}.csv"
             tell(f"{file} has {cell.label} with other figures, which stay; --replace puts those of {cell.folder} there")
@@ -101,18 +109,12 @@ def _without_standing(done: Sequence[Cell], folder: Path) -> list[Cell]:
     return left
 
 
-def _published(done: Sequence[Cell], folder: Path) -> list[Row]:
-    """The rows of the result files of all tasks that the cells were measured on."""
-    tasks = dict.fromkeys(row.task for cell in done for row in rows(cell))
-    return [row for task in tasks if (file := folder / f"{task}.csv").exists() for row in results.read(file)]
-
-
-def _check_kept(done: Sequence[Cell], folder: Path) -> None:
+def _check_kept(done: Sequence[Cell], published: Mapping[str, Sequence[Row]], folder: Path) -> None:
     """Refuse to remove published rows."""
     for cell in done:
-        for file, out in leaving(cell, folder).items():
+        for task, out in leaving(cell, published).items():
             seeds = ", ".join(map(str, sorted({row.seed for row in out})))
             raise UserError(
-                f"{file} has {out[0].method} of seed {seeds} with other settings, or of an older evaluator, which would go "
-                f"for {cell.label}; publish runs of the same settings, or say --replace"
+                f"{folder / f'{task}.csv'} has {out[0].method} of seed {seeds} with other settings, or of an older evaluator, "
+                f"which would go for {cell.label}; publish runs of the same settings, or say --replace"
             )

@@ -23,8 +23,8 @@ from star.method.arms import ARMS
 from star.records.learning_curves import WINDOW, running_mean
 
 COLORS = tuple(arm.colour for arm in ARMS.values() if arm.colour)
-INK = "#123456"
 DASHES = ("-", "--", ":")
+INK = "#123456"
 """Stands for the colour of the page's text until the SVG is written."""
 
 PLAIN_TEXT: Any = {"text.parse_math": False}

@@ -33,15 +33,20 @@ def gradients(found: Collection) -> Section:
     if found.gradient is None:
         section.blocks.append(Text("Not measured here; `star bench gradient` measures it.", missing=True))
         return section
-    whole = found.gradient[(found.gradient["part"] == "all") & found.gradient["metric"].isin(COLUMNS)]
     section.blocks.append(Text(MEANING))
-    parts = [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
-    drawn = [drawing for part in parts if part["weights"].iloc[0] == INITIAL and (drawing := _drawn(part))]
+    measured = whole_gradients(found.gradient[found.gradient["metric"].isin(COLUMNS)])
+    drawn = [drawing for part in measured if part["weights"].iloc[0] == INITIAL and (drawing := _drawn(part))]
     if drawn:
         caption = f"At the {INITIAL} weights, with 95 % intervals: above 0 a small step gains more than Flow-GRPO's."
         section.blocks.append(Gallery(caption, drawn))
-    section.blocks += [_table(part) for part in parts]
+    section.blocks += [_table(part) for part in measured]
     return section
+
+
+def whole_gradients(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of gradient.csv on whole gradients, by task, weights and configuration."""
+    whole = table[table["part"] == "all"]
+    return [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
 
 
 def first_ratios(table: pd.DataFrame) -> pd.DataFrame:

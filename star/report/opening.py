@@ -15,7 +15,7 @@ from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.glance import glance
-from star.report.gradient import first_ratios
+from star.report.gradient import first_ratios, whole_gradients
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 UNDECIDED, UNKNOWN = "undecided", "an amount of unknown error"
@@ -66,9 +66,8 @@ def _later(found: Collection) -> list[tuple[str, str]]:
     """A sentence on gradients at the weights of trainings; none where STAR's were not measured there."""
     if found.gradient is None:
         return []
-    whole = found.gradient[(found.gradient["part"] == "all") & (found.gradient["weights"] != INITIAL)]
-    parts = [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
-    told = "; ".join(text for part in parts if (text := _at_weights(part)))
+    measured = whole_gradients(found.gradient[found.gradient["weights"] != INITIAL])
+    told = "; ".join(text for part in measured if (text := _at_weights(part, found.scale)))
     said = (
         "STAR's ratio at the weights of trainings; in parentheses how much signal is left there (the self-cosine of "
         f"Flow-GRPO's gradients), and the ratio of a map that should lose (background): {told}."
@@ -76,17 +75,15 @@ def _later(found: Collection) -> list[tuple[str, str]]:
     return [("Is it so during a training, too?", said)] * bool(told)
 
 
-def _at_weights(part: pd.DataFrame) -> str:
+def _at_weights(part: pd.DataFrame, scale: str) -> str:
     """STAR's ratio at one set of weights, with what says whether it means anything; empty if it is not known."""
     figures = zip(part["arm"], part["metric"], part["value"], part["stderr"], strict=True)
     known = {(arm, metric): (float(value), float(stderr)) for arm, metric, value, stderr in figures}
     signal, star = known.get((REFERENCE, "self_cosine")), known.get(("star", "ratio"))
     if signal is None or star is None:
         return ""
-    task, weights = str(part["task"].iloc[0]), PurePosixPath(part["weights"].iloc[0])
-    place = "/".join(
-        name for name in weights.parts if name not in ("runs", "mini", "paper", "checkpoints", weights.name, task)
-    )
+    task, weights = part["task"].iloc[0], PurePosixPath(part["weights"].iloc[0])
+    place = str(weights.parent).removeprefix(f"runs/{scale}/{task}/").replace("/checkpoints/", "/")
     left = with_error(*signal, 3)
     if not signal[0] > 2 * signal[1]:
         return f"{task}, {place}: too little signal is left ({left})"
@@ -94,7 +91,7 @@ def _at_weights(part: pd.DataFrame) -> str:
     if wrong is None:
         control = "no such map was measured, so this tells nothing"
     else:
-        loses = wrong[0] < 1 - 2 * wrong[1]
+        loses = _word(*wrong) == "less"
         control = with_error(*wrong, 2) + ("" if loses else " is not seen to lose, so this tells nothing")
     return f"{task}, {place}: {with_error(*star, 2)} ({left}; {control})"
 

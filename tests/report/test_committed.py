@@ -34,6 +34,10 @@ def lines(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
+def page_in_one_line():
+    return " ".join(PAGE.read_text().split())
+
+
 @cache
 def trainings():
     """Of whole trainings: (task, method) -> seed -> held-out score, and (task, method, seed) -> the reward of each epoch."""
@@ -209,7 +213,7 @@ def leads(file, task, arm, reference):
 
 
 def test_what_the_page_says_of_leads_by_epoch():
-    page = " ".join(PAGE.read_text().split())
+    page = page_in_one_line()
     for task in ("geneval", "pickscore", "ocr", "vivid"):
         lead = leads("first_updates.csv", task, "star", "flow_grpo")
         assert len(lead[2]) == 8 and max(lead) == 6
@@ -229,7 +233,7 @@ def corrected(p):
 
 
 def test_what_the_page_says_of_tests_of_first_updates():
-    page, p = " ".join(PAGE.read_text().split()), {}
+    page, p = page_in_one_line(), {}
     for task in ("geneval", "pickscore"):
         gained = gained_first(task)
         for arm in ("flow_grpo", "temporal", "spatial"):
@@ -435,14 +439,9 @@ def mid_training(task, seed):
 
 def test_figures_of_mid_training_are_those_of_the_cosines():
     """The page's table, the second plan's three tests, what is left of the signal and how the runs differ."""
-    found, page = cosines_of_gradients(), " ".join(PAGE.read_text().split())
-    ratio = {}
-    for task, name, seed in (
-        ("geneval", "GenEval", 0),
-        ("geneval", "GenEval", 1),
-        ("geneval", "GenEval", 2),
-        ("pickscore", "PickScore", 0),
-    ):
+    found, page = cosines_of_gradients(), page_in_one_line()
+    ratio, left = {}, []
+    for task, name, seed in (*(("geneval", "GenEval", seed) for seed in range(3)), ("pickscore", "PickScore", 0)):
         measured = mid_training(task, seed)
         base = found[measured, "flow_grpo", "flow_grpo"]
         assert base[0] > 3 * error_of(base[1:])
@@ -451,12 +450,8 @@ def test_figures_of_mid_training_are_those_of_the_cosines():
             ratio[task, seed, arm] = value, *without = found[measured, arm, "flow_grpo"] / base
             cells.append(f"{value:.2f} ± {error_of(without):.2f}")
         assert f"| {name}, seed {seed} | {' | '.join(cells)} |" in page
-    left = []
-    for task, seed in (("geneval", 0), ("geneval", 1), ("geneval", 2), ("pickscore", 0)):
-        first = next(
-            own for own in found if own[0][0] == task and own[0][1] == "initial" and own[1:] == ("flow_grpo", "flow_grpo")
-        )
-        late, early = (found[measured, "flow_grpo", "flow_grpo"][0] for measured in (mid_training(task, seed), first[0]))
+        (first,) = {measured for measured, *_ in found if measured[:2] == (task, "initial")}
+        late, early = base[0], found[first, "flow_grpo", "flow_grpo"][0]
         left.append(192 * late / (1 - late) * (1 - early) / early)
     assert f"as much signal as {min(left):.0f} to {max(left):.0f} of them did" in page
     told, p = [], []

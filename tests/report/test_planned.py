@@ -268,23 +268,8 @@ def test_gradients_during_a_training_are_told_if_there_is_signal_and_the_control
 ):
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("ocr",))
     figures = [("flow_grpo", "self_cosine", signal), ("star", "ratio", star), ("background", "ratio", background)]
-    made = [
-        (
-            "ocr",
-            "runs/mini/ocr/star/seed0/checkpoints/epoch-000020/trained.safetensors",
-            arm,
-            "all",
-            metric,
-            value,
-            0.02,
-            96,
-            18432,
-            "abc",
-            "0123",
-        )
-        for arm, metric, value in figures
-        if value is not None
-    ]
+    weights, facts = "runs/mini/ocr/star/seed0/checkpoints/epoch-000020/trained.safetensors", (0.02, 96, 18432, "abc", "0123")
+    made = [("ocr", weights, arm, "all", metric, value, *facts) for arm, metric, value in figures if value is not None]
     write(pd.DataFrame(made, columns=COLUMNS), results / "gradient.csv", "gradient")
     texts = [block.text for block in opening(collect(results, tmp_path)).blocks if isinstance(block, Text)]
     told = [text for text in texts if text.startswith("STAR's ratio at the weights of trainings; ")]
