@@ -1,6 +1,7 @@
 """The layers of the house: a folder may import only what stands below it."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ def room_of(module: str) -> str | None:
     return next((room for room in ROOMS if module == room or module.startswith(room + ".")), None)
 
 
-def imports(file: Path) -> set[str]:
-    """Every module that a file imports, wherever the statement stands."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def imports(file: Path, when_loaded: bool = False) -> set[str]:
+    """Every module that a file imports, wherever the statement stands; or only those that loading it imports."""
+    found, tree = set(), ast.parse(file.read_text())
+    for node in tree.body if when_loaded else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -66,3 +67,24 @@ def test_the_test_sees_an_upward_import(tmp_path):
     (tmp_path / "low.py").write_text("def late():\n    from star import training\n    from star.report.blocks import Page\n")
     assert {"star.training", "star.report.blocks"} <= imports(tmp_path / "low.py")
     assert room_of("star.training") == "star.training" and ROOMS["star.training"] < ROOMS["star.common"]
+
+
+# What docs/paper_scale.md, "Measuring one GPU", says that is there or is brought as wheels, and what these require.
+FEW = set(["torch", "transformers", "accelerate", "scipy", "PIL", "requests", "diffusers", "peft", "hydra", "omegaconf"])
+FEW |= set(["numpy", "safetensors", "huggingface_hub", "filelock", "psutil", "rich", "yaml", "packaging"])
+
+
+def test_a_gpu_is_measured_with_few_libraries():
+    files = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): ROOT / file for file in FILES}
+    waiting = [name for name in files if name.startswith(("star.bench.gpu", "star.training.trainer", "star.tasks"))]
+    loaded, others = set(waiting), {}
+    while waiting:
+        name = waiting.pop()
+        for module in imports(files[name], when_loaded=True):
+            if module in files:
+                waiting += {module} - loaded
+                loaded.add(module)
+            elif room_of(module) is None and (library := module.split(".")[0]) not in sys.stdlib_module_names | {"star"}:
+                others.setdefault(library, name)
+    assert "evaluators.ocr.reward" in loaded and {"torch", "diffusers"} <= set(others)
+    assert not {library: name for library, name in others.items() if library not in FEW}

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from rapidfuzz.distance.Levenshtein import distance as levenshtein
-
 from star.common.errors import UserError, short
 
 
@@ -44,6 +42,9 @@ def text_reward(target: str, lines: Sequence[str]) -> float:
         raise ValueError("the target text is empty")
     if wanted in found:
         return 1.0
+    # Here, since all tasks read prompts by this module, also on a machine for measurements that has few libraries.
+    from rapidfuzz.distance.Levenshtein import distance as levenshtein
+
     return 1 - min(levenshtein(found, wanted), len(wanted)) / len(wanted)
 
 

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rapidfuzz.distance.Levenshtein import distance as levenshtein
 
 from evaluators.interface import Text
 from evaluators.ocr.evaluator import TextRendering
-from evaluators.ocr.reward import levenshtein, target_span, target_text, text_reward
+from evaluators.ocr.reward import target_span, target_text, text_reward
 from evaluators.score import score
 from star.common.errors import UserError
 from star.tasks.core_words import of_quote
