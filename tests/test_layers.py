@@ -69,7 +69,7 @@ def test_the_test_sees_an_upward_import(tmp_path):
     assert room_of("star.training") == "star.training" and ROOMS["star.training"] < ROOMS["star.common"]
 
 
-# What docs/paper_scale.md, "Measuring one GPU", says that is there or is brought as wheels, and what these require.
+# What docs/bench_gpu.md says is there or is brought as wheels, and what these require.
 FEW = set(["torch", "transformers", "accelerate", "scipy", "PIL", "requests", "diffusers", "peft", "hydra", "omegaconf"])
 FEW |= set(["numpy", "safetensors", "huggingface_hub", "filelock", "psutil", "rich", "yaml", "packaging"])
 

@@ -120,7 +120,7 @@ ARMS = {
             ratio="position",
             label="dense_uniform",
             weights="1 everywhere",
-            question="only the ratio is per position; unclipped, Flow-GRPO's gradient: the noise of training twice",
+            question="a ratio per position; unclipped, Flow-GRPO once more: how far apart do two trainings end?",
             colour="#D55E00",
         ),
         Arm(
@@ -197,7 +197,7 @@ ARMS = {
             ratio="image_weighted",
             label="oracle_twins",
             weights="the same in the prompt's other images",
-            question="and by a map that does not know the noise it weighs?",
+            question="and by a map that is not made from the image it weighs?",
             diagnostic=True,
         ),
         Arm(
