@@ -57,11 +57,9 @@ def oracle(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image comes from, the same at every step, (T, B, h, w); uniform where nothing was found.
 
     Only the shape of ``relevance`` is used.
-
-    Raises:
-        ValueError: the places are not known.
     """
-    return _above_floor(_places(rollouts, "oracle")).expand_as(relevance)
+    assert rollouts.places is not None
+    return _above_floor(rollouts.places).expand_as(relevance)
 
 
 @needing("whole_epoch", "places")
@@ -74,9 +72,10 @@ def oracle_twins(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     prompt start from the same latent (``sampling.same_latent``).
 
     Raises:
-        ValueError: the places or the prompts are not known.
+        ValueError: the prompts are not known.
     """
-    places = _places(rollouts, "oracle_twins")
+    places = rollouts.places
+    assert places is not None
     if not rollouts.prompts:
         raise ValueError("oracle_twins needs the prompt of each rollout")
     prompts = torch.tensor(rollouts.prompts, device=places.device)
@@ -91,17 +90,9 @@ def background(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Where the verdict on the final image does not come from, the same at every step, (T, B, h, w).
 
     It is uniform where nothing was found. Only the shape of ``relevance`` is used.
-
-    Raises:
-        ValueError: the places are not known.
     """
-    return _above_floor(1 - _places(rollouts, "background")).expand_as(relevance)
-
-
-def _places(rollouts: Rollouts, arm: str) -> Tensor:
-    if rollouts.places is None:
-        raise ValueError(f"{arm} needs the places that the verdict on each rollout comes from")
-    return rollouts.places
+    assert rollouts.places is not None
+    return _above_floor(1 - rollouts.places).expand_as(relevance)
 
 
 def _above_floor(shares: Tensor) -> Tensor:
@@ -126,7 +117,7 @@ def donors(prompts: Sequence[int], keys: Sequence[int], seed: int) -> list[int]:
     if 2 * shift > len(prompts):
         raise UserError(
             f"star_shuffled: {shift} of {len(prompts)} rollouts share one prompt, but each needs the map of another; "
-            "use at least two prompts an epoch, none with more than half of the rollouts"
+            "use more prompts an epoch (train.groups), none with more than half of the rollouts"
         )
     places = {prompt: _draw(seed, 0, prompt) for prompt in set(prompts)}
     order = sorted(range(len(keys)), key=lambda i: (places[prompts[i]], prompts[i], _draw(seed, 1, keys[i]), keys[i]))

@@ -27,10 +27,10 @@ def vipo(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     See :func:`saliency`; the features are those of the mini world's small CLIP.
 
     Raises:
-        ValueError: the images are not known.
         UserError: they are not of the mini world's size.
     """
-    images = _known(rollouts.images, "vipo", "images")
+    images = rollouts.images
+    assert images is not None
     extractor = _extractor()
     side = extractor.model.config.vision_config.image_size
     if images.shape[1:3] != (side, side):
@@ -45,20 +45,13 @@ def sga(relevance: Tensor, rollouts: Rollouts) -> Tensor:
     """Lower where the reward's gradient with respect to the final image is large, as in SGA-Flow-GRPO's code; (T, B, h, w).
 
     See :func:`gradient_map`.
-
-    Raises:
-        ValueError: the slopes are not known.
     """
     return _gradient_map(relevance, rollouts, -1.0)
 
 
 @needing("slopes")
 def sga_flipped(relevance: Tensor, rollouts: Rollouts) -> Tensor:
-    """:func:`sga` with the other sign: higher where the gradient is large; (T, B, h, w).
-
-    Raises:
-        ValueError: the slopes are not known.
-    """
+    """:func:`sga` with the other sign: higher where the gradient is large; (T, B, h, w)."""
     return _gradient_map(relevance, rollouts, 1.0)
 
 
@@ -105,15 +98,9 @@ def gradient_map(slopes: Tensor, sign: float, tokens: tuple[int, int]) -> Tensor
 
 
 def _gradient_map(relevance: Tensor, rollouts: Rollouts, sign: float) -> Tensor:
-    slopes = _known(rollouts.slopes, "sga", "slopes")
+    assert rollouts.slopes is not None
     height, width = relevance.shape[2:]
-    return gradient_map(slopes, sign, (height, width)).to(relevance).expand_as(relevance)
-
-
-def _known(told: Tensor | None, arm: str, what: str) -> Tensor:
-    if told is None:
-        raise ValueError(f"{arm} needs the {what} of each rollout")
-    return told
+    return gradient_map(rollouts.slopes, sign, (height, width)).to(relevance).expand_as(relevance)
 
 
 @cache

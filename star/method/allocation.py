@@ -80,7 +80,7 @@ def allocate(
         slopes: for ``sga`` and ``sga_flipped``, the gradient of the reward with respect to their pixels, (B, H, W, 3).
 
     Raises:
-        ValueError: an unknown arm, an option out of range or a wrong shape.
+        ValueError: an unknown arm, an option out of range, a wrong shape, or what an arm's map needs is not given.
         UserError: a user-defined function cannot be imported or makes no map, a rollout's map cannot be scaled or capped,
             or no donor of another prompt exists.
         RunStopped: the relevance is not finite.
@@ -104,6 +104,9 @@ def allocate(
         images=images,
         slopes=slopes,
     )
+    for what in ("places", "images", "slopes"):
+        if needs(maker, what) and getattr(known, what) is None:
+            raise ValueError(f"{arm} needs the {what} of each rollout")
     # Divided by its largest value first: powers of a small attention share would underflow.
     powers = (relevance.double() / relevance.double().amax((0, 2, 3), keepdim=True)) ** exponent
     maps = _made(arm, maker, powers, known)

@@ -191,8 +191,8 @@ def guarded(
     """
     if mean_new.shape != mean_old.shape:
         raise ValueError(f"the means differ in shape: {tuple(mean_new.shape)} and {tuple(mean_old.shape)}")
-    moved = (mean_new.float() - mean_old.detach().float()).square().mean(dim=(1, 2, 3) if reduction == "image" else 1)
-    return (logp_new + moved / (2 * std.square())) * std, logp_old * std
+    squared = (mean_new.float() - mean_old.detach().float()).square().mean(dim=(1, 2, 3) if reduction == "image" else 1)
+    return (logp_new + squared / (2 * std.square())) * std, logp_old * std
 
 
 def policy_loss(
@@ -235,9 +235,10 @@ def policy_loss(
     _check_reduction(reduction)
     if (reduction == "image") != (len(shape) == 1):
         raise ValueError(f"reduction {reduction} does not take log-probabilities {tuple(shape)}")
-    moved = logp_new - logp_old.detach()
+    apart = logp_new - logp_old.detach()
     weights = None if weights is None else weights.detach()
-    ratio, weights = _ratio(moved, weights, reduction)
+    log_ratio, weights = _log_ratio(apart, weights, reduction)
+    ratio = log_ratio.exp()
     gain = advantages.detach().clamp(-adv_clip, adv_clip).reshape(-1, *[1] * (ratio.dim() - 1))
     if weights is not None:
         gain = gain * weights
@@ -248,26 +249,24 @@ def policy_loss(
         over = over.reshape(*over.shape, *[1] * (ratio.dim() - over.dim()))
         surrogate = torch.where(over & ((ratio.detach() - 1) * gain > 0), ratio.detach() * gain, ratio * gain)
     loss = -surrogate.flatten(1).mean(1) if ratio.dim() == 3 else -surrogate
-    ratio, moved = ratio.detach(), moved.detach()
-    distance = (ratio - 1).abs()
+    distance = (ratio.detach() - 1).abs()
     return PolicyLoss(
         loss=loss,
         distance=distance,
         clip_fraction=((distance > clip_range) if bound is None else over).float().mean(),
-        approx_kl=ratio.log().square().mean() / 2,
-        image_kl=moved.reshape(len(moved), -1).mean(1).square().mean() / 2,
+        approx_kl=log_ratio.detach().square().mean() / 2,
+        image_kl=apart.detach().reshape(len(apart), -1).mean(1).square().mean() / 2,
     )
 
 
-def _ratio(moved: Tensor, weights: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The ratio that is clipped, (B,) or (B, H, W), and the weights left to multiply the advantage by."""
+def _log_ratio(apart: Tensor, weights: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """The logarithm of the ratio that is clipped, (B,) or (B, H, W), and the weights left to multiply the advantage by."""
     if reduction == "image_weighted":
-        weighted = moved if weights is None else weights * moved
-        return weighted.mean((1, 2)).exp(), None
+        weighted = apart if weights is None else weights * apart
+        return weighted.mean((1, 2)), None
     if reduction == "detached":
-        image = moved.detach().mean((1, 2), keepdim=True).exp()
-        return image * (moved - moved.detach()).exp(), weights
-    return moved.exp(), weights
+        return apart.detach().mean((1, 2), keepdim=True) + (apart - apart.detach()), weights
+    return apart, weights
 
 
 def divergence_map(mean_new: Tensor, mean_old: Tensor, std: Tensor, reduction: str) -> Tensor:

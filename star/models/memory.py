@@ -82,6 +82,9 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     # The position table is a buffer, not a parameter, and every GPU holds all of it.
     table = size * shape["pos_embed_max_size"] ** 2 * shape["num_attention_heads"] * shape["attention_head_dim"]
     transformer = size * total + table
+    # Full training keeps the initial weights beside the trained ones, and autocast a copy in half precision.
+    full = config.model.parameters == "full"
+    frozen = (4 + (size if size < 4 else 0)) * total if full else size * total
     # With sharding a GPU holds its part and two whole blocks: the one that computes and the next, which is being gathered.
     part = min(1, 1 / processes + 2 / shape["num_layers"]) if config.model.shard else 1
     if others is None:
@@ -99,7 +102,7 @@ def needed(config: Config, shape: Shape, others: float | None = None, processes:
     embeddings = KEPT_TEXTS * size * (CLIP_LENGTH + config.model.text_length) * shape["joint_attention_dim"]
     return Need(
         parameters=total,
-        gpu=part * size * total
+        gpu=part * frozen
         + table
         + TRAINED_BYTES * trained
         + beside

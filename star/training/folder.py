@@ -31,6 +31,9 @@ HEADER = "# training settings "
 BESIDE = re.compile(r"log(-\d+)?\.txt|lock|job|slurm|attempts\.jsonl|\..*")
 """Files that a launcher puts into a run's folder before the run begins, and hidden files."""
 
+EPOCH = "epoch-" + 6 * "[0-9]"
+"""The folders of checkpoints, as a pattern; another name, such as that of a copy, is not looked into."""
+
 SAVED = "saved"
 """The empty file that says that a run has had a checkpoint: if there is none now, they are out of reach."""
 
@@ -175,7 +178,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The folders of complete checkpoints, oldest first."""
-        return sorted(path for path in (self.path / "checkpoints").glob("epoch-??????") if path.is_dir())
+        return sorted(path for path in (self.path / "checkpoints").glob(EPOCH) if path.is_dir())
 
     def newest_before(self, epochs: int) -> Path | None:
         """The newest checkpoint of fewer than ``epochs`` epochs, whose weights drew one of these; None if there is none."""
@@ -208,7 +211,7 @@ class RunFolder:
 
     def drop_after(self, epochs: int) -> None:
         """Drop log lines of later epochs, set later checkpoints aside as damaged, and delete incomplete ones."""
-        for part in (self.path / "checkpoints").glob("epoch-??????.part"):
+        for part in (self.path / "checkpoints").glob(EPOCH + ".part"):
             shutil.rmtree(part, ignore_errors=True)
         with writing(self.path):
             for folder in self.checkpoints():

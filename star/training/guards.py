@@ -25,7 +25,8 @@ SMALLEST_SCALE = 1.0
 
 
 FEW, FAR = 0.01, 10
-"""In a first update this share of the ratios may be further from 1 than the tolerance, and by no more than so many times."""
+"""In a first update at most the share FEW of the ratios may be further from 1 than the tolerance, and none further than FAR
+times the tolerance."""
 
 
 def check_update(figures: Mapping[str, Sequence[float]], beyond: float, tolerance: float, epoch: int) -> None:

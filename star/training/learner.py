@@ -111,7 +111,13 @@ class Learner:
             try_model(self.base, config, self.task.train[0])
         if map_maker(arm):
             prompts, tokens = self.task.train, [side // self.base.patch for side in self.base.latent_shape[1:]]
-            texts = min(train.groups, len({prompt.text for prompt in prompts}))
+            texts = len({prompt.text for prompt in prompts})
+            if arm == "star_shuffled" and train.groups < 4 and texts < len(prompts):
+                raise UserError(
+                    f"train.groups={train.groups}: some training texts are listed more than once, and could be more than half "
+                    "of an epoch, so that star_shuffled has no map of another prompt for each image; it takes 4 groups or more"
+                )
+            texts = min(train.groups, texts)
             try_map(arm, config.sampling.trained, texts, train.group_size, tokens, config.model.resolution)
             self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
 
@@ -178,7 +184,7 @@ class Learner:
         return batches
 
     def score(self, batches: Sequence[MicroBatch]) -> tuple[dict[str, Tensor], float]:
-        """All rewards of the epoch by name, in the order of its samples, and the diversity within its groups."""
+        """All rewards of the epoch by name, in the order of its samples, and the diversity of the images of a drawn entry."""
         scored = []
         for batch in batches:
             prompts = [s.prompt for s in batch.trajectory.samples]

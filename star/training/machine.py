@@ -56,7 +56,10 @@ def placed(config: Config, device: torch.device, processes: int) -> ModelConfig:
         return model
     if model.kind and device.type == "cuda":
         raise UserError(f"model.offload=null: how much memory a {model.kind} takes is not known here; say true or false")
-    return replace(model, offload=device.type == "cuda" and _must_offload(config, device, processes))
+    if device.type != "cuda":
+        return replace(model, offload=False)
+    total = torch.cuda.get_device_properties(device).total_memory
+    return replace(model, offload=must_offload(config, shape_of(source(model)), total, processes))
 
 
 def loaded(config: Config) -> BaseModel:
@@ -146,8 +149,3 @@ def _alike(wanted: str, begun: str, folder: Path, anew: str) -> str:
     if wanted != "auto":
         return wanted
     return kernels.faster() if begun == "auto" else begun
-
-
-def _must_offload(config: Config, device: torch.device, processes: int) -> bool:
-    total = torch.cuda.get_device_properties(device).total_memory
-    return must_offload(config, shape_of(source(config.model)), total, processes)

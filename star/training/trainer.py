@@ -42,8 +42,8 @@ class Trainer(Learner):
     Attributes:
         folder: the run's.
         decisions: a line for each thing that the settings left to the machine.
-        commit: of the code; ``A..B`` if the run was begun with A and goes on with B.
-        machine: what trains; ``A; B`` if the run was begun on A and goes on on B.
+        commit: of the code; ``A..B..C`` if the run was begun with A and went on with B and C, repeats left out.
+        machine: what trains; ``A; B; C`` likewise.
     """
 
     def __init__(self, config: Config, task: Task | None = None, base: BaseModel | None = None) -> None:
@@ -103,7 +103,8 @@ class Trainer(Learner):
             if main:
                 self._check_begun(done, "final")
                 note(f"{self.folder.path} is trained to the end; what was not measured yet is")
-            return done
+            # What was not measured yet is measured by the code as it is now.
+            return done | {"commit": _continued(done.get("commit", self.commit), self.commit, "..")}
         for line in self.decisions if main else ():
             note(line)
         progress = self._restore()
@@ -213,17 +214,14 @@ class Trainer(Learner):
         if self.accelerator.num_processes > 1:  # each process loaded what it could read
             place = (progress["epoch"], digest(self.base.trained))
             processes.check_agreed(place, f"{self.folder.path}/checkpoints")
-        begun = progress.pop("commit", self.commit)
-        if begun.split("..")[-1] != self.commit:
-            self.commit = f"{begun}..{self.commit}"
+        self.commit = _continued(progress.pop("commit", self.commit), self.commit, "..")
         now = versions()
         if (before := progress.pop("versions", now)) != now and main:
             tell(f"it was trained with {before} so far, and goes on with {now}: digits may differ")
         before = progress.pop("machine", self.machine)
-        if before.split("; ")[-1] != self.machine:
-            if main:
-                tell(f"it was trained by {before} so far, and goes on by {self.machine}: digits may differ")
-            self.machine = f"{before}; {self.machine}"
+        if before.split("; ")[-1] != self.machine and main:
+            tell(f"it was trained by {before} so far, and goes on by {self.machine}: digits may differ")
+        self.machine = _continued(before, self.machine, "; ")
         processes.wait(self.accelerator)  # until all have read
         if main:
             self.folder.drop_after(progress["epoch"])
@@ -256,6 +254,11 @@ class Trainer(Learner):
     @cached_property
     def _given(self) -> dict[str, str]:
         return given(self.config, self.task)
+
+
+def _continued(before: str, now: str, joint: str) -> str:
+    """What a run was made with so far, and what it goes on with, unless that is the last of these."""
+    return before if before.split(joint)[-1] == now else f"{before}{joint}{now}"
 
 
 def _check_tracker(config: Config) -> None:

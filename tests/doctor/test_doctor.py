@@ -86,6 +86,14 @@ def test_offloading_and_checkpointing_save_memory():
     assert gpu("sampling.guidance=1", "train.micro_batch=16") <= gpu("train.micro_batch=8")
 
 
+@pytest.mark.parametrize(("dtype", "half"), [("float32", 0), ("bfloat16", 2)])
+def test_full_training_keeps_the_initial_weights_and_copies_in_half_precision(dtype, half):
+    one, other = (load(["scale=paper", f"model.dtype={dtype}", f"model.parameters={which}"]) for which in ("lora", "full"))
+    lora, full = needed(one, SD35_MEDIUM), needed(other, SD35_MEDIUM)
+    frozen, adapters = lora.parameters * (half or 4), 24 * (lora.parameters - full.parameters)
+    assert full.gpu - lora.gpu == pytest.approx((24 + 4 + half) * full.parameters - frozen - adapters)
+
+
 def test_the_trajectories_of_an_epoch_count():
     """Of 128 images, 10 latents and, where updates need them, 9 means of 16 x 64 x 64 float32 each."""
     one, other = (load(["scale=paper", "preset=gpu1", f"train.groups={groups}"]) for groups in (8, 16))

@@ -138,8 +138,7 @@ def test_only_evaluators_with_slopes_are_asked(make_config, monkeypatch):
 
 @pytest.mark.parametrize("maker", [neighbours.vipo, neighbours.sga, neighbours.sga_flipped])
 def test_a_maker_that_is_not_told_says_so(maker):
-    name = maker.__name__.partition("_")[0]
-    with pytest.raises(ValueError, match=f"{name} needs the (images|slopes) of each rollout"):
+    with pytest.raises(ValueError, match=f"{maker.__name__} needs the (images|slopes) of each rollout"):
         allocate(torch.ones(1, 1, 2, 2), maker.__name__)
 
 

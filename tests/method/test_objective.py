@@ -268,6 +268,12 @@ def test_diagnostics_equal_a_naive_count_and_carry_no_gradient():
     assert not any(value.requires_grad for value in found[1:])
 
 
+def test_a_ratio_too_small_for_its_precision_leaves_figures_finite():
+    for reduction in ("position", "image_weighted", "detached"):
+        found = policy_loss(torch.full((2, 2, 2), -200.0), torch.zeros(2, 2, 2), torch.ones(2), None, 0.1, reduction=reduction)
+        assert found.approx_kl == found.image_kl == 20_000
+
+
 def test_old_log_probs_weights_and_advantages_get_no_gradient():
     new, old, advantage, weights = (tensor.requires_grad_() for tensor in example((2, 3, 3)))
     policy_loss(new, old, advantage, weights, 0.1).loss.sum().backward()

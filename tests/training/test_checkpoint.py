@@ -99,6 +99,34 @@ def test_a_run_is_of_the_code_that_it_was_begun_with_and_goes_on_with(cut_off, m
     assert trainer.run()["commit"] == f"{begun}..other"
 
 
+def test_all_that_a_run_was_made_with_is_known_however_often_it_went_on(cut_off, monkeypatch):
+    config, _, _ = cut_off
+    monkeypatch.setattr("star.training.trainer.commit", lambda: "other")
+    monkeypatch.setattr("star.training.trainer.machine", lambda processes: "4 x NVIDIA H100")
+    second = Trainer(config, RedTask())
+    second._save(second._restore())
+    summary = Trainer(config, RedTask()).run()
+    assert summary["commit"] == f"{commit()}..other" and summary["machine"] == f"{machine()}; 4 x NVIDIA H100"
+
+
+def test_what_other_code_measures_is_not_said_to_be_of_the_code_that_trained(judged, monkeypatch):
+    config, rows = judged
+    assert {row.commit for row in rows} == {commit()}
+    for module in ("trainer", "runs"):
+        monkeypatch.setattr(f"star.training.{module}.commit", lambda: "other+dirty")
+    assert runs.trained(config) == rows, "what was measured stays"
+    (Path(config.run) / "final" / "rows.json").unlink()
+    assert {row.commit for row in runs.trained(config)} == {f"{commit()}..other+dirty"}
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_not_looked_into(cut_off):
+    config, folder, weights = cut_off
+    shutil.copytree(folder / "checkpoints" / "epoch-000002", folder / "checkpoints" / "epoch-latest")
+    Trainer(config, RedTask()).run()
+    ended = load_file(folder / "final" / "trained.safetensors")
+    assert all(torch.equal(ended[name], weight) for name, weight in weights.items())
+
+
 def test_other_libraries_than_it_was_begun_with_are_told(cut_off, monkeypatch, capsys):
     config, _, _ = cut_off
     monkeypatch.setattr("star.training.trainer.versions", lambda: "torch 9.9")

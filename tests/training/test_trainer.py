@@ -667,3 +667,14 @@ def test_maps_leave_their_process_only_for_the_arm_that_needs_others(make_config
     trainer.epoch(0)
     maps = [item for item in items if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], torch.Tensor)]
     assert len(maps) == (2 if gathered else 0)  # one of each micro-batch
+
+
+def test_shuffled_maps_need_more_groups_where_texts_repeat(make_config):
+    task = RedTask()
+    task.train = [*task.train, task.train[0]]
+    Trainer(make_config("method=star_shuffled", "train.groups=4"), task)
+    with pytest.raises(
+        UserError, match="^train.groups=3: some training texts are listed more than once.*takes 4 groups or more$"
+    ):
+        Trainer(make_config("method=star_shuffled", "train.groups=3", "train.micro_batch=4"), task)
+    Trainer(make_config("method=star", "train.groups=3", "train.micro_batch=4"), task)
