@@ -1,5 +1,4 @@
-"""Where evaluators compute. The models of transformers move there with the first images: until then the GPU's memory is for
-drawing them."""
+"""Where evaluators compute. The models of transformers move there with the first images that they judge."""
 
 import torch
 

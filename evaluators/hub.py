@@ -1,6 +1,6 @@
 """Models that the evaluators take from local folders and from the cache of the Hugging Face hub. Nothing is downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +42,8 @@ def locate(source: Source, user: str, only: str = "") -> Path:
     try:
         return cached(repository, revision)
     except (OSError, ValueError) as error:  # not in the cache; no name that a repository could have
+        if revision is None and repository.startswith((".", "/", "~")):
+            raise UserError(f"{user} needs a model, but there is no folder {repository}") from error
         at = f" --revision {revision}" if revision else ""
         raise UserError(
             f"{user} needs {repository}, which is no folder here and not in the hub's cache; "
@@ -82,6 +84,13 @@ def load_tokenizer(folder: Path, model: CLIPModel) -> PreTrainedTokenizerBase:
     if wrong := vocabulary.fault(tokenizer, text.vocab_size) or vocabulary.fault_of_end(tokenizer, text.eos_token_id):
         raise ValueError(f"the tokenizer {wrong}; get it again")
     return tokenizer
+
+
+def text_features(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
+    """Projected embeddings (n, width) of texts, not normalised; a text that is longer than the model's context is cut."""
+    length = model.config.text_config.max_position_embeddings
+    tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(model.device)
+    return model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
 
 
 PROBE = "a photo of a cat"

@@ -1,6 +1,7 @@
 """Text rendering as an evaluator: does the picture show the text that the prompt quotes?"""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from types import MappingProxyType
 
@@ -52,7 +53,8 @@ class TextRendering:
     def __init__(self, engine_name: str) -> None:
         self.pool = Pool(engine(engine_name), spare_cores(), patience(), tolerance())
         self._cautioned = False
-        self.places: Places | None = self._places if isinstance(self.pool.engine, Finder) else None
+        self._finder = copy(self.pool.engine)  # has its own models: the pool's engine goes to workers, loaded models cannot
+        self.places: Places | None = self._places if isinstance(self._finder, Finder) else None
 
     @property
     def protocol(self) -> str:
@@ -73,7 +75,7 @@ class TextRendering:
         return ""
 
     def submit(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> Callable[[], list[dict]]:
-        """Start to read; without workers, the returned function does the work.
+        """Start to read.
 
         Returns:
             A function that waits and gives per image: reward (see :func:`~evaluators.ocr.reward.text_reward`), exact
@@ -90,9 +92,8 @@ class TextRendering:
 
     def _places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Computed in this process, not in the workers: few arms need it, and RapidOCR only has to detect lines for it."""
-        finder = self.pool.engine
-        assert isinstance(finder, Finder)
-        return [_inside(finder.outlines(image), image.shape) for image in images]
+        assert isinstance(self._finder, Finder)
+        return [_inside(self._finder.outlines(image), image.shape) for image in images]
 
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """Mean reward (the published accuracy) and share of images whose text holds the target, maybe among other text."""

@@ -47,8 +47,8 @@ BLANK = np.full((64, 64, 3), 255, np.uint8)
 class Engine(Protocol):
     """A text recogniser.
 
-    It is pickled into worker processes, so its constructor must be cheap and leave the loading of models to
-    :meth:`lines`.
+    It is pickled into worker processes whenever these are started or replaced, so its constructor must be cheap and leave the
+    loading of models to :meth:`lines`, which is called on a pool's own object in its workers alone.
 
     Attributes:
         name: engine and version, part of the protocol.
@@ -235,7 +235,7 @@ class Pool:
     def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
         image, job = work
         attempt, blamed = job, 0
-        while blamed < 2:
+        while True:
             try:
                 lines = attempt()
             except BrokenProcessPool:
@@ -256,8 +256,9 @@ class Pool:
                 self._in_a_row, self._reads = 0, True
                 self._latest.append(False)
                 return lines
-            attempt = lambda: self._job(image)()  # noqa: E731 (by itself)
-        raise ReaderStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}", index)
+            if blamed == 2:
+                raise ReaderStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}", index)
+            attempt = self._job(image)  # by itself; where no worker can be started, that is no failure on the image
 
     def _without_lines(self, index: int, error: Exception) -> Lines:
         self._in_a_row += 1

@@ -27,6 +27,7 @@ from evaluators.hub import (
     load_tokenizer,
     locate,
     model_name,
+    text_features,
 )
 from star.common.errors import UserError, first_line
 from star.common.shipped import MINI_PICKSCORE
@@ -170,15 +171,7 @@ class PickScore:
         return (seen - mean) / std
 
     def _embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding=True,
-            truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        ).to(self.device)
-        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return F.normalize(features.pooler_output, dim=-1)
+        return F.normalize(text_features(self.model, self.tokenizer, prompts), dim=-1)
 
     def _embed_images(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         pixels = self.processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values

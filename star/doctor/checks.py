@@ -40,15 +40,18 @@ class Finding:
 
     Attributes:
         what: the thing that was checked.
-        fine: whether a run can go on with it.
         found: what is there.
-        todo: what to do if it is not fine; else empty.
+        todo: what to do about it; empty if a run can go on with it.
     """
 
     what: str
-    fine: bool
     found: str
     todo: str = ""
+
+    @property
+    def fine(self) -> bool:
+        """Whether a run can go on with it."""
+        return not self.todo
 
 
 def check(config: Config) -> list[Finding]:
@@ -57,7 +60,7 @@ def check(config: Config) -> list[Finding]:
     Raises:
         UserError: the shape of the model is not known.
     """
-    judges = dict.fromkeys([config.task.name, *config.rewards.others, *settings.other_tasks(config)])
+    judges = dict.fromkeys([config.task.name, *settings.other_tasks(config)])
     return [
         packages(),
         _code(),
@@ -66,7 +69,7 @@ def check(config: Config) -> list[Finding]:
         *(_task(config, name) for name in judges if not is_path(name)),
         *([_rewards(config)] if config.rewards.others else []),
         _arm(config),
-        *(Finding("settings", True, f"caution: {line}") for line in settings.cautions(config)),
+        *(Finding("settings", f"caution: {line}") for line in settings.cautions(config)),
     ]
 
 
@@ -94,8 +97,8 @@ def _own_model(config: Config) -> list[Finding]:
         if on_gpu():
             placed(config, torch.device("cuda"), _processes())
     except UserError as error:
-        return [Finding("model", False, str(config.model.kind), str(error))]
-    return [Finding("model", True, f"{config.model.kind}: of your own, so what it needs of memory and disk is not known here")]
+        return [Finding("model", str(config.model.kind), str(error))]
+    return [Finding("model", f"{config.model.kind}: of your own, so what it needs of memory and disk is not known here")]
 
 
 def _arm(config: Config) -> Finding:
@@ -108,8 +111,8 @@ def _arm(config: Config) -> Finding:
         if maker:  # on a small token grid, since a user-defined model's is not known here
             try_map(arm, config.sampling.trained, train.groups, train.group_size, (4, 4), config.model.resolution)
     except UserError as error:
-        return Finding("method", False, config.method.name, str(error))
-    return Finding("method", True, f"{config.method.name} (method.arm={arm})")
+        return Finding("method", config.method.name, str(error))
+    return Finding("method", f"{config.method.name} (method.arm={arm})")
 
 
 def packages() -> Finding:
@@ -117,21 +120,19 @@ def packages() -> Finding:
     try:
         wanted = [Requirement(line) for line in requires("star-rl") or []]
     except PackageNotFoundError:
-        return Finding("packages", False, "star-rl is not installed", "pip install -e .")
+        return Finding("packages", "star-rl is not installed", "pip install -e .")
     wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = [problem for one in wanted if (problem := _problem(one))]
     if wrong:
-        return Finding("packages", False, "; ".join(wrong), "pip install -e .")
-    return Finding(
-        "packages", True, f"{len(wanted)}, among them torch {torch.__version__} on Python {platform.python_version()}"
-    )
+        return Finding("packages", "; ".join(wrong), "pip install -e .")
+    return Finding("packages", f"{len(wanted)}, among them torch {torch.__version__} on Python {platform.python_version()}")
 
 
 def _code() -> Finding:
     """Say whether results will name a commit that others can check out."""
     at = commit()
     told = f"commit {at}" if is_commit(at) else f"{at}, which is no commit: star publish would refuse its results"
-    return Finding("code", True, told)
+    return Finding("code", told)
 
 
 def _problem(wanted: Requirement) -> str | None:
@@ -145,21 +146,18 @@ def _launch() -> list[Finding]:
     try:
         check_launched()
     except UserError as error:
-        return [Finding("environment", False, str(error), "unset what is not meant")]
+        return [Finding("environment", str(error), "unset what is not meant")]
     return []
 
 
 def _device(need: Need) -> Finding:
     if on_gpu():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return Finding("device", True, f"{len(names)} GPUs: {', '.join(dict.fromkeys(names))}")
+        return Finding("device", f"{len(names)} GPUs: {', '.join(dict.fromkeys(names))}")
     if need.parameters <= CPU_PARAMETERS:
-        return Finding(
-            "device", True, f"no GPU, {psutil.cpu_count()} cores: enough for {need.parameters / 1e6:.1f} M parameters"
-        )
+        return Finding("device", f"no GPU, {psutil.cpu_count()} cores: enough for {need.parameters / 1e6:.1f} M parameters")
     return Finding(
         "device",
-        False,
         f"no GPU; training {need.parameters / 1e6:,.0f} M parameters needs one",
         f"a machine with an NVIDIA GPU and torch for it: {torch_for_gpu()}; dry_run=true runs here",
     )
@@ -186,15 +184,15 @@ def _model(config: Config, folder: Path | None, pipeline: StableDiffusion3Pipeli
     if Path(model).is_dir():
         get = "put whole files back, or name another folder"
     if folder is None:
-        return Finding("model", False, f"{model} is not on this machine: {_gib(need.pipeline)}", get)
+        return Finding("model", f"{model} is not on this machine: {_gib(need.pipeline)}", get)
     if pipeline is None:
-        return Finding("model", False, fault, get)
+        return Finding("model", fault, get)
     try:
         base = SD3(replace(config.model, offload=False, compile=False), torch.device("meta"), config.seed, pipeline)
         base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
     except UserError as error:
-        return Finding("model", False, str(error), "choose what this model has, or another model")
-    return Finding("model", True, f"{model}: {_gib(_bytes(folder))} of weights")
+        return Finding("model", str(error), "choose what this model has, or another model")
+    return Finding("model", f"{model}: {_gib(_bytes(folder))} of weights")
 
 
 def _bytes(folder: Path) -> int:
@@ -207,11 +205,12 @@ def _task(config: Config, name: str) -> Finding:
     what = f"task {name}"
     try:
         task = load_task(config, name)
-        prompts = f"{len(task.train):,} training prompts, {len(task.test):,} test prompts"
+        training = f"{len(task.train):,} training prompts, " if name == config.task.name else ""
+        prompts = f"{training}{len(task.test):,} test prompts"
         try_evaluator(config, task)
     except (UserError, RunStopped) as error:
-        return Finding(what, False, f"evaluator {config.evaluators[name]}", str(error))
-    return Finding(what, True, f"{task.evaluator.protocol}, {prompts}")
+        return Finding(what, f"evaluator {config.evaluators[name]}", str(error))
+    return Finding(what, f"{task.evaluator.protocol}, {prompts}")
 
 
 def _rewards(config: Config) -> Finding:
@@ -220,18 +219,18 @@ def _rewards(config: Config) -> Finding:
     try:
         load_rewards(config, load_task(config, config.task.name))
     except (UserError, RunStopped) as error:
-        return Finding("rewards", False, names, str(error))
-    return Finding("rewards", True, f"{names} beside {config.task.name}")
+        return Finding("rewards", names, str(error))
+    return Finding("rewards", f"{names} beside {config.task.name}")
 
 
 def _device_memory(config: Config, need: Need) -> Finding:
     if not on_gpu():
-        return Finding("GPU memory", True, f"no GPU; {_gib(need.gpu)} of one would be needed (estimate)")
+        return Finding("GPU memory", f"no GPU; {_gib(need.gpu)} of one would be needed (estimate)")
     have = _gpu_bytes()
     found = f"{_gib(have)} per GPU, {_gib(need.gpu)} needed (estimate)"
     if need.gpu <= have:
-        return Finding("GPU memory", True, found)
-    return Finding("GPU memory", False, found, " or ".join(settings.ways_to_save_memory(config, _processes())))
+        return Finding("GPU memory", found)
+    return Finding("GPU memory", found, " or ".join(settings.ways_to_save_memory(config, _processes())))
 
 
 def _gpu_bytes() -> int:
@@ -249,13 +248,13 @@ def _main_memory(need: Need) -> Finding:
     have, wanted = psutil.virtual_memory().available, processes * need.process
     found = f"{_gib(have)} available, {_gib(wanted)} needed by {processes} process{'es' * (processes > 1)} (estimate)"
     larger = f"a machine with {_gib(wanted)} that are free" + (", or fewer processes" if processes > 1 else "")
-    return Finding("main memory", wanted <= have, found, "" if wanted <= have else larger)
+    return Finding("main memory", found, "" if wanted <= have else larger)
 
 
 def _disk(config: Config, need: Need) -> Finding:
     have, wanted = free_bytes(Path(config.run)), left_on_disk(config, need)
     found = f"{_gib(have)} free for {config.run}, {_gib(wanted)} needed (estimate); weights lie in {constants.HF_HUB_CACHE}"
-    return Finding("disk", wanted <= have, found, "" if wanted <= have else "free some, or lower train.keep")
+    return Finding("disk", found, "" if wanted <= have else "free some, or lower train.keep")
 
 
 def _gib(size: float) -> str:

@@ -32,6 +32,7 @@ from star.models.sources import source
 from star.records.code import commit
 from star.records.folder import own_results
 from star.tasks import Prompt, Task
+from star.training import guards
 from star.training.credit import star_weights
 from star.training.machine import placed
 from star.training.rollout import MicroBatch, Sample, capture_for, sample
@@ -42,6 +43,7 @@ FIXED = (
     "method=star",
     "sampling.steps=2",
     "sampling.window=0",
+    "sampling.same_latent=false",  # else the one trained step is computed for one row
     "train.groups=1",
     "train.updates_per_epoch=1",
 )
@@ -116,7 +118,7 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         raise UserError(f"model.kind={wanted.model.kind}: the dry run builds SD3's transformer; leave it out, or train a step")
     config = _settings(overrides, wanted)
     check_file(_table(config), "the table")
-    with bar("dry run: building the transformer", 4) as display:
+    with guards.limits(config), bar("dry run: building the transformer", 4) as display:
 
         def done(then: str) -> None:
             display.advance()
@@ -136,8 +138,9 @@ def dry_run(overrides: Sequence[str]) -> DryRun:
         done("an update")
         assert batch.trajectory.relevance is not None
         batch.weights = star_weights(config.method, batch.trajectory.relevance)
+        figures = trainer.update([batch], 1, 0)  # the only one on policy; it also compiles and allocates
         with _measuring(device) as update:
-            figures = trainer.update([batch], 1, 0)
+            trainer.update([batch], 1, 0)
         done("done")
     return DryRun(
         config=config,
@@ -204,7 +207,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     config, wanted = run.config, run.wanted
     memory = "peak of the GPU" if on_gpu() else "peak of the process so far"
     goes = "goes on" if run.ratio_error <= run.tolerance else "STOPS"
-    allowed = f"a run {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding; later steps weigh it more"
+    allowed = f"a run of STAR {goes}: in {config.model.dtype} up to {run.tolerance:.1e} is rounding; later steps weigh it more"
     met = "goal met" if run.share <= GOAL else "above the goal"
     as_run = replace(wanted, model=placed(wanted, _device(), 1))  # without a GPU, offload=null is false: an upper bound
     estimate = needed(as_run, shape_of(source(wanted.model))).gpu / GIB
@@ -212,6 +215,7 @@ def _rows(run: DryRun) -> list[tuple[str, str]]:
     kl = "with" if config.train.beta else "without"
     epoch = wanted.train.rollouts
     return [
+        ("method", "star, whatever the settings say"),
         ("model", f"the shape of {config.model.path or 'the mini base'}, random weights, {config.model.dtype}"),
         ("parameters", f"{run.parameters / 1e6:,.0f} M, adapters included"),
         ("trained", f"{run.trained / 1e6:.3f} M parameters ({trained}), float32"),
@@ -251,7 +255,8 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     config = trainer.config
     texts = [PROMPT.text] * config.train.micro_batch
     watching = capture_for(base, [PROMPT] * len(texts), config.relevance)
-    maps = _timed(watching)
+    # A clock within a compiled block has it compiled anew in every pass.
+    maps = [] if config.model.compile else _timed(watching)
     x = torch.randn(len(texts), *base.latent_shape, device=base.device)
 
     @torch.no_grad()
@@ -260,7 +265,8 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
             base.velocity(x, trainer.schedule[0], texts, config.sampling.guidance)
         return taken.seconds
 
-    step(watching)  # warm-up
+    for capture in (watching, None):  # warm-up
+        step(capture)
     maps.clear()
     plain: list[float] = []
     captured: list[float] = []
@@ -268,7 +274,8 @@ def _rollout_steps(trainer: Trainer, base: SD3) -> tuple[float, float, float]:
     while not plain or time.monotonic() - started < SECONDS:
         plain.append(step(None))
         captured.append(step(watching))
-    return statistics.median(plain), statistics.median(captured), sum(maps) / len(captured)
+    without, within = statistics.median(plain), statistics.median(captured)
+    return without, within, sum(maps) / len(captured) if maps else max(0.0, within - without)
 
 
 def _timed(capture: Any) -> list[float]:

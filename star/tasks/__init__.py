@@ -129,7 +129,7 @@ def load_rewards(config: Config, task: Task) -> dict[str, Evaluator]:
     for name, evaluator in {task.name: task.evaluator, **found}.items():
         setting = f"rewards.others.{name}" if name in found else f"evaluators.{name}"
         _check_judged(setting, evaluator, task.name, task.train, "choose another reward or task")
-        if is_path(name) or is_path(config.evaluators.get(name, "")):
+        if name in found or is_path(config.evaluators.get(name, "")):
             try_judge(setting, evaluator, task.train[:2], config.model.resolution)
     return found
 

@@ -1,8 +1,10 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,7 +178,7 @@ def test_a_dry_run_measures_a_rollout_and_an_update(monkeypatch, tmp_path):
         "0.188 M parameters",
         "goal: at most 1 %",
         "ratio off 1 by",
-        "a run goes on: in bfloat16 up to 1.0e-04 is rounding",
+        "a run of STAR goes on: in bfloat16 up to 1.0e-04 is rounding",
         "for 9 rollouts at once",
         "update on 1 step, with KL",
         "M parameters (LoRA, rank 32), float32",
@@ -209,6 +211,47 @@ def test_memory_is_counted_in_the_precision_of_the_run(make_config, pipeline_fol
         assert checks._beside(pipeline, dtype) == size * encoders + 4 * pipeline.vae.num_parameters() > size * encoders > 0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_clocks_are_set_into_the_maps_only_where_blocks_are_not_compiled(monkeypatch, compiled):
+    """A compiled block with a clock in it is compiled anew in every pass."""
+    taken = iter([9.0, 9.0, 1.0, 3.0])  # two passes that warm up, then one without maps and one with
+
+    class Clocked(list):
+        def clear(self):
+            """What was measured in the warm-up is the same here."""
+
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    monkeypatch.setattr(dry_run, "capture_for", lambda *given: nullcontext())
+    monkeypatch.setattr(dry_run, "_timed", lambda capture: Clocked([0.5]))
+    monkeypatch.setattr(dry_run, "_measuring", lambda device: nullcontext(dry_run.Measured(next(taken), 0.0)))
+    config = load(["scale=mini", f"model.compile={compiled}"])
+    base = SimpleNamespace(latent_shape=(1, 2, 2), device=torch.device("cpu"), velocity=lambda *given: None)
+    trainer = SimpleNamespace(config=config, schedule=[1.0])
+    assert dry_run._rollout_steps(trainer, base) == (1.0, 3.0, 2.0 if compiled else 0.5)
+
+
+def test_an_update_is_timed_on_all_rows_and_when_warm(monkeypatch, pipeline_folder, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "SECONDS", 0.0)
+    seen = []
+    update = dry_run.Trainer.update
+    monkeypatch.setattr(dry_run.Trainer, "update", lambda self, *given: seen.append(given[0]) or update(self, *given))
+    run = dry_run.dry_run([f"model.path={pipeline_folder}", "relevance.blocks=[0]", "sampling.same_latent=true"])
+    assert len(seen) == 2 and seen[0][0].trajectory.alike is None
+    assert not run.config.sampling.same_latent and run.wanted.sampling.same_latent
+
+
+def test_a_dry_run_without_memory_says_what_to_lower(monkeypatch, pipeline_folder, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB. GPU 0 has 80 GiB")
+
+    monkeypatch.setattr(dry_run, "_rollout_steps", full)
+    with pytest.raises(RunStopped, match="Tried to allocate 1 GiB; set .*train.micro_batch below"):
+        dry_run.dry_run([f"model.path={pipeline_folder}", "relevance.blocks=[0]"])
+
+
 def test_the_dry_run_of_an_unknown_model_is_one_line():
     with pytest.raises(UserError, match="model.path=some/model: its shape is not known .*stabilityai"):
         shape_of("some/model")
@@ -234,7 +277,7 @@ def test_a_dry_run_tells_of_a_ratio_that_would_stop_a_run(monkeypatch, tmp_path)
     monkeypatch.setattr(dry_run, "sample", disturbed)
     words = ["scale=paper", "relevance.blocks=[1]", "model.resolution=128", "variant=guard"]
     _, rows = dry_run.report(dry_run.dry_run(words))
-    assert "a run STOPS: in bfloat16 up to 2.0e-06 is rounding" in dict(rows)["first update on policy"]
+    assert "a run of STAR STOPS: in bfloat16 up to 2.0e-06 is rounding" in dict(rows)["first update on policy"]
 
 
 def test_configurations_of_older_diffusers_lack_what_came_later(tmp_path, pipeline_folder):
@@ -316,7 +359,7 @@ def test_a_large_model_is_not_run_without_a_gpu(tmp_path, pipeline_folder, monke
 
 def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkeypatch, pipeline_folder):
     class Silent:
-        protocol, train, test = "none", [], ["b"]
+        protocol, train, test = "none", ["a"], ["b"]
         name = "silent"
 
         @property
@@ -330,9 +373,12 @@ def test_a_reward_of_another_task_and_models_that_load_late_are_looked_at(monkey
             raise RunStopped("nor can it read a blank image")
 
     monkeypatch.setattr(checks, "load_task", lambda config, name: Silent())
+    monkeypatch.setattr("star.tasks.registry.create", lambda name, engine: Silent())
     words = [*FAST.split(), f"model.path={pipeline_folder}", "+rewards.others.ocr=0.5"]
     found = by_name(checks.check(load(words)))
-    assert not found["task geneval"].fine and "blank image" in found["task ocr"].todo and "task pickscore" not in found
+    assert not found["task geneval"].fine and "blank image" in found["rewards"].todo
+    # FAST leaves out the scores on other tasks, and a reward that is mixed in needs no prompts of its own.
+    assert "task ocr" not in found and "task pickscore" not in found
 
 
 def test_the_arm_is_looked_at(pipeline_folder, monkeypatch):

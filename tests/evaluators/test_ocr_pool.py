@@ -23,8 +23,10 @@ from fake_engines import (
     THREADS,
     WAIT,
     FakeEngine,
+    LoadingEngine,
 )
 
+from evaluators.ocr.evaluator import ENGINES, TextRendering
 from evaluators.ocr.pool import (
     FAILED_SHARE,
     FAILURES_IN_A_ROW,
@@ -123,6 +125,28 @@ def test_one_thread_submits_while_another_waits(pool, tmp_path):
         ]
     pool.close()
     assert not multiprocessing.active_children()
+
+
+def test_that_no_worker_can_be_started_is_no_failure_on_an_image(tmp_path, monkeypatch):
+    pool = Pool(FakeEngine(tmp_path))
+    wait = pool.submit(images(CRASH))
+
+    def none(image):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(pool, "_start", none)
+    with pytest.raises(OSError, match="too many open files"):
+        wait()
+
+
+def test_workers_are_replaced_where_this_process_looks_for_places(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "loading", lambda: LoadingEngine(tmp_path, crashes=1))
+    evaluator = TextRendering("loading")
+    (place,) = evaluator.places([], images(1))
+    assert place.shape == (4, 4) and place.any()
+    wait = evaluator.pool.submit(images(1, CRASH))
+    assert wait() == [["1", "x"], [str(CRASH), "x"]]
+    evaluator.pool.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -176,7 +176,9 @@ def test_a_published_model_is_taken_from_the_cache_at_its_commit(folder, monkeyp
 def test_what_is_missing_is_one_line_with_the_command(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pickscore, "MINI_PICKSCORE", Shipped(tmp_path / "none", "none"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for source in (pickscore.MODEL, "someone/not-in-the-cache", "/no/such/folder"):
+    with pytest.raises(UserError, match="PickScore needs a model, but there is no folder /no/such/folder$"):
+        pickscore.PickScore("/no/such/folder")
+    for source in (pickscore.MODEL, "someone/not-in-the-cache"):
         with pytest.raises(UserError, match="`hf download [^\n]*` gets it$"):
             PickScore(source)
     with pytest.raises(UserError, match="`star mini taste` builds it"):

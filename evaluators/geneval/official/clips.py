@@ -69,7 +69,7 @@ class TransformersClip:
         Raises:
             UserError: it is missing, no CLIP, not one with QuickGELU, or OpenAI's own is not as it was published.
         """
-        folder = hub.locate(source, "the colours of GenEval", FILES)
+        folder = hub.locate(source, f"the colours of GenEval ({FOLDER_VARIABLE})", FILES)
         self.device = torch.device(device)
         try:
             config = CLIPConfig.from_pretrained(folder, local_files_only=True)
@@ -88,14 +88,8 @@ class TransformersClip:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings (n, width) of texts."""
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self._tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        tokens = tokens.to(self.device)
         with mixed_precision(self.device):
-            found = self.model.to(self.device).get_text_features(
-                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-            )
-        return found.pooler_output
+            return hub.text_features(self.model.to(self.device), self._tokenizer, texts)
 
     @torch.inference_mode()
     def pictures(self, pixels: torch.Tensor) -> torch.Tensor:
