@@ -6,11 +6,8 @@ done is skipped. ``metrics.jsonl`` there holds the losses and the base's scores.
 
 import hashlib
 import math
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +18,16 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from star.common.errors import UserError
-from star.common.files import alone_in, append_jsonl, check_room, replacing
+from star.common.files import append_jsonl
 from star.common.shipped import MINI_BASE
 from star.mini.build import untrained_pipeline
 from star.mini.score import score
+from star.mini.work import METRICS, Checkpoint, loads_in_single, optimizers, pixels, save, set_lr, steps, whole, working_in
 from star.mini.world import example
 from star.models.ema import EMA, swapped
 from star.models.pipeline import load_pipeline
 from star.models.sources import reason
 from star.models.tokenizers import TEXT_LENGTH
-from star.training.folder import BESIDE
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -93,31 +88,11 @@ def _read(start: Path) -> StableDiffusion3Pipeline:
         raise UserError(f"--start {start} is no folder of a diffusers pipeline of SD3's kind: {reason(error)}") from None
 
 
-@contextmanager
-def working_in(folder: Path, own: Sequence[str]) -> Iterator[None]:
-    """Inside, a training has its work folder to itself.
-
-    Args:
-        folder: the folder; created if need be.
-        own: names of what such a training puts there besides its log. The log or the first of them shows that one has begun.
-
-    Raises:
-        UserError: the folder cannot be written to, holds something else, or another training works in it.
-    """
-    check_room(folder, "the work")
-    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    begun = {METRICS, *own} if {METRICS, own[0]} & there else set()
-    if strange := sorted(name for name in there - begun if not BESIDE.fullmatch(name)):
-        raise UserError(f"{folder} holds something else than such a training ({strange[0]}); name an empty or new folder")
-    with alone_in(folder):
-        yield
-
-
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> Path:
-    """Save in half precision, but to be loaded in single: transformers would otherwise load in the files' precision."""
+    """Save in half precision, but to be loaded in single."""
     pipeline.to(torch.float16).save_pretrained(folder)
     for file in folder.glob("text_encoder*/config.json"):
-        file.write_text(file.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        loads_in_single(file)
     return folder
 
 
@@ -165,7 +140,7 @@ def encode_world(autoencoder: AutoencoderKL, folder: Path, recipe: Recipe) -> tu
             if start % 12800 == 0:
                 print(f"bank {start}/{recipe.bank} {time.monotonic() - started:.0f} s", flush=True)
         save({"latents": torch.cat(latents), "captions": captions, "source": source}, file)
-    with _whole(file):
+    with whole(file):
         bank = torch.load(file)
         made_for, latents, captions = bank["source"], bank["latents"], bank["captions"]
     if made_for != source:
@@ -236,21 +211,6 @@ def zero_modulation(transformer: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def optimizers(
-    parameters: Mapping[str, nn.Parameter], lr: float, layers: str = r"\.(attn2?|ff|ff_context)\."
-) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
-    """Muon for matrices whose names match ``layers`` (attention, feed-forward), AdamW for the rest; one rate fits both."""
-    inner = {name for name, p in parameters.items() if p.ndim == 2 and re.search(layers, name)}
-    muon = torch.optim.Muon(
-        [parameters[name] for name in sorted(inner)],
-        lr=lr,
-        weight_decay=0.01,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    rest = [parameters[name] for name in parameters if name not in inner]
-    return muon, torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-
-
 def install_base(pipeline: Path) -> None:
     """Put a finished pipeline in place of the one that ships with the package; the model card stays."""
     for part in pipeline.iterdir():
@@ -266,89 +226,6 @@ def flow_modules(pipeline: StableDiffusion3Pipeline) -> nn.ModuleList:
     return nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3])
 
 
-class Checkpoint:
-    """Parts with ``state_dict`` and the step reached, kept in one file, and figures of steps that are not logged yet."""
-
-    def __init__(self, file: Path, parts: dict, start: str = "") -> None:
-        """
-        Args:
-            file: where they are kept.
-            parts: by name; if the file is there, they are made as it has them.
-            start: what the training starts from, so that it does not go on from a file of another.
-
-        Raises:
-            UserError: the file is damaged, or of a training with another start.
-        """
-        self.file, self.parts, self.start = file, parts, start
-        self.step = 0
-        self.pending: list[dict] = []
-        if file.exists():
-            with _whole(file):
-                saved = torch.load(file)
-                self.step, begun = saved["step"], saved.get("start", start)  # older files do not say
-                for name, part in parts.items():
-                    part.load_state_dict(saved[name])
-            if begun != start:
-                raise UserError(f"{file} started from other weights; delete it or name another folder")
-
-    def save(self, step: int) -> None:
-        """Write all parts as they are after ``step`` steps."""
-        save({"step": step, "start": self.start} | {name: part.state_dict() for name, part in self.parts.items()}, self.file)
-
-    def log(self, step: int, **values: Tensor) -> None:
-        """Keep the figures of a step until :meth:`take_means`."""
-        self.pending.append({"step": step} | {name: value.item() for name, value in values.items()})
-
-    def take_means(self) -> dict:
-        """The means of what was logged since the last call."""
-        rows, self.pending = self.pending, []
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[None]:
-    """Inside, a file of an earlier training is read; it is refused if it is damaged or does not fit this training."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # reading a damaged file may raise any kind
-        raise UserError(
-            f"{file} cannot be continued from ({reason(error)}); delete it, and what it holds is made again"
-        ) from None
-
-
-def steps(stage: str, state: Checkpoint, total: int, folder: Path, save_every: int) -> Iterator[int]:
-    """The steps that are left; every 50th is printed with an ETA and logged, every ``save_every``-th is saved."""
-    started, first = time.monotonic(), state.step
-    for step in range(first, total):
-        yield step
-        done = step + 1
-        if done % 50 == 0 or done == total:
-            seconds = (time.monotonic() - started) / (done - first)
-            means = state.take_means() | {"stage": stage, "step": done, "seconds_per_step": seconds}
-            append_jsonl(folder / METRICS, means)
-            print(
-                f"{stage} {done}/{total} loss {means['loss']:.4f}  {seconds:.2f} s/step  "
-                f"ETA {seconds * (total - done) / 60:.0f} min",
-                flush=True,
-            )
-        if done % save_every == 0 or done == total:
-            state.save(done)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, total: int, warmup: int) -> None:
-    """Linear warm-up, a plateau, and over the last third a linear decay to a fiftieth."""
-    decay = min(1.0, max(0.02, 3 * (1 - step / total)))
-    for group in optimizer.param_groups:
-        group["lr"] = peak * min((step + 1) / warmup, decay)
-
-
-def pixels(images: list[np.ndarray]) -> Tensor:
-    """uint8 (H, W, 3) images -> float (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def keyed(*key: int) -> torch.Generator:
     """A generator that depends on the key alone, so that a resumed run draws what an uninterrupted one would."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
@@ -361,9 +238,3 @@ def digest(module: nn.Module) -> str:
     for tensor in module.state_dict().values():
         total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
-
-
-def save(state: dict, file: Path) -> None:
-    """Write a state whole or not at all."""
-    with replacing(file) as part:
-        torch.save(state, part)

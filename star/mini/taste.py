@@ -36,8 +36,8 @@ from evaluators.geneval.shapes import SIZE
 from evaluators.pickscore.score import PickScore
 from star.common.files import append_jsonl
 from star.common.shipped import MINI_PICKSCORE
-from star.mini.pretrain import METRICS, Checkpoint, optimizers, pixels, set_lr, steps, working_in
 from star.mini.scenes import SIDES, Object, background, draw_scene, to_uint8
+from star.mini.work import METRICS, Checkpoint, loads_in_single, optimizers, pixels, set_lr, steps, working_in
 from star.models.tokenizers import TEXT_LENGTH, clip_tokenizer
 
 Clause = dict
@@ -379,8 +379,7 @@ def export(model: CLIPModel, folder: Path) -> Path:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.to(torch.float16).save_pretrained(part)
-    config = part / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    loads_in_single(part / "config.json")
     clip_tokenizer().save_pretrained(part)
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},

@@ -14,9 +14,9 @@ from evaluators.pickscore.score import PickScore
 from star.common.files import weights_digest
 from star.common.shipped import Shipped
 from star.mini import taste
-from star.mini.pretrain import Checkpoint, pixels
 from star.mini.scenes import Object, draw_scene
 from star.mini.taste import Look, Preferences, Recipe, alignment
+from star.mini.work import Checkpoint, pixels
 
 BEST = Look(1.0, 1.0, 1.0)
 
