@@ -19,6 +19,7 @@ from star import config as settings
 from star.bench import OWN
 from star.bench.table import Shown, older_rows, prepared, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
+from star.common.console import tell
 from star.common.errors import UserError
 from star.common.files import MOST_AMOUNT, alone_in, is_amount, read_json, write_text
 from star.common.numbers import MISSING, signed, with_error
@@ -165,12 +166,21 @@ def _train(arms: Mapping[str, Config], epochs: int, task: Task, folder: Path, di
             for name, value in base.trained.items():
                 value.copy_(initial[name])
         trainer = (Untrained if arm == UNTRAINED else Trainer)(config, task, base)
-        rewards = []
+        each = 0 if arm == UNTRAINED else config.train.updates_per_epoch
+        rewards, updates, made = [], [], 0
         for epoch in range(epochs):
-            rewards.append(trainer.epoch(epoch)["reward"])
+            figures = trainer.epoch(epoch)
+            rewards.append(figures["reward"])
+            updates.append(made)
+            made += each - round(each * figures.get("skipped_updates", 0.0))
             display.advance()
-        made = {"rewards": rewards, "commit": trainer.commit, MACHINE: trainer.machine}
-        write_text(_file(folder, config.seed, arm), json.dumps(made))
+        if skipped := (epochs - 1) * each - updates[-1]:
+            tell(
+                f"seed {config.seed}, {arm}: updates skipped because float16 overflowed: {skipped}; arms that have not all "
+                "skipped as many are compared after unequal numbers of updates"
+            )
+        known = {"rewards": rewards, "updates": updates, "commit": trainer.commit, MACHINE: trainer.machine}
+        write_text(_file(folder, config.seed, arm), json.dumps(known))
 
 
 def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFrame:
@@ -179,10 +189,12 @@ def rows(asked: Asked, config: Config, folder: Path, hashed: str) -> pd.DataFram
     for seed in asked.seeds:
         for arm in (UNTRAINED, *asked.arms):
             done = _made(_file(folder, seed, arm))
-            for epoch, reward in enumerate(done["rewards"][: asked.epochs]):
-                updates = 0 if arm == UNTRAINED else epoch * train.updates_per_epoch
+            each = 0 if arm == UNTRAINED else train.updates_per_epoch
+            planned = [epoch * each for epoch in range(asked.epochs)]  # older files do not say how many were made
+            made = zip(done["rewards"][: asked.epochs], done.get("updates", planned), strict=False)
+            for epoch, (reward, updates) in enumerate(made, 1):
                 facts = (updates, train.lr, reward, done["commit"], hashed, done.get(MACHINE, ""))
-                found.append((config.task.name, arm, seed, epoch + 1, *facts))
+                found.append((config.task.name, arm, seed, epoch, *facts))
     return pd.DataFrame(found, columns=[*COLUMNS, MACHINE])
 
 
@@ -224,6 +236,9 @@ def _check(file: Path) -> None:
         raise ValueError("no rewards and commit in it")
     if not all(is_amount(reward, -MOST_AMOUNT) for reward in found["rewards"]):
         raise ValueError("a reward is no number")
+    updates = found.get("updates", [0] * len(found["rewards"]))
+    if not isinstance(updates, list) or [type(one) for one in updates] != [int] * len(found["rewards"]):
+        raise ValueError("a number of updates is missing")
 
 
 def _file(folder: Path, seed: int, arm: str) -> Path:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -112,6 +113,39 @@ def test_seeds_may_be_trained_side_by_side_and_one_seed_may_not(measured):
     before = table()
     first_updates.run([*words, "arms=flow_grpo", "epochs=2"])  # what is damaged is made again
     assert table() == before
+
+
+class Overflowing:
+    """A trainer in float16 whose first updates overflow."""
+
+    commit, machine = "abc", "a machine"
+
+    def __init__(self, config, task, base):
+        self.config = config
+
+    def epoch(self, number):
+        made = {} if self.config.method.name == "flow_grpo" else {"skipped_updates": (1.0, 0.5, 0.0, 1.0)[number]}
+        return {"reward": 0.5 + number / 8} | made
+
+
+def test_skipped_updates_are_not_counted_and_told(words, monkeypatch, capsys):
+    monkeypatch.setattr(first_updates, "loaded", lambda config: SimpleNamespace(trained={}))
+    monkeypatch.setattr(first_updates, "Trainer", Overflowing)
+    monkeypatch.setattr(first_updates, "Untrained", Overflowing)
+    first_updates.run([*words, "arms=flow_grpo,star", "epochs=4", "seed=2"])
+    found = {arm: [row["updates"] for row in table() if row["arm"] == arm] for arm in (UNTRAINED, "flow_grpo", "star")}
+    assert found == {UNTRAINED: ["0"] * 4, "flow_grpo": ["0", "2", "4", "6"], "star": ["0", "0", "1", "3"]}
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "caution" in line]
+    assert "seed 2, star: updates skipped because float16 overflowed: 3; arms that" in told
+    (file,) = Path("runs").rglob("star.json")
+    older = json.loads(file.read_text())
+    assert older.pop("updates") == [0, 0, 1, 3]
+    file.write_text(json.dumps(older))  # as it was written before it said how many were made
+    first_updates.run([*words, "arms=flow_grpo,star", "epochs=4", "seed=2"])
+    assert [row["updates"] for row in table() if row["arm"] == "star"] == ["0", "2", "4", "6"]
+    file.write_text(json.dumps(older | {"updates": [0, 0]}))
+    first_updates.run([*words, "arms=flow_grpo,star", "epochs=4", "seed=2"])
+    assert "star.json is damaged (a number of updates is missing)" in capsys.readouterr().err
 
 
 def test_gains_are_worked_out_by_hand():
