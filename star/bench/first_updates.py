@@ -31,7 +31,7 @@ from star.records.first_updates import COLUMNS, UNTRAINED, Gain, gains
 from star.records.folder import MACHINE
 from star.tasks import Task, load_task
 from star.training import guards
-from star.training.credit import check_evaluator
+from star.training.credit import check_evaluator, check_maps
 from star.training.machine import as_begun, loaded
 from star.training.rollout import MicroBatch
 from star.training.trainer import Trainer
@@ -158,6 +158,7 @@ def _train(arms: Mapping[str, Config], epochs: int, task: Task, folder: Path, di
     """The trainings of one seed, in one model; a function, so that its memory is free before the next seed's is loaded."""
     begun = as_begun(next(iter(arms.values())), folder)
     base = loaded(begun)
+    check_maps(arms.values(), task, base)  # not when an arm's turn comes, after the others' epochs
     initial = {name: value.detach().clone() for name, value in base.trained.items()}
     for arm, asked in arms.items():
         config = replace(asked, model=begun.model)

@@ -34,7 +34,7 @@ from star.records.folder import GRADIENT, MACHINE, NEEDED
 from star.tasks import Task, load_task
 from star.training import guards
 from star.training.checkpoint import load_trained
-from star.training.credit import check_evaluator
+from star.training.credit import check_evaluator, check_maps
 from star.training.machine import as_begun
 from star.training.rollout import MicroBatch
 from star.training.trainer import Trainer
@@ -85,10 +85,11 @@ class Gradients(Trainer):
             methods: arm -> its settings.
 
         Raises:
-            UserError: what the trainer refuses.
+            UserError: what the trainer refuses, of any arm.
         """
         super().__init__(config, task, base)
         self.methods = dict(methods)
+        check_maps([replace(config, method=method) for method in self.methods.values()], self.task, self.base)
         self.steps: list[int] = []
         self.gradients: dict[str, dict[str, Tensor]] = {}
         self._weights: dict[str, dict[int, Tensor | None]] = {}

@@ -1,6 +1,6 @@
 """Where and when the advantage of a rollout counts: the weights of an epoch's micro-batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +13,11 @@ from star.common.devices import sent
 from star.common.errors import UserError
 from star.config import Config
 from star.config.schema import MethodConfig
-from star.method.allocation import allocate, overlap
+from star.method.allocation import allocate, overlap, try_map
 from star.method.arms import map_maker, needs
+from star.models.interface import BaseModel
 from star.tasks import Task
+from star.training.machine import check_deterministic
 from star.training.rollout import MicroBatch
 
 
@@ -132,3 +134,31 @@ def check_evaluator(arm: str, task: Task) -> None:
                 f"method.arm={arm} needs to know {words}, which {task.evaluator.protocol} does not tell; use another method, "
                 f"or an evaluator with {what} (evaluators/interface.py)"
             )
+
+
+def check_maps(arms: Iterable[Config], task: Task, base: BaseModel) -> None:
+    """Refuse, before an epoch is drawn, arms whose maps cannot be made.
+
+    Args:
+        arms: the settings of each, which differ in the method alone.
+        task: whose prompts are drawn.
+        base: the model.
+
+    Raises:
+        UserError: a map that fails on a trial, one that has no deterministic version or not enough other prompts, or prompts
+            whose core words the text encoders never see.
+    """
+    prompts, tokens = task.train, [side // base.patch for side in base.latent_shape[1:]]
+    texts = len({prompt.text for prompt in prompts})
+    mapped = [config for config in arms if map_maker(config.method.arm)]
+    for config in mapped:
+        arm, train = config.method.arm, config.train
+        check_deterministic(config, base.device)
+        if arm == "star_shuffled" and train.groups < 4 and texts < len(prompts):
+            raise UserError(
+                f"train.groups={train.groups}: some training texts are listed more than once, and could be more than half "
+                "of an epoch, so that star_shuffled has no map of another prompt for each image; it takes 4 groups or more"
+            )
+        try_map(arm, config.sampling.trained, min(train.groups, texts), train.group_size, tokens, config.model.resolution)
+    if mapped:
+        base.core_columns([p.text for p in prompts], [p.spans for p in prompts], mapped[0].relevance.columns)

@@ -20,7 +20,7 @@ from star.common.errors import UserError
 from star.common.noise import generator
 from star.config import Config
 from star.config.schema import MethodConfig
-from star.method.allocation import effective_sample_share, try_map, upsample
+from star.method.allocation import effective_sample_share, upsample
 from star.method.arms import map_maker
 from star.method.objective import (
     Bound,
@@ -42,7 +42,7 @@ from star.models.ema import EMA
 from star.models.interface import BaseModel
 from star.tasks import Task
 from star.training import guards
-from star.training.credit import overlaps, weigh
+from star.training.credit import check_maps, overlaps, weigh
 from star.training.judging import Beside
 from star.training.rollout import MicroBatch, Sample, diversity, plan, sample, thumbnails, trained_steps, velocity
 from star.training.trial import try_model
@@ -103,23 +103,13 @@ class Learner:
                 maps cannot be made, prompts whose core words the text encoders never see, or unequal shares for processes that
                 share weights.
         """
-        config, arm, train = self.config, self.config.method.arm, self.config.train
+        config = self.config
         if self.base.sharded:
             self._check_shares()
         self.base.relevance(config.relevance, torch.ones(1, 1, dtype=torch.bool))
         if config.model.kind:
             try_model(self.base, config, self.task.train[0])
-        if map_maker(arm):
-            prompts, tokens = self.task.train, [side // self.base.patch for side in self.base.latent_shape[1:]]
-            texts = len({prompt.text for prompt in prompts})
-            if arm == "star_shuffled" and train.groups < 4 and texts < len(prompts):
-                raise UserError(
-                    f"train.groups={train.groups}: some training texts are listed more than once, and could be more than half "
-                    "of an epoch, so that star_shuffled has no map of another prompt for each image; it takes 4 groups or more"
-                )
-            texts = min(train.groups, texts)
-            try_map(arm, config.sampling.trained, texts, train.group_size, tokens, config.model.resolution)
-            self.base.core_columns([p.text for p in prompts], [p.spans for p in prompts], config.relevance.columns)
+        check_maps([config], self.task, self.base)
 
     def _check_shares(self) -> None:
         """Refuse sharded weights if processes would call the model unequally often, and so wait for each other forever."""

@@ -130,6 +130,7 @@ class Overflowing:
 
 def test_skipped_updates_are_not_counted_and_told(words, monkeypatch, capsys):
     monkeypatch.setattr(first_updates, "loaded", lambda config: SimpleNamespace(trained={}))
+    monkeypatch.setattr(first_updates, "check_maps", lambda *given: None)
     monkeypatch.setattr(first_updates, "Trainer", Overflowing)
     monkeypatch.setattr(first_updates, "Untrained", Overflowing)
     first_updates.run([*words, "arms=flow_grpo,star", "epochs=4", "seed=2"])
@@ -255,6 +256,14 @@ def test_bad_words_are_one_line_before_a_model_is_loaded(words, word, message, m
     with pytest.raises(UserError, match=message) as caught:
         first_updates.run([*words, "arms=flow_grpo,oracle", word])
     assert "\n" not in str(caught.value) and not Path("runs").exists()
+
+
+def test_a_map_that_cannot_be_made_is_refused_before_any_training(words, monkeypatch):
+    monkeypatch.syspath_prepend(EXTENDING)
+    monkeypatch.setattr("own_arm.peaks", lambda relevance, rollouts: relevance[:, :1])
+    monkeypatch.setattr(Trainer, "epoch", lambda *given: pytest.fail("trained"))
+    with pytest.raises(UserError, match="own_arm:peaks"):
+        first_updates.run([*words, "arms=flow_grpo,star,own_arm:peaks"])
 
 
 def test_a_table_of_more_epochs_is_not_replaced_by_fewer(measured, monkeypatch):

@@ -119,6 +119,15 @@ def test_each_steps_gradient_is_that_of_the_weighted_log_probabilities(make_conf
             assert apart(own, torch.cat([part.flatten() for part in expected])) < 1e-4, (arm, step)
 
 
+def test_a_map_that_cannot_be_made_is_refused_before_any_rollout(make_config, monkeypatch):
+    """Of an arm that is not the one whose settings draw the rollouts, too."""
+    monkeypatch.syspath_prepend(EXTENDING)
+    monkeypatch.setattr("own_arm.peaks", lambda relevance, rollouts: relevance[:, :1])
+    own = make_config("method.name=own", "method.arm=own_arm:peaks").method
+    with pytest.raises(UserError, match="own_arm:peaks"):
+        Gradients(make_config("method=star"), methods(make_config) | {"own_arm:peaks": own}, PlacedTask())
+
+
 def test_arms_share_rollouts_and_learn_nothing(make_config):
     config = make_config("method=star")
     bench = fill(Gradients(config, methods(make_config), PlacedTask()))

@@ -13,6 +13,7 @@ from star.config import config_hash, identity, load, read_config
 from star.models.memory import must_offload, needed
 from star.models.shapes import SD35_MEDIUM
 from star.training import guards, machine
+from star.training.credit import check_maps
 from star.training.folder import RunFolder
 from star.training.machine import as_begun, check_deterministic, decisions, placed, settled
 from star.training.trainer import Trainer
@@ -91,6 +92,9 @@ def test_an_arm_without_deterministic_kernels_is_refused_on_a_gpu(method):
     check_deterministic(load(["scale=paper", "task=pickscore", "train.deterministic=true"]), torch.device("cuda"))
     with pytest.raises(UserError, match=f"train.deterministic=true: method.arm={method} needs gradients through bicubic"):
         check_deterministic(asked, torch.device("cuda"))
+    base = SimpleNamespace(device=torch.device("cuda"), latent_shape=(4, 16, 16), patch=2)
+    with pytest.raises(UserError, match=f"method.arm={method} needs gradients through bicubic"):
+        check_maps([load(["train.deterministic=true"]), asked], RedTask(), base)  # as measurements of many arms ask
 
 
 def test_an_attention_kernel_that_is_not_deterministic_is_refused_on_a_gpu():
