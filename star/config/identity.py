@@ -15,6 +15,9 @@ from star.method.arms import ARMS
 DRAWING = ("steps", "guidance", "seed")
 """The settings of an evaluation that change its images, rather than their number."""
 
+OF_OTHERS = ("every", "every_images", "images", "cross_images")
+"""The settings of evaluations none of which matters to all: those during training, and how many images a task's prompts get."""
+
 ARITHMETIC = 2
 """Number of this code's arithmetic, raised when the same settings come to give other digits. 2: rollouts that share their
 first noise share the computation of the first step, sampling folds adapters into the weights, AdamW is fused, frozen layers
@@ -79,6 +82,9 @@ def identity(config: Config, measured: str | None = None) -> dict:
     for name in THRIFT:
         group, _, key = name.partition(".")
         known[group][key] = get(own, name)
+    if measured:
+        counted = "images" if measured == config.task.name else "cross_images"
+        known["evaluation"] |= {name: getattr(own.evaluation, name) for name in OF_OTHERS if name != counted}
     for name, neutral in LATER.items():
         group, _, key = name.partition(".")
         if known[group][key] == neutral:

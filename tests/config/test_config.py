@@ -161,8 +161,16 @@ def test_every_setting_is_part_of_the_run_but_these():
         parts["base"] |= {name} if base_identity(config) != base_identity(plain) else set()
     of_evaluations = {name for name in values if name.startswith("evaluation.")}
     assert values.keys() - parts["training"] == THRIFTY | of_evaluations
-    assert values.keys() - parts["evaluation"] == THRIFTY
+    others = {"evaluation.every", "evaluation.every_images", "evaluation.cross_images"}  # of other evaluations
+    assert values.keys() - parts["evaluation"] == THRIFTY | others
     assert parts["base"] == OF_THE_BASE
+
+
+def test_an_evaluation_depends_on_its_own_number_of_images_alone():
+    plain = load(["task=geneval"])
+    for word in ("evaluation.every=5", "evaluation.every_images=2", "evaluation.images=2"):
+        assert identity(load(["task=geneval", word]), "ocr") == identity(plain, "ocr"), word
+    assert identity(load(["task=geneval", "evaluation.cross_images=2"]), "ocr") != identity(plain, "ocr")
 
 
 def _another(value):
