@@ -78,7 +78,7 @@ def run(words: Sequence[str]) -> Shown:
         RunStopped: a training stopped.
     """
     asked = parse(words)
-    config = settings.load([*asked.overrides, f"method={COMMON}"])
+    config = settings.load([*asked.overrides, f"method={COMMON}", f"seed={max(asked.seeds)}"])  # any may be too large
     if asked.epochs > config.train.epochs:
         raise UserError(f"epochs={asked.epochs} are more than the {config.train.epochs} of a training (train.epochs)")
     arms = {arm: settings.load([*asked.overrides, *arm_words(arm)]) for arm in asked.arms}

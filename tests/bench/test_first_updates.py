@@ -243,6 +243,7 @@ def test_one_seed_has_no_interval_and_none_in_common_no_figures():
         ("arms=flow_grpo,moon", "no arm 'moon'; there are: flow_grpo"),
         ("seed=3..1", r"seed=3..1: the range 3..1 is empty"),
         ("seed=x", "'x' is no seed"),
+        (f"seed=0,{2**63}", r"seed=9223372036854775808 must be less than 2\^63"),
         ("seed=", "seed= has no value"),
         ("method=star", "method=star: arms=A,B says which arms are trained"),
         ("run=here", "what they gain is kept in runs/first_updates"),
