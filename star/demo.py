@@ -13,6 +13,7 @@ from evaluators.geneval.evaluator import GenEval
 from star.common.console import note
 from star.common.errors import UserError
 from star.common.files import check_file, replacing, write_text
+from star.common.launched import check_alone
 from star.common.numbers import with_error
 from star.common.processes import joined
 from star.common.shipped import WEIGHTS
@@ -63,6 +64,7 @@ def demo(folder: Path, overrides: Sequence[str]) -> Demo:
         UserError: a setting cannot be used, or makes a model that the adapters do not fit; the folder cannot be written to,
             or has another page; or there are several processes.
     """
+    check_alone("star demo")
     page, picture = folder / "index.html", folder / "pictures.png"
     _check_place(page, picture)
     config = load(["task=geneval", *overrides], own_folder=False)
@@ -71,8 +73,6 @@ def demo(folder: Path, overrides: Sequence[str]) -> Demo:
         raise UserError(
             f"star demo shows GenEval's scores, and {task.evaluator.protocol} gives others; leave task and evaluators out"
         )
-    if accelerator.num_processes > 1:
-        raise UserError("star demo takes a minute and one process; start it without a launcher")
     base = loaded(config)
     adapters = {method: lora.read(ADAPTERS / method).values(base) for method in METHODS}
     found: dict[str, Evaluation] = {}

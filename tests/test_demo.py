@@ -12,13 +12,15 @@ from star import demo as module
 from star.common.errors import UserError
 from star.demo import METHODS, METRICS, demo
 
+SECOND_OF_TWO = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 EXTENDING = Path(__file__).parent / "extending"
 
 
 def test_it_is_refused_to_a_launcher(tmp_path, monkeypatch):
     """Each process would have drawn a part of the pictures."""
-    monkeypatch.setattr(module, "joined", lambda: SimpleNamespace(num_processes=2))
-    with pytest.raises(UserError, match="one process; start it without a launcher"):
+    for name, value in SECOND_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="star demo takes one process; start it without a launcher"):
         demo(tmp_path / "made", [])
     assert not (tmp_path / "made").exists()
 

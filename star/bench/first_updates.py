@@ -22,6 +22,7 @@ from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms,
 from star.common.console import tell
 from star.common.errors import UserError
 from star.common.files import MOST_AMOUNT, alone_in, is_amount, read_json, write_text
+from star.common.launched import check_alone
 from star.common.numbers import MISSING, signed, with_error
 from star.common.progress import Bar, bar
 from star.common.words import own_words, seeds_of
@@ -74,9 +75,11 @@ def run(words: Sequence[str]) -> Shown:
         words: ``epochs=6``, ``arms=A,B``, ``seed=0..7``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks.
+        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks; or there are
+            several processes.
         RunStopped: a training stopped.
     """
+    check_alone("star bench first_updates")
     asked = parse(words)
     config = settings.load([*asked.overrides, f"method={COMMON}", f"seed={max(asked.seeds)}"])  # any may be too large
     if asked.epochs > config.train.epochs:

@@ -22,6 +22,7 @@ from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, w
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs, weights_file, weights_label
 from star.common.errors import RunStopped, UserError
 from star.common.files import alone_in, free_bytes, replacing
+from star.common.launched import check_alone
 from star.common.numbers import MISSING, with_error
 from star.common.progress import bar
 from star.common.words import own_words
@@ -173,9 +174,11 @@ def run(words: Sequence[str]) -> Shown:
         words: ``epochs=12``, ``arms=A,B``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks.
+        UserError: a word that cannot be used, or an arm that needs places or slopes that the evaluator lacks; or there are
+            several processes.
         RunStopped: the GPU runs out of memory, a gradient is not finite, or all are 0.
     """
+    check_alone("star bench gradient")
     asked = parse(words)
     config = settings.load([*asked.overrides, f"method={COMMON}"])
     methods = {arm: settings.load([*asked.overrides, *arm_words(arm)]).method for arm in asked.arms}

@@ -24,6 +24,7 @@ from star.bench.table import Shown, made_by, prepared, raw_table, refuse_less, w
 from star.bench.words import identity, refuse_runs, weights_file, weights_label
 from star.common.errors import UserError
 from star.common.files import alone_in, replacing
+from star.common.launched import check_alone
 from star.common.machine import machine
 from star.common.noise import generator, normal
 from star.common.numbers import MISSING, with_error
@@ -104,8 +105,9 @@ def run(words: Sequence[str]) -> Shown:
         words: ``prompts=48``, ``tokens=16``, ``weights=RUN_FOLDER_OR_FILE``, ``out=FILE`` and settings.
 
     Raises:
-        UserError: a word that cannot be used, or fewer prompts or tokens than are asked for.
+        UserError: a word that cannot be used, or fewer prompts or tokens than are asked for; or there are several processes.
     """
+    check_alone("star bench influence")
     asked = parse(words)
     config = settings.load([*asked.overrides, "method=star"])
     task = load_task(config, config.task.name)

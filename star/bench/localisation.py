@@ -18,6 +18,7 @@ from evaluators.geneval.evaluator import GenEval
 from evaluators.geneval.rules import filter_detections
 from star.bench.table import Shown
 from star.common.errors import UserError
+from star.common.launched import check_alone
 from star.common.noise import normal
 from star.common.numbers import number, with_error
 from star.common.progress import track
@@ -69,8 +70,10 @@ def measure(overrides: Sequence[str], drawn: bool = False) -> Localisation:
         drawn: whether the chosen blocks' maps will be drawn, so that the model must have these blocks.
 
     Raises:
-        UserError: the task has no object masks, no picture was right, or a block to draw does not exist.
+        UserError: the task has no object masks, no picture was right, or a block to draw does not exist; or there are several
+            processes.
     """
+    check_alone("star bench localisation")
     config = load(overrides, own_folder=False)
     task = load_task(config, config.task.name)
     if not isinstance(task.evaluator, GenEval):

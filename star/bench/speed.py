@@ -17,6 +17,7 @@ from star.bench.flow_grpo import FlowGRPO, Rollouts, check, load
 from star.bench.gpu.figures import seconds as measured
 from star.bench.reddest import Reddest
 from star.common.errors import RunStopped
+from star.common.launched import check_alone
 from star.common.noise import normal
 from star.common.progress import bar
 from star.common.statistics import Estimate, mean_interval
@@ -123,9 +124,10 @@ def measure(overrides: Sequence[str], rounds: int) -> list[Row]:
         rounds: epochs that are timed.
 
     Raises:
-        UserError: a setting that cannot be used, or for which there is no published loop.
+        UserError: a setting that cannot be used, or for which there is no published loop; or there are several processes.
         RunStopped: the two do not compute the same, or the GPU's memory is not enough.
     """
+    check_alone("star bench speed")
     load_config([*DEFAULTS, *overrides], own_folder=False)  # wrong settings are reported before a folder is made
     with tempfile.TemporaryDirectory() as folder:
         config = load_config([*DEFAULTS, *overrides, f"run={folder}"])

@@ -61,3 +61,17 @@ def check_launched() -> None:
                 f"{name}={value} is not supported; unset it, or start with `torchrun` if `accelerate launch` took it from its "
                 "configuration: model.dtype, model.offload, model.shard, model.compile and train.micro_batch are the settings"
             )
+
+
+def check_alone(command: str) -> None:
+    """Refuse to be one of several processes.
+
+    Args:
+        command: the one that takes one process alone.
+
+    Raises:
+        UserError: it is; or what :func:`check_launched` refuses.
+    """
+    check_launched()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"{command} takes one process; start it without a launcher")

@@ -16,7 +16,7 @@ DRAWING = ("steps", "guidance", "seed")
 """The settings of an evaluation that change its images, rather than their number."""
 
 OF_OTHERS = ("every", "every_images", "images", "cross_images")
-"""The settings of evaluations none of which matters to all: those during training, and how many images a task's prompts get."""
+"""The settings of evaluations each of which matters to some alone: when training makes one, and how many images it draws."""
 
 ARITHMETIC = 2
 """Number of this code's arithmetic, raised when the same settings come to give other digits. 2: rollouts that share their

@@ -10,8 +10,10 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from star import cli
+from star.bench import first_updates, gradient, influence, localisation, speed
+from star.bench.gpu import run as gpu
 from star.common.errors import RunStopped, UserError
-from star.common.launched import OF_SEVERAL, OURS, check_launched, is_first
+from star.common.launched import OF_SEVERAL, OURS, check_alone, check_launched, is_first
 from star.common.processes import joined
 from star.method.allocation import effective_sample_share
 from star.training import runs
@@ -109,6 +111,34 @@ def test_results_are_shown_by_one_process_of_several(monkeypatch):
     assert is_first()  # there is nobody else
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not is_first()
+
+
+MEASUREMENTS = {
+    "speed": lambda: speed.measure(["task=none"], 1),
+    "gradient": lambda: gradient.run(["task=none"]),
+    "first_updates": lambda: first_updates.run(["task=none"]),
+    "influence": lambda: influence.run(["task=none"]),
+    "localisation": lambda: localisation.measure(["task=none"]),
+    "gpu": lambda: gpu.run(["only=none"]),
+}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_what_takes_one_process_says_so_before_all_else(monkeypatch, name):
+    for variable, value in (WHOLE | {"RANK": "1", "WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"^star bench {name} takes one process; start it without a launcher$"):
+        MEASUREMENTS[name]()
+
+
+def test_one_process_of_a_launcher_is_alone(monkeypatch):
+    check_alone("star demo")
+    for variable, value in WHOLE.items():
+        monkeypatch.setenv(variable, value)
+    check_alone("star demo")
+    monkeypatch.setenv("RANK", "x")
+    with pytest.raises(UserError, match="RANK=x is no whole number"):
+        check_alone("star demo")
 
 
 class OnApple(torch.Tensor):

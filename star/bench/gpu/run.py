@@ -16,6 +16,7 @@ from star.bench.gpu.steps import STEPS, Step
 from star.bench.gpu.worker import Worker
 from star.common.errors import UserError
 from star.common.files import check_room
+from star.common.launched import check_alone
 from star.common.signals import ending_like_ctrl_c
 from star.common.words import own_words
 from star.config.compose import of_scale
@@ -107,10 +108,11 @@ def run(words: Sequence[str]) -> int:
         the exit code: 1 if a step failed.
 
     Raises:
-        UserError: words that cannot be used.
+        UserError: words that cannot be used, or several processes.
         RunStopped: the process that measures does not start.
         KeyboardInterrupt: the command was interrupted; what was measured until then is in the files.
     """
+    check_alone("star bench gpu")
     asked = parse(words)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     check_room(asked.folder, "the table")
