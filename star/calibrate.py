@@ -33,7 +33,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         overrides: settings; the scale is ``paper`` unless they set another.
         source: a folder, a .safetensors file, or a repository in the hub's cache; by default what Flow-GRPO's authors
             released for the task.
-        name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``.
+        name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``. Behind it stands what
+            stands behind the name of its base: ``lora@FOLDER+sd35_large``.
 
     Returns:
         Each row with the published number and the one that others measured on the released LoRA, both as printed; empty where
@@ -47,6 +48,9 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
     if source is None and task not in RELEASED:
         raise UserError(f"task={task} has no released LoRA; name one with lora=FOLDER")
     label = name or (RELEASED_METHOD if source is None else f"lora@{Path(source).name.removesuffix(lora.SUFFIX)}")
+    # Its base's rows are named so, too, and methods are compared with the base of their own changes alone.
+    changes = settings.label(config, "base").removeprefix("base")
+    label = label.removesuffix(changes) + changes
     if not NAME.allows(label):  # reported before the work
         raise UserError(f"name={label} {NAME.text}; choose one with name=NAME")
     parsed = MethodName.parse(label)

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,15 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from star.calibrate import calibrate
 from star.common import files
 from star.common.errors import UserError
 from star.common.noise import normal
+from star.config import label, load
 from star.models import lora
 from star.models.sd3 import SD3
 from star.models.sources import pipeline_class
+from star.records.names import family
 from star.records.results import read
 from star.training.rollout import generate
 from star.training.trainer import Trainer
@@ -338,6 +342,20 @@ def test_two_loras_of_one_name_do_not_replace_each_other(star, few_prompts, rele
         code, _, told = star(*words, "lora=one/lora", f"name={name}")
         assert code == 2 and f"name={name} {fault}" in told
     assert {row.method for row in read(Path("runs/results/mini/geneval.csv"))} == names | {"flow_grpo@released"}
+
+
+def test_a_lora_of_another_base_is_named_as_its_base_is(tmp_path, monkeypatch):
+    """Or it would be compared with the base of SD3.5 Medium."""
+    named = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lora, "locate", lambda source: source)
+    monkeypatch.setattr(lora, "read", lambda place: SimpleNamespace(digest="0"))
+    monkeypatch.setattr("star.calibrate.runs.released", lambda config, adapters, method: named.append(method) or [])
+    for words, name in ((["model=sd35_large"], None), (["model=sd35_large"], "mine+sd35_large"), (["variant=nocfg"], "mine")):
+        calibrate(["task=geneval", *words], "some/Z.safetensors", name)
+        assert family(named[-1]) == family(label(load(["scale=paper", *words]), "base")) != ""
+    calibrate(["task=geneval"], "some/Z.safetensors")
+    assert named == ["lora@Z+sd35_large", "mine+sd35_large", "mine+nocfg", "lora@Z"]
 
 
 class Products(TorchDispatchMode):
