@@ -21,7 +21,7 @@ from star.bench.table import Shown, older_rows, prepared, whole, write
 from star.bench.words import COMMON, arm_words, file_name, identity, parse_arms, refuse_runs
 from star.common.console import tell
 from star.common.errors import UserError
-from star.common.files import MOST_AMOUNT, alone_in, is_amount, read_json, write_text
+from star.common.files import MOST_AMOUNT, alone_in, changing, is_amount, read_json, write_text
 from star.common.launched import check_alone
 from star.common.numbers import MISSING, signed, with_error
 from star.common.progress import Bar, bar
@@ -159,7 +159,8 @@ def measure(arms: Mapping[str, Config], asked: Asked, task: Task, folder: Path) 
 
 def _train(arms: Mapping[str, Config], epochs: int, task: Task, folder: Path, display: Bar) -> None:
     """The trainings of one seed, in one model; a function, so that its memory is free before the next seed's is loaded."""
-    begun = as_begun(next(iter(arms.values())), folder)
+    with changing(folder / "kernels.txt"):  # all seeds share it, and may be begun side by side
+        begun = as_begun(next(iter(arms.values())), folder)
     base = loaded(begun)
     check_maps(arms.values(), task, base)  # not when an arm's turn comes, after the others' epochs
     initial = {name: value.detach().clone() for name, value in base.trained.items()}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 from scipy import stats
 
 from star import config as settings
@@ -128,11 +129,32 @@ class Overflowing:
         return {"reward": 0.5 + number / 8} | made
 
 
-def test_skipped_updates_are_not_counted_and_told(words, monkeypatch, capsys):
+@pytest.fixture
+def overflowing(monkeypatch):
     monkeypatch.setattr(first_updates, "loaded", lambda config: SimpleNamespace(trained={}))
     monkeypatch.setattr(first_updates, "check_maps", lambda *given: None)
     monkeypatch.setattr(first_updates, "Trainer", Overflowing)
     monkeypatch.setattr(first_updates, "Untrained", Overflowing)
+
+
+@pytest.mark.usefixtures("overflowing")
+def test_seeds_that_begin_side_by_side_choose_kernels_one_after_another(words, monkeypatch):
+    """Or each would time them for itself, and arms of two seeds be trained with unequal ones."""
+    begun = []
+
+    def watched(config, folder):
+        with pytest.raises(Timeout):
+            FileLock(folder / ".kernels.txt.lock").acquire(timeout=0)
+        begun.append(config.seed)
+        return config
+
+    monkeypatch.setattr(first_updates, "as_begun", watched)
+    first_updates.run([*words, "arms=flow_grpo", "epochs=2"])
+    assert begun == [0, 2]
+
+
+@pytest.mark.usefixtures("overflowing")
+def test_skipped_updates_are_not_counted_and_told(words, capsys):
     first_updates.run([*words, "arms=flow_grpo,star", "epochs=4", "seed=2"])
     found = {arm: [row["updates"] for row in table() if row["arm"] == arm] for arm in (UNTRAINED, "flow_grpo", "star")}
     assert found == {UNTRAINED: ["0"] * 4, "flow_grpo": ["0", "2", "4", "6"], "star": ["0", "0", "1", "3"]}
