@@ -171,6 +171,7 @@ def compare(
     for name, parameter in base.trained.items():
         loop.trained[name].data.copy_(parameter.data)
     trainer = Trainer(config, task, base)
+    loop.scaler = _scaler(trainer, trainer.scaler.get_scale())  # torch's own begins elsewhere
     ours, published = Ours(trainer), Published(loop)
     seconds: dict[str, list[float]] = defaultdict(list)
     with bar("are results equal?", rounds + 1) as display:
@@ -218,11 +219,33 @@ def differences(ours: Ours, published: Published, epoch: Epoch) -> dict[str, flo
         "log-probabilities": max(_apart(own.log_probs, other.log_probs[: len(own.log_probs)]) for own, other in pairs),
         "images": max(_apart(own.images, other.images) for own, other in pairs),
     }
-    ours.update(epoch)
-    published.update(epoch)
+    _update(ours, published, epoch)
     own, other = ours.trainer.base.trained.values(), published.loop.trained.values()
     gradients = _moments(ours.trainer.optimizer, own), _moments(published.loop.optimizer, other)
     return apart | {"gradients": _apart(*gradients), "parameters": _apart(_flat(own), _flat(other))}
+
+
+def _update(ours: Ours, published: Published, epoch: Epoch) -> None:
+    """Make both sides' updates; again, at a lower scale of the loss, where float16 overflowed and a side skipped one."""
+    trainer, loop = ours.trainer, published.loop
+    trained = [*trainer.base.trained.values(), *loop.trained.values()]
+    before = [parameter.detach().clone() for parameter in trained]
+    while True:
+        scale = trainer.scaler.get_scale()
+        ours.update(epoch)
+        published.update(epoch)
+        lower = min(trainer.scaler.get_scale(), loop.scaler.get_scale())
+        if lower == scale:
+            return
+        for parameter, value in zip(trained, before, strict=True):
+            parameter.data.copy_(value)
+        trainer.optimizer.state.clear()
+        loop.optimizer.state.clear()
+        trainer.scaler, loop.scaler = _scaler(trainer, lower), _scaler(trainer, lower)
+
+
+def _scaler(trainer: Trainer, scale: float) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(trainer.base.device.type, scale, enabled=trainer.scaler.is_enabled())
 
 
 def disagreement(apart: Mapping[str, float], dtype: str) -> str:

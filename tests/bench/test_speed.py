@@ -8,6 +8,7 @@ from tiny import FAST
 
 from star.bench import speed
 from star.common.errors import RunStopped, UserError
+from star.training.trainer import Trainer
 
 PHASES = ("rollouts", "update", "epoch")
 RESULTS = ("latents", "log-probabilities", "images", "gradients", "parameters")
@@ -90,6 +91,24 @@ def test_results_that_differ_are_not_timed(words, monkeypatch, change, told):
     monkeypatch.setattr(speed, "measured", lambda *given: pytest.fail("timed"))
     with pytest.raises(RunStopped, match=f"^{told} our trainer and of the published loop are .* they do not compute the same"):
         speed.measure([*words, "train.updates_per_epoch=1"], rounds=1)
+
+
+class Overflowing(Trainer):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.scaler = torch.amp.GradScaler("cpu", 2.0**30)
+
+
+def test_both_sides_skip_no_update_that_is_compared(words, monkeypatch):
+    """Whichever overflows first in float16, as one does at this scale of the loss."""
+    updated, scales = speed.Ours.update, []
+    monkeypatch.setattr(speed, "Trainer", Overflowing)
+    monkeypatch.setattr(
+        speed.Ours, "update", lambda side, epoch: updated(side, epoch) or scales.append(side.trainer.scaler.get_scale())
+    )
+    rows = dict(speed.measure([*words, "model.dtype=float16", "train.updates_per_epoch=1"], rounds=1))
+    assert scales[0] > scales[-2] == scales[-1]  # the last is of the epoch that is timed
+    assert rows["parameters apart, millionths"].value < 1e5
 
 
 def test_what_is_no_number_is_not_equal():
