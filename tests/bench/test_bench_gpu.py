@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from star.bench.gpu import judges, run, worker
+from star.bench.gpu import compiled, judges, run, worker
 from star.bench.gpu.bench import Bench
 from star.bench.gpu.figures import FAILED, NO_MEMORY, Figure, attempt
 from star.bench.gpu.model import ONE_GROUP, REDUCTIONS, ratio_error
@@ -29,6 +30,7 @@ from star.bench.gpu.sizes import SHRUNKEN, TRUE
 from star.bench.gpu.steps import STEPS, Step
 from star.common.errors import UserError
 from star.models.memory import TEXT_ENCODER_PARAMETERS
+from star.models.sd3 import compile_blocks
 
 HERE = "test_bench_gpu"
 
@@ -256,6 +258,16 @@ def test_ratios_are_measured_with_settings_that_need_the_means_of_rollouts(setti
     bench = Bench(torch.device("cpu"), (setting,))
     off, spread, allowed = ratio_error(bench, bench.base(bench.config()), "here", REDUCTIONS["position"], rows=2)
     assert 0 <= spread.value <= 1.01 * off.value <= 1.01 * allowed.value
+
+
+def test_compiling_for_a_step_leaves_the_compiler_as_it_was():
+    """Its settings are the process's, and later steps are measured as a run would compute."""
+    configs = torch._dynamo.config, torch._inductor.config
+    before = [config.get_config_copy() for config in configs]
+    with compiled._compiler():
+        compile_blocks(SimpleNamespace(transformer_blocks=[]), torch.device("cpu"), "eager")
+        assert [config.get_config_copy() for config in configs] != before
+    assert [config.get_config_copy() for config in configs] == before
 
 
 def test_sizes_of_a_gpu_are_those_of_the_published_models():

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 
 from star.bench.gpu.bench import Bench
 from star.bench.gpu.figures import Figure, attempt, free
@@ -17,6 +18,14 @@ from star.models.sd3 import compile_blocks
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable for the folder in which the compiler keeps its code between processes."""
+
+CHANGED = (
+    (torch._dynamo.config, "recompile_limit"),
+    (torch._dynamo.config, "fail_on_recompile_limit_hit"),
+    (inductor, "emulate_precision_casts"),
+    (inductor, "deterministic"),  # torch 2.9 may lack it
+)
+"""The settings of the compiler that :func:`star.models.sd3.compile_blocks` changes."""
 
 
 def compiled(bench: Bench) -> Iterator[Figure]:
@@ -57,7 +66,7 @@ def _pass(passes: Passes, name: str, action: Callable[[], None], eager: float) -
 @contextmanager
 def _compiler() -> Iterator[None]:
     """Inside, the compiler starts with nothing cached; afterwards its settings are as before."""
-    limits = torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit
+    settings = [(of, name, getattr(of, name)) for of, name in CHANGED if hasattr(of, name)]
     before = os.environ.get(CACHE)
     torch._dynamo.reset()
     counters.clear()
@@ -67,7 +76,8 @@ def _compiler() -> Iterator[None]:
             yield
         finally:
             torch._dynamo.reset()
-            torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = limits
+            for of, name, value in settings:
+                setattr(of, name, value)
             os.environ.pop(CACHE)
             if before is not None:
                 os.environ[CACHE] = before
