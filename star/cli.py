@@ -628,7 +628,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without the letters of a name shows the rest
     let_segments_grow()
     keep_freed_memory()
-    _tell_odd(sys.argv[1:])
+    if is_first():
+        _tell_odd(sys.argv[1:])
     with report_errors(), written_out():
         app(prog_name="star")
 

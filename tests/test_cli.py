@@ -67,6 +67,14 @@ def test_words_that_have_no_effect_or_another_are_told(star, monkeypatch, words,
     assert told in err and ("star: note:" in err) == bool(told)
 
 
+def test_what_words_come_to_is_told_by_one_process_of_several(star, monkeypatch):
+    monkeypatch.setattr("star.training.runs.trained", lambda config: 1 / 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert ("star: note: preset=gpu1" in star("train", "preset=gpu1")[2]) == (rank == "0")
+
+
 def test_a_preset_is_told_nothing_where_the_paper_scale_is_meant(star, monkeypatch):
     monkeypatch.setattr("star.calibrate.calibrate", lambda *given: 1 / 0)
     monkeypatch.setattr("star.bench.gpu.run.run", lambda words: 1 / 0)

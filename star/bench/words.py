@@ -28,10 +28,12 @@ def parse_arms(value: str) -> tuple[str, ...]:
     """
     arms = tuple(dict.fromkeys(value.split(",")))
     for arm in arms:
-        name = arm.partition("@")[0]
+        name, *own = arm.split("@")
         if name not in ARMS and not is_path(name):
             known = ", ".join(ARMS)
             raise UserError(f"arms={value}: no arm {arm!r}; there are: {known}, and functions as my_module:my_map")
+        if (wrong := next((part for part in own if "=" not in part[1:]), None)) is not None:
+            raise UserError(f"arms={value}: {arm!r} has {wrong!r} behind '@'; write a setting of the method, as star@mix=1")
     if REFERENCE not in arms:
         raise UserError(f"arms={value}: {REFERENCE} is missing, which all are compared with")
     return arms

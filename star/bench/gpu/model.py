@@ -57,8 +57,7 @@ def build(bench: Bench) -> Iterator[Figure]:
 
 
 def on_policy(bench: Bench) -> Iterator[Figure]:
-    """How far the ratios of an on-policy update are off 1, in every precision, for every kernel and each ratio
-    of the ablation's arms."""
+    """How far an on-policy update's ratios are off 1, in every precision, for every kernel and each ratio of the ablation."""
     for dtype in ("bfloat16", "float16", "float32"):
         yield from attempt(dtype, partial(_agreement, bench, dtype))
         free()
