@@ -33,8 +33,8 @@ def calibrate(overrides: Sequence[str], source: str | None = None, name: str | N
         overrides: settings; the scale is ``paper`` unless they set another.
         source: a folder, a .safetensors file, or a repository in the hub's cache; by default what Flow-GRPO's authors
             released for the task.
-        name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``. Behind it stands what
-            stands behind the name of its base: ``lora@FOLDER+sd35_large``.
+        name: of the method in the results; by default ``flow_grpo@released``, or for another source ``lora@FOLDER``. Behind
+            it comes what its base's name has behind it: ``lora@FOLDER+sd35_large``.
 
     Returns:
         Each row with the published number and the one that others measured on the released LoRA, both as printed; empty where

@@ -15,19 +15,16 @@ from star.config.identity import (
 from star.config.loading import load
 from star.config.schema import (
     Config,
-    EvaluationConfig,
     ModelConfig,
     RelevanceConfig,
     SamplingConfig,
     flat,
     get,
-    to_dict,
     to_yaml,
 )
 
 __all__ = [
     "Config",
-    "EvaluationConfig",
     "ModelConfig",
     "RelevanceConfig",
     "SamplingConfig",
@@ -47,7 +44,6 @@ __all__ = [
     "other_tasks",
     "read_config",
     "terms",
-    "to_dict",
     "to_yaml",
     "ways_to_save_memory",
 ]

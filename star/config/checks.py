@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from star.common.errors import UserError
 from star.common.plugins import is_path
 from star.config.compose import compose, options
-from star.config.schema import BELOW_2_63, Config, Rule, SamplingConfig, TrainConfig, flat, to_dict
+from star.config.schema import BELOW_2_63, Config, Rule, SamplingConfig, TrainConfig, flat
 from star.method.arms import ARMS
 
 STABLE_GROUP = 12
@@ -191,7 +191,7 @@ def ways_to_save_memory(config: Config, processes: int) -> list[str]:
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:
     """Every number in the settings, also within lists, with the dotted name of its setting."""
-    for name, value in flat(to_dict(config)).items():
+    for name, value in flat(asdict(config)).items():
         for one in value if isinstance(value, list) else [value]:
             if type(one) in (int, float):
                 yield name, one

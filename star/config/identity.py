@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from star.common.shipped import MINI_BASE, MINI_PICKSCORE
 from star.config.compose import of_scale
-from star.config.schema import Config, get, to_dict
+from star.config.schema import Config, get
 from star.method.arms import ARMS
 
 DRAWING = ("steps", "guidance", "seed")
@@ -74,7 +74,7 @@ def identity(config: Config, measured: str | None = None) -> dict:
             and on no evaluator but those that give its rewards.
     """
     outside = {"run", "tracker"} if measured else {"run", "tracker", "evaluation"}
-    known = {name: value for name, value in to_dict(config).items() if name not in outside}
+    known = {name: value for name, value in asdict(config).items() if name not in outside}
     del known["model"]["shard"]
     del known["train"]["checkpoint_minutes"]
     del known["model"]["kernels"]  # a run keeps the ones that it began with, see star.training.machine
@@ -116,7 +116,7 @@ def terms(config: Config) -> str:
     if method.arm == "uniform":
         return config_hash(shared)
     maps = {name: getattr(method, name) for name in OF_MAPS if getattr(method, name) != getattr(usual, name)}
-    looks, usually = (to_dict(one)["relevance"] for one in (config, own))
+    looks, usually = (asdict(one)["relevance"] for one in (config, own))
     maps |= {f"relevance.{name}": value for name, value in looks.items() if value != usually[name]}
     return f"{config_hash(shared)}/{config_hash(maps)}" if maps else config_hash(shared)
 

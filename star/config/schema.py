@@ -6,7 +6,7 @@ A value's range stands beside its type, as a :class:`Rule`; combinations of sett
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -32,12 +32,12 @@ WORD = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """The words of names in results, which ``+``, ``:`` and ``@`` join; none leads to another folder, as ``..`` would."""
 
 
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
+RESERVED_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.", re.IGNORECASE)
 """Folder names that Windows takes for devices, or whose final dot it drops."""
 
 
 def _is_word(value: str) -> bool:
-    return bool(WORD.fullmatch(value)) and not DEVICES.fullmatch(value)
+    return bool(WORD.fullmatch(value)) and not RESERVED_ON_WINDOWS.fullmatch(value)
 
 
 def _is_name(value: str) -> bool:
@@ -408,11 +408,6 @@ def get(config: Config, name: str) -> Any:
 def to_yaml(config: Config) -> str:
     """All settings as YAML, as a run's ``config.yaml`` holds them."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def to_dict(config: Config) -> dict:
-    """Plain nested dict of all settings."""
-    return asdict(config)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from star import config as settings
@@ -108,9 +109,7 @@ def overrides(file: Path, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: the settings cannot be read by this version.
     """
-    own, default = (
-        settings.flat(settings.to_dict(config)) for config in (settings.read_config(file), settings.load(list(words)))
-    )
+    own, default = (settings.flat(asdict(config)) for config in (settings.read_config(file), settings.load(list(words))))
     return [
         f"{'' if name in default else '+'}{name}={settings.as_word(value)}"
         for name, value in own.items()

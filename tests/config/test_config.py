@@ -1,5 +1,5 @@
 from copy import deepcopy
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -17,7 +17,6 @@ from star.config import (
     load,
     options,
     schema,
-    to_dict,
     to_yaml,
 )
 from star.method import attention
@@ -147,7 +146,7 @@ def test_every_setting_is_part_of_the_run_but_these():
     """One that joins the first list here makes runs equal that are not, one that leaves it makes shipped results unequal."""
     plain = load(["task=geneval"])
     values = {}
-    for group, value in to_dict(plain).items():
+    for group, value in asdict(plain).items():
         inner = is_dataclass(getattr(plain, group))
         values |= {f"{group}.{key}": one for key, one in value.items()} if inner else {group: value}
     others = {"scale": "paper", "evaluators": plain.evaluators | {"geneval": "mmdet"}, "rewards.others": {"ocr": 0.5}}

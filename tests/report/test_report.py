@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from star.common.errors import UserError
 from star.common.files import write_last
 from star.common.numbers import MISSING, signed
 from star.common.statistics import mean_interval, paired_difference, score_variances
-from star.config import load, read_config, to_dict, to_yaml
+from star.config import load, read_config, to_yaml
 from star.method.arms import ABLATION
 from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
@@ -854,8 +854,8 @@ def test_a_command_gives_the_settings_of_its_run(tmp_path):
     made = overrides(tmp_path / "config.yaml", words)
     assert set(changed) <= set(made)
     assert not [word for word in made if word.startswith(("run", "seed"))]
-    again = to_dict(load([*words, *made, "run=here"]))
-    assert again == to_dict(config) == to_dict(read_config(tmp_path / "config.yaml"))
+    again = asdict(load([*words, *made, "run=here"]))
+    assert again == asdict(config) == asdict(read_config(tmp_path / "config.yaml"))
 
 
 def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
@@ -868,7 +868,7 @@ def test_the_command_of_a_run_that_recorded_none_can_be_typed(tmp_path):
     found.runs["ocr", "star+fast", 0, "0123"] = tmp_path
     line, note = _command(found, ("ocr", "star+fast", 0, "0123"))
     assert line.startswith("star train task=ocr scale=mini method=star seed=0 ") and not note
-    assert to_dict(load([*shlex.split(line)[2:], "run=here"])) == to_dict(config)
+    assert asdict(load([*shlex.split(line)[2:], "run=here"])) == asdict(config)
     for method, told in {
         "base+fast": "star base task=ocr scale=mini",
         "flow_grpo@released": "star calibrate task=ocr scale=mini",

@@ -86,9 +86,9 @@ class Bench:
         return normal((rows, *base.latent_shape), SEED, "latents").to(self.device)
 
 
-def texts(rows: int) -> list[str]:
+def prompts(rows: int) -> list[Prompt]:
     """A prompt for each image."""
-    return [PROMPTS[row % len(PROMPTS)].text for row in range(rows)]
+    return [PROMPTS[row % len(PROMPTS)] for row in range(rows)]
 
 
 def built(kind: Callable[..., Model], config: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> Model:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from star.bench.gpu import machine
-from star.bench.gpu.bench import PROMPTS, Bench, texts
+from star.bench.gpu.bench import PROMPTS, Bench, prompts
 from star.bench.gpu.figures import (
     GIB,
     Figure,
@@ -130,7 +130,7 @@ class Passes:
         self.config = bench.config(*self.words)
         self.guidance = self.config.sampling.guidance
         self.rows = size if self.guidance == 1 else 2 * size
-        self._x, self._texts = bench.latents(base, size), texts(size)
+        self._x, self._texts = bench.latents(base, size), [prompt.text for prompt in prompts(size)]
         self._sigma = base.schedule(self.config.sampling.steps)[1]
         base.prepare(self._texts, self.guidance)  # which is not part of any pass
 
@@ -160,7 +160,7 @@ class Passes:
 
     def capture(self) -> Capture:
         """A capture that reads relevance as configured."""
-        return capture_for(self.base, [PROMPTS[row % len(PROMPTS)] for row in range(self.size)], self.config.relevance)
+        return capture_for(self.base, prompts(self.size), self.config.relevance)
 
     def timed(self, action: Callable[[], None]) -> float:
         """The median seconds of a pass."""
