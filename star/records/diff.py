@@ -5,7 +5,8 @@ number has its own interval, computed from its numbers of images and prompts if 
 allow for its rounding, the interval of the difference is widened by half a unit of its last digit.
 
 * ``partial budget``: our training had less than half or more than twice the updates, or the images, of the published one;
-  nothing is concluded. If those are not known, only less than half of Flow-GRPO's on the same task counts as partial.
+  nothing is concluded. If those are not known, only less than half of Flow-GRPO's counts as partial. Both are those of the
+  task that it was trained for.
 * ``differs``: 0 is outside the interval.
 * ``agrees by the other mean``: 0 is outside, but the source does not say how it averaged, and by the other mean 0 is inside.
 * ``within noise``: 0 is inside, but our own interval is too wide to show a difference that matters: its half-width is above
@@ -34,7 +35,7 @@ from star.common.numbers import MISSING, estimate, signed
 from star.common.statistics import Estimate, normal_interval
 from star.method.arms import REFERENCE
 from star.records.code import ROOT
-from star.records.names import ProtocolName, is_mini, measured_on_own_task, method_label
+from star.records.names import MethodName, ProtocolName, is_mini, measured_on_own_task, method_label
 from star.records.results import PaperRow, is_paper, read, read_paper
 from star.records.summary import Summary, summarise, unlike
 from star.records.tables import OF_THE_PAPER, columns, metric_label, metric_labels
@@ -131,9 +132,10 @@ def _summaries(file: Path) -> list[Summary]:
 
 def against_paper(summaries: Sequence[Summary], paper: Iterable[PaperRow]) -> list[DiffRow]:
     """Every summary, and every published row of the same tasks, matched by (task, metric, method)."""
+    paper = list(paper)
     tasks = {summary.task for summary in summaries}
     numbers = {row.key: row for row in paper if row.task in tasks}
-    budgets = {(row.task, row.method): row for row in numbers.values() if row.updates}
+    budgets = {(row.task, row.method): row for row in paper if row.updates}
     rows = []
     for summary in summaries:
         row = _own(summary)
@@ -186,7 +188,8 @@ def _base(row: PaperRow, paper: Iterable[PaperRow]) -> PaperRow | None:
 
 def _partial(summary: Summary, budgets: Mapping[tuple[str, str], PaperRow]) -> bool:
     """Whether a training was too short or too long to be compared with the published one, whatever the metric."""
-    own, borrowed = (budgets.get((summary.task, method)) for method in (summary.method, REFERENCE))
+    name = MethodName.parse(summary.method)
+    own, borrowed = (budgets.get((name.trained_for or summary.task, method)) for method in (name.at_home, REFERENCE))
     told = own or borrowed
     if told is None or not summary.updates:
         return False

@@ -31,7 +31,8 @@ STATUS = {
     diff.WITHIN_NOISE: "ours agrees with the paper's number, but its interval is too wide to tell",
     diff.DIFFERS: "the interval of the difference excludes 0",
     diff.OTHER_MEAN: "ours differs, but the source does not say how it averaged, and by the other mean they agree",
-    diff.PARTIAL_BUDGET: "ours was trained for fewer than half or more than twice the updates; nothing is concluded",
+    diff.PARTIAL_BUDGET: "ours was trained with less than half or more than twice the updates or images of the published "
+    "training, or, where those are not known, with less than half of Flow-GRPO's; nothing is concluded",
     diff.NOT_RUN: "this project has not measured it",
     diff.NOT_COMPARABLE_MINI: "ours comes from the small embedded model; no difference is computed",
     diff.NOT_COMPARABLE_PROTOCOL: "ours comes from another evaluator or from images drawn in another way",

@@ -476,6 +476,16 @@ def test_a_budget_is_that_of_a_training_whatever_the_metric(tmp_path):
     assert len(found) == 2 and {row.status for row in found} == {"partial budget"}
 
 
+@pytest.mark.parametrize(
+    ("updates", "status"), [(699, "partial budget"), (700, "differs"), (2800, "differs"), (2801, "partial budget")]
+)
+def test_a_budget_is_that_of_the_task_a_checkpoint_was_trained_for(tmp_path, updates, status):
+    """Flow-GRPO's on PickScore is 1,400 updates, and those on GenEval, where it is measured here, are 5,000."""
+    row = replace(ROW, method="flow_grpo:pickscore", value=0.3, updates=updates, images_seen=806_400)
+    found = [row for row in diff(results(tmp_path, row)) if row.seeds]
+    assert [(row.reference, row.status) for row in found] == [("0.54", status)]
+
+
 def test_a_published_score_of_an_unstated_mean_is_held_against_both(tmp_path):
     def statuses(macro, micro):
         rows = [
