@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from star.common.errors import RunStopped, UserError
+from star.common.files import fault_of_text
 from star.common.statistics import clustered_stderr
 
 
@@ -47,7 +48,7 @@ class Score(NamedTuple):
 
     Attributes:
         metric: its name, a word that begins with none of ``= + - @``; no other score has it.
-        value: finite, at most 1e12 either way.
+        value: finite, at most 1e12 either way; from 0 to 1 if the metric has the name of a rate, see :data:`RATE`.
         stderr: standard error over prompts, 0 or more; None where it cannot be computed.
         images, prompts: what it is a mean over, 1 or more.
     """
@@ -63,7 +64,7 @@ class Evaluator(Protocol):
     """Judges images for their prompts.
 
     Attributes:
-        protocol: name and version of the evaluation, with its engine: ``ocr-v1/rapidocr-3.10.0``.
+        protocol: name and version of the evaluation, with its engine: ``ocr-v1/rapidocr-3.10.0``; a word as metrics are.
         primary: the metric that methods are compared by.
         paired: the values in verdicts that paired comparisons use, name -> label, the main one first.
     """
@@ -145,14 +146,22 @@ def mean_scores(prompts: Sequence[Asked], verdicts: Sequence[dict], metrics: Map
     ]
 
 
-METRIC = re.compile(r"[^\s=+@-]\S*( \S+)*")
-"""The names of metrics: spreadsheets evaluate text that begins like a formula."""
+NAME = re.compile(r"[^\s=+@-]\S*( \S+)*")
+"""The names of metrics and protocols: spreadsheets evaluate text that begins like a formula."""
+
+RATE = re.compile(r"geneval_(official|strict)_\w+|ocr_(accuracy|exact)|vivid(_found)?", re.ASCII)
+"""The metrics that lie in [0, 1]."""
 
 MOST_SCORE = 1e12
 """The largest absolute value of a score: far above whatever is measured, far below where sums and squares overflow."""
 
 RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash")
 """Columns of tables of verdicts that say what was judged, and how; verdicts cannot have them."""
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric's values lie in [0, 1]."""
+    return bool(RATE.fullmatch(metric))
 
 
 def check_names(judge: str, verdicts: Sequence[dict]) -> None:
@@ -242,6 +251,8 @@ def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts
         UserError: they are not as :class:`Evaluator` and :class:`Score` say.
         RunStopped: a number is not finite.
     """
+    if not _is_name(evaluator.protocol):
+        raise UserError(f"{judge}: `protocol` is {evaluator.protocol!r}; write name and version, as in 'brightness-v1'")
     scores = evaluator.summarise(prompts, verdicts)
     if not (isinstance(scores, list) and all(isinstance(score, Score) for score in scores)):
         raise UserError(f"{judge}: `summarise` must return a list of evaluators.interface.Score, not {repr(scores)[:100]}")
@@ -254,15 +265,22 @@ def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts
     return [_plain(judge, score) for score in scores]
 
 
+def _is_name(given: object) -> bool:
+    """Whether an evaluator's metric or protocol is a text that result files hold."""
+    return isinstance(given, str) and bool(NAME.fullmatch(given)) and not fault_of_text(given)
+
+
 def _plain(judge: str, score: Score) -> Score:
     """A score that a result file can hold, its numbers as Python's own; raises what :func:`summary` does."""
     metric, value, stderr, images, prompts = score
-    named = isinstance(metric, str) and METRIC.fullmatch(metric)
     counted = isinstance(images, Integral) and isinstance(prompts, Integral)
-    if not (named and counted and isinstance(value, Real) and isinstance(stderr, Real | None)):
+    if not (_is_name(metric) and counted and isinstance(value, Real) and isinstance(stderr, Real | None)):
         raise UserError(f"{judge}: `summarise` gives {score}; a Score is a metric's name, two numbers and two whole numbers")
     plain = Score(metric, float(value), None if stderr is None else float(stderr), int(images), int(prompts))
     check_verdicts(judge, [{metric: plain.value, f"{metric} ± stderr": 0.0 if stderr is None else plain.stderr}])
-    if abs(plain.value) > MOST_SCORE or (plain.stderr or 0) < 0 or min(plain.images, plain.prompts) < 1:
+    counts = all(1 <= number < 2**63 for number in (plain.images, plain.prompts))
+    if abs(plain.value) > MOST_SCORE or (plain.stderr or 0) < 0 or not counts:
         raise UserError(f"{judge}: `summarise` gives numbers out of range: {plain}")
+    if is_rate(metric) and not 0 <= round(plain.value, 6) <= 1:  # six digits are what result files keep
+        raise UserError(f"{judge}: `summarise` gives {metric}={plain.value}, and by its name that is a rate, from 0 to 1")
     return plain

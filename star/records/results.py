@@ -10,19 +10,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evaluators.interface import MOST_SCORE
+from evaluators.interface import MOST_SCORE, is_rate
 from star.common.errors import UserError, short
-from star.common.files import read_json, replacing, visible
+from star.common.files import fault_of_text, read_json, replacing, visible
 from star.config import options
+from star.config.schema import BELOW_2_63
 from star.records.names import MethodName
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 """A number as tables hold it: Python would also take 9_7 for one."""
-RATE = re.compile(r"geneval_(official|strict)_\w+|ocr_(accuracy|exact)|vivid(_found)?", re.ASCII)
-"""The metrics that lie in [0, 1]."""
 MOST_DIGITS = 18
-"""The most digits of a whole number, so that every table can hold it."""
+"""The most digits before or behind the point of a published number."""
+COUNT_DIGITS = 19
+"""The digits of the largest whole number that every table can hold, 2^63 - 1."""
 
 ROWS, VERDICTS, METRICS = "rows.json", "images.csv", "../metrics.jsonl"
 """The result files of an evaluation's folder: its rows, its verdicts by image and, one level up, what training logged."""
@@ -120,7 +121,8 @@ def write(rows: Iterable[Row], path: Path) -> None:
     """Write a result file atomically: sorted by key, fixed float formats, LF line ends.
 
     Raises:
-        ValueError: two rows have the same key, or a row would not pass :func:`read`.
+        ValueError: two rows have the same key.
+        UserError: a row would not pass :func:`read`, such as one of a user's own evaluator.
     """
     ordered = sorted(rows, key=lambda row: row.key)
     for one, other in pairwise(ordered):
@@ -128,7 +130,7 @@ def write(rows: Iterable[Row], path: Path) -> None:
             raise ValueError(f"two rows with the key {one.key}")
     lines = [_line(row) for row in ordered]
     for row, line in zip(ordered, lines, strict=True):
-        _checked(dict(zip(COLUMNS, line, strict=True)), PARSERS, f"row {row.key}", ValueError)
+        _checked(dict(zip(COLUMNS, line, strict=True)), PARSERS, f"{path}: the new row {row.key}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
@@ -226,11 +228,6 @@ def is_paper(path: Path) -> bool:
     return "source" in _header(_open(path))
 
 
-def is_rate(metric: str) -> bool:
-    """Whether a metric's values lie in [0, 1]."""
-    return bool(RATE.fullmatch(metric))
-
-
 def _header(text: str) -> list[str]:
     """The cells of the first line of a CSV file; none if it has no such line."""
     try:
@@ -249,7 +246,7 @@ def _text(name: str, value: Any) -> str:
 
 def _word(text: str) -> str:
     # Spreadsheets evaluate text that begins like a formula.
-    if not text or text != text.strip() or {"\n", "\r"} & set(text) or text.startswith(FORMULA):
+    if not text or text != text.strip() or "\n" in text or fault_of_text(text) or text.startswith(FORMULA):
         raise ValueError
     return text
 
@@ -262,7 +259,7 @@ def _method(text: str) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > MOST_DIGITS:
+    if not text.isdecimal() or len(text) > COUNT_DIGITS or not BELOW_2_63.allows(int(text)):
         raise ValueError
     return int(text)
 
@@ -313,8 +310,8 @@ def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 Parser = tuple[Callable[[str], Any], str]
 WORD: Parser = (_word, "a word, not empty, that begins with none of = + - @")
 METHOD: Parser = (_method, "a method's name, like star, flow_grpo@released or star+fast:ocr")
-COUNT: Parser = (_count, "a whole number, 0 or more")
-OPTIONAL_COUNT: Parser = (_optional(_count), "a whole number, 0 or more, or nothing")
+COUNT: Parser = (_count, "a whole number, 0 or more, below 2^63")
+OPTIONAL_COUNT: Parser = (_optional(_count), "a whole number, 0 or more, below 2^63, or nothing")
 PARSERS: dict[str, Parser] = {
     **dict.fromkeys(("task", "metric", "protocol", "commit", "config_hash"), WORD),
     "method": METHOD,
@@ -385,14 +382,14 @@ def _parse(path: Path, kind: type[AnyRow], parsers: Mapping[str, Parser]) -> lis
         where = f"{path} line {number}"
         if len(line) != len(header):
             raise UserError(f"{where}: {len(line)} cells; the header has {len(header)} columns")
-        row = kind(**_checked(dict(zip(header, line, strict=True)), parsers, where, UserError))
+        row = kind(**_checked(dict(zip(header, line, strict=True)), parsers, where))
         if row.key in rows:
             raise UserError(f"{where}: a second row for {', '.join(map(str, row.key))}; keep one")
         rows[row.key] = row
     return list(rows.values())
 
 
-def _checked(cells: Mapping[str, str], parsers: Mapping[str, Parser], where: str, error: type[Exception]) -> dict[str, Any]:
+def _checked(cells: Mapping[str, str], parsers: Mapping[str, Parser], where: str) -> dict[str, Any]:
     """The values in a line, by column."""
     if is_rate(cells["metric"]):
         parsers = {
@@ -405,5 +402,5 @@ def _checked(cells: Mapping[str, str], parsers: Mapping[str, Parser], where: str
         try:
             found[name] = parse(text)
         except (ValueError, InvalidOperation):
-            raise error(f"{where}, column {name}: {short(text)!r} is not allowed; allowed: {allowed}") from None
+            raise UserError(f"{where}, column {name}: {short(text)!r} is not allowed; allowed: {allowed}") from None
     return found

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from evaluators.interface import is_rate
 from star.common.numbers import named_seeds
 from star.common.statistics import Estimate, mean_interval, normal_interval, wilson
 from star.records.names import method_label
-from star.records.results import Row, is_rate
+from star.records.results import Row
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def test_a_held_out_prompt_that_cannot_be_judged_is_told_before_the_training(mak
         (lambda *_: [SCORE._replace(value=2e12)], "`summarise` gives numbers out of range: .*value=2000000000000.0"),
         (lambda *_: [SCORE._replace(stderr=-0.1)], "`summarise` gives numbers out of range: .*stderr=-0.1"),
         (lambda *_: [SCORE._replace(prompts=0)], "`summarise` gives numbers out of range: .*prompts=0"),
+        (lambda *_: [SCORE._replace(images=2**63)], "`summarise` gives numbers out of range: .*images=9223372036854775808"),
     ],
 )
 def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypatch, given, told):
@@ -137,6 +138,25 @@ def test_so_are_scores_that_are_not_those_of_an_evaluation(make_config, monkeypa
     with pytest.raises(UserError, match=f"evaluators.pickscore: {told}"):
         Trainer(config)
     assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize("metric", ["ocr_accuracy", "vivid", "geneval_official_brightness"])
+def test_a_score_in_percent_is_refused_under_the_name_of_a_rate(metric):
+    """No result file would hold it. A mean may miss 1 by the last bit of a float."""
+    judge = registry.create(OWN)
+    judge.primary, judge.summarise = metric, lambda *_: [SCORE._replace(metric=metric, value=97.6)]
+    with pytest.raises(UserError, match=f"mine: `summarise` gives {metric}=97.6, and by its name that is a rate, from 0 to 1"):
+        summary("mine", judge, [], [])
+    judge.summarise = lambda *_: [SCORE._replace(metric=metric, value=1 + 1e-15)]
+    assert summary("mine", judge, [], [])[0].metric == metric
+
+
+@pytest.mark.parametrize("protocol", ["=v1", "-v1", "+v1", "@v1", " v1", "v1 ", "", "v\r1", "v\n1", "v\0", "\ud800", None])
+def test_a_protocol_that_no_result_file_holds_is_told_before_the_training(protocol):
+    judge = registry.create(OWN)
+    judge.protocol = protocol
+    with pytest.raises(UserError, match="mine: `protocol` is .*; write name and version, as in 'brightness-v1'"):
+        try_judge("mine", judge, [Text("a circle")], 8)
 
 
 def test_scores_of_numpy_numbers_are_kept_as_plain_ones(monkeypatch):

@@ -77,6 +77,11 @@ def test_upsert_replaces_the_same_key_and_keeps_the_rest(tmp_path):
     ]
 
 
+def test_the_largest_seed_that_training_takes_is_written(tmp_path):
+    write([replace(ROW, seed=2**63 - 1)], tmp_path / "r.csv")
+    assert [row.seed for row in read(tmp_path / "r.csv")] == [2**63 - 1]
+
+
 def test_numpy_scalars_are_written_like_numbers(tmp_path):
     write([replace(ROW, value=np.float32(0.25), seed=np.int64(3))], tmp_path / "r.csv")
     (row,) = read(tmp_path / "r.csv")
@@ -85,12 +90,13 @@ def test_numpy_scalars_are_written_like_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong", [{"value": float("nan")}, {"value": 97.6}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
+    + [{"seed": 2**63}, {"protocol": "=v1"}, {"protocol": "mine-\ud800"}, {"protocol": "mine\0"}],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path, wrong):
     path = tmp_path / "r.csv"
     write([ROW], path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(UserError, match=rf"r\.csv: the new row .*column {next(iter(wrong))}: "):
         write([replace(ROW, **wrong)], path)
     with pytest.raises(ValueError, match="two rows"):
         write([ROW, ROW], path)
