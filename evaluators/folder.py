@@ -51,8 +51,8 @@ def score_folder(
 
     Raises:
         UserError: the folder or the prompts are missing, empty, unreadable or do not fit each other; a prompt lacks something;
-            an image cannot be read; the scores would overwrite something else; a verdict has a key of
-            :data:`evaluators.interface.RESERVED`; or ``judge`` raises it.
+            an image cannot be read; the scores would overwrite something else; a verdict is refused
+            by :func:`evaluators.interface.check_names`; or ``judge`` raises it.
         RunStopped: ``judge`` gives a value that is not finite, or raises any other error.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP.
     """

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from star.common.errors import RunStopped, UserError
+from star.common.errors import RunStopped, UserError, short
 from star.common.files import fault_of_text
 from star.common.statistics import clustered_stderr
 
@@ -155,7 +155,7 @@ RATE = re.compile(r"geneval_(official|strict)_\w+|ocr_(accuracy|exact)|vivid(_fo
 MOST_SCORE = 1e12
 """The largest absolute value of a score: far above whatever is measured, far below where sums and squares overflow."""
 
-RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash")
+RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash", "terms", "trained_on")
 """Columns of tables of verdicts that say what was judged, and how; verdicts cannot have them."""
 
 
@@ -165,9 +165,13 @@ def is_rate(metric: str) -> bool:
 
 
 def check_names(judge: str, verdicts: Sequence[dict]) -> None:
-    """Raise UserError if verdicts have a key of :data:`RESERVED`: tables would hold theirs, or lose it."""
+    """Raise UserError if verdicts have a key of :data:`RESERVED`, which tables would lose, or a text that tables would break."""
     if taken := [name for name in RESERVED if any(name in verdict for verdict in verdicts)]:
         raise UserError(f"{judge} gives {taken[0]!r} in its verdicts, a column of every table of scores; call it otherwise")
+    for name, value in (item for verdict in verdicts for item in verdict.items()):
+        for text in filter(lambda given: isinstance(given, str), (name, value)):
+            if fault := fault_of_text(text):
+                raise UserError(f"{judge} gives {name!r}: {short(repr(value))} in its verdicts, with {fault}; leave that out")
 
 
 def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) -> list[dict]:
@@ -182,7 +186,7 @@ def check_verdicts(judge: str, verdicts: list[dict], images: int | None = None) 
 
     Raises:
         RunStopped: a number is not finite, or the evaluator did not give a verdict for each image.
-        UserError: of images, a verdict has a key of :data:`RESERVED`.
+        UserError: of images, a verdict has a key or a text that tables cannot hold, see :func:`check_names`.
     """
     if images is not None:
         if not _are_verdicts(verdicts, images):

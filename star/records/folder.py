@@ -162,7 +162,9 @@ def check_whole(file: Path, table: pd.DataFrame) -> None:
 def _check_cells(file: Path, table: pd.DataFrame, needed: Collection[str]) -> None:
     """Check that numeric cells hold finite numbers and that no cell is empty, except where a cell may be."""
     for name, column in table.items():
-        number = name in (*NUMBERS, "stderr") or (file.name == CURVES and name not in TEXTS)
+        # What else a verdict says is a user's, text or number, whatever its name.
+        own = name in (*needed, "reward")
+        number = (own and name in (*NUMBERS, "stderr")) or (file.name == CURVES and name not in TEXTS)
         empty = column.isna() | (column == "")
         known = np.isfinite(pd.to_numeric(column, errors="coerce")) if number else ~empty
         if name not in needed or name in MAY_BE_EMPTY:

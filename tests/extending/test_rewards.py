@@ -11,7 +11,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from evaluators import registry
-from evaluators.interface import Score, Text, mean_scores, summary, try_judge
+from evaluators.interface import Score, Text, check_verdicts, mean_scores, summary, try_judge
 from evaluators.score import score
 from star.common.errors import RunStopped, UserError
 from star.config import identity, load
@@ -208,6 +208,22 @@ def test_what_judges_otherwise_than_it_must_is_told_before_anything_is_drawn(mak
     with pytest.raises(UserError, match=f"^{name}:? .*{told}"):
         Trainer(config)
     assert not Path(config.run).exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"why": "dark\rand small"}, "'why': .*, with a carriage return; leave that out"),
+        ({"why": "a \0"}, "with a null character"),
+        ({"why": "\ud800"}, "half a character"),
+        ({"wh\ry": 1}, "with a carriage return"),
+        ({"terms": 1}, "'terms' in its verdicts, a column of every table"),
+        ({"trained_on": 1}, "'trained_on' in its verdicts, a column of every table"),
+    ],
+)
+def test_a_verdict_that_tables_cannot_hold_is_refused(more, told):
+    with pytest.raises(UserError, match=f"^mine gives .*{told}"):
+        check_verdicts("mine", [{"reward": 1.0} | more], 1)
 
 
 @pytest.mark.parametrize("others", [(), ("+rewards.others.pickscore=0.5",)], ids=["judged in the end", "mixed in"])

@@ -18,6 +18,7 @@ from star.records.folder import (
     LASTING,
     MAY_BE_EMPTY,
     NEEDED,
+    NUMBERS,
     TYPED,
     read_file,
 )
@@ -65,6 +66,13 @@ NUMBERS_OF = {
 def test_what_must_be_a_number_is_one(tmp_path, options, name, column, cell):
     with pytest.raises(UserError, match=f"row 1: {column} is no number"):
         read_file(write(tmp_path, name, **{column: cell}), **options)
+
+
+@HOW
+@pytest.mark.parametrize("column", sorted({*NUMBERS, "stderr"} - {*NEEDED[IMAGES], "reward"}))
+@pytest.mark.parametrize("cell", ["red", ""])
+def test_what_else_a_verdict_says_may_be_text_whatever_its_name(tmp_path, options, column, cell):
+    read_file(write(tmp_path, IMAGES, **{column: cell}), **options)
 
 
 @HOW
