@@ -38,6 +38,7 @@ RESTARTS = 100  # of a job that ran into its time limit: long trainings take man
 FIRST_PORT, PORTS = 20_000, 10_000
 LOCAL_PORT = 29_500
 FAILED_IN_A_ROW = 2  # runs without an epoch, after which a place looks broken
+RETRY_SECONDS = 600.0  # after which a cluster is asked again to take a job
 LOCK_SECONDS = 600.0  # that a job waits for its cell's lock, with GPUs that others could use
 GRACE_SECONDS = 900.0  # within which SLURM kills what it has told to end
 CPUS_OF_A_GPU = 8  # for its process, the evaluator's thread and the OCR workers
@@ -378,22 +379,26 @@ def _ended(going: Generator[None, None, int]) -> int:
 
 def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None, None]:
     before = {cell: len(lines(cell.folder)) for cell in cells}
-    waiting, jobs, full = list(cells), list[tuple[Cell, Any]](), False
+    waiting, jobs, again, said = list(cells), list[tuple[Cell, Any]](), 0.0, ""
     try:
         while waiting or jobs:
-            while waiting and not full:
+            while waiting and time.monotonic() >= again:
                 try:
                     jobs.append((waiting[0], _queued(waiting[0]) or _submit(waiting[0], options)))
                     waiting.pop(0)
                 except UserError as error:
                     if not jobs:
                         raise
-                    full = True  # clusters limit how many jobs one may have
-                    print(f"star: {error}; {len(waiting)} runs wait until a job has ended", file=sys.stderr)
+                    # Clusters limit how many jobs one may have, and at times do not answer.
+                    again = time.monotonic() + RETRY_SECONDS
+                    told = f"star: {error}; {len(waiting)} runs wait ten minutes, or until a job has ended"
+                    if told != said:
+                        print(told, file=sys.stderr)
+                    said = told
             for cell, job in list(jobs):
                 if job.done():
                     jobs.remove((cell, job))
-                    full = False
+                    again = 0.0
                     otherwise = f"job {job.job_id} ended without results ({job.state}), see {job.paths.folder}"
                     yield outcome(cell, before[cell], otherwise)
                 else:

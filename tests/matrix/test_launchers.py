@@ -555,13 +555,38 @@ def test_what_a_cluster_does_not_take_yet_waits(cell, slurm, capsys):
     events = launch(cells, load(WORDS))
     assert next(events) == (cells[0], State.NEW, "") and next(events)[0] == cells[0]
     told = capsys.readouterr().err
-    assert "QOSMaxSubmitJobPerUserLimit; 1 runs wait until a job has ended" in " ".join(told.split())
+    assert "QOSMaxSubmitJobPerUserLimit; 1 runs wait ten minutes, or until a job has ended" in " ".join(told.split())
     taken.unlink()
     (slurm / "state").write_text("FAILED")  # it ends without results, and makes room
     ended = next(event for event in events if event[1] is State.FAILED)
     assert ended[0] == cells[0] and not taken.exists()
     assert next(events)[0] == cells[1] and taken.exists()
     events.close()
+
+
+def test_a_cluster_that_does_not_answer_once_is_asked_again_while_jobs_run(cell, monkeypatch, capsys):
+    """It is asked ten minutes later, and each thing that it says is told once."""
+    cells = [replace(cell, command=(*cell.command, f"seed={seed}")) for seed in range(3)]
+    now, asked = [0.0], []
+
+    def sleep(_):
+        now[0] += 100
+
+    def submit(one, options):
+        asked.append((now[0], cells.index(one)))
+        if len(asked) in (2, 3):
+            raise UserError("sbatch: error: Socket timed out on send/recv operation")
+        return SimpleNamespace(job_id="1", state="RUNNING", done=lambda: False)
+
+    monkeypatch.setattr(launchers, "_submit", submit)
+    monkeypatch.setattr(launchers, "_queued", lambda _: None)
+    monkeypatch.setattr(launchers, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    events = launchers._submitit(cells, load(["launcher=submitit"]))
+    while len(asked) < 5 and now[0] < 5000:
+        next(events)
+    events.close()
+    assert asked == [(0.0, 0), (0.0, 1), (600.0, 1), (1200.0, 1), (1200.0, 2)]
+    assert capsys.readouterr().err.count("Socket timed out") == 1
 
 
 def test_the_nodes_of_a_job_meet(cell, slurm, monkeypatch):
