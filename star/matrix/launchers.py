@@ -205,7 +205,7 @@ def _local(cells: Sequence[Cell], options: Local, at_once: int, gpus: Sequence[s
             while waiting and places.free:
                 cell, place = waiting.pop(0), places.free.pop(0)
                 words = [*command(cell, options, port=_free_port()), *_folder_word(cell)]
-                going = attempt(cell.folder, words, _share(at_once, own[place]))
+                going = attempt(cell.folder, words, _share(at_once, own[place], size))
                 stack.callback(going.close)
                 running[cell] = going, place
             for cell, (going, place) in list(running.items()):
@@ -306,11 +306,18 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _share(at_once: int, gpus: str) -> dict[str, str]:
-    """The environment that gives one of several cells its share of the cores, and its GPUs if there are any."""
+def _share(at_once: int, gpus: str, processes: int) -> dict[str, str]:
+    """The environment that gives one of several cells its share of the cores, and its GPUs if there are any.
+
+    Args:
+        at_once: how many cells run side by side.
+        gpus: those of the cell, as a value of ``CUDA_VISIBLE_DEVICES``.
+        processes: how many the cell has. Each makes as many threads as the environment says, so they divide the share.
+    """
     if at_once == 1:
         return {}
-    share = dict.fromkeys(("OMP_NUM_THREADS", CORES_VARIABLE), str(max(1, cores() // at_once)))
+    own = max(1, cores() // at_once)
+    share = {CORES_VARIABLE: str(own), "OMP_NUM_THREADS": str(max(1, own // processes))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {})
 
 

@@ -286,17 +286,20 @@ def test_each_of_several_cells_has_gpus_of_its_own(finishing, monkeypatch):
     leave(cells, monkeypatch)
     monkeypatch.setitem(commands.MODULES, "accelerate", "fake_star")
     monkeypatch.setattr(launchers, "usable_gpus", lambda: ["0", "1", "4", "5"])
-    used = []
+    monkeypatch.setattr(launchers, "cores", lambda: 16)
+    used, shares = [], set()
     attempt = launchers.attempt
 
     def recorded(folder, words, environment):
         used.append((environment["CUDA_VISIBLE_DEVICES"], words[words.index("--main_process_port") + 1]))
+        shares.add((environment["STAR_CORES"], environment["OMP_NUM_THREADS"]))
         return attempt(folder, words, environment)
 
     monkeypatch.setattr(launchers, "attempt", recorded)
     options = load(["launcher.at_once=2", "launcher.gpus_per_node=2"])
     assert sum(state is State.DONE for _, state, _ in launch(cells, options)) == 3
     assert [gpus for gpus, _ in used[:2]] == ["0,1", "4,5"] and used[2][0] in ("0,1", "4,5")
+    assert shares == {("8", "4")}, "two processes divide their run's cores"
     assert used[0][1] != used[1][1], "side by side, two runs cannot meet at the same port"
     with pytest.raises(UserError, match="at_once=3 runs with launcher.gpus_per_node=2 each, but here are 4 GPUs"):
         launch(cells, load(["launcher.at_once=3", "launcher.gpus_per_node=2"]))
