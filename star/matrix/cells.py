@@ -132,6 +132,8 @@ def expand(words: Sequence[str]) -> list[Cell]:
     axes = tuple(f"{axis}=" for axis in AXES)
     given = {word.partition("=")[0]: word for word in words if word.startswith(axes)}
     others = [word for word in words if not word.startswith(axes)]
+    if signed := next((word for word in others if word.lstrip("+~").startswith(axes)), ""):
+        raise UserError(f"{signed}: write {signed.lstrip('+~')}, without signs before it")
     if any(word.lstrip("+~").startswith("run=") for word in others):
         raise UserError("run=...: the cells of a matrix have their own folders; leave it out")
     known = settings.load(others)

@@ -183,6 +183,8 @@ def test_folders_tell_trainings_apart_and_nothing_else():
         (["seed=-2..1"], "'-2..1' is no seed"),
         (["seed="], "'' is no seed"),
         (["seed"], "'seed' is no setting; write key=value"),
+        *(([f"{signs}seed=5"], f"{signs}seed=5: write seed=5, without signs before it") for signs in ("+", "++", "~")),
+        (["++task=ocr"], "++task=ocr: write task=ocr, without signs before it"),
         (["run=here"], "run=...: the cells of a matrix have their own folders"),
         (["method=star,spatial", "method.name=mine"], "method.name=mine: star, spatial would share a name in the results"),
         (["scale=mini,paper"], "no scale 'mini,paper'"),
