@@ -102,6 +102,8 @@ def collect(cells: Sequence[Cell], folder: Path) -> None:
     images = [part for cell in cells for part in _images(cell)]
     commands = [_labelled(cell.folder / "final", [_command(cell)]) for cell in cells]
     with locked(folder):
+        for file in results.result_files(folder):  # and so are the result files, of which each is written by itself
+            results.read(file)
         for cell in cells:
             _put(cell, folder)
         known = [row for file in results.result_files(folder) for row in results.read(file)]

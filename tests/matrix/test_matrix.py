@@ -594,6 +594,18 @@ def test_what_other_runs_left_in_the_files_stays(tmp_path, monkeypatch):
     assert [(row.method, row.value) for row in results.read(Path("results/ocr.csv"))] == [("spatial", 0.25), ("star", 0.75)]
 
 
+def test_beside_a_result_file_that_cannot_be_read_nothing_is_written(checkout):
+    words = ["task=geneval", "method=star", "seed=0", "evaluation.cross_images=0"]
+    finish(expand(words)[1], "prompt,image\na,0\n", 0.25)
+    broken = Path("results/mini/ocr.csv")
+    broken.parent.mkdir()
+    broken.write_text("task,metric\nbroken\n")
+    for make in (lambda: collect(expand(words)[1:], broken.parent), lambda: publish(words)):
+        with pytest.raises(UserError, match="ocr.csv line 1: the columns are task,metric"):
+            make()
+    assert [file for file in broken.parent.iterdir() if not file.name.startswith(".")] == [broken]
+
+
 def test_an_epoch_that_was_drawn_again_counts_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cell = expand(["task=ocr", "method=star", "seed=0"])[1]
