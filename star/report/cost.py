@@ -60,15 +60,9 @@ def _epochs(found: Collection, task: str) -> list[Block]:
         return []
     own = found.curves[found.curves["task"] == task].dropna(subset=list(PARTS))
     medians = {method: _median(own[own["method"] == method]) for method in found.methods(task)}
-    whole = {method: sum(parts) for method, parts in medians.items() if parts}
+    whole = {method: parts[-1] for method, parts in medians.items() if parts}
     lines = [
-        [
-            method_label(method),
-            *(number(part, 2) for part in medians[method]),
-            number(whole[method], 2),
-            *_ratios(whole, method),
-        ]
-        for method in whole
+        [method_label(method), *(number(part, 2) for part in medians[method]), *_ratios(whole, method)] for method in whole
     ]
     head = ["method", *PARTS.values(), "together", *AGAINST]
     return [Table(f"{task}: seconds of an epoch, median over epochs and seeds; {CAUTION}", head, lines)] if lines else []
@@ -83,4 +77,6 @@ def _ratios(times: dict[str, float], method: str) -> list[str]:
 
 
 def _median(lines: pd.DataFrame) -> list[float]:
-    return [float(lines[part].median()) for part in PARTS] if len(lines) else []
+    """The median over epochs of each part, and of their sum."""
+    parts = lines[list(PARTS)]
+    return [*map(float, parts.median()), float(parts.sum(axis=1).median())] if len(parts) else []
