@@ -89,15 +89,20 @@ def _overlaps(found: Collection) -> dict[str, str]:
 
 def _named(found: Collection) -> list[Table]:
     """The methods that were run with settings of their own, and the command words that give these settings."""
-    rows: dict[str, str] = {}
-    for (_, method, *_), command in found.commands.items():
+    given: dict[str, dict[str, list[str]]] = {}  # label -> settings -> the tasks that they were run on
+    for (task, method, *_), command in found.commands.items():
         words = [word for word in shlex.split(command)[2:] if not word.startswith(NO_SETTINGS)]
         if method in METHODS:  # its name says the rest
             words = [word for word in words if word.startswith(("method.", "relevance."))]
         if words:
-            rows[method_label(method)] = " ".join(words)
-    caption = "Settings of their own"
-    return [Table(caption, ["method", "settings"], [list(row) for row in sorted(rows.items())], numbers=2)] if rows else []
+            tasks = given.setdefault(method_label(method), {}).setdefault(" ".join(words), [])
+            tasks += [task] * (task not in tasks)
+    rows = [
+        [label, words + f" (on {', '.join(tasks)})" * (len(ways) > 1)]
+        for label, ways in sorted(given.items())
+        for words, tasks in sorted(ways.items())
+    ]
+    return [Table("Settings of their own", ["method", "settings"], rows, numbers=2)] if rows else []
 
 
 def _blocks(task: str, own: Sequence[Comparison]) -> list[Block]:

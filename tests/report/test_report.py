@@ -44,7 +44,7 @@ from star.models.sd3 import SD3
 from star.records.comparison import compare, variances
 from star.records.results import read, result_files, write
 from star.report import figures, maps, pictures, report
-from star.report.ablation import _forest, comparisons, difference_row
+from star.report.ablation import _forest, _named, comparisons, difference_row
 from star.report.blocks import _inline
 from star.report.collection import Collection, base_of, collect
 from star.report.cost import cost
@@ -312,6 +312,25 @@ def test_costs_are_relative_to_the_reference(whole):
     lines = table(section(whole[2], "What training cost"), "ocr: seconds of an epoch")
     assert lines[1] == ["Flow-GRPO", "30.00", "20.00", "50.00", "× 1.00", f"× {50 / 55:.2f}"]
     assert lines[5][:4] == ["STAR", "35.00", "20.00", "55.00"]
+
+
+def test_an_epoch_together_is_the_median_of_the_epochs_sums():
+    """And not the sum of the parts' medians, 4 seconds, which most epochs took longer than."""
+    epochs = pd.DataFrame({"sampling_seconds": [1.0, 2.0, 9.0], "update_seconds": [9.0, 2.0, 1.0]})
+    made = Collection(Path(), "mini", rows("ocr", "flow_grpo", 0), [])
+    made.curves = epochs.assign(task="ocr", method="flow_grpo")
+    assert cost(made).blocks[1].rows == [["Flow-GRPO", "2.00", "2.00", "10.00", "× 1.00", MISSING]]
+
+
+def test_settings_of_each_task_are_listed():
+    made = Collection(Path(), "mini", [], [])
+    caps = {("geneval", 0): 3, ("geneval", 1): 3, ("ocr", 0): 9, ("pickscore", 0): 3}
+    made.commands = {
+        (task, "star", seed, str(cap)): f"star train task={task} method=star seed={seed} method.cap={cap}"
+        for (task, seed), cap in caps.items()
+    }
+    (listed,) = _named(made)
+    assert listed.rows == [["STAR", "method.cap=3 (on geneval, pickscore)"], ["STAR", "method.cap=9 (on ocr)"]]
 
 
 def test_seconds_are_means_over_seeds_and_those_of_a_thousand_images():
