@@ -165,7 +165,7 @@ def is_rate(metric: str) -> bool:
 
 
 def check_names(judge: str, verdicts: Sequence[dict]) -> None:
-    """Raise UserError if verdicts have a key of :data:`RESERVED`, which tables would lose, or a text that tables would break."""
+    """Raise UserError if verdicts have a key of :data:`RESERVED`, which tables would lose, or a text that breaks them."""
     if taken := [name for name in RESERVED if any(name in verdict for verdict in verdicts)]:
         raise UserError(f"{judge} gives {taken[0]!r} in its verdicts, a column of every table of scores; call it otherwise")
     for name, value in (item for verdict in verdicts for item in verdict.items()):

@@ -62,6 +62,11 @@ class Planned:
     unit: str = ""
 
     @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What identifies a difference."""
+        return self.task, self.measure, self.arm, self.reference
+
+    @property
     def label(self) -> str:
         """The measure, with its unit."""
         return f"{self.measure} ({self.unit})" if self.unit else self.measure
@@ -164,7 +169,7 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     text += f" {says_of_oracle(oracle, 4)}"
     if control:
         text += f" STAR minus star_shuffled is {signed(control.delta, 4)}."
-    scored = next((one for one in made if (one.task, one.measure, one.arm, one.reference) == (task, SCORE, *QUESTION)), None)
+    scored = next((one for one in made if one.key == (task, SCORE, *QUESTION)), None)
     if scored and _side(scored) * _side(gain) < 0:
         text += (
             f" The score on held-out prompts has the opposite sign, {signed(scored.delta, 4)}: neither tells the whole story."

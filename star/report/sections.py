@@ -20,7 +20,7 @@ from star.report.gradient import gradients
 from star.report.influence import influences
 from star.report.learning import learning
 from star.report.opening import opening
-from star.report.planned import SCORE, corrected, planned, planned_tests, says_of_check, says_of_learning
+from star.report.planned import QUESTION, SCORE, corrected, planned, planned_tests, says_of_check, says_of_learning
 from star.report.provenance import made
 from star.report.tags import tags
 from star.report.uncertainty import uncertainty
@@ -100,7 +100,8 @@ def _findings(found: Collection) -> Section:
             oracle = found.difference(task, f"oracle_twins{variant}", reference)
             papers = None if variant else found.papers_gain(task)
             p = None if variant else tests.get((task, SCORE))
-            blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers, p))
+            tested = next((one.seeds for one in made if one.key == (task, SCORE, *QUESTION)), ())
+            blocks.append(says(title, gain, control, trained, absent, found.mini, oracle, papers, p, tested))
             if not variant and (learning_too := says_of_learning(task, made, tests)):
                 blocks.append(learning_too)
     blocks += [Text(sentence, missing=True) for sentence in found.missing]

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from scipy.stats import norm
 
-from star.common.numbers import counted, sample_size, signed
+from star.common.numbers import counted, named_seeds, sample_size, signed
 from star.common.statistics import Estimate, detectable_among
 from star.method.arms import REFERENCE
 from star.records.comparison import Comparison
@@ -46,17 +46,11 @@ NOT_MEASURED = "Not measured."
 
 
 class Difference(Protocol):
-    """One arm minus another, on whatever was measured: a :class:`Comparison`, or a planned difference.
-
-    Attributes:
-        delta: the difference, with its interval.
-        seeds: the training seeds that both have.
-        equal_terms: whether both were trained equally long and alike.
-    """
+    """One arm minus another, on whatever was measured: a :class:`Comparison`, or a planned difference."""
 
     @property
     def delta(self) -> Estimate:
-        """The difference."""
+        """The difference, with its interval."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -113,6 +107,7 @@ def says(
     oracle: Comparison | None = None,
     papers: float | None = None,
     p: float | None = None,
+    tested: Sequence[int] = (),
 ) -> Text:
     """The paragraph on one task, or on a variant of its methods.
 
@@ -122,11 +117,12 @@ def says(
         trained: Flow-GRPO minus base.
         absent: arms that were not run.
         mini: whether the numbers are the small model's.
+        tested: the seeds that ``p`` rests on.
     """
     found = verdict(gain, control, oracle, papers, p)
     sentences = [
         _gain(gain, absent),
-        _test(gain, p),
+        _test(gain, p, tested),
         _could(found, gain, papers, p),
         says_of_oracle(oracle),
         _control(found, gain, control, absent),
@@ -166,9 +162,11 @@ def _gain(gain: Comparison | None, absent: Sequence[str]) -> str:
     return f"{text}; the interval {side} 0."
 
 
-def _test(gain: Comparison | None, p: float | None) -> str:
+def _test(gain: Comparison | None, p: float | None, tested: Sequence[int]) -> str:
     if p is None or gain is None or not gain.equal_terms:
         return ""
+    if tested and tuple(tested) != gain.seeds:  # some rows have no images, or images no rows
+        return f"The test over {named_seeds(tested)}, corrected for multiple testing, gives p = {p:.2g}."
     text = f"The test over seeds, corrected for multiple testing, gives p = {p:.2g}"
     if p < LEVEL and gain.delta.interval and gain.delta.interval[0] <= 0 <= gain.delta.interval[1]:
         return f"{text}: the trainings differ on these prompts, but perhaps not on others."

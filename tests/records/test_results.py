@@ -89,7 +89,8 @@ def test_numpy_scalars_are_written_like_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"value": float("nan")}, {"value": 97.6}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
+    "wrong",
+    [{"value": float("nan")}, {"value": 97.6}, {"stderr": -0.1}, {"seed": -1}, {"method": ""}, {"task": "two\nlines"}]
     + [{"seed": 2**63}, {"protocol": "=v1"}, {"protocol": "mine-\ud800"}, {"protocol": "mine\0"}],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path, wrong):

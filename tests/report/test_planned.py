@@ -50,6 +50,13 @@ def test_both_measures_are_paired_by_seed(found):
     assert ("ocr", "star", "star_shuffled", SCORE) in made and ("ocr", "oracle_twins", "flow_grpo", SCORE) not in made
 
 
+def test_verdicts_that_lack_for_a_seed_are_seen_beside_the_test(found):
+    said = [block.text for block in _findings(replace(found, images=found.images.query("seed != 3"))).blocks]
+    assert all("3 training seeds" in text for text in said if "The test over seeds 0, 1, 2, 3, corrected" in text)
+    assert sum("The test over seeds 0, 1, 2, 3, corrected" in text for text in said) == len(PRIMARY)
+    assert not any("The test over seeds 0" in block.text for block in _findings(found).blocks)
+
+
 def test_the_question_alone_is_corrected_for_its_tests(found):
     p = corrected(planned(found))
     assert set(p) == {(task, measure) for task in PRIMARY for measure in (LEARNING, SCORE)}

@@ -39,6 +39,13 @@ def test_nothing_is_claimed_that_the_planned_test_does_not_show(interval, p, exp
     assert "but perhaps not on others" not in told
 
 
+def test_a_test_on_other_seeds_than_the_difference_names_them():
+    for gain in (made(*ABOVE), made(*AROUND)):
+        same, other = (says("ocr", gain, None, None, [], False, p=0.01, tested=seeds) for seeds in (range(8), (0, 1)))
+        assert "The test over seeds, corrected for" in same.text and same.strong == other.strong
+        assert "The test over seeds 0, 1, corrected for multiple testing, gives p = 0.01. " in other.text
+
+
 def test_trainings_that_differ_by_less_than_prompts_do_are_said_to():
     text = says("ocr", made(*AROUND), made(*ABOVE), None, [], mini=False, p=0.001).text
     assert "gives p = 0.001: the trainings differ on these prompts, but perhaps not on others." in text
