@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,12 @@ def star(monkeypatch, capsys, tmp_path):
         return exit.value.code or 0, out, err
 
     return run
+
+
+def test_the_drawings_backend_of_a_notebook_is_not_inherited(star, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    star("--version")
+    assert os.environ["MPLBACKEND"] == "agg"
 
 
 def test_who_interrupts_a_command_is_told_how_to_go_on(star, monkeypatch):

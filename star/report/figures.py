@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -60,7 +59,8 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], ti
         file: where to write.
     """
     with matplotlib.rc_context(PLAIN_TEXT):
-        figure, axis = plt.subplots(figsize=(6.4, 3.6))
+        figure = Figure(figsize=(6.4, 3.6))
+        axis = figure.subplots()
         for place, ((label, curves), color) in enumerate(zip(runs.items(), colors, strict=True)):
             style = DASHES[colors[:place].count(color) % len(DASHES)]
             for number, curve in enumerate(curves):
@@ -74,7 +74,6 @@ def reward_curves(runs: Mapping[str, Sequence[Curve]], colors: Sequence[str], ti
         figure.tight_layout()
         with replacing(file) as part:
             figure.savefig(part, dpi=150, format="png")
-        plt.close(figure)
 
 
 def color_of(place: int) -> str:
@@ -225,7 +224,7 @@ def multiples_png(panels: Mapping[str, Panel], series: Sequence[str], file: Path
 
 
 def _multiples(axis: Axes, panel: Panel, series: Sequence[str]) -> None:
-    axis.axvline(1, color=plt.rcParams["text.color"], lw=0.8, ls="--")
+    axis.axvline(1, color=matplotlib.rcParams["text.color"], lw=0.8, ls="--")
     for number, name in enumerate(series):
         offset = 0.6 * ((number + 0.5) / len(series) - 0.5)
         color = color_of(number)

@@ -701,13 +701,14 @@ def test_prices_are_no_mathematics(tmp_path, text):
 
 
 def test_an_arm_and_its_variant_are_told_apart_by_dashes(tmp_path, monkeypatch):
-    close, styles = figures.plt.close, {}
+    save, styles = figures.Figure.savefig, {}
 
-    def look(figure):
+    def look(figure, *given, **named):
+        assert figure.canvas.manager is None, "of a window, which a backend for notebooks would want to make"
         styles.update({line.get_label(): line.get_linestyle() for line in figure.axes[0].get_legend().get_lines()})
-        close(figure)
+        save(figure, *given, **named)
 
-    monkeypatch.setattr(figures.plt, "close", look)
+    monkeypatch.setattr(figures.Figure, "savefig", look)
     curves = [([1, 2], [0.1, 0.2]), ([1, 2], [0.3, 0.4])]
     runs = {"Flow-GRPO": curves, "STAR": curves, "STAR, fast": curves}
     figures.reward_curves(runs, ["blue", "red", "red"], "ocr", tmp_path / "x.png")
