@@ -7,7 +7,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from types import MappingProxyType
 
 from star.common.children import end_with_parent
 from star.common.console import console, tell
@@ -106,7 +105,7 @@ def _print_commands(states: dict[Cell, State], options: launchers.Options) -> No
     out.print(f"# {Board(states, at_once).line()}{told}", soft_wrap=True)
 
 
-def check_present(waiting: Sequence[Cell], known: Given = MappingProxyType({})) -> None:
+def check_present(waiting: Sequence[Cell], known: Given) -> None:
     """Find what is missing before hours of training, not after; in another process, so that the memory is freed.
 
     Args:
@@ -126,7 +125,7 @@ def check_present(waiting: Sequence[Cell], known: Given = MappingProxyType({})) 
             "the process that looks for models and evaluators was killed, perhaps for want of memory; nothing was run"
         ) from None
     runs = [max(0.0, takes[cell.task] - _size(cell.folder)) for cell in waiting if cell.seed is not None]
-    free = free_bytes(Path.cwd())
+    free = free_bytes(waiting[0].folder)  # runs may be a link to another disk
     if sum(runs) > free:
         tell(
             f"{counted(len(runs), 'run')} may need {sum(runs) / 2**30:,.0f} GiB more on this disk (estimate), where "
@@ -145,9 +144,7 @@ def _size(folder: Path) -> int:
 
 
 @own_errors()
-def _load_all(
-    configs: Mapping[str, Config], arms: Mapping[str, Collection[str]], known: Given = MappingProxyType({})
-) -> dict[str, float]:
+def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]], known: Given) -> dict[str, float]:
     """Load what runs of these tasks need, and check that each task's evaluator provides what its arms' maps are made from.
 
     Base weights and prompts must be the ``known`` ones.

@@ -77,7 +77,7 @@ def test_a_matrix_sees_before_its_first_run_that_the_last_can_be_judged(monkeypa
         cells = expand([*words, "task=geneval,pickscore", *others])
         configs = {cell.task: cell.config for cell in cells}
         arms = {task: {cell.config.method.arm for cell in cells if cell.task == task} for task in configs}
-        return run._load_all(configs, arms)
+        return run._load_all(configs, arms, {})
 
     assert check("method=star", f"+rewards.others.{OWN}=1").keys() == {"geneval", "pickscore"}
     with pytest.raises(UserError, match="method.arm=oracle needs to know where in an image .*, which brightness-v1 does not"):
@@ -94,7 +94,7 @@ def test_a_matrix_looks_for_the_evaluators_that_its_runs_use_and_no_others(monke
     monkeypatch.setattr("evaluators.pickscore.evaluator.Preference.__init__", lambda *_: pytest.fail("PickScore is loaded"))
     words = ["task=geneval", "method=star", "seed=0"]
     _, cell = expand([*FAST.split(), f"model.path={pipeline_folder}", *words])
-    assert run._load_all({"geneval": cell.config}, {"geneval": {"star"}}).keys() == {"geneval"}
+    assert run._load_all({"geneval": cell.config}, {"geneval": {"star"}}, {}).keys() == {"geneval"}
 
 
 @pytest.mark.parametrize("task", ["geneval", "ocr"], ids=["its own", "another"])

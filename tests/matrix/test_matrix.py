@@ -228,7 +228,7 @@ def test_a_process_that_is_killed_while_it_looks_for_models_is_told(monkeypatch)
     with pytest.raises(
         RunStopped, match="looks for models and evaluators was killed, perhaps for want of memory; nothing was"
     ):
-        run.check_present(expand(["task=geneval", "method=star", "seed=0"]))
+        run.check_present(expand(["task=geneval", "method=star", "seed=0"]), {})
 
 
 def test_expected_times_come_from_runs_of_the_same_task_and_scale(tmp_path, monkeypatch, capsys):
@@ -1045,16 +1045,20 @@ def test_a_disk_on_which_not_all_runs_may_find_room_is_told(monkeypatch, capsys,
     monkeypatch.setattr(run, "ProcessPoolExecutor", lambda *given, **named: ThreadPoolExecutor(1))
     monkeypatch.setattr(run, "_load_all", lambda configs, *given: dict.fromkeys(configs, 3 * 2**30))
     cells = expand(["task=geneval", "method=star,flow_grpo", "seed=0"])
+    Path("elsewhere").mkdir()
+    Path("runs").symlink_to("elsewhere")  # another disk
+    asked = []
     for free, told in ((6 * 2**30, ""), (5 * 2**30, "2 runs may need 6 GiB more on this disk (estimate), where 5 are free")):
-        monkeypatch.setattr(run, "free_bytes", lambda folder, free=free: free)
-        run.check_present(cells)
+        monkeypatch.setattr(run, "free_bytes", lambda folder, free=free: asked.append(folder.resolve()) or free)
+        run.check_present(cells, {})
         assert told in (err := capsys.readouterr().err) and bool(told) == bool(err)
+    assert all(folder.is_relative_to(Path("elsewhere").resolve()) for folder in asked)
     # What a run that was cut off has written it does not need again.
     checkpoint = cells[-1].folder / "checkpoint" / "state"
     checkpoint.parent.mkdir(parents=True)
     with checkpoint.open("wb") as file:
         file.truncate(2**30)  # which takes no room itself
-    run.check_present(cells)
+    run.check_present(cells, {})
     assert not capsys.readouterr().err
 
 
@@ -1068,7 +1072,7 @@ def slow(*given):
 run._load_all = slow
 if __name__ == "__main__":
     from star.matrix.cells import expand
-    run.check_present(expand(["task=geneval", "method=star", "seed=0"]))
+    run.check_present(expand(["task=geneval", "method=star", "seed=0"]), {})
 """
 
 
