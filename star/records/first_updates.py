@@ -85,17 +85,17 @@ def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
     return [one for arm in _trained(rows) if (one := gain(rows, arm, since=since))]
 
 
-def against_each(rows: pd.DataFrame, arm: str, since: int = SECOND) -> dict[str, Gain]:
+def against_each(rows: pd.DataFrame, arm: str) -> dict[str, Gain]:
     """An arm's gain beside that of every other trained arm, which stands in Flow-GRPO's place: other arm -> gain.
 
     Flow-GRPO is not among them: :func:`gains` compares with it.
 
     Args:
-        rows, since: as for :func:`gains_by_seed`.
+        rows: as for :func:`gains_by_seed`.
         arm: the one that is compared.
     """
     others = [other for other in _trained(rows) if other not in (REFERENCE, arm)]
-    return {other: one for other in others if (one := gain(rows, arm, other, since))}
+    return {other: one for other in others if (one := gain(rows, arm, other))}
 
 
 def gain(rows: pd.DataFrame, arm: str, reference: str = REFERENCE, since: int = SECOND) -> Gain | None:
