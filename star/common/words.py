@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 
-from star.common.errors import UserError
+from star.common.errors import UserError, short
 
 MOST_SEEDS = 10_000
 
@@ -41,9 +41,10 @@ def seeds_of(word: str) -> list[int]:
     """
     seeds: dict[int, None] = {}
     for part in word.partition("=")[2].split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        match = re.fullmatch(r"(\d{1,19})(?:\.\.(\d{1,19}))?", part)
         if not match:
-            raise UserError(f"{word}: {part!r} is no seed; write numbers from 0 on and ranges, e.g. seed=0,7 or seed=0..4")
+            told = f"{short(word)}: {short(repr(part))} is no seed"
+            raise UserError(f"{told}; write numbers from 0 on and ranges, e.g. seed=0,7 or seed=0..4")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UserError(f"{word}: the range {part} is empty; write the smaller number first, e.g. seed=0..4")

@@ -111,7 +111,7 @@ def load(words: Sequence[str]) -> Options:
     try:
         merged = OmegaConf.merge(kind, OmegaConf.create(file.read_text()), OmegaConf.from_dotlist(given))
         options: Any = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         known = ", ".join(option.name for option in fields(kind))
         raise UserError(f"launcher={name}: {first_line(error)}; its options are: {known}") from None
     for option, rule in RULES.items():

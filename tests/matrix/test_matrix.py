@@ -181,6 +181,10 @@ def test_folders_tell_trainings_apart_and_nothing_else():
         (["seed=0..999999999999"], "the range 0..999999999999 has more than 10,000 seeds"),
         (["seed=-1"], "'-1' is no seed"),
         (["seed=-2..1"], "'-2..1' is no seed"),
+        ([f"seed={'9' * 5000}"], "... is no seed; write numbers from 0 on"),  # more digits than Python makes a number of
+        ([f"seed=0..{'9' * 5000}"], "... is no seed; write numbers from 0 on"),
+        ([f"launcher.at_once={'9' * 5000}"], "launcher=local: Exceeds the limit"),
+        (["launcher=submitit", "launcher.partition=&a [*a]"], "launcher=submitit: maximum recursion depth exceeded"),
         (["seed="], "'' is no seed"),
         (["seed"], "'seed' is no setting; write key=value"),
         *(([f"{signs}seed=5"], f"{signs}seed=5: write seed=5, without signs before it") for signs in ("+", "++", "~")),
