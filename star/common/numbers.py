@@ -13,6 +13,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return MISSING if value is None or isnan(value) else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def p_value(p: float) -> str:
+    """``0.0496``, ``1.0000``, ``< 0.0001``: digits enough to be on the right side of 0.05."""
+    return "< 0.0001" if p < 0.0001 else number(p, 4)
+
+
 def estimate(value: Estimate, digits: int = 3) -> str:
     """``0.512 [0.498, 0.526]``, or the number alone if it has no interval."""
     if value.interval is None:

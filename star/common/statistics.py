@@ -202,7 +202,9 @@ def paired_difference(
     With several training seeds the interval holds for new prompts and new seeds at once. Prompts are resampled, each with
     the images of all seeds. Few seeds cannot be resampled, so their part is Student's t over the seeds' differences; the
     interval is that of the sum of the two. Where a seed moves single prompts rather than the score, that counts twice
-    (once among prompts, once among seeds), which errs on the safe side.
+    (once among prompts, once among seeds), which errs on the safe side. A bootstrap has a normal's tails however few the
+    prompts are, so its deviations are widened as Student's t is against the normal, with Satterthwaite's degrees of freedom
+    (Biometrics Bulletin 2, 1946): by 0.6 % with 200 prompts, by half with 5.
 
     Args:
         a, b: (n,) per image, in the same order.
@@ -228,10 +230,13 @@ def paired_difference(
     if any(len(size) < 2 for _, size in groups):
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
-    means = np.mean([_resampled_means(total, size, draws, rng) for total, size in groups], axis=0)
+    parts = np.array([_resampled_means(total, size, draws, rng) for total, size in groups])
+    means = parts.mean(axis=0)
     among_prompts = float(means.std(ddof=1))
     among_seeds = float(scipy.stats.sem(per_seed)) if len(per_seed) > 1 else 0.0
-    low, high = (_quantile(means, among_seeds, len(per_seed) - 1, share) for share in (0.025, 0.975))
+    freedom = _satterthwaite(parts.var(axis=1, ddof=1), np.array([len(size) - 1 for _, size in groups]))
+    wide = means.mean() + (means - means.mean()) * scipy.stats.t.ppf(0.975, freedom) / NORMAL_95
+    low, high = (_quantile(wide, among_seeds, len(per_seed) - 1, share) for share in (0.025, 0.975))
     return Estimate(value, float(np.hypot(among_prompts, among_seeds)), (low, high))
 
 
@@ -409,6 +414,13 @@ def _resampled_means(total: np.ndarray, size: np.ndarray, draws: int, rng: np.ra
     mean = total.sum() / size.sum()
     drawn: np.ndarray = mean + (np.concatenate(means) - mean) * np.sqrt(len(size) / (len(size) - 1))
     return drawn
+
+
+def _satterthwaite(variances: np.ndarray, freedoms: np.ndarray) -> float:
+    """Degrees of freedom of a sum of independent estimates of variance, each with its own."""
+    if not variances.any():
+        return float(freedoms.sum())
+    return float(variances.sum() ** 2 / (variances**2 / freedoms).sum())
 
 
 def _macro(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:

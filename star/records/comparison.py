@@ -6,11 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
-from star.common.statistics import Estimate, Variances, paired_difference, score_variances, seed_means
+from star.common.statistics import Estimate, Variances, detectable_among, paired_difference, score_variances, seed_means
 from star.records.names import has_map
 
 IMAGE = ["stratum", "prompt", "image"]
+
+FOUR_OF_FIVE = float(norm.ppf(0.8))
+"""If a true difference exceeds half the width of its interval by this many standard errors, the interval leaves out 0 in four
+of five cases."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,14 @@ class Comparison:
     images: int
     trained_on: tuple[int, int]
     same_terms: bool = True
+
+    @property
+    def detectable(self) -> float | None:
+        """The true difference that four of five such measurements find, on other prompts too; None if no spread is known."""
+        among_seeds = detectable_among(self.per_seed)
+        if among_seeds is None:
+            return None
+        return max(among_seeds, (self.delta.half_width or 0) + FOUR_OF_FIVE * (self.delta.stderr or 0))
 
     @property
     def equal_terms(self) -> bool:
@@ -115,16 +128,19 @@ class Trained(NamedTuple):
         value: of the measure.
         length: how long it was trained: epochs or images.
         terms: see :func:`alike`.
+        judged: on how many images of how many prompts the value was measured; zeros if it is of the training itself.
     """
 
     method: str
     value: float
     length: int
     terms: str
+    judged: tuple[int, int] = (0, 0)
 
     def like(self, other: "Trained") -> bool:
-        """Whether both were trained alike, as far as is known."""
-        return self.length == other.length and alike(self.method, self.terms, other.method, other.terms)
+        """Whether both were trained alike, as far as is known, and judged on as many images."""
+        same = (self.length, self.judged) == (other.length, other.judged)
+        return same and alike(self.method, self.terms, other.method, other.terms)
 
 
 def variances(images: pd.DataFrame, method: str, column: str) -> Variances | None:

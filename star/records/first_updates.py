@@ -125,13 +125,18 @@ def last_third(rows: pd.DataFrame) -> int:
 def leads(rows: pd.DataFrame) -> pd.DataFrame:
     """Each arm's reward minus Flow-GRPO's, mean over the seeds that have all arms: a row per epoch, a column per other arm.
 
+    Seeds with fewer epochs than the most common number are left out, as in :func:`gains_by_seed`, else the mean would jump.
+
     Args:
         rows: as for :func:`gains_by_seed`.
     """
     rewards = rows[rows["arm"] != UNTRAINED].pivot_table(index=["seed", "epoch"], columns="arm", values="reward", sort=False)
     if REFERENCE not in rewards:
         return pd.DataFrame()
-    means: pd.DataFrame = rewards.dropna().sub(rewards[REFERENCE], axis=0).drop(columns=REFERENCE).groupby("epoch").mean()
+    whole = rewards.dropna()
+    epochs = whole.groupby("seed").size()
+    whole = whole[whole.index.get_level_values("seed").isin(epochs.index[epochs >= epochs.mode().max()])]
+    means: pd.DataFrame = whole.sub(whole[REFERENCE], axis=0).drop(columns=REFERENCE).groupby("epoch").mean()
     return means
 
 

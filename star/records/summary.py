@@ -116,11 +116,13 @@ def _estimate(rows: list[Row]) -> Estimate:
     if len({row.value for row in rows}) > 1:
         return over_seeds
     value, own = rows[0].value, [row.stderr for row in rows if row.stderr is not None]
-    if value in (0.0, 1.0) and (len(rows) > 1 or own == [0.0]):
+    # Of a metric that need be no rate the errors tell: 0 and 1 may be values like others.
+    perfect = own == [0.0] * len(rows) or (len(rows) > 1 and is_rate(rows[0].metric))
+    if value in (0.0, 1.0) and perfect:
         prompts = min(row.prompts for row in rows)
         return Estimate(value, 0.0, wilson(round(value * prompts), prompts)) if prompts else over_seeds
-    if len(own) < len(rows):
-        return over_seeds
+    if len(own) < len(rows):  # seeds that agree by chance show no spread
+        return Estimate(value, None, None)
     # Seeds share prompts and noise: their standard errors do not shrink with their number.
     stderr = sum(own) / len(own)
     return normal_interval(value, stderr)

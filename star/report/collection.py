@@ -123,7 +123,8 @@ class Collection:
 
     def trained_as(self, row: Row) -> Trained:
         """The training that a row scores on the task it was trained for."""
-        return Trained(row.method, row.value, row.images_seen, self.terms.get(cell_of(row), ""))
+        judged = (row.images, row.prompts)
+        return Trained(row.method, row.value, row.images_seen, self.terms.get(cell_of(row), ""), judged)
 
     def seeds(self, task: str, method: str) -> set[int]:
         """The seeds that a method was measured with."""

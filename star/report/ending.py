@@ -128,14 +128,15 @@ def _detectable(own: Comparison | None, shipped: Comparison | None) -> str:
         return "One training seed says nothing about others: the spread between trainings is not known here."
     if all_same(largest.per_seed):
         return f"All {len(largest.seeds)} seeds have the same difference: the spread between trainings is not known here."
-    freedom = len(largest.seeds) - 1
-    spread = float(np.std(largest.per_seed, ddof=1))
-    counts = sorted({len(own.seeds), len(largest.seeds)})
-    shown = " and ".join(f"{detectable(spread, n, freedom):.3f} with {counted(n, 'seed')}" for n in counts)
-    return (
-        f"Trainings vary: the difference has a standard deviation of {spread:.3f} over {len(largest.seeds)} seeds. Detectable "
-        f"with 80 % power: {shown}."
+    spread, seeds = float(np.std(largest.per_seed, ddof=1)), counted(len(largest.seeds), "seed")
+    text = (
+        f"Trainings vary: the difference has a standard deviation of {spread:.3f} over {seeds}. Detectable with 80 % power: "
+        f"{largest.detectable:.3f} with {seeds}"
     )
+    if len(own.seeds) < len(largest.seeds):
+        few = detectable(spread, len(own.seeds), len(largest.seeds) - 1)
+        text += f", and {few:.3f} with {counted(len(own.seeds), 'seed')} by the spread of trainings alone"
+    return f"{text}."
 
 
 def _budgets(own: Comparison | None, shipped: Comparison | None) -> str:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from star.common.numbers import MISSING, number, signed, with_error
+from star.common.numbers import MISSING, number, p_value, signed, with_error
 from star.records.first_updates import SECOND, Gain, against_each, gains, last_third, leads
 from star.records.learning_curves import WINDOW
 from star.report.blocks import Block, Gallery, Section, Table, Text
@@ -99,5 +99,4 @@ def _difference(one: Gain) -> list[str]:
     """The difference, what would have been detected, and p."""
     if one.difference is None:
         return [MISSING] * 3
-    p = "< 0.0001" if one.p is not None and one.p < 0.0001 else number(one.p, 4)
-    return [signed(one.difference, 4), number(one.detectable, 4), p]
+    return [signed(one.difference, 4), number(one.detectable, 4), MISSING if one.p is None else p_value(one.p)]

@@ -1,7 +1,7 @@
 """The first screen of a report, in few sentences: what gradients say about the maps, and what training makes of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -18,7 +18,7 @@ from star.report.glance import glance
 from star.report.gradient import first_ratios, whole_gradients
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
-UNDECIDED, UNKNOWN = "undecided", "an amount of unknown error"
+UNDECIDED, UNKNOWN, WEAK = "undecided", "an amount of unknown error", "too little signal to tell"
 ABLATIONS = {"temporal": "whose maps have no places", "spatial": "whose maps have no time"}
 
 
@@ -38,8 +38,9 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     table = first_ratios(table)
     if not (table["arm"] == "star").any():
         return [("Do STAR's maps carry signal?", "STAR's gradient at the base's weights was not measured here.")]
+    weak = _weak(found)
     star, shifted, shuffled, twins, oracle, background = (
-        _told(table[table["arm"] == arm])
+        _told(table[table["arm"] == arm], weak)
         for arm in ("star", "star_shifted", "star_shuffled", "oracle_twins", "oracle", "background")
     )
     sentences = [
@@ -96,16 +97,26 @@ def _at_weights(part: pd.DataFrame, scale: str) -> str:
     return f"{task}, {place}: {with_error(*star, 2)} ({left}; {control})"
 
 
-def _told(rows: pd.DataFrame) -> str:
+def _weak(found: Collection) -> set[str]:
+    """The configurations in which Flow-GRPO's gradients at the initial weights hold no signal that ratios could be of."""
+    table = found.gradient
+    assert table is not None
+    own = table[(table["part"] == "all") & (table["weights"] == INITIAL) & (table["arm"] == REFERENCE)]
+    own = own[own["metric"] == "self_cosine"]
+    return set(own["config_hash"][~(own["value"] > 2 * own["stderr"]) & own["stderr"].notna()])
+
+
+def _told(rows: pd.DataFrame, weak: Container[str]) -> str:
     """Ratios in words: ``more on geneval (1.19 ± 0.02), undecided on ocr (1.02 ± 0.04)``.
 
-    Settings are named where a task was measured with several.
+    Settings are named where a task was measured with several; ratios of those that are ``weak`` say nothing.
     """
-    found: dict[str, list[str]] = {word: [] for word in ("more", "less", UNDECIDED, UNKNOWN)}
+    found: dict[str, list[str]] = {word: [] for word in ("more", "less", UNDECIDED, UNKNOWN, WEAK)}
     for task, own in rows.groupby("task", sort=False):
         for hashed, value, stderr in zip(own["config_hash"], own["value"], own["stderr"], strict=True):
             place = str(task) if len(own) == 1 else f"{task} with settings {hashed}"
-            found[_word(float(value), float(stderr))].append(f"{place} ({with_error(value, stderr, 2)})")
+            word = WEAK if hashed in weak else _word(float(value), float(stderr))
+            found[word].append(f"{place} ({with_error(value, stderr, 2)})")
     return ", ".join(f"{word} on {_listed(tasks)}" for word, tasks in found.items() if tasks)
 
 
@@ -126,7 +137,7 @@ def _listed(names: Sequence[str]) -> str:
 def _training(found: Collection, made: Sequence[Planned]) -> list[tuple[str, str]]:
     """A paragraph on the first updates and what is left of their leads, where they were measured, and on whole trainings."""
     beginnings, lasting, whole = _beginnings(found), _lasting(found), _whole(found, made)
-    if not beginnings and not whole:
+    if not (beginnings or lasting or whole):
         return [("Do trainings gain from STAR's maps?", "STAR and Flow-GRPO were not trained alike with the same seed here.")]
     told = [f"Gain over the untrained model in the first updates: {beginnings}."] * bool(beginnings)
     told += [f"Late in longer trainings of that kind: {lasting}."] * bool(lasting)

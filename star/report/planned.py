@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.pickscore.evaluator import REWARD_SCALE, Preference
-from star.common.numbers import MISSING, counted, number, signed
+from star.common.numbers import MISSING, counted, number, p_value, signed
 from star.common.statistics import Estimate, detectable_among, holm, mean_interval, paired_p
 from star.method.arms import REFERENCE
 from star.records.comparison import Trained
 from star.records.names import method_label, plainness
 from star.report.blocks import Block, Section, Table, Text
 from star.report.collection import TASKS, Collection
-from star.report.verdict import says_of_oracle, verdict
+from star.report.verdict import FEW_OF_CONTROL, FEW_SEEDS, NO_CONTROL, SEEDS_FOR_A_CLAIM, says_of_oracle, verdict
 
 LEARNING, SCORE = "training reward", "held-out score"
 PAIRS = (
@@ -36,9 +36,9 @@ NOT_PLANNED = (
 MEANING = (
     "the training reward, mean over all epochs, and the score of the final weights on held-out prompts. Both are compared "
     "between two arms with the same seed, and so the same prompts and noise; intervals are 95 % Student's t over seeds. Seeds "
-    "that were not trained alike, or not scored under one protocol, are left out. Detectable: the true difference that this "
-    "many seeds with this spread find with 80 % power in one test at 5 %. The question's p is corrected for its six "
-    "tests, made or not, by Holm's procedure, so the first difference to be found has to be larger."
+    "that were not trained alike, or not scored under one protocol and on as many images, are left out. Detectable: the true "
+    "difference that this many seeds with this spread find with 80 % power in one test at 5 %. The question's p is corrected "
+    "for its six tests, made or not, by Holm's procedure, so the first difference to be found has to be larger."
 )
 
 
@@ -163,18 +163,24 @@ def says_of_learning(task: str, made: Sequence[Planned], tests: Mapping[tuple[st
     text = (
         f"Mean over all epochs, {counted(len(gain.seeds), 'training seed')}: STAR minus Flow-GRPO is {signed(gain.delta, 4)}"
     )
-    text += "." if p is None else f"; the test over seeds, corrected for multiple testing, gives p = {p:.2g}."
+    text += "." if p is None else f"; the test over seeds, corrected for multiple testing, gives p = {p_value(p)}."
     if gain.detectable is not None:
         text += f" This many trainings detect {gain.detectable:.4f} with 80 % power in one test at 5 %."
-    text += f" {says_of_oracle(oracle, 4)}"
+    found = verdict(gain, control, p=p)
+    text += f" {says_of_oracle(oracle, found, 4)}"
     if control:
-        text += f" STAR minus star_shuffled is {signed(control.delta, 4)}."
+        size = "" if control.seeds == gain.seeds else f" ({counted(len(control.seeds), 'training seed')})"
+        text += f" STAR minus star_shuffled is {signed(control.delta, 4)}{size}."
+    elif found == NO_CONTROL:
+        text += " STAR minus star_shuffled, the control, is not known."
+    if found == FEW_SEEDS and len(gain.seeds) >= SEEDS_FOR_A_CLAIM:
+        text += f" {FEW_OF_CONTROL}"
     scored = next((one for one in made if one.key == (task, SCORE, *QUESTION)), None)
     if scored and _side(scored) * _side(gain) < 0:
         text += (
             f" The score on held-out prompts has the opposite sign, {signed(scored.delta, 4)}: neither tells the whole story."
         )
-    return Text(text, strong=f"{task}, {gain.label}: {verdict(gain, control, p=p)}")
+    return Text(text, strong=f"{task}, {gain.label}: {found}")
 
 
 def _side(one: Planned) -> int:
@@ -216,7 +222,7 @@ def _table(task: str, made: Sequence[Planned], p: Mapping[tuple[str, str], float
                 str(len(one.seeds)),
                 signed(one.delta, 4),
                 number(one.detectable, 4),
-                MISSING if tested is None else number(tested),
+                MISSING if tested is None else p_value(tested),
             ]
         )
     rows += [

@@ -104,8 +104,8 @@ def _normalised(found: Collection) -> tuple[dict[str, dict[str, tuple[float, ...
         trained = [m for m in own if m != "base"]
         unlike = [m for m in trained if not found.trained_alike(task, m, REFERENCE, goal.protocol)]
         if REFERENCE in unlike:
-            left_out[task] = "Flow-GRPO was trained in several ways, so its gain cannot be the unit"
+            left_out[task] = "Flow-GRPO was trained or judged in several ways, so its gain cannot be the unit"
             continue
-        left_out |= {f"{method_label(m)} on {task}": "it was not trained as Flow-GRPO was" for m in unlike}
+        left_out |= {f"{method_label(m)} on {task}": "it was not trained or judged as Flow-GRPO was" for m in unlike}
         scores[task] = {m: tuple((v - start) / unit for v in own[m].values) for m in trained if m not in unlike}
     return scores, left_out

@@ -19,19 +19,14 @@ Flow-GRPO's gain.
 from collections.abc import Sequence
 from typing import Protocol
 
-from scipy.stats import norm
-
-from star.common.numbers import counted, named_seeds, sample_size, signed
-from star.common.statistics import Estimate, detectable_among
+from star.common.numbers import counted, named_seeds, p_value, sample_size, signed
+from star.common.statistics import Estimate
 from star.method.arms import REFERENCE
 from star.records.comparison import Comparison
 from star.report.blocks import Text
 
 SEEDS_FOR_A_CLAIM = 8
 LEVEL = 0.05
-FOUR_OF_FIVE = float(norm.ppf(0.8))
-"""If a true difference exceeds half the width of its interval by this many standard errors, the interval leaves out 0 in four
-of five cases."""
 
 GAIN = "A gain of STAR."
 SHARED = "Better than Flow-GRPO; not shown to come from the map."
@@ -43,6 +38,9 @@ LOSS = "Worse than Flow-GRPO."
 FEW_SEEDS_LOSS = "Worse than Flow-GRPO on these seeds; too few for a claim."
 UNEQUAL = "Not trained alike."
 NOT_MEASURED = "Not measured."
+GAINS = (GAIN, SHARED, NO_CONTROL, FEW_SEEDS)
+
+FEW_OF_CONTROL = f"The control has fewer than {SEEDS_FOR_A_CLAIM} training seeds."
 
 
 class Difference(Protocol):
@@ -124,14 +122,14 @@ def says(
         _gain(gain, absent),
         _test(gain, p, tested),
         _could(found, gain, papers, p),
-        says_of_oracle(oracle),
+        says_of_oracle(oracle, found),
         _control(found, gain, control, absent),
     ]
     sentences.append(_trained(trained))
     if gain and len(gain.seeds) < SEEDS_FOR_A_CLAIM:
         sentences.append(_seeds(len(gain.seeds)))
     elif found == FEW_SEEDS:
-        sentences.append(f"The control has fewer than {SEEDS_FOR_A_CLAIM} training seeds.")
+        sentences.append(FEW_OF_CONTROL)
     if absent:
         sentences.append(f"Not run: {', '.join(absent)}.")
     if mini:
@@ -166,8 +164,8 @@ def _test(gain: Comparison | None, p: float | None, tested: Sequence[int]) -> st
     if p is None or gain is None or not gain.equal_terms:
         return ""
     if tested and tuple(tested) != gain.seeds:  # some rows have no images, or images no rows
-        return f"The test over {named_seeds(tested)}, corrected for multiple testing, gives p = {p:.2g}."
-    text = f"The test over seeds, corrected for multiple testing, gives p = {p:.2g}"
+        return f"The test over {named_seeds(tested)}, corrected for multiple testing, gives p = {p_value(p)}."
+    text = f"The test over seeds, corrected for multiple testing, gives p = {p_value(p)}"
     if p < LEVEL and gain.delta.interval and gain.delta.interval[0] <= 0 <= gain.delta.interval[1]:
         return f"{text}: the trainings differ on these prompts, but perhaps not on others."
     return f"{text}."
@@ -178,8 +176,7 @@ def _could(found: str, gain: Comparison | None, papers: float | None, p: float |
     if gain is None or found not in (UNCLEAR, SMALLER):
         return ""
     sentences = []
-    if (shown := detectable_among(gain.per_seed)) is not None:
-        shown = max(shown, (gain.delta.half_width or 0) + FOUR_OF_FIVE * (gain.delta.stderr or 0))
+    if (shown := gain.detectable) is not None:
         sentences.append(
             f"With this spread, this many trainings and prompts detect a difference of {shown:.3f} with 80 % power in one "
             f"test at 5 %{'' if p is None else '; after correction it has to be larger'}."
@@ -189,11 +186,12 @@ def _could(found: str, gain: Comparison | None, papers: float | None, p: float |
     return " ".join(sentences)
 
 
-def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
+def says_of_oracle(oracle: Difference | None, found: str, digits: int = 3) -> str:
     """The sentence on the map that knows where the verdicts come from: whether any map helps measurably.
 
     Args:
         oracle: ``oracle_twins`` minus Flow-GRPO; None if it could not be computed.
+        found: the verdict on STAR, of which a gain stands whether or not another map gains, too.
         digits: decimals of its numbers.
     """
     if oracle is None:
@@ -204,10 +202,10 @@ def says_of_oracle(oracle: Difference | None, digits: int = 3) -> str:
         what = "too few to say whether any map helps measurably"
     elif _helps(oracle):
         what = "a map can help measurably"
-    elif oracle.delta.interval and oracle.delta.interval[1] < 0:
-        what = "a map that should help loses, so this says nothing about STAR's"
     else:
-        what = "not even this map helps measurably, so this says nothing about STAR's"
+        loses = oracle.delta.interval and oracle.delta.interval[1] < 0
+        what = "a map that should help loses" if loses else "not even this map helps measurably"
+        what += "" if found in GAINS else ", so this says nothing about STAR's"
     size = counted(len(oracle.seeds), "training seed")
     return f"oracle_twins minus Flow-GRPO is {signed(oracle.delta, digits)} ({size}): {what}."
 

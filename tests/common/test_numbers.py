@@ -1,6 +1,6 @@
 import pytest
 
-from star.common.numbers import number, sample_size, signed, with_error
+from star.common.numbers import number, p_value, sample_size, signed, with_error
 from star.common.statistics import Estimate
 
 
@@ -8,6 +8,9 @@ from star.common.statistics import Estimate
     "written, expected",
     [
         (number(None), "–"),
+        (p_value(3.4e-8), "< 0.0001"),
+        (p_value(0.04961), "0.0496"),
+        (p_value(1.0), "1.0000"),
         (number(float("nan")), "–"),
         (number(-1234.5678, 2), "\N{MINUS SIGN}1,234.57"),
         (with_error(-0.5, 0.0312), "\N{MINUS SIGN}0.500 ± 0.031"),

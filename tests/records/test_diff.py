@@ -100,7 +100,15 @@ def test_seeds_that_agree_by_chance_are_as_sure_as_one():
     assert (summary.estimate.stderr, summary.seeds) == (0.005, 2)
     assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, 0.97, 0.005))
     (summary,) = summarise([replace(row, stderr=None) for row in rows])
-    assert summary.estimate.interval == (0.97, 0.97), "without errors of their own there is nothing else to say"
+    assert summary.estimate == Estimate(0.97, None, None), "without errors of their own nothing tells how sure they are"
+
+
+@pytest.mark.parametrize(("metric", "value", "stderr"), [("image_reward", 1.0, 0.3), ("diversity", 0.0, 0.01)])
+def test_seeds_that_agree_on_what_is_no_rate_are_no_perfect_rate(metric, value, stderr):
+    (summary,) = summarise([replace(ROW, metric=metric, value=value, seed=seed, stderr=stderr) for seed in (0, 1)])
+    assert summary.estimate.interval == pytest.approx(stats.norm.interval(0.95, value, stderr))
+    (summary,) = summarise([replace(ROW, metric=metric, value=value, seed=seed, stderr=None) for seed in (0, 1)])
+    assert summary.estimate == Estimate(value, None, None)
 
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 23.6])

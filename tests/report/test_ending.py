@@ -1,6 +1,7 @@
 """The screen at the end: one's own numbers beside the shipped and the published ones."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,11 @@ def test_yours_the_shipped_and_the_papers_stand_side_by_side(places):
     assert f"shipped: {np.mean(gains):+.4f} [" in difference and "(seeds 0, 1, 2;" in difference
     spread = np.std(gains, ddof=1)
     assert f"a standard deviation of {spread:.3f} over 3 seeds" in effect
-    assert f"{detectable(spread, 1, 2):.3f} with 1 seed and {detectable(spread, 3):.3f} with 3 seeds" in effect
+    shown = float(re.search(r"80 % power: ([\d.]+) with 3 seeds, and ", effect)[1])
+    low, high = map(float, re.search(r"shipped: \S+ \[(\S+), (\S+)\]", difference.replace("\N{MINUS SIGN}", "-")).groups())
+    # As large as to leave the interval, which covers other prompts too, in four of five cases.
+    assert shown >= round(detectable(spread, 3), 3) and shown > (high - low) / 2
+    assert f", and {detectable(spread, 1, 2):.3f} with 1 seed by the spread of trainings alone." in effect
     images = 3 * len(verdicts("ocr", "star", 0))
     runs = "base, Flow-GRPO seed 0, STAR seed 0"
     assert equal.startswith(f"Equal to the shipped runs to the last digit: {runs}; 6 scores and {images:,} verdicts")

@@ -1,6 +1,7 @@
 """The chapter on first updates has what ``star bench first_updates`` wrote, and so has the first screen."""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from fake_results import write_first_updates, write_matrix
 from star.bench.table import write
 from star.common.numbers import MISSING
 from star.common.statistics import detectable_among
-from star.records.first_updates import COLUMNS, UNTRAINED
+from star.records.first_updates import COLUMNS, UNTRAINED, leads
 from star.report.collection import collect
 from star.report.first_updates import first_updates
 from star.report.opening import opening
@@ -68,6 +69,25 @@ def test_longer_trainings_tell_whether_leads_last(results, tmp_path):
     assert [row[2] for row in third.rows] == ["7 to 9"] * 2 and third.rows[0][3].startswith("+0.3000")
     # By the fixture STAR's second seed is 0.02 further ahead with each epoch: by 0.14 on average here.
     assert third.rows[1][4].startswith("+0.0200 [")
+
+
+def test_longer_trainings_alone_are_told_too(results, tmp_path):
+    rewards = {UNTRAINED: [0.5] * 9, "flow_grpo": [0.6] * 9, "star": [0.7] * 9}
+    measured(results, 2, rewards=rewards, name="lasting.csv")
+    found = collect(results, tmp_path)
+    found = replace(found, rows=[row for row in found.rows if row.method == "base"], curves=None)
+    training = next(block for block in opening(found).blocks if getattr(block, "strong", "").startswith("Do trainings gain"))
+    assert "Late in longer trainings of that kind: geneval" in training.text and "not trained alike" not in training.text
+
+
+def test_a_seed_that_was_cut_off_is_in_no_epochs_mean():
+    rows = [
+        ("geneval", arm, seed, epoch, 0, 5e-4, 0.5 + lead * (arm == "star"), "c", "0")
+        for seed, lead, epochs in ((0, 0.1, 4), (1, 0.3, 4), (2, -0.4, 2))
+        for arm in ("flow_grpo", "star")
+        for epoch in range(1, epochs + 1)
+    ]
+    assert leads(pd.DataFrame(rows, columns=COLUMNS))["star"].tolist() == pytest.approx([0.2] * 4)
 
 
 NOT_SEEN = "but a map that should lose (background) is not seen to over epochs 2 to "

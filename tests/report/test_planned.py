@@ -12,6 +12,7 @@ from scipy import stats
 
 from star.bench.gradient import COLUMNS
 from star.bench.table import write
+from star.common.numbers import p_value
 from star.common.statistics import detectable, holm
 from star.records.names import method_label
 from star.records.results import PaperRow, read
@@ -140,8 +141,8 @@ def test_the_report_says_it_beside_the_score(found):
         for name in (task, f"{task}, training reward{' (PickScore / 26)' * (task == 'pickscore')}")
     ]
     p = corrected(planned(found))
-    values = [f"{p[task, measure]:.2g}" for task in found.tasks for measure in (SCORE, LEARNING)]
-    assert [re.search(r"gives p = (\S+)[.:] ", block.text)[1] for block in said] == values
+    values = [p_value(p[task, measure]) for task in found.tasks for measure in (SCORE, LEARNING)]
+    assert [re.search(r"gives p = ((< )?\S+)[.:] ", block.text)[1] for block in said] == values
     assert not set(values[::2]) & set(values[1::2])
 
 
@@ -149,6 +150,26 @@ def test_a_task_beside_the_plan_is_told_without_a_test(found):
     plain = corrected(planned(found))
     made = [*planned(found), replace(planned(found)[0], task="vivid")]
     assert corrected(made) == plain
+
+
+@pytest.mark.parametrize(("control", "told"), [(8, False), (3, True)])
+def test_a_control_of_fewer_seeds_is_told_where_the_claim_is_withheld(control, told):
+    made = [one for one in differences(LEARNING, 0.02, over_shuffled=0.02, seeds=8) if one.reference == "flow_grpo"]
+    made += [one for one in differences(LEARNING, 0.02, over_shuffled=0.02, seeds=control) if one.reference != "flow_grpo"]
+    text = says_of_learning("ocr", made, corrected(made)).text
+    assert ("] (3 training seeds). The control has fewer than 8 training seeds." in text) == told
+    alone = says_of_learning("ocr", made[:1], corrected(made))
+    assert alone.strong.endswith(rules.NO_CONTROL) and "STAR minus star_shuffled, the control, is not known." in alone.text
+
+
+def test_scores_of_unequal_numbers_of_images_are_not_subtracted(tmp_path):
+    folder = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0, 1), tasks=("ocr",))
+    before = {one.measure: one.seeds for one in planned(collect(folder, tmp_path))}
+    rows_of = read(folder / "ocr.csv")
+    fewer = [replace(row, images=row.images // 2) if (row.method, row.seed) == ("star", 1) else row for row in rows_of]
+    write_rows(fewer, folder / "ocr.csv")
+    after = {one.measure: one.seeds for one in planned(collect(folder, tmp_path))}
+    assert before[SCORE] == (0, 1) and after[SCORE] == (0,) and after[LEARNING] == before[LEARNING]
 
 
 def test_seeds_that_were_trained_otherwise_are_left_out(tmp_path):
@@ -284,9 +305,12 @@ def test_gradients_during_a_training_are_told_if_there_is_signal_and_the_control
 
 
 def first_sentence(tmp_path, made):
-    """What the first screen says of gradients: task, arm, ratio, its error and the settings."""
+    """What the first screen says of gradients: task, arm, ratio (or of Flow-GRPO the signal), its error and the settings."""
     results = write_matrix(tmp_path, arms=("flow_grpo", "star"), seeds=(0,), tasks=("geneval",))
-    rows = [(task, "initial", arm, "all", "ratio", value, error, 2, 384, "abc", own) for task, arm, value, error, own in made]
+    rows = [
+        (task, "initial", arm, "all", "ratio" if arm != "flow_grpo" else "self_cosine", value, error, 2, 384, "abc", own)
+        for task, arm, value, error, own in made
+    ]
     write(pd.DataFrame(rows, columns=COLUMNS), results / "gradient.csv", "gradient")
     return opening(collect(results, tmp_path)).blocks[1].text
 
@@ -304,6 +328,11 @@ def first_sentence(tmp_path, made):
             [("geneval", "star", 1.2, 0.05, "01"), ("geneval", "star", 1.5, 0.4, "02"), ("ocr", "star", 0.8, 0.05, "03")],
             "gains more on geneval with settings 01 (1.20 ± 0.05), less on ocr (0.80 ± 0.05), undecided on geneval "
             "with settings 02 (1.50 ± 0.40). ",
+        ),
+        (
+            [("geneval", "star", 1.5, 0.1, "1"), ("ocr", "star", 1.5, 0.1, "2"), ("geneval", "flow_grpo", 0.02, 0.011, "1")]
+            + [("ocr", "flow_grpo", 0.1, 0.01, "2")],
+            "gains more on ocr (1.50 ± 0.10), too little signal to tell on geneval (1.50 ± 0.10). ",
         ),
     ],
 )

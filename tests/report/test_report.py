@@ -390,7 +390,7 @@ def test_an_arm_that_was_not_trained_alike_is_in_no_aggregate(tmp_path):
     found = collect(results, tmp_path / "runs")
     normalised, left_out = _normalised(found)
     assert normalised["ocr"].keys() == {"flow_grpo", "spatial"} and "star" in normalised["geneval"]
-    assert left_out == {"STAR on ocr": "it was not trained as Flow-GRPO was"}
+    assert left_out == {"STAR on ocr": "it was not trained or judged as Flow-GRPO was"}
     cells = ("spatial", 2, "other"), ("flow_grpo", 0, "one")
     found.terms = {("geneval", method, seed, hashed("geneval", method, seed)): terms for method, seed, terms in cells}
     protocol = PROTOCOLS["geneval"]

@@ -43,12 +43,12 @@ def test_a_test_on_other_seeds_than_the_difference_names_them():
     for gain in (made(*ABOVE), made(*AROUND)):
         same, other = (says("ocr", gain, None, None, [], False, p=0.01, tested=seeds) for seeds in (range(8), (0, 1)))
         assert "The test over seeds, corrected for" in same.text and same.strong == other.strong
-        assert "The test over seeds 0, 1, corrected for multiple testing, gives p = 0.01. " in other.text
+        assert "The test over seeds 0, 1, corrected for multiple testing, gives p = 0.0100. " in other.text
 
 
 def test_trainings_that_differ_by_less_than_prompts_do_are_said_to():
     text = says("ocr", made(*AROUND), made(*ABOVE), None, [], mini=False, p=0.001).text
-    assert "gives p = 0.001: the trainings differ on these prompts, but perhaps not on others." in text
+    assert "gives p = 0.0010: the trainings differ on these prompts, but perhaps not on others." in text
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,13 @@ def test_a_difference_that_does_not_show_says_what_could_have():
     for other in (replace(made(*ABOVE), same_terms=False), made(*ABOVE, trained_on=(5760, 23_040))):
         assert "oracle" not in says("ocr", gain, None, None, [], False, other).text
     assert "not even this map helps measurably, so this" in says("ocr", gain, None, None, [], False, made(*AROUND)).text
-    # Whatever the verdict is: where no map helps measurably, a loss says no more of STAR's than a null.
-    for found in (gain, made(*BELOW), made(*ABOVE)):
+    # Where no map helps measurably, a loss says no more of STAR's than a null. A gain stands, and says something of it.
+    for found in (gain, made(*BELOW)):
         assert "should help loses, so this" in says("ocr", found, None, None, [], False, made(*BELOW)).text
+    for control in (None, made(*ABOVE), made(*AROUND), made(*ABOVE, seeds=3)):
+        text = says("ocr", made(*ABOVE), control, None, [], False, made(*BELOW)).text
+        assert "(8 training seeds): a map that should help loses. " in text and "says nothing" not in text
+        text = says("ocr", made(*ABOVE), control, None, [], False, made(*AROUND)).text
+        assert "(8 training seeds): not even this map helps measurably. " in text and "says nothing" not in text
     assert "There is no oracle (oracle_twins) to compare" in says("ocr", gain, None, None, [], False).text
     assert "80 % power" not in says("ocr", made(*ABOVE), None, None, [], False).text
