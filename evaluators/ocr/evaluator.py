@@ -1,7 +1,6 @@
 """Text rendering as an evaluator: does the picture show the text that the prompt quotes?"""
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import partial
 from types import MappingProxyType
 
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from evaluators.interface import Asked, Places, Score, mean_scores
 from evaluators.ocr.paddle import Paddle
-from evaluators.ocr.pool import Engine, Finder, Pool, patience, spare_cores, tolerance
+from evaluators.ocr.pool import Engine, Finder, Pool, outlines, patience, spare_cores, tolerance
 from evaluators.ocr.rapid import Rapid
 from evaluators.ocr.reward import target_text, text_reward
 from star.common.console import tell
@@ -53,8 +52,8 @@ class TextRendering:
     def __init__(self, engine_name: str) -> None:
         self.pool = Pool(engine(engine_name), spare_cores(), patience(), tolerance())
         self._cautioned = False
-        self._finder = copy(self.pool.engine)  # has its own models: the pool's engine goes to workers, loaded models cannot
-        self.places: Places | None = self._places if isinstance(self._finder, Finder) else None
+        # No method of its own: an evaluator that holds itself would keep its workers after it is forgotten.
+        self.places: Places | None = partial(_places, self.pool) if isinstance(self.pool.engine, Finder) else None
 
     @property
     def protocol(self) -> str:
@@ -90,21 +89,22 @@ class TextRendering:
         lines = self.pool.submit(images)
         return lambda: [_verdict(target, found) for target, found in zip(targets, lines(), strict=True)]
 
-    def _places(self, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Computed in this process, not in the workers: few arms need it, and RapidOCR only has to detect lines for it."""
-        assert isinstance(self._finder, Finder)
-        return [_inside(self._finder.outlines(image), image.shape) for image in images]
-
     def summarise(self, prompts: Sequence[Asked], verdicts: Sequence[dict]) -> list[Score]:
         """Mean reward (the published accuracy) and share of images whose text holds the target, maybe among other text."""
         return mean_scores(prompts, verdicts, METRICS)
 
 
-def _inside(outlines: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def _places(pool: Pool, prompts: Sequence[Asked], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Where the lines of images are, bool (H, W) each; an image on which the engine fails has none."""
+    found = pool.submit(images, outlines)()
+    return [_inside(lines, image.shape) for lines, image in zip(found, images, strict=True)]
+
+
+def _inside(polygons: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """The part of an image of a shape (H, W, ...) that polygons (corners, 2) of x and y cover, bool (H, W)."""
     canvas = Image.new("1", (shape[1], shape[0]))
     draw = ImageDraw.Draw(canvas)
-    for outline in outlines:
+    for outline in polygons:
         draw.polygon([(float(x), float(y)) for x, y in outline], fill=1)
     return np.array(canvas)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from star.common.children import end_with_parent
 from star.common.console import tell
 from star.common.errors import RunStopped, UserError, one_line
 from star.common.launched import asked
-
-Lines = list[str]
 
 FAILURES_IN_A_ROW = 10
 SHARE_VARIABLE = "STAR_OCR_FAILURES"
@@ -68,6 +66,26 @@ class Finder(Protocol):
     def outlines(self, image: np.ndarray) -> Sequence[np.ndarray]:
         """The outline of each line, (corners, 2): x to the right, y down, in pixels. ``image`` is uint8 (H, W, 3) in RGB."""
         ...
+
+
+def lines(engine: Engine, image: np.ndarray) -> list[str]:
+    """An engine's lines, which must be text, and no more of it than a picture can hold."""
+    found = engine.lines(image)
+    for line in found:
+        if not isinstance(line, str):
+            raise TypeError(f"it gives {type(line).__name__} {line!r:.40} for a line of text")
+    if (length := sum(map(len, found))) > LONGEST:
+        raise ValueError(f"it reads {length:,} letters")
+    return list(found)
+
+
+def outlines(engine: Finder, image: np.ndarray) -> list[np.ndarray]:
+    """The outlines of an image's lines."""
+    return list(engine.outlines(image))
+
+
+Find = Callable[[Any, np.ndarray], list]
+"""What workers do with an engine and an image: :func:`lines` or :func:`outlines`."""
 
 
 def spare_cores() -> int:
@@ -161,23 +179,24 @@ class Pool:
         self._in_a_row = 0  # failures since an image was last read
         self._reads = False  # whether the engine has read any image
 
-    def submit(self, images: Sequence[np.ndarray]) -> Callable[[], list[Lines]]:
+    def submit(self, images: Sequence[np.ndarray], find: Find = lines) -> Callable[[], list[list]]:
         """Start to recognise images.
 
         Args:
             images: uint8 (H, W, 3) in RGB.
+            find: what is asked of the engine: :func:`lines` or :func:`outlines`.
 
         Returns:
-            A function that waits and gives the lines of every image. Without workers, it does the work itself. It
-            raises :class:`~star.common.errors.UserError` if the engine does (it lacks its models, say). It raises
+            A function that waits and gives the lines, or their outlines, of every image. Without workers, it does the work
+            itself. It raises :class:`~star.common.errors.UserError` if the engine does (it lacks its models, say). It raises
             :class:`~star.common.errors.RunStopped`, whose message names the image, if the engine is broken, or if an image
             twice kills its worker or makes it hang.
         """
         with self._lock:
             if self._given >= self._renewed_at and self._given == self._finished:
                 self.close()
-            jobs = [self._job(image) for image in images]
-        return lambda: [self._result(*item) for item in enumerate(zip(images, jobs, strict=True))]
+            jobs = [self._job(image, find) for image in images]
+        return lambda: [self._result(find, *item) for item in enumerate(zip(images, jobs, strict=True))]
 
     def close(self) -> None:
         """End the workers; the next batch starts new ones."""
@@ -186,17 +205,17 @@ class Pool:
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
 
-    def _job(self, image: np.ndarray) -> Callable[[], Lines]:
+    def _job(self, image: np.ndarray, find: Find) -> Callable[[], list]:
         if not self._workers:
-            return lambda: _checked(self.engine.lines(image))
+            return partial(find, self.engine, image)
         with self._lock:
             try:
-                return partial(self._wait, self._start(image))
+                return partial(self._wait, self._start(image, find))
             except BrokenProcessPool:
                 self.close()
-                return partial(self._wait, self._start(image))
+                return partial(self._wait, self._start(image, find))
 
-    def _start(self, image: np.ndarray) -> Future[Lines]:
+    def _start(self, image: np.ndarray, find: Find) -> Future[list]:
         if self._executor is None:
             # Spawned: a fork of a process with the threads of torch and accelerate may hang.
             context = multiprocessing.get_context("spawn")
@@ -204,16 +223,16 @@ class Pool:
             # An executor that nobody shuts down ends while Python exits, and the two collide: wait for it.
             weakref.finalize(self, self._executor.shutdown, cancel_futures=True)
             self._renewed_at = self._given + RENEWED * self._workers
-        job = self._executor.submit(_lines, image)
+        job = self._executor.submit(_found, find, image)
         self._given += 1
         job.add_done_callback(self._count)
         return job
 
-    def _count(self, job: Future[Lines]) -> None:
+    def _count(self, job: Future[list]) -> None:
         self._finished += 1
 
-    def _wait(self, job: Future[Lines]) -> Lines:
-        """The lines of an image. It may queue behind others, so it hangs only if none is finished for ``seconds``."""
+    def _wait(self, job: Future[list]) -> list:
+        """What was found on an image. It may queue behind others, so it hangs only if none is finished for ``seconds``."""
         finished = -1
         while not job.done():
             if finished == self._finished:
@@ -232,12 +251,12 @@ class Pool:
                     worker.kill()
                 executor.shutdown()
 
-    def _result(self, index: int, work: tuple[np.ndarray, Callable[[], Lines]]) -> Lines:
+    def _result(self, find: Find, index: int, work: tuple[np.ndarray, Callable[[], list]]) -> list:
         image, job = work
         attempt, blamed = job, 0
         while True:
             try:
-                lines = attempt()
+                found = attempt()
             except BrokenProcessPool:
                 blamed += attempt is not job  # that one ran beside others, one of which may have ended the worker
                 what = "twice ended its worker process"
@@ -255,12 +274,12 @@ class Pool:
             else:
                 self._in_a_row, self._reads = 0, True
                 self._latest.append(False)
-                return lines
+                return found
             if blamed == 2:
                 raise ReaderStopped(f"{self.engine.name} {what} on image {index} of its batch: {why}", index)
-            attempt = self._job(image)  # by itself; where no worker can be started, that is no failure on the image
+            attempt = self._job(image, find)  # by itself; where no worker can be started, that is no failure on the image
 
-    def _without_lines(self, index: int, error: Exception) -> Lines:
+    def _without_lines(self, index: int, error: Exception) -> list:
         self._in_a_row += 1
         self._latest.append(True)
         what = f"{self.engine.name} failed on image {index} of its batch: {type(error).__name__}: {one_line(error)}"
@@ -271,7 +290,7 @@ class Pool:
             raise RunStopped(f"{what}; so it did on {failed} of the latest {images} images, which would count as without text")
         if not self._reads:
             try:
-                self._job(BLANK)()
+                self._job(BLANK, lines)()
             except Exception:
                 raise RunStopped(f"{what}; nor can it read a blank image") from error
         tell(f"{what}; the image counts as one without text")
@@ -290,15 +309,5 @@ def _prepare(engine: Engine) -> None:
     end_with_parent()
 
 
-def _lines(image: np.ndarray) -> Lines:
-    return _checked(_engine.lines(image))
-
-
-def _checked(lines: Sequence[str]) -> Lines:
-    """An engine's lines, which must be text, and no more of it than a picture can hold."""
-    for line in lines:
-        if not isinstance(line, str):
-            raise TypeError(f"it gives {type(line).__name__} {line!r:.40} for a line of text")
-    if (length := sum(map(len, lines))) > LONGEST:
-        raise ValueError(f"it reads {length:,} letters")
-    return list(lines)
+def _found(find: Find, image: np.ndarray) -> list:
+    return find(_engine, image)

@@ -1,5 +1,6 @@
 """Output for people that shows names as they are: brackets are not read as markup, nor ``:word:`` as an emoji."""
 
+import errno
 import os
 import select
 import sys
@@ -45,12 +46,21 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]
 
 def tell(line: str) -> None:
     """Print a caution to standard error, and go on."""
-    print(f"star: caution: {line}", file=sys.stderr)
+    log(f"star: caution: {line}")
 
 
 def note(line: str) -> None:
     """Print to standard error what is under way; :mod:`star.matrix.commands` never takes it for the reason of a failure."""
-    print(f"star: note: {line}", file=sys.stderr)
+    log(f"star: note: {line}")
+
+
+def log(line: str) -> None:
+    """Print a line to standard error, which may be a file on a full disk: its loss is no reason to stop."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
 
 
 def unread(*streams: TextIO) -> bool:

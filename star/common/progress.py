@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from star.common.console import log
+
 FIRST_SECONDS, LOG_SECONDS = 5.0, 30.0
 
 Item = TypeVar("Item")
@@ -31,7 +33,7 @@ class Bar:
         now = self._display.get_time()
         if self._display.disable and now >= self._due:
             self._due = now + LOG_SECONDS
-            print(self._line(), file=sys.stderr, flush=True)
+            log(self._line())
 
     def update(self, description: str) -> None:
         """Say what is being done now, e.g. with the reward of the last epoch."""

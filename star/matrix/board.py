@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from star.common.console import log
 from star.common.progress import clock
 from star.matrix.cells import Cell, State
 from star.matrix.estimate import total
@@ -69,7 +70,7 @@ class Board:
             self._live.update(self._table(), refresh=True)
         elif not self._live and (changed or due):
             ended = [] if state is State.RUNNING else [f"{cell.label}: {state} {reason}".strip()]
-            print("; ".join([self.line(), *ended, *self._running()]), file=sys.stderr, flush=True)
+            log("; ".join([self.line(), *ended, *self._running()]))
 
     def line(self) -> str:
         """The counts and the time left: ``matrix: 3 done, 1 running, 0 failed, 17 left, about 1:20:00``."""

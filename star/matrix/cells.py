@@ -16,7 +16,7 @@ from star.records.results import GIVEN, METRICS, ROWS, VERDICTS, read_rows
 
 SEEDS = (0, 1, 2)
 AXES = ("task", "method", "seed")
-OF_TRAINING = ("method.", "relevance.", "sampling.", "rewards.", "task.beta=")
+OF_TRAINING = ("method.", "relevance.", "sampling.", "rewards.", "task.beta=", "train.beta=", "train.kl=", "train.guard=")
 """Prefixes of settings that do not matter to an untrained model."""
 
 

@@ -439,7 +439,11 @@ def _submit(cell: Cell, options: Submitit) -> Any:
         job = executor.submit(Job(cell, options))
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
-    write_text(cell.folder / "job", f"{job.job_id}\n")
+    try:
+        write_text(cell.folder / "job", f"{job.job_id}\n")
+    except OSError as error:  # else the next matrix would not know of it, and submit another
+        job.cancel()
+        raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
     return job
 
 

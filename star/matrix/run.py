@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -152,17 +153,21 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
     Returns:
         task -> the most bytes that a run of it takes on disk; 0 if unknown.
     """
+    import torch
+
+    from star.common.machine import on_gpu
     from star.method.arms import map_maker
     from star.models import find
     from star.models.memory import left_on_disk, needed
     from star.models.shapes import shape_of
     from star.models.sources import source
     from star.tasks import load_rewards, load_task, try_evaluator
-    from star.training.credit import check_evaluator
+    from star.training.credit import check_evaluator, check_map
     from star.training.given import check_given, given
 
     for arm in sorted(set().union(*arms.values())):
         map_maker(arm)
+    device = torch.device("cuda" if on_gpu() else "cpu")
     for config in configs.values():
         find(config.model)
     for own, config in configs.items():
@@ -174,6 +179,7 @@ def _load_all(configs: Mapping[str, Config], arms: Mapping[str, Collection[str]]
         try_evaluator(config, task)
         for arm in sorted(arms[own]):
             check_evaluator(arm, task)
+            check_map(replace(config, method=replace(config.method, arm=arm)), task, device)
     trained = [config for own, config in configs.items() if arms[own]]
     others = {name: config for config in trained for name in other_tasks(config) if name not in configs}
     for name, config in others.items():

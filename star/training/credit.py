@@ -149,16 +149,33 @@ def check_maps(arms: Iterable[Config], task: Task, base: BaseModel) -> None:
             whose core words the text encoders never see.
     """
     prompts, tokens = task.train, [side // base.patch for side in base.latent_shape[1:]]
-    texts = len({prompt.text for prompt in prompts})
     mapped = [config for config in arms if map_maker(config.method.arm)]
     for config in mapped:
-        arm, train = config.method.arm, config.train
-        check_deterministic(config, base.device)
-        if arm == "star_shuffled" and train.groups < 4 and texts < len(prompts):
-            raise UserError(
-                f"train.groups={train.groups}: some training texts are listed more than once, and could be more than half "
-                "of an epoch, so that star_shuffled has no map of another prompt for each image; it takes 4 groups or more"
-            )
-        try_map(arm, config.sampling.trained, min(train.groups, texts), train.group_size, tokens, config.model.resolution)
+        check_map(config, task, base.device, tokens)
     if mapped:
         base.core_columns([p.text for p in prompts], [p.spans for p in prompts], mapped[0].relevance.columns)
+
+
+def check_map(config: Config, task: Task, device: torch.device, tokens: Sequence[int] = (4, 4)) -> None:
+    """Refuse an arm whose map cannot be made.
+
+    Args:
+        config: its settings.
+        task: whose prompts are drawn.
+        device: of the training.
+        tokens: (h, w) of the map that is tried; by default a small one, for where no model is loaded.
+
+    Raises:
+        UserError: the map fails on a trial, has no deterministic version or not enough other prompts.
+    """
+    arm, train = config.method.arm, config.train
+    if map_maker(arm) is None:
+        return
+    texts = len({prompt.text for prompt in task.train})
+    check_deterministic(config, device)
+    if arm == "star_shuffled" and train.groups < 4 and texts < len(task.train):
+        raise UserError(
+            f"train.groups={train.groups}: some training texts are listed more than once, and could be more than half of an "
+            "epoch, so that star_shuffled has no map of another prompt for each image; it takes 4 groups or more"
+        )
+    try_map(arm, config.sampling.trained, min(train.groups, texts), train.group_size, tokens, config.model.resolution)

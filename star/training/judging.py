@@ -19,6 +19,7 @@ class Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._thread = None
+        self._failed: BaseException | None = None
         if device.type == "cuda":
             # A new thread starts out on the first GPU, whichever one its process uses.
             own = torch.cuda.current_device()
@@ -33,9 +34,15 @@ class Beside:
 
     def _made(self, judge: Verdicts, given: torch.cuda.Event) -> list[dict]:
         """The verdicts, from what was on the GPU when they were asked for, such as the evaluator's weights."""
+        if self._failed is not None:  # the process is about to end, and would wait for this thread
+            raise self._failed
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(given)
-            return judge()
+            try:
+                return judge()
+            except BaseException as error:
+                self._failed = error
+                raise
 
 
 @cache

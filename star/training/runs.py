@@ -200,8 +200,11 @@ class Kept:
     def _partial(self, folder: Path, hashed: str, protocol: str) -> Partial | None:
         """Where verdicts are kept until all are made; None if no commit pins the code, which may then change in between."""
         code = commit()
-        by = {"code": code, "libraries": versions(), "machine": processes.anywhere(machine())}
-        key = config_hash({"of": hashed, "protocol": protocol, "training": self.summary, "by": by})
+        # Digits depend on how many images are drawn at once, and not on how many processes draw them.
+        size, where = self.config.train.micro_batch, processes.anywhere(machine())
+        by = {"code": code, "libraries": versions(), "machine": where, "micro_batch": size}
+        training = {name: value for name, value in self.summary.items() if name != "machine"}
+        key = config_hash({"of": hashed, "protocol": protocol, "training": training, "by": by})
         return Partial(folder, key) if is_commit(code) else None
 
 

@@ -1,9 +1,11 @@
+import errno
 import io
 import sys
 
 import pytest
 
 from star.common import progress
+from star.common.console import log, note, tell
 from star.common.progress import bar, track
 
 
@@ -69,3 +71,21 @@ def test_a_bar_after_a_failure_starts_afresh(capsys):
     with pytest.raises(RuntimeError), bar("first", total=1):
         raise RuntimeError
     assert progress._display is None
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_lost(monkeypatch):
+    class Full:
+        error = errno.ENOSPC
+
+        def write(self, text):
+            raise OSError(self.error, "full")
+
+        def flush(self):
+            """Nothing is held back."""
+
+    monkeypatch.setattr("sys.stderr", Full())
+    for line in (tell, note, log):
+        line("on its way")
+    Full.error = errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        log("nobody reads it")

@@ -1,9 +1,11 @@
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,7 +133,7 @@ def test_that_no_worker_can_be_started_is_no_failure_on_an_image(tmp_path, monke
     pool = Pool(FakeEngine(tmp_path))
     wait = pool.submit(images(CRASH))
 
-    def none(image):
+    def none(image, find):
         raise OSError("too many open files")
 
     monkeypatch.setattr(pool, "_start", none)
@@ -139,7 +141,7 @@ def test_that_no_worker_can_be_started_is_no_failure_on_an_image(tmp_path, monke
         wait()
 
 
-def test_workers_are_replaced_where_this_process_looks_for_places(tmp_path, monkeypatch):
+def test_places_are_looked_for_by_workers_that_can_be_replaced(tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "loading", lambda: LoadingEngine(tmp_path, crashes=1))
     evaluator = TextRendering("loading")
     (place,) = evaluator.places([], images(1))
@@ -147,6 +149,19 @@ def test_workers_are_replaced_where_this_process_looks_for_places(tmp_path, monk
     wait = evaluator.pool.submit(images(1, CRASH))
     assert wait() == [["1", "x"], [str(CRASH), "x"]]
     evaluator.pool.close()
+
+
+def test_a_forgotten_evaluator_is_gone_at_once_and_its_workers_with_it(monkeypatch):
+    """Without waiting for a collection of garbage, which may come hours later."""
+    monkeypatch.setitem(ENGINES, "loading", lambda: LoadingEngine(Path()))
+    evaluator = TextRendering("loading")
+    pool = weakref.ref(evaluator.pool)
+    gc.disable()
+    try:
+        del evaluator
+        assert pool() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

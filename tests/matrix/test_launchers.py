@@ -550,6 +550,21 @@ def test_a_job_that_cannot_be_submitted_is_one_line(cell, slurm, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_job_that_cannot_be_noted_down_is_taken_back(cell, slurm, monkeypatch):
+    """The next matrix would not know of it, and submit another for the same folder."""
+    submitit = pytest.importorskip("submitit")
+    cancelled = []
+    monkeypatch.setattr(submitit.SlurmJob, "cancel", lambda job, check=True: cancelled.append(job.job_id))
+
+    def full(file, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(launchers, "write_text", full)
+    with pytest.raises(UserError, match="ocr star seed 0 could not be submitted: .*No space left on device"):
+        launchers._submit(cell, load(WORDS))
+    assert cancelled == ["4711"]
+
+
 def test_what_a_cluster_does_not_take_yet_waits(cell, slurm, capsys):
     taken = slurm / "taken"
     full = "[ -e $QUEUE/taken ] && { echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }; touch $QUEUE/taken; "

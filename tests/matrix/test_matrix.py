@@ -822,6 +822,21 @@ def test_a_matrix_goes_on_with_the_base_weights_that_it_began_with(pipeline_fold
         run._load_all({"geneval": cell.config}, arms, {("model", ""): "old", ("prompts", "ocr"): "old"})
 
 
+def test_a_map_that_cannot_be_made_is_told_before_the_first_run(pipeline_folder):
+    words = [*FAST.split(), f"model.path={pipeline_folder}", "task=geneval", "method=flow_grpo", "seed=0", "train.groups=1"]
+    cell = expand([*words, "train.micro_batch=2"])[1]
+    run._load_all({"geneval": cell.config}, {"geneval": {"uniform"}}, {})
+    with pytest.raises(UserError, match="^star_shuffled: 4 of 4 rollouts share one prompt"):
+        run._load_all({"geneval": cell.config}, {"geneval": {"uniform", "star_shuffled"}}, {})
+
+
+def test_a_base_needs_no_settings_of_trainings():
+    """Those of sampling are left out of its command, and what trainings say about the loss would not go with the others."""
+    for words in ("sampling.kind=sde train.beta=0.04", "sampling.kind=sde sampling.noise_level=0.7 train.guard=true"):
+        cells = expand([*["scale=paper", "task=geneval", "method=flow_grpo", "seed=0", "variant=fast"], *words.split()])
+        assert [cell.seed for cell in cells] == [None, 0]
+
+
 def test_nothing_done_is_nothing_to_publish(checkout):
     with pytest.raises(UserError, match="none of these runs is done: nothing to publish"):
         publish(["task=ocr", "method=star", "seed=0"])

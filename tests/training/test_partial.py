@@ -82,15 +82,17 @@ def test_what_depends_on_something_else_does_not_count(tmp_path):
 
 
 def test_an_evaluation_goes_on_with_what_the_same_weights_code_and_machine_gave(monkeypatch, tmp_path):
-    def key(hashed="0", protocol="red-v1", updates=2, **by):
+    def key(hashed="0", protocol="red-v1", updates=2, at_once=8, trained_by="8 x H100", **by):
         for name, value in ({"commit": "abc", "versions": "torch 1", "machine": "one"} | by).items():
             monkeypatch.setattr(runs, name, lambda value=value: value)
-        kept = runs.Kept(None, {"updates": updates}, 0, None)
+        config = SimpleNamespace(train=SimpleNamespace(micro_batch=at_once))
+        kept = runs.Kept(config, {"updates": updates, "machine": trained_by}, 0, None)
         return kept._partial(tmp_path, hashed, protocol).key
 
-    others = [{"hashed": "1"}, {"protocol": "red-v2"}, {"updates": 4}]
+    others = [{"hashed": "1"}, {"protocol": "red-v2"}, {"updates": 4}, {"at_once": 9}]
     others += [{"commit": "def"}, {"versions": "torch 2"}, {"machine": "other"}]
-    assert key() == key() and len({key(), *(key(**other) for other in others)}) == 1 + len(others)
+    assert key() == key() == key(trained_by="4 x H100")
+    assert len({key(), *(key(**other) for other in others)}) == 1 + len(others)
 
 
 def test_what_is_kept_is_what_was_judged(tmp_path):

@@ -162,9 +162,12 @@ def test_verdicts_are_made_beside_the_rollouts_of_a_gpu(make_config, monkeypatch
     own = gone[0][0]
     assert Beside(torch.device("cuda"))._stream is own  # an evaluation's on the way: each would keep memory for good
     assert own is not rollouts and gone == [[own, (own, f"event {number}")] for number in range(len(seen))]
-    trainer.task = RedTask(lambda images: 1 / 0)
+    judged = []
+    trainer.task = RedTask(lambda images: judged.append(images) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.epoch(1)
+    trainer.beside._thread.shutdown()
+    assert len(judged) == 1  # the process ends, and would wait for what stands behind it
 
 
 def test_half_precision_goes_on_where_no_sample_has_an_advantage(make_config):
