@@ -117,7 +117,8 @@ def _fault(image: Image.Image, stored: str) -> str:
     """Why a picture's look is ambiguous, or its size beyond the limits; empty if neither."""
     short, long = min(image.size), max(image.size)
     if short * long > MOST_PIXELS or long > LONGEST * short:
-        return f"it is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in sides of 1 to {LONGEST} are read"
+        size = f"it is {image.width} x {image.height} pixels"
+        return f"{size}; at most {MOST_PIXELS:,} are read, and a long side of at most {LONGEST} times the short one"
     pictures: int = getattr(image, "n_frames", 1)
     if pictures > 1 and image.format != "MPO":  # there the others are depth maps or previews
         return f"it moves ({pictures} pictures in one file); save the one that is meant"

@@ -155,6 +155,9 @@ RATE = re.compile(r"geneval_(official|strict)_\w+|ocr_(accuracy|exact)|vivid(_fo
 MOST_SCORE = 1e12
 """The largest absolute value of a score: far above whatever is measured, far below where sums and squares overflow."""
 
+MEMBERS = ("protocol", "primary", "paired", "lacks", "submit", "summarise")
+"""What an :class:`Evaluator` has."""
+
 RESERVED = ("file", "prompt", "image", "protocol", "task", "method", "seed", "config_hash", "terms", "trained_on")
 """Columns of tables of verdicts that say what was judged, and how; verdicts cannot have them."""
 
@@ -255,8 +258,7 @@ def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts
         UserError: they are not as :class:`Evaluator` and :class:`Score` say.
         RunStopped: a number is not finite.
     """
-    if not _is_name(evaluator.protocol):
-        raise UserError(f"{judge}: `protocol` is {evaluator.protocol!r}; write name and version, as in 'brightness-v1'")
+    check_protocol(judge, evaluator)
     scores = evaluator.summarise(prompts, verdicts)
     if not (isinstance(scores, list) and all(isinstance(score, Score) for score in scores)):
         raise UserError(f"{judge}: `summarise` must return a list of evaluators.interface.Score, not {repr(scores)[:100]}")
@@ -267,6 +269,12 @@ def summary(judge: str, evaluator: Evaluator, prompts: Sequence[Asked], verdicts
     if twice := next((metric for metric in metrics if metrics.count(metric) > 1), None):
         raise UserError(f"{judge}: `summarise` gives two scores of {twice!r}; a result file holds one")
     return [_plain(judge, score) for score in scores]
+
+
+def check_protocol(judge: str, evaluator: Evaluator) -> None:
+    """Raise UserError if an evaluator's protocol is none that result files hold; ``judge`` is what the message calls it."""
+    if not _is_name(evaluator.protocol):
+        raise UserError(f"{judge}: `protocol` is {evaluator.protocol!r}; write name and version, as in 'brightness-v1'")
 
 
 def _is_name(given: object) -> bool:

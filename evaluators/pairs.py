@@ -166,7 +166,8 @@ def _read_table(path: Path) -> list[tuple[PurePath, str]]:
     for number, row in enumerate(rows, 1):
         for key in ("file", "prompt"):
             if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
-                raise UserError(f'{path}, row {number}: "{key}" is missing or empty; rows need "file" and "prompt"')
+                there = f", and this one has {short(', '.join(map(repr, row)))}" if isinstance(row, dict) else ""
+                raise UserError(f'{path}, row {number}: "{key}" is missing or empty; rows need "file" and "prompt"{there}')
             if fault := fault_of_text(row[key]):
                 raise UserError(f'{path}, row {number}: "{key}" holds {fault}, which is no text')
         pair = PurePath(row["file"]), row["prompt"]  # 1.png and ./1.png are one image

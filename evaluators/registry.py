@@ -1,6 +1,6 @@
 """The evaluators by name. They are imported when they are asked for, since their libraries are slow to import."""
 
-from evaluators.interface import Evaluator
+from evaluators.interface import MEMBERS, Evaluator, check_protocol
 from star.common.errors import UserError
 from star.common.plugins import call_own, import_path, is_path
 
@@ -48,5 +48,9 @@ def create(name: str, engine: str | None = None) -> Evaluator:
 
 
 def _own(path: str) -> Evaluator:
-    """An evaluator of the user's own."""
-    return call_own(f"evaluator {path}", "a class that is instantiated without arguments", find(path))
+    """An evaluator of the user's own, with all that :class:`Evaluator` asks for."""
+    own: Evaluator = call_own(f"evaluator {path}", "a class that is instantiated without arguments", find(path))
+    if lacking := [name for name in MEMBERS if not hasattr(own, name)]:
+        raise UserError(f'evaluator {path} has no {", ".join(lacking)}; docs/extending.md, "A reward", shows what it needs')
+    check_protocol(f"evaluator {path}", own)
+    return own

@@ -38,10 +38,12 @@ def table(title: str, columns: Iterable[str]) -> Table:
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a :func:`table` of these rows."""
-    drawn = table(title, columns)
+    drawn = table("", columns)
     for row in rows:
         drawn.add_row(*row)
-    console_for_tables().print(drawn)
+    screen = console_for_tables()
+    screen.print(title, style="italic", soft_wrap=True)  # of a narrow table rich would break it over several lines
+    screen.print(drawn)
 
 
 def tell(line: str) -> None:

@@ -147,12 +147,16 @@ def _check_method(config: Config) -> None:
 def _check_batches(train: TrainConfig) -> None:
     if train.group_size < 2:
         raise UserError(f"train.group_size={train.group_size}: advantages compare rollouts of a prompt, so at least 2")
+    most = max(1, min(train.micro_batch, train.rollouts // max(1, train.updates_per_epoch)))
+    fits = f"e.g. train.micro_batch={next(size for size in range(most, 0, -1) if train.rollouts % size == 0)}"
     if train.rollouts % train.micro_batch:
-        raise UserError(f"train.micro_batch={train.micro_batch} must divide the {train.rollouts} rollouts of an epoch")
-    if train.micro_batches < train.updates_per_epoch:
         raise UserError(
-            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only {train.micro_batches} micro-batches; "
-            "lower train.micro_batch"
+            f"train.micro_batch={train.micro_batch} must divide the {train.rollouts:,} rollouts of an epoch; {fits}"
+        )
+    if train.micro_batches < train.updates_per_epoch:
+        few = f"{train.micro_batches} micro-batch{'es' * (train.micro_batches > 1)}"
+        raise UserError(
+            f"train.updates_per_epoch={train.updates_per_epoch}, but an epoch has only {few}; lower train.micro_batch, {fits}"
         )
 
 

@@ -81,9 +81,11 @@ def _known_model(config: Config) -> list[Finding]:
         config = replace(config, model=placed(config, torch.device("cuda"), _processes()))
     pipeline, fault = _on_meta(config, folder) if folder else (None, "")
     need = needed(config, shape, None if pipeline is None else _beside(pipeline, config.model.dtype), _processes())
+    found = [_device(need), _model(config, folder, pipeline, fault, need)]
+    if folder and pipeline is None:  # how large its encoders are is not known
+        return found
     return [
-        _device(need),
-        _model(config, folder, pipeline, fault, need),
+        *found,
         _device_memory(config, need),
         _main_memory(need),
         _disk(config, need),

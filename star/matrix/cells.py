@@ -94,6 +94,8 @@ class Cell:
         """How far it got, judged by its folder. The version of the evaluator that measured it is not checked."""
         if all(self._has_rows(folder / ROWS, task) for task, folder in self.measured().items()) and not self.fault():
             return State.DONE
+        if self.seed is None and self._otherwise():
+            return State.NEW
         tries = attempts(self.folder)
         if tries and tries[-1]["reason"]:
             return State.FAILED
@@ -109,6 +111,11 @@ class Cell:
         found = read_json(self.folder / "final" / (GIVEN if self.seed is None else "summary.json"))
         known = found if isinstance(found, dict) else {}
         return {name: known[name] for name in ("model", "prompts") if isinstance(known.get(name), str) and known[name]}
+
+    def _otherwise(self) -> bool:
+        """Whether its rows are of other evaluation settings, as a base's folder, which is one for all, may have."""
+        rows = ((read_rows(folder / ROWS), task) for task, folder in self.measured().items())
+        return any(known and known[0].config_hash != self.config_hash(task) for known, task in rows)
 
     def _has_rows(self, file: Path, task: str) -> bool:
         rows = read_rows(file)

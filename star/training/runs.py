@@ -15,7 +15,7 @@ from torch import Tensor
 from star import config as settings
 from star import models
 from star.common import processes
-from star.common.console import tell
+from star.common.console import note, tell
 from star.common.files import alone_in, check_room, fault, read_json, write_last, write_text, writing
 from star.common.launched import check_launched, is_first
 from star.common.machine import machine, versions
@@ -135,6 +135,9 @@ def _untrained(config: Config, identity: dict, measure: Measure, folder: Path, m
             before = read_json(noted)
             begun = f"{folder} was measured; put that back, or delete the folder"
             check_given(config, before if isinstance(before, dict) else {}, now, begun)
+        other = read_rows(folder / "final" / ROWS)
+        if main and other and other[0].config_hash != config_hash(identity):
+            note(f"{folder} holds {method} as evaluated with other settings; this evaluation takes its place")
         rows = kept.rows(task, method, folder / "final", config.evaluation.images, identity)
         if main and before != now and any(now.values()):
             with writing(folder):

@@ -11,7 +11,7 @@ from test_cli import star  # noqa: F401 (a fixture)
 from tiny import FAST
 
 from evaluators import registry
-from evaluators.interface import Score, Text, check_verdicts, mean_scores, summary, try_judge
+from evaluators.interface import MEMBERS, Score, Text, check_verdicts, mean_scores, summary, try_judge
 from evaluators.score import score
 from star.common.errors import RunStopped, UserError
 from star.config import identity, load
@@ -177,6 +177,22 @@ def test_verdicts_on_a_folder_have_the_form_that_trainings_ask_for(monkeypatch, 
     Image.new("RGB", (64, 64)).save(tmp_path / "one.png")
     (tmp_path / "prompts.txt").write_text("a circle\n")
     with pytest.raises(RunStopped, match="a list of 1 dicts here, .* whose 'reward' is a number, not"):
+        score(OWN, str(tmp_path), str(tmp_path / "prompts.txt"))
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_what_an_evaluator_lacks_is_told_when_it_is_named(monkeypatch, member):
+    monkeypatch.delattr(f"own_reward.Brightness.{member}")
+    with pytest.raises(UserError, match=f"^evaluator {OWN} has no {member}; docs/extending.md"):
+        registry.create(OWN)
+
+
+def test_what_is_wrong_on_batches_alone_is_not_tried_one_by_one(monkeypatch, tmp_path):
+    monkeypatch.setattr("own_reward.Brightness.submit", lambda judge, prompts, images: lambda: [{"reward": 1.0}])
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("a circle\na square\n")
+    with pytest.raises(RunStopped, match="a list of 2 dicts here"):
         score(OWN, str(tmp_path), str(tmp_path / "prompts.txt"))
 
 
