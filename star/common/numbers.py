@@ -14,8 +14,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def p_value(p: float) -> str:
-    """``0.0496``, ``1.0000``, ``< 0.0001``: digits enough to be on the right side of 0.05."""
-    return "< 0.0001" if p < 0.0001 else number(p, 4)
+    """``0.0496``, ``1``, ``< 0.0001``: digits enough to be on the right side of 0.05."""
+    return "< 0.0001" if p < 0.0001 else "1" if p > 0.99995 else number(p, 4)
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:

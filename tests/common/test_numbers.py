@@ -10,7 +10,7 @@ from star.common.statistics import Estimate
         (number(None), "–"),
         (p_value(3.4e-8), "< 0.0001"),
         (p_value(0.04961), "0.0496"),
-        (p_value(1.0), "1.0000"),
+        (p_value(1.0), "1"),
         (number(float("nan")), "–"),
         (number(-1234.5678, 2), "\N{MINUS SIGN}1,234.57"),
         (with_error(-0.5, 0.0312), "\N{MINUS SIGN}0.500 ± 0.031"),
