@@ -22,6 +22,9 @@ from star.common.signals import ending_like_ctrl_c
 
 Judge = Callable[[Sequence[str], Sequence[np.ndarray]], list[dict]]
 
+TRIED_SIDE = 64
+"""The side in pixels of white images on which a judge is tried."""
+
 
 def score_folder(
     folder: str | Path,
@@ -31,6 +34,7 @@ def score_folder(
     out: str | Path,
     batch: int = 16,
     lacks: Callable[[str], str] = lambda prompt: "",
+    tried: bool = False,
 ) -> pd.DataFrame:
     """Score every image of a folder and write the scores to a CSV file.
 
@@ -45,6 +49,7 @@ def score_folder(
         out: the CSV file; its folder is made if need be.
         batch: images that are judged at once; fewer if they are large.
         lacks: says what a prompt needs but does not carry, see :meth:`evaluators.interface.Evaluator.lacks`.
+        tried: whether ``judge`` is tried on white images first; a fault that shows on batches alone would else not show.
 
     Returns:
         One row per image: file (relative to the folder), prompt, what ``judge`` gave, protocol.
@@ -63,6 +68,9 @@ def score_folder(
     for path, prompt in pairs:
         if lack := lacks(prompt):
             raise UserError(f"{prompts}: the prompt {short(prompt)!r} of {path.name} has no {lack}; {protocol} needs it")
+    if tried:
+        asked = [prompt for _, prompt in pairs[:2]]
+        judge(asked, [np.full((TRIED_SIDE, TRIED_SIDE, 3), 255, np.uint8)] * len(asked))
     scored = track(_scored(root, pairs, partial(_judged, judge, protocol), batch), protocol, total=len(pairs))
     return keep(scored, protocol, target, [Path(prompts)])
 

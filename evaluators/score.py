@@ -10,15 +10,11 @@ import pandas as pd
 from evaluators import folder, registry
 from evaluators.geneval.detector import Detector
 from evaluators.interface import Evaluator, Text, judged, summary
-from evaluators.pairs import read_pairs
 from star.common.errors import UserError
 from star.common.plugins import is_path
 
 ENGINES = {"geneval": None, "ocr": "rapidocr", "pickscore": "pickscore"}
 """Task -> the engine that is taken if none is named; GenEval's depends on what the folder asks for."""
-
-TRIED_SIDE = 64
-"""The side in pixels of white images on which an evaluator of one's own is tried."""
 
 COLUMNS = ["metric", "protocol", "value", "stderr", "images", "prompts"]
 
@@ -61,10 +57,6 @@ def score(
             raise UserError(f"task={task} needs prompts=FILE: a text file with the prompt of every image, a line each")
         evaluator = registry.create(task, engine)
         protocol = evaluator.protocol
-        if is_path(engine or task):
-            asked = [Text(prompt) for _, prompt in read_pairs(Path(images), Path(prompts))[:2]]
-            if asked and not any(map(evaluator.lacks, asked)):  # a fault that shows on batches alone would be tried one by one
-                judged(f"task={task}", evaluator, asked, [np.full((TRIED_SIDE, TRIED_SIDE, 3), 255, np.uint8)] * len(asked))
         rows = folder.score_folder(
             images,
             prompts,
@@ -72,6 +64,7 @@ def score(
             protocol,
             file,
             lacks=lambda text: evaluator.lacks(Text(text)),
+            tried=is_path(engine or task),
         )
         scores = summary(f"task={task}", evaluator, [Text(text) for text in rows["prompt"]], rows.to_dict("records"))
     return pd.DataFrame(scores).assign(protocol=protocol)[COLUMNS].astype({"stderr": float})

@@ -8,7 +8,6 @@ seeds of one configuration.
 import json
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import count, groupby
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from star.common.console import tell
+from star.common.console import log, tell
 from star.common.errors import UserError
 from star.common.files import MOST_AMOUNT, is_amount, locked
 from star.matrix.cells import Cell, same_given
@@ -55,7 +54,7 @@ def _put(cell: Cell, folder: Path) -> None:
         left_out = results.upsert(file, new, _outdated(new, cell))
         if seeds := sorted({row.seed for row in left_out}):
             told = f"{new[0].method} seed {', '.join(map(str, seeds))} had other settings or an older evaluator, left out now"
-            print(f"star: {file}: {told}", file=sys.stderr)
+            log(f"star: {file}: {told}")
 
 
 def _by_task(cell: Cell) -> Iterator[tuple[str, list[Row]]]:

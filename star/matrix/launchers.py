@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from star import config as settings
-from star.common.console import note, tell
+from star.common.console import log, note, tell
 from star.common.errors import RunStopped, UserError, first_line, one_line
 from star.common.files import write_text
 from star.common.machine import CORES_VARIABLE, cores
@@ -400,7 +399,7 @@ def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None
                     again = time.monotonic() + RETRY_SECONDS
                     told = f"star: {error}; {len(waiting)} runs wait ten minutes, or until a job has ended"
                     if told != said:
-                        print(told, file=sys.stderr)
+                        log(told)
                     said = told
             for cell, job in list(jobs):
                 if job.done():
@@ -412,7 +411,7 @@ def _submitit(cells: Sequence[Cell], options: Submitit) -> Generator[Event, None
                     yield cell, State.RUNNING if job.state == "RUNNING" else State.NEW, ""
             time.sleep(POLL_SECONDS)
     except (GeneratorExit, KeyboardInterrupt):
-        print(f"star: jobs go on without being watched: {' '.join(job.job_id for _, job in jobs)}", file=sys.stderr)
+        log(f"star: jobs go on without being watched: {' '.join(job.job_id for _, job in jobs)}")
         raise
 
 
@@ -437,12 +436,12 @@ def _submit(cell: Cell, options: Submitit) -> Any:
             slurm_srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         )
         job = executor.submit(Job(cell, options))
+        try:
+            write_text(cell.folder / "job", f"{job.job_id}\n")
+        except OSError:  # else the next matrix would not know of it, and submit another
+            job.cancel()
+            raise
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
-    try:
-        write_text(cell.folder / "job", f"{job.job_id}\n")
-    except OSError as error:  # else the next matrix would not know of it, and submit another
-        job.cancel()
         raise UserError(f"launcher=submitit: {cell.label} could not be submitted: {one_line(error)}") from None
     return job
 

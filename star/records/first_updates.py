@@ -65,12 +65,17 @@ def gains_by_seed(rows: pd.DataFrame, arms: Sequence[str], since: int = SECOND) 
     later = rows[(rows["epoch"] >= since) & rows["arm"].isin([*arms, UNTRAINED])]
     rewards = later.pivot_table(index=["seed", "epoch"], columns="arm", values="reward")
     rewards = rewards.reindex(columns=[*arms, UNTRAINED]).dropna()
-    found = rewards.groupby("seed").size()
-    count = int(found.mode().max()) if len(found) else 0
+    rewards, count = _complete(rewards)
     above = rewards.sub(rewards[UNTRAINED], axis=0)[list(arms)]
-    above = above[above.index.get_level_values("seed").isin(found.index[found >= count])]
     means: pd.DataFrame = above.groupby("seed").head(count).groupby("seed").mean()
     return means, since + count - 1
+
+
+def _complete(rewards: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Of rewards by seed and epoch, those of seeds that have no fewer epochs than most have, and how many that are."""
+    epochs = rewards.groupby("seed").size()
+    count = int(epochs.mode().max()) if len(epochs) else 0
+    return rewards[rewards.index.get_level_values("seed").isin(epochs.index[epochs >= count])], count
 
 
 def gains(rows: pd.DataFrame, since: int = SECOND) -> list[Gain]:
@@ -133,9 +138,7 @@ def leads(rows: pd.DataFrame) -> pd.DataFrame:
     rewards = rows[rows["arm"] != UNTRAINED].pivot_table(index=["seed", "epoch"], columns="arm", values="reward", sort=False)
     if REFERENCE not in rewards:
         return pd.DataFrame()
-    whole = rewards.dropna()
-    epochs = whole.groupby("seed").size()
-    whole = whole[whole.index.get_level_values("seed").isin(epochs.index[epochs >= epochs.mode().max()])]
+    whole, _ = _complete(rewards.dropna())
     means: pd.DataFrame = whole.sub(whole[REFERENCE], axis=0).drop(columns=REFERENCE).groupby("epoch").mean()
     return means
 

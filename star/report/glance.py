@@ -13,7 +13,7 @@ from star.report.blocks import Block, Gallery
 from star.report.collection import Collection, base_of
 from star.report.figures import Panel, multiples_png, multiples_svg
 from star.report.first_updates import parts
-from star.report.gradient import first_ratios
+from star.report.gradient import at_first
 from star.report.planned import ASKED_ON
 
 ARMS = {
@@ -94,7 +94,7 @@ def panels(found: Collection) -> dict[str, Panel]:
 def _gradients(found: Collection) -> Iterator[Point]:
     if found.gradient is None:
         return
-    own = first_ratios(found.gradient)
+    own = at_first(found.gradient, "ratio")
     for task, arm, value, stderr in zip(own["task"], own["arm"], own["value"], own["stderr"], strict=True):
         yield Point(str(task), str(arm), STEP, normal_interval(float(value), float(stderr)))
 

@@ -49,9 +49,9 @@ def whole_gradients(table: pd.DataFrame) -> list[pd.DataFrame]:
     return [part for _, part in whole.groupby(["task", "weights", "config_hash"], sort=False)]
 
 
-def first_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of gradient.csv with the arms' ratios of the whole gradient, at the initial weights."""
-    return table[(table["part"] == "all") & (table["metric"] == "ratio") & (table["weights"] == INITIAL)]
+def at_first(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of gradient.csv with a metric of the arms' whole gradients, at the initial weights."""
+    return table[(table["part"] == "all") & (table["metric"] == metric) & (table["weights"] == INITIAL)]
 
 
 def _drawn(part: pd.DataFrame) -> tuple[str, str] | None:

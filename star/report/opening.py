@@ -15,7 +15,7 @@ from star.report.blocks import Block, Section, Text
 from star.report.collection import Collection
 from star.report.first_updates import parts
 from star.report.glance import glance
-from star.report.gradient import first_ratios, whole_gradients
+from star.report.gradient import at_first, whole_gradients
 from star.report.planned import LEARNING, QUESTION, SCORE, Planned, planned
 
 UNDECIDED, UNKNOWN, WEAK = "undecided", "an amount of unknown error", "too little signal to tell"
@@ -35,10 +35,9 @@ def _gradients(found: Collection) -> list[tuple[str, str]]:
     if table is None:
         unknown = "Gradients were not measured here; `star bench gradient` answers this without training."
         return [("Do STAR's maps carry signal?", unknown)]
-    table = first_ratios(table)
+    weak, table = _weak(table), at_first(table, "ratio")
     if not (table["arm"] == "star").any():
         return [("Do STAR's maps carry signal?", "STAR's gradient at the base's weights was not measured here.")]
-    weak = _weak(found)
     star, shifted, shuffled, twins, oracle, background = (
         _told(table[table["arm"] == arm], weak)
         for arm in ("star", "star_shifted", "star_shuffled", "oracle_twins", "oracle", "background")
@@ -97,12 +96,10 @@ def _at_weights(part: pd.DataFrame, scale: str) -> str:
     return f"{task}, {place}: {with_error(*star, 2)} ({left}; {control})"
 
 
-def _weak(found: Collection) -> set[str]:
+def _weak(table: pd.DataFrame) -> set[str]:
     """The configurations in which Flow-GRPO's gradients at the initial weights hold no signal that ratios could be of."""
-    table = found.gradient
-    assert table is not None
-    own = table[(table["part"] == "all") & (table["weights"] == INITIAL) & (table["arm"] == REFERENCE)]
-    own = own[own["metric"] == "self_cosine"]
+    cosines = at_first(table, "self_cosine")
+    own = cosines[cosines["arm"] == REFERENCE]
     return set(own["config_hash"][~(own["value"] > 2 * own["stderr"]) & own["stderr"].notna()])
 
 
