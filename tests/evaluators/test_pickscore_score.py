@@ -68,6 +68,20 @@ def naive_score(folder, prompt, image):
     return math.exp(model.logit_scale.item()) * dot / norms
 
 
+def test_what_gradients_and_patches_are_taken_of_is_what_the_processor_shows(folder, images):
+    scorer = PickScore(folder)
+    for image in images:
+        shown = scorer.processor(Image.fromarray(image), return_tensors="pt").pixel_values
+        own = scorer._seen(torch.from_numpy(image)[None] / 255)
+        # Pillow rounds what it resizes to whole values, and cuts off what goes beyond 0 and 255.
+        near = 1e-6 if min(image.shape[:2]) == SIDE else 0.01
+        assert own.shape == shown.shape and (own - shown).abs().mean() < near
+    patches = scorer.patches(images[3:])
+    whole = scorer.model.vision_model(scorer._seen(torch.from_numpy(images[3])[None] / 255)).last_hidden_state
+    assert patches.shape[1] * patches.shape[2] == whole.shape[1] - 1 and patches.shape[1] == patches.shape[2]
+    torch.testing.assert_close(patches.flatten(1, 2), whole[:, 1:])
+
+
 def test_scores_are_those_of_a_naive_computation(folder, images, monkeypatch):
     wanted = [naive_score(folder, prompt, image) for prompt, image in zip(PROMPTS, images, strict=True)]
     assert np.ptp(wanted) > 1

@@ -8,11 +8,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from baselines.controls import donors
+from baselines.controls import donors, randomised
 from star.common.errors import RunStopped, UserError
 from star.method import allocation
 from star.method.allocation import allocate, effective_sample_share, overlap, upsample
-from star.method.arms import ABLATION, ARMS, MAPS, METHODS, map_maker, needs
+from star.method.arms import ABLATION, ARMS, MAPS, METHODS, Rollouts, map_maker, needs
 
 MAPPED = [arm for arm in MAPS if map_maker(arm)]
 PROMPTS = [3, 3, 8, 8, 5, 5]
@@ -204,6 +204,16 @@ def test_donors_are_a_permutation_across_prompts_whatever_the_order_of_the_batch
 
 def test_donors_change_with_the_seed():
     assert len({tuple(donors([0, 0, 0, 1, 1, 1, 2, 2, 2], range(9), seed)) for seed in range(20)}) > 10
+
+
+def test_the_controls_draw_what_they_drew_for_the_committed_results():
+    """Other draws would be other runs under the same names and settings."""
+    prompts, keys = [4, 4, 7, 7, 9, 9, 9, 2], range(3, 11)
+    assert donors(prompts, keys, 0) == [7, 2, 6, 4, 1, 3, 0, 5]
+    assert donors(prompts, keys, 1) == [6, 5, 1, 7, 0, 3, 2, 4]
+    ranks = randomised(torch.arange(24.0).view(2, 1, 3, 4), Rollouts(prompts=(), keys=(5,), seed=0))
+    drawn = [17, 20, 3, 4, 9, 0, 12, 15, 23, 14, 18, 8, 13, 19, 7, 21, 5, 6, 1, 22, 10, 16, 2, 11]
+    assert ranks.flatten().tolist() == drawn
 
 
 @pytest.mark.parametrize("options", [{}, {"cap": 2.0, "mix": 0.5, "exponent": 1.5}])

@@ -20,7 +20,7 @@ from star.common.errors import UserError
 from star.common.noise import normal
 from star.config import config_hash, identity, terms
 from star.method.allocation import allocate
-from star.method.arms import ARMS
+from star.method.arms import ARMS, Rollouts
 from star.method.sampling import score_size
 from star.mini.scenes import draw_scene
 from star.training.trainer import Trainer
@@ -95,6 +95,9 @@ def test_as_published_a_large_gradient_gets_less_and_flipped_more():
     published, flipped = (allocate(maps, arm, slopes=slopes)[1, 0] for arm in ("sga", "sga_flipped"))
     assert published[:, :4].mean() > 1.5 > 0.7 > published[:, 4:].mean()
     assert flipped[:, 4:].mean() > 1.5 > 0.7 > flipped[:, :4].mean()
+    for maker, sign in ((neighbours.sga, -1), (neighbours.sga_flipped, 1)):
+        made = maker(maps, Rollouts(prompts=(), keys=(), seed=0, slopes=slopes))
+        assert torch.equal(made, gradient_map(slopes, sign, (8, 8)).to(maps).expand_as(maps))
 
 
 def test_an_image_without_a_gradient_has_equal_weights():
