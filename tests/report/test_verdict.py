@@ -92,6 +92,22 @@ def test_the_numbers_behind_a_claim_are_in_it():
     assert "Not run: spatial." in text and "not comparable with the paper's numbers" in text
 
 
+@pytest.mark.parametrize(
+    "interval, told",
+    [(ABOVE, "lies above"), (AROUND, "includes"), (TOUCHING, "includes"), (BELOW, "lies below"), ((-0.05, 0.0), "includes")],
+)
+def test_the_side_of_an_interval_is_said(interval, told):
+    text = says("ocr", made(*interval), made(*ABOVE), None, [], False, papers=0.06).text
+    assert f"; the interval {told} 0." in text
+    # How large the gain would have to be is told where none is seen.
+    assert ("The paper's gain" in text) == (told == "includes")
+
+
+def test_an_interval_that_touches_zero_is_no_loss():
+    for seeds in (2, 8):
+        assert verdict(made(-0.05, 0.0, seeds), None) == rules.UNCLEAR
+
+
 def test_terms_that_differ_are_said():
     longer = says("ocr", made(*ABOVE, trained_on=(23_040, 5760)), None, None, [], mini=False).text
     assert "but STAR was trained on 23,040 images and Flow-GRPO on 5,760." in longer
