@@ -259,6 +259,11 @@ def test_what_is_no_lora_is_one_line(released, make_config, tmp_path, monkeypatc
     other = lora.read(folder)
     with pytest.raises(UserError, match="does not fit .*: it has other modules, another rank, or is of another base model"):
         other.values(SD3(make_config().model, CPU, 0))
+    base = SD3(other.model_config(make_config().model), CPU, 0)
+    assert other.values(base).keys() == base.trained.keys()
+    wider = replace(other, weights={name: value.repeat(1, 2) for name, value in other.weights.items()})  # of a wider base
+    with pytest.raises(UserError, match="does not fit"):
+        wider.values(base)
     settings = json.loads((folder / "adapter_config.json").read_text())
     for name, value in NOT_PLAIN.items():
         (folder / "adapter_config.json").write_text(json.dumps(settings | {name: value}))

@@ -183,6 +183,7 @@ def test_scores_that_are_not_rates_have_a_wider_resolution():
     delta = Estimate(0.01, None, (-0.03, 0.05))
     assert verdict("pickscore", delta, 0.005, delta.half_width) == "reproduced"
     assert verdict("ocr_accuracy", delta, 0.005, delta.half_width) == "within noise"
+    assert verdict("pickscore", delta, 0.005, 0.051) == "within noise"
 
 
 def test_difference_of_normal_intervals_adds_variances():
@@ -363,10 +364,12 @@ def test_terminal_table_is_complete_in_a_file(tmp_path, paper, capsys):
 
 def test_the_table_of_the_diff(tmp_path, paper, capsys):
     assert run(results(tmp_path, replace(ROW, value=0.96)), paper, as_json=False) == 1
-    lines = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in printed.splitlines()]
     delta = "\N{MINUS SIGN}0.0159"
     assert ["STAR", "official macro", "0.9759", "0.9600 [0.9502, 0.9698]", delta, "1", "2,212", "differs"] in lines
     assert ["Flow-GRPO", "official macro", "0.95", "–", "–", "–", "–", "not run"] in lines
+    assert f"\ndiffers: 1; not run: {sum(line[-1] == 'not run' for line in lines)}\n" in printed
 
 
 def test_bad_input_is_the_users_error(tmp_path, paper):

@@ -21,7 +21,17 @@ from star.report import verdict as rules
 from star.report.blocks import Text
 from star.report.collection import collect
 from star.report.opening import opening
-from star.report.planned import LEARNING, SCORE, Planned, corrected, planned, planned_tests, says_of_check, says_of_learning
+from star.report.planned import (
+    LEARNING,
+    PLANNED,
+    SCORE,
+    Planned,
+    corrected,
+    planned,
+    planned_tests,
+    says_of_check,
+    says_of_learning,
+)
 from star.report.sections import _findings
 from star.report.uncertainty import _normalised, uncertainty
 
@@ -63,7 +73,8 @@ def test_the_question_alone_is_corrected_for_its_tests(found):
     assert set(p) == {(task, measure) for task in PRIMARY for measure in (LEARNING, SCORE)}
     plain = {(o.task, o.measure): o.p for o in planned(found) if o.reference == "flow_grpo"}
     assert all(p[key] >= plain[key] for key in p) and min(p.values()) == pytest.approx(6 * min(plain.values()))
-    table = planned_tests(found).blocks[2]
+    heading, _, table, *_ = planned_tests(found).blocks
+    assert heading.text.startswith(PLANNED)
     assert [row[-1] == "–" for row in table.rows] == [False, True, False, True, True, True, True]
     # What was planned and not run stays in sight.
     named = [(row[0].partition(" minus ")[0], row[2]) for row in table.rows[4:]]
@@ -130,6 +141,8 @@ def test_the_training_reward_has_a_verdict_of_its_own(lead, over_shuffled, seeds
     text = says_of_learning("ocr", made, corrected(made))
     assert text.strong == f"ocr, training reward: {said}"
     assert f"{seeds} training seeds" in text.text and "STAR minus star_shuffled" in text.text and "gives p = " in text.text
+    shown = detectable(np.std(made[0].per_seed, ddof=1), seeds)
+    assert f" This many trainings detect {shown:.4f} with 80 % power in one test at 5 %." in text.text
     assert says_of_learning("geneval", made, corrected(made)) is None
 
 
@@ -158,6 +171,7 @@ def test_a_control_of_fewer_seeds_is_told_where_the_claim_is_withheld(control, t
     made += [one for one in differences(LEARNING, 0.02, over_shuffled=0.02, seeds=control) if one.reference != "flow_grpo"]
     text = says_of_learning("ocr", made, corrected(made)).text
     assert ("] (3 training seeds). The control has fewer than 8 training seeds." in text) == told
+    assert ("The control has fewer" in text) == told
     alone = says_of_learning("ocr", made[:1], corrected(made))
     assert alone.strong.endswith(rules.NO_CONTROL) and "STAR minus star_shuffled, the control, is not known." in alone.text
 
