@@ -486,6 +486,7 @@ def test_blocks_and_heads_that_do_not_exist_are_named(options, message):
         ({"softmax_over": "image"}, "joint, text"),
         ({"columns_count": "twice"}, "as_attended, equally"),
         ({"mask": torch.zeros(ROWS, TEXT, dtype=torch.bool)}, "every row"),
+        ({"mask": torch.arange(ROWS)[:, None].expand(-1, TEXT) > 0}, "every row"),  # the first alone has none
         ({"mask": torch.ones(TEXT, dtype=torch.bool)}, r"\(B, text tokens\)"),
         ({"mask": torch.ones(ROWS, TEXT + 1, dtype=torch.bool)}, "12 columns, the text 11 tokens"),
         ({"mask": torch.ones(2, TEXT, dtype=torch.bool)}, "2 rows; .* not 3"),
