@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import threading
 import time
 from contextlib import contextmanager, nullcontext
@@ -48,6 +49,22 @@ def test_first_update_is_on_policy_and_second_is_not(make_config, method):
     assert line["approx_kl"] > 0
     assert line["updates"] == 2
     assert any(not torch.equal(before[name], value) for name, value in trainer.base.trained.items())
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "star"])
+def test_the_page_on_results_explains_every_logged_figure(make_config, method):
+    page = (Path(__file__).parents[2] / "results" / "README.md").read_text()
+    table = page.partition("`metrics.jsonl` in a run folder")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    explained = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    config = make_config(f"method={method}", "train.epochs=1")
+    Trainer(config, RedTask()).run()
+    (line,) = lines(config)
+    not_here = {"reward/NAME", "eval/METRIC", "kl", "skipped_updates"}
+    if method == "flow_grpo":
+        not_here |= {"effective_share", "uniform_share", "weight_max", "overlap"}
+        assert line["image_kl"] == line["approx_kl"]
+    assert explained - not_here == set(line) and line["image_kl"] > 0
 
 
 @pytest.mark.parametrize("same_latent", [True, False])
