@@ -415,7 +415,6 @@ def test_attempts_at_one_cell_wait_for_each_other(fake_star):
 def test_whoever_waits_for_a_cell_says_so_and_a_job_not_for_ever(fake_star, monkeypatch, capsys):
     fake_star(star="sleep 1")
     monkeypatch.setattr(commands, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(commands, "POLL_SECONDS", 0.01)
     folder = Path("cell")
     words = ["star", "train", "method=star"]
     first, second = commands.attempt(folder, words), commands.attempt(folder, words)
