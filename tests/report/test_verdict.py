@@ -16,7 +16,8 @@ def made(low, high, seeds=8, reference="flow_grpo", trained_on=(5760, 5760)):
     return Comparison("star", reference, "accuracy", delta, tuple(range(seeds)), (0.0,) * seeds, 20, 80, trained_on)
 
 
-ABOVE, AROUND, BELOW, TOUCHING = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01), (0.0, 0.05)
+ABOVE, AROUND, BELOW = (0.01, 0.05), (-0.01, 0.05), (-0.05, -0.01)
+TOUCHING, TOUCHING_BELOW = (0.0, 0.05), (-0.05, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,8 @@ def test_trainings_that_differ_by_less_than_prompts_do_are_said_to():
         (made(*ABOVE), made(*ABOVE, seeds=1), rules.FEW_SEEDS),
         (made(*AROUND), made(*ABOVE), rules.UNCLEAR),
         (made(*TOUCHING), made(*ABOVE), rules.UNCLEAR),
+        (made(*TOUCHING_BELOW), None, rules.UNCLEAR),
+        (made(*TOUCHING_BELOW, seeds=2), None, rules.UNCLEAR),
         (made(None, None), made(*ABOVE), rules.UNCLEAR),
         (made(*BELOW), made(*ABOVE), rules.LOSS),
         (made(*BELOW, seeds=2), made(*ABOVE), rules.FEW_SEEDS_LOSS),
@@ -94,18 +97,13 @@ def test_the_numbers_behind_a_claim_are_in_it():
 
 @pytest.mark.parametrize(
     "interval, told",
-    [(ABOVE, "lies above"), (AROUND, "includes"), (TOUCHING, "includes"), (BELOW, "lies below"), ((-0.05, 0.0), "includes")],
+    [(ABOVE, "lies above"), (AROUND, "includes"), (TOUCHING, "includes"), (TOUCHING_BELOW, "includes"), (BELOW, "lies below")],
 )
 def test_the_side_of_an_interval_is_said(interval, told):
     text = says("ocr", made(*interval), made(*ABOVE), None, [], False, papers=0.06).text
     assert f"; the interval {told} 0." in text
     # How large the gain would have to be is told where none is seen.
     assert ("The paper's gain" in text) == (told == "includes")
-
-
-def test_an_interval_that_touches_zero_is_no_loss():
-    for seeds in (2, 8):
-        assert verdict(made(-0.05, 0.0, seeds), None) == rules.UNCLEAR
 
 
 def test_terms_that_differ_are_said():
